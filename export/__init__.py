@@ -1,0 +1,1 @@
+"""Checkpoint to verified ONNX model folder; the only place that imports torch."""

@@ -1,0 +1,1 @@
+"""Static graphs, device discovery and placement for Intel NPUs."""
