@@ -1,0 +1,346 @@
+"""Decoders: an open binary file to float32 samples at the file's own rate, chunk by chunk.
+
+libsndfile (through `soundfile`) comes first because it loads in a few milliseconds. FFmpeg
+(through `av`, 40 ms to import) takes what libsndfile refuses, what lies behind a damaged place
+where libsndfile stops, and two formats that libsndfile reads badly once they are damaged (tried
+with 1.2.2): MP3, where it stops at the first damaged frame and mpg123 prints to standard error,
+and Ogg, where it steps over the hole in silence and, seeking, hands out a second twice.
+
+A damaged recording is read as far as it can be; what is missing is told through `warn`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import soundfile  # type: ignore[import-untyped]
+
+from whisper_npu.errors import AudioError
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+
+Samples = npt.NDArray[np.float32]
+Warn = Callable[[str], None]
+
+# Frames handed on at a time: 1.4 s at 48 kHz, 2 MB for 8 channels. Fixed, so that the samples that
+# come out do not depend on how a caller cuts its blocks.
+CHUNK_FRAMES = 65_536
+
+# A recording may end this much before what its header announces: encoders pad, headers round.
+_END_TOLERANCE = 0.5  # seconds
+# A jump of the timestamps below this is jitter of the muxer, above it audio is missing.
+_GAP_TOLERANCE = 0.1  # seconds
+# A longer jump is a broken clock rather than a hole: it is told, not filled.
+_LONGEST_GAP = 600.0  # seconds
+# Programs that write WAV to a pipe announce 0x7FFFFxxx or 0xFFFFFFFF bytes: length unknown.
+_WAV_UNKNOWN_BYTES = 0x7FFF_0000
+# Elementary streams carry no length: FFmpeg guesses from the bit rate of the first frames.
+_GUESSED_LENGTH = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas"})
+
+
+class Decoder(Protocol):
+    """A recording being decoded.
+
+    Attributes:
+        duration: Seconds the header announces, None where it does not say.
+    """
+
+    duration: float | None
+
+    def chunks(self) -> Iterator[tuple[int, Samples]]:
+        """Yield `(rate in Hz, float32 samples (frames, channels) in [-1, 1])` until the end."""
+        ...
+
+    def close(self) -> None:
+        """Free the decoder; the file itself stays open."""
+        ...
+
+
+class _RefusedError(Exception):
+    """This decoder does not read this file; the text says why."""
+
+
+def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
+    """Choose the decoder for a file by looking into it; its name plays no part.
+
+    Args:
+        file: Seekable binary file, read from its start.
+        name: What error messages call it.
+        warn: Called with one line for everything that is missing or was replaced.
+
+    Raises:
+        AudioError: The file is empty, is not audio or video, or has no audio track.
+    """
+    file.seek(0)
+    head = file.read(16)
+    if not head:
+        raise AudioError(f"{name}: the file is empty (0 bytes); record or copy it again")
+    if not _is_better_with_ffmpeg(head) and not str(getattr(file, "name", "")).endswith(".raw"):
+        try:
+            return SoundFileDecoder(file, warn)
+        except _RefusedError:
+            pass  # FFmpeg decides
+    try:
+        return FFmpegDecoder(file, warn)
+    except _RefusedError as refusal:
+        raise AudioError(f"{name}: {refusal}") from refusal
+
+
+def _is_better_with_ffmpeg(head: bytes) -> bool:
+    """Ogg pages, ID3 tags, and the eleven set bits that start every MPEG audio and ADTS frame."""
+    is_mpeg_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
+    return is_mpeg_frame or head.startswith((b"ID3", b"OggS"))
+
+
+class SoundFileDecoder:
+    """WAV, FLAC, AIFF, CAF, AU, W64 and the other formats of libsndfile."""
+
+    def __init__(self, file: BinaryIO, warn: Warn) -> None:
+        self._file = file
+        self._warn = warn
+        file.seek(0)
+        try:
+            self._sound = soundfile.SoundFile(file)
+        except soundfile.SoundFileError as error:
+            raise _RefusedError(str(error)) from error
+        self._rate: int = self._sound.samplerate
+        self._frames: int = self._sound.frames
+        if self._frames == 0 and file.seek(0, 2) > 1024:
+            # A recorder that was killed leaves a length of 0 in front of real audio.
+            self.close()
+            raise _RefusedError("the header announces no samples")
+        self.duration: float | None = self._frames / self._rate
+        missing = _missing_wav_bytes(self._sound.extra_info)
+        if missing:
+            kept, announced = missing
+            warn(
+                f"the file is cut off: {kept} of the {announced} bytes of audio its header"
+                f" announces are there ({self.duration:.1f} s)"
+            )
+
+    def chunks(self) -> Iterator[tuple[int, Samples]]:
+        """See `Decoder.chunks`."""
+        done = 0
+        while True:
+            try:
+                chunk = self._sound.read(CHUNK_FRAMES, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError:
+                break
+            if not len(chunk):
+                break
+            done += len(chunk)
+            yield self._rate, chunk
+        if done >= self._frames:
+            return
+        self._warn(
+            f"damaged after {done / self._rate:.1f} s: read on with FFmpeg as far as possible"
+        )
+        self.close()
+        try:
+            rest = FFmpegDecoder(self._file, self._warn, skip_frames=done)
+        except _RefusedError:
+            lost = (self._frames - done) / self._rate
+            self._warn(f"the last {lost:.1f} s cannot be read")
+            return
+        try:
+            yield from rest.chunks()
+        finally:
+            rest.close()
+
+    def close(self) -> None:
+        """See `Decoder.close`."""
+        self._sound.close()
+
+
+def _missing_wav_bytes(log: str) -> tuple[int, int] | None:
+    """`(present, announced)` bytes of a cut-off WAV, from libsndfile's own log of the header.
+
+    libsndfile quietly lowers the frame count to what the file holds; only its log tells.
+    """
+    found = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    if found is None:
+        return None
+    announced, present = int(found[1]), int(found[2])
+    return (present, announced) if present < announced < _WAV_UNKNOWN_BYTES else None
+
+
+class FFmpegDecoder:
+    """Whatever FFmpeg reads: MP3, AAC, MP4, WebM, Matroska, AMR, WMA, video of any kind.
+
+    Args:
+        file: Seekable binary file. Given as an object and not by name, so that no name is taken
+            for one of FFmpeg's protocols.
+        warn: See `open_decoder`.
+        skip_frames: Frames at the start that are not wanted.
+    """
+
+    def __init__(self, file: BinaryIO, warn: Warn, skip_frames: int = 0) -> None:
+        import av  # noqa: PLC0415 - 40 ms that WAV and FLAC need not pay
+
+        self._warn = warn
+        self._skip = skip_frames
+        file.seek(0)
+        starts_as_ogg = file.read(4) == b"OggS"
+        self._ogg_is_cut_off = starts_as_ogg and _ogg_is_cut_off(file)
+        announces_length = _mp3_announces_length(file)
+        file.seek(0)
+        try:
+            # Playlists must not open other files or addresses.
+            self._container = av.open(file, "r", options={"protocol_whitelist": "none"})
+        except (av.FFmpegError, UnicodeDecodeError) as error:
+            raise _RefusedError(
+                "not a recording that libsndfile or FFmpeg can read; convert it to WAV or FLAC"
+            ) from error
+        if not self._container.streams.audio:
+            self.close()
+            raise _RefusedError("the file has no audio track; nothing can be transcribed")
+        self._stream = self._container.streams.audio[0]
+        self.duration: float | None = None
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            self.duration = float(self._stream.duration * self._stream.time_base)
+        elif self._container.duration is not None:
+            self.duration = self._container.duration / 1_000_000
+        format_names = set(self._container.format.name.split(","))
+        self._length_is_known = (
+            announces_length
+            if "mp3" in format_names
+            else not format_names & _GUESSED_LENGTH
+            # Without a length of its own, a track may well be shorter than its video.
+            and (self._stream.duration is not None or len(self._container.streams) == 1)
+        )
+
+    def chunks(self) -> Iterator[tuple[int, Samples]]:
+        """See `Decoder.chunks`. Holes in the timestamps are filled with silence."""
+        pending: list[Samples] = []
+        pending_rate = pending_frames = 0
+        for rate, samples in self._timed_frames():
+            changed = bool(pending) and (
+                rate != pending_rate or samples.shape[1] != pending[0].shape[1]
+            )
+            if pending and (changed or pending_frames >= CHUNK_FRAMES):
+                yield pending_rate, np.concatenate(pending)
+                pending, pending_frames = [], 0
+            pending.append(samples)
+            pending_rate = rate
+            pending_frames += len(samples)
+        if pending:
+            yield pending_rate, np.concatenate(pending)
+
+    def _timed_frames(self) -> Iterator[tuple[int, Samples]]:
+        """Frames in order with holes filled, the unwanted start removed."""
+        origin: float | None = None
+        position = 0.0  # seconds since `origin`
+        skip = self._skip
+        for frame in self._frames():
+            samples = frame_samples(frame)
+            rate = frame.sample_rate
+            if frame.pts is not None and frame.time_base is not None:
+                time = float(frame.pts * frame.time_base)
+                origin = time if origin is None else origin
+                gap = time - origin - position
+                if _GAP_TOLERANCE < gap <= _LONGEST_GAP:
+                    self._warn(
+                        f"{gap:.2f} s of audio are missing at {position:.1f} s: taken as silence"
+                    )
+                    samples = np.concatenate(
+                        [np.zeros((round(gap * rate), samples.shape[1]), np.float32), samples]
+                    )
+                elif abs(gap) > _GAP_TOLERANCE:
+                    origin = time - position  # the clock was reset; go on from here
+            position += len(samples) / rate
+            dropped = min(skip, len(samples))
+            skip -= dropped
+            if dropped < len(samples):
+                yield rate, samples[dropped:]
+        if (
+            self._length_is_known
+            and self.duration is not None
+            and position < self.duration - _END_TOLERANCE
+        ):
+            self._warn(
+                f"the recording ends at {position:.1f} s, its header announces"
+                f" {self.duration:.1f} s: cut off or damaged"
+            )
+        elif self._ogg_is_cut_off:
+            self._warn(f"the recording is cut off at {position:.1f} s: it has no end mark")
+
+    def _frames(self) -> "Iterator[AudioFrame]":
+        """Decode packet by packet, stepping over those that are damaged."""
+        import av  # noqa: PLC0415
+
+        damaged, reason, first_time = 0, "", 0.0
+        time = 0.0
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                self._warn(f"decoding stopped at {time:.1f} s: {error.strerror}")
+                break
+            if packet is None:
+                break
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                if isinstance(error, EOFError):
+                    continue
+                if not damaged:
+                    reason, first_time = error.strerror or "", time
+                damaged += 1
+                continue
+            for frame in frames:
+                time += frame.samples / frame.sample_rate
+                yield frame
+        if damaged:
+            self._warn(
+                f"{damaged} damaged packets were stepped over, the first at {first_time:.1f} s:"
+                f" {reason}"
+            )
+
+    def close(self) -> None:
+        """See `Decoder.close`."""
+        self._container.close()
+
+
+def _mp3_announces_length(file: BinaryIO) -> bool:
+    """Whether an MP3's first frame holds a Xing, Info or VBRI header; else its length is a guess.
+
+    Leaves the position of `file` anywhere.
+    """
+    file.seek(0)
+    head = file.read(10)
+    if head.startswith(b"ID3") and len(head) == 10:
+        # Four bytes of seven bits (id3.org, ID3v2.4 section 3.1).
+        size = 0
+        for byte in head[6:10]:
+            size = size << 7 | byte & 0x7F
+        file.seek(10 + size)
+    else:
+        file.seek(0)
+    frame = file.read(2048)
+    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _ogg_is_cut_off(file: BinaryIO) -> bool:
+    """Whether the last page lacks the end-of-stream flag (RFC 3533, section 6)."""
+    end = file.seek(0, 2)
+    file.seek(max(0, end - 2 * 65_307))  # two pages of the largest size
+    tail = file.read()
+    page = tail.rfind(b"OggS\0")
+    return not 0 <= page < len(tail) - 5 or not tail[page + 5] & 0x04
+
+
+def frame_samples(frame: "AudioFrame") -> Samples:
+    """Convert one decoded frame of any sample format to float32 `(frames, channels)` in [-1, 1]."""
+    raw: npt.NDArray[Any] = frame.to_ndarray()
+    # Planar formats come as (channels, frames), packed ones as (1, frames * channels).
+    shaped = raw.T if frame.format.is_planar else raw.reshape(frame.samples, -1)
+    if shaped.dtype.kind == "f":
+        return np.ascontiguousarray(shaped, np.float32)
+    if shaped.dtype.kind == "u":  # only u8 exists
+        return (shaped.astype(np.float32) - 128.0) / 128.0
+    scale = 2.0 ** (8 * shaped.dtype.itemsize - 1)
+    return (shaped / scale).astype(np.float32)
