@@ -309,14 +309,16 @@ def _mix_down(chunk: Samples) -> Samples:
     """Mean of all channels, `(frames, channels)` to `(frames,)`."""
     if chunk.shape[1] == 1:
         return chunk[:, 0]
-    return chunk.mean(axis=1, dtype=np.float32)
+    mono: Samples = chunk.mean(axis=1, dtype=np.float32)
+    return mono
 
 
 class _Resampler:
     """One channel from `rate` to 16 kHz; the result does not depend on how the input is cut."""
 
     def __init__(self, rate: int) -> None:
-        import soxr  # type: ignore[import-untyped]  # noqa: PLC0415 - most recordings for speech are at 16 kHz already
+        # Here and not above: many recordings of speech already are at 16 kHz.
+        import soxr  # type: ignore[import-untyped]  # noqa: PLC0415
 
         self.rate = rate
         self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")

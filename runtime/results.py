@@ -1,0 +1,121 @@
+"""What a transcription gives back: words in segments in a transcription, all immutable.
+
+Field names and the JSON shape are openai/whisper's (`whisper/transcribe.py`), so that programs
+written for its output read ours.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word with its time.
+
+    Attributes:
+        start: Seconds from the start of the recording.
+        end: Seconds from the start of the recording.
+        word: The text as decoded, its leading space and attached punctuation included.
+        probability: Mean probability of its tokens, 0 to 1.
+    """
+
+    start: float
+    end: float
+    word: str
+    probability: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The word as openai/whisper's JSON has it."""
+        return {
+            "word": self.word,
+            "start": float(self.start),
+            "end": float(self.end),
+            "probability": float(self.probability),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of speech between two timestamps of the model.
+
+    Attributes:
+        id: Position in the transcription, from 0.
+        seek: First frame (10 ms) of the window it was decoded in.
+        start: Seconds from the start of the recording.
+        end: Seconds from the start of the recording.
+        text: The text as decoded, its leading space included.
+        tokens: Token ids of the text, timestamps included.
+        temperature: Temperature it was decoded at; above 0 after a fallback.
+        avg_logprob: Mean log probability of the window's tokens.
+        compression_ratio: Bytes of the window's text divided by its zlib-compressed bytes.
+        no_speech_prob: Probability that the window holds no speech, 0 to 1.
+        words: Words with times; None when no word times were asked for.
+    """
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    words: tuple[Word, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The segment as openai/whisper's JSON has it; `words` only where word times exist."""
+        fields: dict[str, Any] = {
+            "id": int(self.id),
+            "seek": int(self.seek),
+            "start": float(self.start),
+            "end": float(self.end),
+            "text": self.text,
+            "tokens": [int(token) for token in self.tokens],
+            "temperature": float(self.temperature),
+            "avg_logprob": float(self.avg_logprob),
+            "compression_ratio": float(self.compression_ratio),
+            "no_speech_prob": float(self.no_speech_prob),
+        }
+        if self.words is not None:
+            fields["words"] = [word.to_dict() for word in self.words]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Transcription:
+    """The transcription of one recording.
+
+    Attributes:
+        text: The whole text.
+        language: Language code, such as `en`.
+        segments: In order of time.
+        duration: Seconds of audio read.
+        model: Name of the model folder.
+        device: The device that really ran it.
+        kv_cache: Kind of the decoder's cache.
+        warnings: What the user should know, one line each: damaged audio, prompts cut.
+    """
+
+    text: str
+    language: str
+    segments: tuple[Segment, ...]
+    duration: float
+    model: str
+    device: str
+    kv_cache: str
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """openai/whisper's `text`, `segments`, `language`, in its order, followed by ours."""
+        return {
+            "text": self.text,
+            "segments": [segment.to_dict() for segment in self.segments],
+            "language": self.language,
+            "duration": float(self.duration),
+            "model": self.model,
+            "device": self.device,
+            "kv_cache": self.kv_cache,
+            "warnings": list(self.warnings),
+        }
