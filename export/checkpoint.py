@@ -1,0 +1,305 @@
+"""Any Whisper checkpoint, in any of its forms, as one float32 PyTorch model with its companions."""
+
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from whisper_npu.errors import CheckpointError
+from whisper_npu.export import ctranslate2, hub, openai_checkpoint
+from whisper_npu.export.assets import fetch
+from whisper_npu.export.companions import (
+    complete_generation_config,
+    preprocessor_config,
+    read_json,
+    tokenizer_of_folder,
+)
+from whisper_npu.export.dimensions import Dimensions
+from whisper_npu.export.source import Source, SourceKind, find_source, with_digest
+from whisper_npu.export.tokens import (
+    CANTONESE_VOCABULARY,
+    ENGLISH_VOCABULARY,
+    MULTILINGUAL_VOCABULARY,
+    read_special_tokens,
+    with_cantonese,
+)
+
+Weights = dict[str, torch.Tensor]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Whisper model ready for export.
+
+    `model` is float32, in eval mode, with eager attention; `tokenizer_json` is the content of
+    tokenizer.json; `generation_config` and `preprocessor_config` are complete.
+    """
+
+    model: WhisperForConditionalGeneration
+    dimensions: Dimensions
+    tokenizer_json: bytes
+    generation_config: dict[str, Any]
+    preprocessor_config: dict[str, Any]
+    source: Source
+
+
+def load_checkpoint(
+    source: str | Source,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Load a checkpoint of any supported form.
+
+    Args:
+        source: A built-in asset's name, a Hugging Face folder, an openai/whisper `.pt` file, a
+            CTranslate2 folder, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        token: Access token for a gated hub id; by default the one stored by `hf auth login`.
+        progress: Called with one line per step.
+
+    Raises:
+        CheckpointError: The source cannot be found, read, or recognised as a Whisper model.
+        AssetError: A built-in asset cannot be fetched.
+        UsageError: A revision for a source that has none.
+    """
+    found = find_source(source, revision) if isinstance(source, str) else source
+    match found.kind:
+        case SourceKind.HUB:
+            folder, commit = hub.download(found.argument, found.revision, token, progress)
+            return _load_hf_folder(folder, replace(found, path=folder, revision=commit))
+        case SourceKind.ASSET:
+            folder = fetch(found.argument, progress)
+            return _load_ctranslate2(folder, replace(found, path=folder))
+    found = with_digest(found)
+    path = found.path
+    if path is None:
+        raise CheckpointError(f"'{found.argument}' names no file or folder")
+    match found.kind:
+        case SourceKind.HF_FOLDER:
+            return _load_hf_folder(path, found)
+        case SourceKind.CTRANSLATE2:
+            return _load_ctranslate2(path, found)
+        case _:
+            return _load_openai(path, found, progress)
+
+
+def dimensions_of(config: WhisperConfig) -> Dimensions:
+    """The sizes a transformers configuration describes."""
+    return Dimensions(
+        n_mels=config.num_mel_bins,
+        n_audio_ctx=config.max_source_positions,
+        n_audio_state=config.d_model,
+        n_audio_head=config.encoder_attention_heads,
+        n_audio_layer=config.encoder_layers,
+        n_vocab=config.vocab_size,
+        n_text_ctx=config.max_target_positions,
+        n_text_state=config.d_model,
+        n_text_head=config.decoder_attention_heads,
+        n_text_layer=config.decoder_layers,
+    )
+
+
+def _load_ctranslate2(folder: Path, source: Source) -> Checkpoint:
+    dimensions, weights = ctranslate2.read_weights(folder)
+    settings = ctranslate2.read_settings(folder)
+    known = {
+        ours: settings[theirs]
+        for ours, theirs in (
+            ("suppress_tokens", "suppress_ids"),
+            ("begin_suppress_tokens", "suppress_ids_begin"),
+            ("alignment_heads", "alignment_heads"),
+        )
+        if settings.get(theirs)
+    }
+    # Its lang_ids are not used: in English-only models they are off by one (tiny.en's start at zh).
+    tokenizer = tokenizer_of_folder(folder)
+    if tokenizer is None:
+        tokenizer = standard_tokenizer(dimensions.n_vocab)
+    return _assemble(dimensions, weights, tokenizer, known, source)
+
+
+def _load_openai(path: Path, source: Source, progress: Progress | None) -> Checkpoint:
+    dimensions, weights = openai_checkpoint.read_weights(path)
+    tokenizer = standard_tokenizer(dimensions.n_vocab, progress)
+    return _assemble(dimensions, weights, tokenizer, {}, source)
+
+
+def standard_tokenizer(n_vocab: int, progress: Progress | None = None) -> bytes:
+    """The tokenizer.json openai/whisper pairs with a vocabulary of this size.
+
+    Raises:
+        CheckpointError: No released model has a vocabulary of this size.
+        AssetError: The built-in asset that carries it cannot be fetched.
+    """
+    if n_vocab == ENGLISH_VOCABULARY:
+        return (fetch("tiny.en", progress) / "tokenizer.json").read_bytes()
+    if n_vocab in (MULTILINGUAL_VOCABULARY, CANTONESE_VOCABULARY):
+        tokenizer = (fetch("base", progress) / "tokenizer.json").read_bytes()
+        return with_cantonese(tokenizer) if n_vocab == CANTONESE_VOCABULARY else tokenizer
+    raise CheckpointError(
+        f"no tokenizer is known for a vocabulary of {n_vocab} tokens; put the model's"
+        " tokenizer.json beside its weights in a Hugging Face or CTranslate2 folder"
+    )
+
+
+def _assemble(
+    dimensions: Dimensions,
+    weights: Weights,
+    tokenizer_json: bytes,
+    known_generation: dict[str, Any],
+    source: Source,
+) -> Checkpoint:
+    """A checkpoint from bare weights; its transformers configuration follows from their sizes."""
+    special = read_special_tokens(tokenizer_json, dimensions.n_vocab)
+    config = WhisperConfig(
+        vocab_size=dimensions.n_vocab,
+        num_mel_bins=dimensions.n_mels,
+        d_model=dimensions.n_audio_state,
+        encoder_layers=dimensions.n_audio_layer,
+        decoder_layers=dimensions.n_text_layer,
+        encoder_attention_heads=dimensions.n_audio_head,
+        decoder_attention_heads=dimensions.n_text_head,
+        encoder_ffn_dim=_rows(weights, "model.encoder.layers.0.fc1.weight", source),
+        decoder_ffn_dim=_rows(weights, "model.decoder.layers.0.fc1.weight", source),
+        max_source_positions=dimensions.n_audio_ctx,
+        max_target_positions=dimensions.n_text_ctx,
+        decoder_start_token_id=special.sot,
+        bos_token_id=special.eot,
+        eos_token_id=special.eot,
+        pad_token_id=special.eot,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = _build_model(config, weights, source)
+    return _finish(model, tokenizer_json, known_generation, {}, source)
+
+
+def _rows(weights: Weights, name: str, source: Source) -> int:
+    if name not in weights:
+        raise CheckpointError(f"{source.argument} is incomplete: it lacks {name}")
+    return len(weights[name])
+
+
+def _build_model(
+    config: WhisperConfig, weights: Weights, source: Source
+) -> WhisperForConditionalGeneration:
+    """A model that takes the given tensors as its parameters, without a second copy of them."""
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config)
+    _check_names_and_shapes(model, weights, source)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _check_names_and_shapes(
+    model: WhisperForConditionalGeneration, weights: Weights, source: Source
+) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    del expected["proj_out.weight"]  # tied to the token embedding
+    missing = sorted(expected.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
+        kind, names = ("lacks", missing) if missing else ("has unknown", unexpected)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise CheckpointError(f"{source.argument} is no whole Whisper: it {kind} {names[0]}{more}")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(
+                f"{source.argument}: {name} has the shape {tuple(weights[name].shape)}, expected"
+                f" {shape}"
+            )
+
+
+def _load_hf_folder(folder: Path, source: Source) -> Checkpoint:
+    hub.check_architecture(folder / "config.json", source.argument)
+    model = _load_pretrained(folder, source)
+    tokenizer = tokenizer_of_folder(folder)
+    if tokenizer is None:
+        tokenizer = standard_tokenizer(model.config.vocab_size)
+    generation = read_json(folder / "generation_config.json")
+    if not generation:
+        # Before transformers 4.26 these lists were part of config.json.
+        config = read_json(folder / "config.json")
+        generation = {
+            key: config[key]
+            for key in ("suppress_tokens", "begin_suppress_tokens")
+            if config.get(key)
+        }
+    preprocessor = read_json(folder / "preprocessor_config.json")
+    return _finish(model, tokenizer, generation, preprocessor, source)
+
+
+def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGeneration:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what it would warn about is an error below
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, info = WhisperForConditionalGeneration.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"cannot load the weights of {source.argument}: {reason}; a truncated file is the usual"
+            " cause, download it again"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    wrong = {
+        "lacks": [name for name in sorted(info["missing_keys"]) if name != "proj_out.weight"],
+        "has unknown": sorted(info["unexpected_keys"]),
+        "has a wrong shape for": [str(key[0]) for key in info["mismatched_keys"]],
+    }
+    for kind, names in wrong.items():
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(
+                f"{source.argument} is no whole Whisper: it {kind} {names[0]}{more}"
+            )
+    return model
+
+
+def _finish(
+    model: WhisperForConditionalGeneration,
+    tokenizer_json: bytes,
+    known_generation: dict[str, Any],
+    known_preprocessor: dict[str, Any],
+    source: Source,
+) -> Checkpoint:
+    model.eval()
+    model.requires_grad_(requires_grad=False)
+    dimensions = dimensions_of(model.config)
+    generation = complete_generation_config(known_generation, tokenizer_json, dimensions)
+    return Checkpoint(
+        model=model,
+        dimensions=dimensions,
+        tokenizer_json=tokenizer_json,
+        generation_config=generation,
+        preprocessor_config=preprocessor_config(dimensions, known_preprocessor),
+        source=source,
+    )

@@ -1,0 +1,137 @@
+"""The small files beside the weights: tokenizer.json, generation and preprocessor configuration."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import WhisperTokenizerFast
+
+from whisper_npu.errors import CheckpointError
+from whisper_npu.export.dimensions import Dimensions
+from whisper_npu.export.tokens import (
+    begin_suppressed_tokens,
+    read_special_tokens,
+    suppressed_tokens,
+)
+
+SAMPLE_RATE = 16000  # Hz
+HOP_LENGTH = 160  # samples between frames: 10 ms
+N_FFT = 400  # samples in a frame: 25 ms
+MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms: openai/whisper lets speech start within 1 s
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file.
+
+    Raises:
+        CheckpointError: The file is not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return content
+
+
+def tokenizer_of_folder(folder: Path) -> bytes | None:
+    """A folder's tokenizer.json, converted from vocab.json and merges.txt if need be.
+
+    Returns:
+        The file's content, or None if the folder has no tokenizer.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return path.read_bytes()
+    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = WhisperTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"cannot read the tokenizer in {folder}: {reason}") from error
+    return str(tokenizer.backend_tokenizer.to_str()).encode()
+
+
+def complete_generation_config(
+    known: dict[str, Any], tokenizer_json: bytes, dimensions: Dimensions
+) -> dict[str, Any]:
+    """Generation settings with everything a decoder needs; what is `known` stays as it is.
+
+    Without known alignment heads all heads of the decoder's upper half are taken, as in
+    openai/whisper (model.py, `Whisper.__init__`).
+    """
+    special = read_special_tokens(tokenizer_json, dimensions.n_vocab)
+    defaults: dict[str, Any] = {
+        "alignment_heads": [
+            [layer, head]
+            for layer in range(dimensions.n_text_layer // 2, dimensions.n_text_layer)
+            for head in range(dimensions.n_text_head)
+        ],
+        "bos_token_id": special.eot,
+        "decoder_start_token_id": special.sot,
+        "eos_token_id": special.eot,
+        "is_multilingual": special.is_multilingual,
+        "max_initial_timestamp_index": MAX_INITIAL_TIMESTAMP,
+        "max_length": dimensions.n_text_ctx,
+        "no_timestamps_token_id": special.no_timestamps,
+        "pad_token_id": special.eot,
+        "return_timestamps": False,
+    }
+    if special.is_multilingual:
+        defaults["lang_to_id"] = special.languages
+        defaults["task_to_id"] = special.tasks
+    for key, function in (
+        ("suppress_tokens", suppressed_tokens),
+        ("begin_suppress_tokens", begin_suppressed_tokens),
+    ):
+        if key not in known:
+            defaults[key] = function(tokenizer_json, special)
+    return dict(sorted({**defaults, **known}.items()))
+
+
+def preprocessor_config(
+    dimensions: Dimensions, known: dict[str, Any]
+) -> dict[str, Any]:
+    """The feature extractor's settings, in the form of transformers' WhisperFeatureExtractor.
+
+    Raises:
+        CheckpointError: The known settings do not fit the model.
+    """
+    hop_length = known.get("hop_length", HOP_LENGTH)
+    sampling_rate = known.get("sampling_rate", SAMPLE_RATE)
+    n_samples = dimensions.n_frames * hop_length
+    required = {
+        "feature_size": dimensions.n_mels,
+        "nb_max_frames": dimensions.n_frames,
+        "n_samples": n_samples,
+    }
+    settings: dict[str, Any] = {
+        "chunk_length": n_samples // sampling_rate,
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "hop_length": hop_length,
+        "n_fft": N_FFT,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "processor_class": "WhisperProcessor",
+        "return_attention_mask": False,
+        "sampling_rate": sampling_rate,
+        **required,
+        **known,
+    }
+    settings.pop(
+        "mel_filters", None
+    )  # old folders carry the whole matrix; it follows from the rest
+    for key, value in required.items():
+        if settings[key] != value:
+            raise CheckpointError(
+                f"preprocessor_config.json does not fit the model: {key} is {settings[key]},"
+                f" expected {value}"
+            )
+    return settings

@@ -1,0 +1,262 @@
+"""Reads CTranslate2 (faster-whisper) checkpoints back into Hugging Face weights.
+
+The layout of model.bin is what CTranslate2's python/ctranslate2/specs/model_spec.py writes:
+little-endian; version, spec name, revision, the variables, then aliases.
+"""
+
+import json
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from whisper_npu.errors import CheckpointError
+from whisper_npu.export.dimensions import Dimensions
+
+SPEC = "WhisperSpec"
+BFLOAT16 = 5
+DTYPES: dict[int, Any] = {
+    0: np.float32,
+    1: np.int8,
+    2: np.int16,
+    3: np.int32,
+    4: np.float16,
+    BFLOAT16: np.uint16,  # numpy has no bfloat16: the raw halves are widened when they are read
+}
+CONV_KERNEL = 3  # both of the encoder's convolutions
+MAX_RANK = 8
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Variables:
+    """The variables of a model.bin, mapped from the file, dequantized one by one on demand."""
+
+    path: Path
+    arrays: dict[str, NDArray[Any]]
+    bfloat16: frozenset[str]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def integer(self, name: str) -> int:
+        """A scalar such as `decoder/num_heads`."""
+        return int(self._get(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The stored shape of a variable."""
+        return self._get(name).shape
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """A variable as a fresh float32 array, dequantized if it was stored as int8 or int16.
+
+        CTranslate2 stores `round(weight * scale)`, one scale per row for int8 and one for all for
+        int16, beside it as `<name>_scale`.
+        """
+        stored = self._get(name)
+        if name in self.bfloat16:
+            widened = stored.astype(np.uint32) << 16
+            return widened.view(np.float32)
+        values = stored.astype(np.float32)
+        if stored.dtype.kind == "i":
+            if f"{name}_zero" in self.arrays or f"{name}_scale" not in self.arrays:
+                raise CheckpointError(
+                    f"{self.path}: {name} is quantized in a way this reader does not know; convert"
+                    " the model again with --quantization float16, int8, int8_float16 or int16"
+                )
+            scale = self.float32(f"{name}_scale").reshape(-1)
+            if scale.size not in (1, len(values)) or not np.all(scale):
+                raise CheckpointError(f"{self.path}: the scales of {name} do not fit its rows")
+            values /= scale.reshape(-1, *[1] * (values.ndim - 1))
+        return values
+
+    def _get(self, name: str) -> NDArray[Any]:
+        if name not in self.arrays:
+            raise CheckpointError(f"{self.path} lacks the variable {name}")
+        return self.arrays[name]
+
+
+class _Cursor:
+    """Sequential reads from a buffer that end in a clear error where it is too short."""
+
+    def __init__(self, path: Path, buffer: memoryview) -> None:
+        self.path = path
+        self.buffer = buffer
+        self.position = 0
+
+    def take(self, size: int) -> memoryview:
+        end = self.position + size
+        if end > len(self.buffer):
+            raise CheckpointError(
+                f"{self.path} is truncated: it ends at byte {len(self.buffer)} where at least {end}"
+                " are needed; download or copy it again"
+            )
+        piece = self.buffer[self.position : end]
+        self.position = end
+        return piece
+
+    def integer(self, form: str) -> int:
+        (value,) = struct.unpack("<" + form, self.take(struct.calcsize(form)))
+        return int(value)
+
+    def string(self) -> str:
+        raw = bytes(self.take(self.integer("H")))
+        try:
+            return raw.rstrip(b"\0").decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.path} is no CTranslate2 model: garbled names") from error
+
+
+def read_variables(path: Path) -> Variables:
+    """Map a model.bin into memory.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its variables by name, aliases resolved.
+
+    Raises:
+        CheckpointError: Unreadable, truncated, or of another architecture.
+    """
+    try:
+        with path.open("rb") as file:
+            buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    cursor = _Cursor(path, buffer)
+    version = cursor.integer("I")
+    spec = cursor.string()
+    if spec != SPEC:
+        raise CheckpointError(
+            f"{path} holds a CTranslate2 '{spec}' (version {version}), not a Whisper model ({SPEC})"
+        )
+    cursor.integer("I")  # the spec's revision: Whisper's variables kept their names through all
+    arrays: dict[str, NDArray[Any]] = {}
+    bfloat16 = set()
+    for _ in range(cursor.integer("I")):
+        name, array, code = _read_variable(cursor)
+        arrays[name] = array
+        if code == BFLOAT16:
+            bfloat16.add(name)
+    for _ in range(cursor.integer("I")):
+        alias, name = cursor.string(), cursor.string()
+        if name not in arrays:
+            raise CheckpointError(f"{path}: {alias} stands for {name}, which is not there")
+        arrays[alias] = arrays[name]
+    return Variables(path, arrays, frozenset(bfloat16))
+
+
+def _read_variable(cursor: _Cursor) -> tuple[str, NDArray[Any], int]:
+    name = cursor.string()
+    rank = cursor.integer("B")
+    shape = [cursor.integer("I") for _ in range(min(rank, MAX_RANK))]
+    code = cursor.integer("B")
+    size = cursor.integer("I")
+    if rank > MAX_RANK or code not in DTYPES:
+        raise CheckpointError(f"{cursor.path} is damaged at the variable '{name}'")
+    dtype = np.dtype(DTYPES[code])
+    if size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+        raise CheckpointError(f"{cursor.path}: {name} has {size} bytes, which is not {shape}")
+    return name, np.frombuffer(cursor.take(size), dtype).reshape(shape), code
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """CTranslate2's config.json: suppressed tokens and alignment heads; empty if there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return settings
+
+
+def read_weights(folder: Path) -> tuple[Dimensions, Weights]:
+    """Read a CTranslate2 folder's weights under their Hugging Face names, in float32.
+
+    Raises:
+        CheckpointError: Truncated, of another architecture, or incomplete.
+    """
+    variables = read_variables(folder / "model.bin")
+    return _dimensions(variables), _convert(variables)
+
+
+def _count_layers(variables: Variables, side: str) -> int:
+    count = 0
+    while f"{side}/layer_{count}/self_attention/linear_0/weight" in variables:
+        count += 1
+    return count
+
+
+def _dimensions(variables: Variables) -> Dimensions:
+    audio_ctx, audio_state = variables.shape("encoder/position_encodings/encodings")
+    text_ctx, text_state = variables.shape("decoder/position_encodings/encodings")
+    conv = variables.shape("encoder/conv1/weight")
+    return Dimensions(
+        n_mels=int(np.prod(conv[1:])) // CONV_KERNEL,
+        n_audio_ctx=audio_ctx,
+        n_audio_state=audio_state,
+        n_audio_head=variables.integer("encoder/num_heads"),
+        n_audio_layer=_count_layers(variables, "encoder"),
+        n_vocab=variables.shape("decoder/embeddings/weight")[0],
+        n_text_ctx=text_ctx,
+        n_text_state=text_state,
+        n_text_head=variables.integer("decoder/num_heads"),
+        n_text_layer=_count_layers(variables, "decoder"),
+    )
+
+
+def _convert(variables: Variables) -> Weights:
+    weights: Weights = {}
+
+    def put(name: str, array: NDArray[np.float32]) -> None:
+        weights[name] = torch.from_numpy(np.ascontiguousarray(array))
+
+    def linear(source: str, *targets: str) -> None:
+        """One stored layer becomes its stacked parts; a k_proj has no bias in Whisper."""
+        rows = np.split(variables.float32(f"{source}/weight"), len(targets))
+        biases = np.split(variables.float32(f"{source}/bias"), len(targets))
+        for target, row, bias in zip(targets, rows, biases, strict=True):
+            put(f"{target}.weight", row)
+            if not target.endswith("k_proj"):
+                put(f"{target}.bias", bias)
+
+    def norm(source: str, target: str) -> None:
+        put(f"{target}.weight", variables.float32(f"{source}/gamma"))
+        put(f"{target}.bias", variables.float32(f"{source}/beta"))
+
+    for conv in ("conv1", "conv2"):
+        kernel = variables.float32(f"encoder/{conv}/weight")
+        put(f"model.encoder.{conv}.weight", kernel.reshape(len(kernel), -1, CONV_KERNEL))
+        put(f"model.encoder.{conv}.bias", variables.float32(f"encoder/{conv}/bias"))
+    put("model.decoder.embed_tokens.weight", variables.float32("decoder/embeddings/weight"))
+    for side in ("encoder", "decoder"):
+        positions = variables.float32(f"{side}/position_encodings/encodings")
+        put(f"model.{side}.embed_positions.weight", positions)
+        norm(f"{side}/layer_norm", f"model.{side}.layer_norm")
+        for index in range(_count_layers(variables, side)):
+            source, target = f"{side}/layer_{index}", f"model.{side}.layers.{index}"
+            parts = [f"{target}.self_attn.{name}_proj" for name in "qkv"]
+            linear(f"{source}/self_attention/linear_0", *parts)
+            linear(f"{source}/self_attention/linear_1", f"{target}.self_attn.out_proj")
+            norm(f"{source}/self_attention/layer_norm", f"{target}.self_attn_layer_norm")
+            linear(f"{source}/ffn/linear_0", f"{target}.fc1")
+            linear(f"{source}/ffn/linear_1", f"{target}.fc2")
+            norm(f"{source}/ffn/layer_norm", f"{target}.final_layer_norm")
+            if side == "decoder":
+                cross = f"{target}.encoder_attn"
+                linear(f"{source}/attention/linear_0", f"{cross}.q_proj")
+                linear(f"{source}/attention/linear_1", f"{cross}.k_proj", f"{cross}.v_proj")
+                linear(f"{source}/attention/linear_2", f"{cross}.out_proj")
+                norm(f"{source}/attention/layer_norm", f"{cross}_layer_norm")
+    return weights

@@ -1,0 +1,128 @@
+"""The export's certificate: what was exported, from what, by what, and how it was verified."""
+
+import hashlib
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from whisper_npu.errors import ExportError
+from whisper_npu.export.dimensions import Dimensions
+from whisper_npu.export.source import Source
+from whisper_npu.version import __version__
+
+MANIFEST = "export_manifest.json"
+FORMAT = 1
+REVISION = 1  # raise it when the same source would export to different graphs or files
+LIBRARIES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "optimum": "optimum-onnx",
+    "onnx": "onnx",
+    "openvino": "openvino",
+}
+VERIFIED = "verified"
+NOT_VERIFIED = "not verified"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what an export depends on, read without importing it."""
+    versions = {name: version(distribution) for name, distribution in LIBRARIES.items()}
+    return {**versions, "python": platform.python_version()}
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, str | int]]:
+    """The sha256 and size in bytes of every file of a folder but the manifest."""
+    return {
+        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+
+
+def write_manifest(
+    folder: Path, source: Source, dimensions: Dimensions, parity: dict[str, Any]
+) -> None:
+    """Write the certificate of a folder that holds everything else already."""
+    content = {
+        "format": FORMAT,
+        "whisper_npu": __version__,
+        "export_revision": REVISION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": source.as_dict(),
+        "versions": library_versions(),
+        "dimensions": dimensions.as_dict(),
+        "precision": "fp32",
+        "kv_contract": "accumulated",
+        "files": describe_files(folder),
+        "parity": parity,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The certificate of a folder, or None if it has none of ours."""
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(content, dict) and "whisper_npu" in content and "files" in content
+    return content if is_ours else None
+
+
+def verify_files(folder: Path) -> None:
+    """Check that every file of an export is there, unchanged.
+
+    Raises:
+        ExportError: No manifest, or a file that is missing, added to it or changed; names the file.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ExportError(f"{folder} is no export of this program: it has no {MANIFEST}")
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ExportError(f"{folder} is incomplete: {name} is missing; export it again")
+        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+            raise ExportError(
+                f"{path} differs from what was exported (size or sha256); export it again"
+            )
+
+
+def is_up_to_date(folder: Path, source: Source, *, verified: bool) -> bool:
+    """Whether a folder holds, unchanged, what exporting `source` now would produce.
+
+    Args:
+        folder: The model folder.
+        source: The source with its digest or commit.
+        verified: Whether it must carry a parity certificate.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    recorded = manifest.get("source", {})
+    identity = source.as_dict()
+    same_source = all(
+        recorded.get(key) == identity[key] for key in ("kind", "revision", "sha256")
+    ) and (identity["sha256"] is not None or recorded.get("argument") == identity["argument"])
+    if (
+        not same_source
+        or manifest.get("format") != FORMAT
+        or manifest.get("export_revision") != REVISION
+        or manifest.get("versions") != library_versions()
+        or (verified and manifest.get("parity", {}).get("status") != VERIFIED)
+    ):
+        return False
+    try:
+        verify_files(folder)
+    except ExportError:
+        return False
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

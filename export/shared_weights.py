@@ -1,0 +1,184 @@
+"""Stores every weight of several ONNX graphs once, in one external data file beside them.
+
+The two decoders repeat each other's weights, and each holds the token embedding a second time,
+transposed, as the output projection: written one by one the graphs take 2.8 times the memory of the
+parameters.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from whisper_npu.errors import ExportError
+
+DATA_FILE = "model.onnx_data"
+ALIGNMENT = 4096  # bytes: a page, so that each tensor can be mapped by itself
+INLINE_BELOW = 1024  # bytes: shape constants must be readable without the data file
+MATRIX_RANK = 2
+
+Key = tuple[int, tuple[int, ...], bytes]  # data type, shape, digest of the content
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in the data file."""
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+class _Store:
+    """The data file while it is written: each distinct tensor once, page-aligned."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.tensors: dict[Key, _Stored] = {}
+
+    def add(self, name: str, array: NDArray[np.generic], data_type: int) -> tuple[_Stored, bool]:
+        """Store an array unless it, or its exact transpose, is stored already.
+
+        Returns:
+            The stored tensor, and whether the array is its transpose.
+        """
+        key = _key(array, data_type)
+        if key in self.tensors:
+            return self.tensors[key], False
+        if array.ndim == MATRIX_RANK:
+            transposed = self.tensors.get(_key(array.T, data_type))
+            if transposed is not None:
+                return transposed, True
+        self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
+        offset = self.file.tell()
+        self.file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        stored = _Stored(name, data_type, array.shape, offset, array.nbytes)
+        self.tensors[key] = stored
+        return stored, False
+
+
+def share_weights(
+    sources: Sequence[Path], target: Path, edit: Callable[[onnx.ModelProto], None] | None = None
+) -> None:
+    """Rewrite ONNX files so that they share one external data file.
+
+    Args:
+        sources: The graphs, their weights inline or in external files.
+        target: An existing folder that receives files of the same names and `DATA_FILE`.
+        edit: Applied to each graph before it is written.
+
+    Raises:
+        ExportError: A graph this cannot handle (subgraphs with weights of their own), or a
+            reference that does not lie within the data file.
+    """
+    with (target / DATA_FILE).open("wb") as file:
+        store = _Store(file)
+        for path in sources:
+            model = onnx.load(path, load_external_data=False)
+            _share_graph(model, path, store)
+            if edit is not None:
+                edit(model)
+            onnx.save(model, target / path.name)
+        file.write(b"\0" * (-file.tell() % ALIGNMENT))
+    for path in sources:
+        check_references(target / path.name)
+
+
+def check_references(path: Path) -> None:
+    """Check that every external tensor of a graph lies within its data file.
+
+    Raises:
+        ExportError: One does not.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    for tensor in graph.initializer:
+        if not uses_external_data(tensor):
+            continue
+        info = ExternalDataInfo(tensor)
+        data = path.parent / info.location
+        size = data.stat().st_size if data.is_file() else 0
+        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        needed = item * int(np.prod(tensor.dims, dtype=np.int64))
+        if info.length != needed or (info.offset or 0) + needed > size:
+            raise ExportError(
+                f"{path.name}: {tensor.name} needs {needed} bytes at {info.offset} of {data.name},"
+                f" which has {size}"
+            )
+
+
+def _share_graph(model: onnx.ModelProto, path: Path, store: _Store) -> None:
+    graph = model.graph
+    for node in graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ExportError(f"{path.name}: the node {node.name} holds a graph of its own")
+    initializers = list(graph.initializer)
+    del graph.initializer[:]
+    # A gathered table keeps its own layout; it is the multiplied copy that becomes a transpose,
+    # because runtimes fold one into a matrix product but would store a gathered one again.
+    gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    placed: dict[_Stored, str] = {}
+    aliases: list[onnx.NodeProto] = []
+    for tensor in sorted(initializers, key=lambda tensor: tensor.name not in gathered):
+        array = _read(tensor, path.parent)
+        if array.nbytes < INLINE_BELOW:
+            graph.initializer.append(onnx.numpy_helper.from_array(array, tensor.name))
+            continue
+        stored, is_transpose = store.add(tensor.name, array, tensor.data_type)
+        if is_transpose:
+            # Another graph may hold the stored layout: then this one refers to it by a new name.
+            source = placed.setdefault(stored, f"{tensor.name}_transposed")
+            aliases.append(
+                onnx.helper.make_node("Transpose", [source], [tensor.name], perm=[1, 0])
+            )
+        elif stored in placed:
+            aliases.append(onnx.helper.make_node("Identity", [placed[stored]], [tensor.name]))
+        else:
+            placed[stored] = tensor.name
+        tensor.ClearField("raw_data")  # a large model's weights are not held twice
+    graph.initializer.extend(_external(name, stored) for stored, name in placed.items())
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*aliases, *nodes])
+
+
+def _external(name: str, stored: _Stored) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, data_type=stored.data_type, dims=stored.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entries = {"location": DATA_FILE, "offset": stored.offset, "length": stored.length}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def _read(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
+    """A tensor's values; external ones are mapped, not read."""
+    if not uses_external_data(tensor):
+        return onnx.numpy_helper.to_array(tensor)
+    info = ExternalDataInfo(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    path = folder / info.location
+    return np.memmap(path, dtype, "r", offset=info.offset or 0, shape=tuple(tensor.dims))
+
+
+def _key(array: NDArray[np.generic], data_type: int) -> Key:
+    digest = hashlib.sha256()
+    for piece in _pieces(array):
+        digest.update(memoryview(piece).cast("B"))
+    return data_type, array.shape, digest.digest()
+
+
+def _pieces(array: NDArray[np.generic], rows: int = 1024) -> Iterator[NDArray[np.generic]]:
+    """An array's content in C order, a few rows at a time: a transpose is never copied whole."""
+    if array.ndim == 0:
+        yield np.ascontiguousarray(array)
+        return
+    for start in range(0, len(array), rows):
+        yield np.ascontiguousarray(array[start : start + rows])

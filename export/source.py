@@ -1,0 +1,149 @@
+"""What the argument of an export names: decided without importing torch or touching a network."""
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from whisper_npu.errors import CheckpointError, UsageError
+from whisper_npu.export.assets import ASSETS
+
+MODEL_ASSETS = tuple(name for name, asset in ASSETS.items() if asset.kind == "model")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HF_INDEXES = tuple(f"{name}.index.json" for name in HF_WEIGHTS)
+CONTENT_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".pt")
+
+
+class SourceKind(StrEnum):
+    """The forms a checkpoint comes in."""
+
+    ASSET = "asset"
+    HUB = "hub"
+    HF_FOLDER = "huggingface"
+    CTRANSLATE2 = "ctranslate2"
+    OPENAI = "openai"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint comes from.
+
+    `path` is the folder or file (None for an asset or hub id not fetched yet), `revision` the hub's
+    commit or the asset's version, `sha256` the digest of what determines the export.
+    """
+
+    argument: str
+    kind: SourceKind
+    path: Path | None = None
+    revision: str | None = None
+    sha256: str | None = None
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The source as the manifest stores it."""
+        return {
+            "argument": self.argument,
+            "kind": self.kind.value,
+            "revision": self.revision,
+            "sha256": self.sha256,
+        }
+
+    @property
+    def name(self) -> str:
+        """A short name for the model folder: `tiny.en`, `whisper-large-v3-turbo`, `my-model`."""
+        if self.path is not None and self.kind is not SourceKind.HUB:
+            path = self.path.resolve()
+            return path.stem if path.is_file() else path.name
+        return self.argument.split("/")[-1]
+
+
+def find_source(argument: str, revision: str | None = None) -> Source:
+    """Decide what `argument` names.
+
+    An asset name comes first (write `./base` for a folder of that name), then anything that exists
+    or looks like a path, and only what is left and has the form `owner/name` is a hub id: a
+    mistyped path is never sent to a hub.
+
+    Args:
+        argument: Asset name, path of a folder or `.pt` file, or hub id.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        CheckpointError: It names nothing, or a folder or file of no known form.
+        UsageError: A revision was given for something that has none.
+    """
+    source = _find(argument)
+    if revision is not None and source.kind is not SourceKind.HUB:
+        raise UsageError(
+            f"--revision {revision} names a version on a model hub, but '{argument}' is"
+            f" a {source.kind.value} source"
+        )
+    return replace(source, revision=revision) if revision is not None else source
+
+
+def with_digest(source: Source) -> Source:
+    """Add the sha256 of a local source's content; other kinds carry theirs or their commit."""
+    if source.sha256 is not None or source.path is None or source.kind is SourceKind.HUB:
+        return source
+    if source.path.is_file():
+        files = [source.path]
+    else:
+        files = sorted(
+            file
+            for file in source.path.iterdir()
+            if file.suffix in CONTENT_SUFFIXES and file.is_file()
+        )
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(f"{file.name} {content}\n".encode())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {source.path}: {error}") from error
+    return replace(source, sha256=digest.hexdigest())
+
+
+def _find(argument: str) -> Source:
+    if argument in MODEL_ASSETS:
+        asset = ASSETS[argument]
+        return Source(argument, SourceKind.ASSET, revision=asset.version, sha256=asset.fingerprint)
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        return Source(argument, _folder_kind(path), path)
+    if path.is_file():
+        if path.suffix != ".pt":
+            raise CheckpointError(
+                f"{argument} is a file, but no .pt checkpoint of openai/whisper; for the other"
+                " forms give the folder that holds the weights"
+            )
+        return Source(argument, SourceKind.OPENAI, path)
+    if _looks_local(argument):
+        raise CheckpointError(f"there is no file or folder {argument}")
+    if HUB_ID.fullmatch(argument):
+        return Source(argument, SourceKind.HUB)
+    raise CheckpointError(
+        f"'{argument}' is no built-in model ({', '.join(MODEL_ASSETS)}), no file or folder,"
+        " and no hub id such as openai/whisper-small.en"
+    )
+
+
+def _folder_kind(folder: Path) -> SourceKind:
+    if (folder / "model.bin").is_file():
+        return SourceKind.CTRANSLATE2
+    if (folder / "config.json").is_file():
+        return SourceKind.HF_FOLDER
+    raise CheckpointError(
+        f"{folder} is no checkpoint: it has neither config.json (Hugging Face) nor model.bin"
+        " (CTranslate2)"
+    )
+
+
+def _looks_local(argument: str) -> bool:
+    return (
+        argument.startswith((".", "~", "/"))
+        or "\\" in argument
+        or argument.count("/") > 1
+        or argument.endswith(("/", ".pt", ".bin", ".safetensors"))
+    )
