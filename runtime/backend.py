@@ -1,0 +1,93 @@
+"""What decoding asks of an inference engine; `openvino_backend` provides it.
+
+The protocol is the seam for tests (a fake backend) and for other engines.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+N_LOGITS = 4
+"""Positions whose logits a step returns at most: <|sot|>, language, task and <|notimestamps|>."""
+
+
+class DecoderSession(Protocol):
+    """One batch of token rows being decoded against encoded audio. Close it when done."""
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        ...
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens.
+
+        Args:
+            tokens: int64 `(batch, n)`.
+
+        Returns:
+            float32 logits `(batch, min(n, N_LOGITS), n_vocab)` of the last positions; valid until
+            the next step.
+        """
+        ...
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row `i` continue what was row `rows[i]` (beam search)."""
+        ...
+
+    def close(self) -> None:
+        """Give the engine's buffers back."""
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model. Safe to use from several threads."""
+
+    @property
+    def n_mels(self) -> int:
+        """Mel bands the encoder takes."""
+        ...
+
+    @property
+    def n_audio_ctx(self) -> int:
+        """Positions the encoder gives for a window: half its frames."""
+        ...
+
+    @property
+    def n_text_ctx(self) -> int:
+        """Positions the decoder has."""
+        ...
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens the decoder chooses from."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The device that executes the graphs, as results name it."""
+        ...
+
+    @property
+    def kv_cache(self) -> str:
+        """The kind of cache in use, as results name it."""
+        ...
+
+    def encode(self, features: Float32Array) -> Float32Array:
+        """Encode windows: `(batch, n_mels, frames)` to `(batch, frames // 2, n_audio_state)`."""
+        ...
+
+    def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
+        """Begin decoding encoded windows.
+
+        Args:
+            audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `encode`.
+            rows_per_window: token rows that share a window (beams or samples); rows
+                `[i * rows_per_window, (i + 1) * rows_per_window)` belong to window `i`.
+        """
+        ...

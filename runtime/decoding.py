@@ -1,0 +1,413 @@
+"""Tokens for a batch of encoded windows: one prefill, then step by step to the end of text.
+
+After openai/whisper's `decoding.py`: logit filters forbid tokens, a token chooser picks from the
+rest, and a ranker picks one of the candidates of each window. All rows of a batch share one
+prompt, so they are rectangular and need no attention mask.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.backend import N_LOGITS, Backend, DecoderSession, Float32Array, Int64Array
+from whisper_npu.runtime.logits import (
+    LogitFilter,
+    SuppressFirst,
+    SuppressTokens,
+    TimestampRules,
+    log_normalizer,
+)
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How a batch of windows is decoded.
+
+    Attributes:
+        task: `transcribe`, or `translate` into English.
+        language: language code; English-only models take `en`.
+        temperature: 0 takes the likeliest token; above, tokens are sampled.
+        best_of: samples per window at a temperature above 0.
+        beam_size: beams at temperature 0; None for greedy decoding.
+        patience: how many times `beam_size` finished candidates beam search waits for.
+        length_penalty: Google NMT's alpha in ranking candidates; None divides by their length.
+        prompt: tokens of the text before, or of the user's prompt.
+        prefix: tokens the transcript of each window begins with.
+        without_timestamps: sample text only.
+        max_initial_timestamp: seconds into the window at which the first segment begins at most.
+        suppress_tokens: tokens never sampled.
+        suppress_first: tokens never sampled first.
+        sample_len: tokens sampled per window at most; None for what the context holds.
+        seed: makes sampling repeatable.
+    """
+
+    task: str = "transcribe"
+    language: str = "en"
+    temperature: float = 0.0
+    best_of: int = 5
+    beam_size: int | None = None
+    patience: float = 1.0
+    length_penalty: float | None = None
+    prompt: tuple[int, ...] = ()
+    prefix: tuple[int, ...] = ()
+    without_timestamps: bool = False
+    max_initial_timestamp: float | None = 1.0
+    suppress_tokens: tuple[int, ...] = ()
+    suppress_first: tuple[int, ...] = ()
+    sample_len: int | None = None
+    seed: int = 0
+
+    @property
+    def rows_per_window(self) -> int:
+        """Token rows decoded side by side for each window."""
+        if self.temperature > 0:
+            return self.best_of
+        return self.beam_size or 1
+
+
+@dataclass(frozen=True)
+class DecodedWindow:
+    """What was decoded from one window.
+
+    Attributes:
+        tokens: sampled tokens without prompt and end of text, timestamps included.
+        text: their text, stripped.
+        avg_logprob: mean log probability of the tokens, end of text included.
+        no_speech_prob: probability of `<|nospeech|>` at the start of the transcript.
+        temperature: temperature it was decoded at.
+        compression_ratio: bytes of the text by its bytes after zlib; loops compress well.
+        reached_limit: the context was full before the end of text.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    avg_logprob: float
+    no_speech_prob: float
+    temperature: float
+    compression_ratio: float
+    reached_limit: bool
+
+
+TokenCallback = Callable[[list[tuple[int, ...]]], None]
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of `text` by its bytes after zlib; 1 for no text."""
+    raw = text.encode("utf-8")
+    return len(raw) / len(zlib.compress(raw)) if raw else 1.0
+
+
+def initial_tokens(
+    tokenizer: Tokenizer, vocabulary: Vocabulary, options: DecodingOptions, n_text_ctx: int
+) -> tuple[list[int], int]:
+    """The tokens decoding starts from, and where `<|startoftranscript|>` is among them.
+
+    The prompt keeps its last `n_text_ctx // 2 - 1` tokens, as the reference does.
+
+    Raises:
+        UsageError: the prefix leaves no room to decode.
+    """
+    special = tokenizer.special
+    tokens: list[int] = []
+    if options.prompt:
+        tokens += [special.sot_prev, *options.prompt[-(n_text_ctx // 2 - 1) :]]
+    sot_index = len(tokens)
+    tokens.append(special.sot)
+    if vocabulary.is_multilingual:
+        tokens.append(special.languages[options.language])
+        tokens.append(special.translate if options.task == "translate" else special.transcribe)
+    if options.without_timestamps:
+        tokens.append(special.no_timestamps)
+    tokens += options.prefix
+    if len(tokens) >= n_text_ctx:
+        raise UsageError(f"the prefix fills the decoder's context of {n_text_ctx} tokens")
+    return tokens, sot_index
+
+
+def logit_filters(
+    tokenizer: Tokenizer, options: DecodingOptions
+) -> list[LogitFilter]:
+    """The rules for these options, in the reference's order."""
+    special = tokenizer.special
+    filters: list[LogitFilter] = [
+        SuppressFirst(options.suppress_first),
+        SuppressTokens(options.suppress_tokens),
+    ]
+    if not options.without_timestamps:
+        limit = options.max_initial_timestamp
+        filters.append(
+            TimestampRules(
+                timestamp_begin=special.timestamp_begin,
+                no_timestamps=special.no_timestamps,
+                eot=special.eot,
+                max_initial_index=None if limit is None else round(limit / TIMESTAMP_STEP),
+            )
+        )
+    return filters
+
+
+class Candidate:
+    """A finished row: its tokens without end of text, and the sum of their log probabilities."""
+
+    def __init__(self, tokens: tuple[int, ...], sum_logprob: float) -> None:
+        self.tokens = tokens
+        self.sum_logprob = sum_logprob
+
+
+class TokenChooser:
+    """Greedy choice at temperature 0, independent samples above; every row goes its own way."""
+
+    def __init__(self, n_rows: int, temperature: float, eot: int, rng: np.random.Generator) -> None:
+        self._temperature = temperature
+        self._eot = eot
+        self._rng = rng
+        self.tokens = np.empty((n_rows, 0), np.int64)
+        self.sum_logprobs = np.zeros(n_rows)
+        self.finished = np.zeros(n_rows, bool)
+
+    def choose(self, logits: Float32Array) -> list[int] | None:
+        """Take one token per row from filtered logits `(rows, n_vocab)`.
+
+        Returns:
+            None: no row has to continue another's past.
+        """
+        if self._temperature == 0:
+            chosen = logits.argmax(axis=-1)
+        else:  # the Gumbel-max trick samples from softmax(logits / temperature)
+            noise = self._rng.gumbel(size=logits.shape).astype(np.float32)
+            chosen = (logits / np.float32(self._temperature) + noise).argmax(axis=-1)
+        rows = np.arange(len(chosen))
+        gained = logits[rows, chosen] - log_normalizer(logits)
+        self.sum_logprobs += np.where(self.finished, 0.0, gained)
+        chosen = np.where(self.finished, self._eot, chosen)
+        self.tokens = np.concatenate((self.tokens, chosen[:, None]), axis=1)
+        self.finished |= chosen == self._eot
+        return None
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return bool(self.finished.all())
+
+    def candidates(self, n_windows: int) -> list[list[Candidate]]:
+        """The rows of each window."""
+        rows = [
+            Candidate(tuple(row[row != self._eot].tolist()), float(total))
+            for row, total in zip(self.tokens, self.sum_logprobs, strict=True)
+        ]
+        group = len(rows) // n_windows
+        return [rows[i * group : (i + 1) * group] for i in range(n_windows)]
+
+
+class BeamSearch:
+    """The likeliest continuations of each window's beams (openai/whisper, `BeamSearchDecoder`)."""
+
+    def __init__(self, n_rows: int, beam_size: int, patience: float, eot: int) -> None:
+        self._beam_size = beam_size
+        self._eot = eot
+        self._max_candidates = round(beam_size * patience)
+        self.tokens = np.empty((n_rows, 0), np.int64)
+        self.sum_logprobs = np.zeros(n_rows)
+        self._ended: list[dict[tuple[int, ...], float]] = [{} for _ in range(n_rows // beam_size)]
+
+    def choose(self, logits: Float32Array) -> list[int]:
+        """Extend the beams by one token from filtered logits `(rows, n_vocab)`.
+
+        Returns:
+            for every row the row whose past it continues.
+        """
+        size = self._beam_size
+        best = np.argpartition(logits, -(size + 1), axis=-1)[:, -(size + 1) :]
+        logprobs = np.take_along_axis(logits, best, axis=-1) - log_normalizer(logits)[:, None]
+        sources: list[int] = []
+        tokens: list[tuple[int, ...]] = []
+        sums: list[float] = []
+        for window, ended in enumerate(self._ended):
+            scores: dict[tuple[int, ...], tuple[float, int]] = {}
+            for row in range(window * size, (window + 1) * size):
+                past = tuple(self.tokens[row].tolist())
+                for token, logprob in zip(best[row].tolist(), logprobs[row].tolist(), strict=True):
+                    scores[(*past, token)] = (self.sum_logprobs[row] + logprob, row)
+            kept = 0
+            newly_ended: dict[tuple[int, ...], float] = {}
+            for sequence, (score, row) in sorted(scores.items(), key=lambda item: -item[1][0]):
+                if sequence[-1] == self._eot:
+                    newly_ended[sequence] = score
+                    continue
+                tokens.append(sequence)
+                sums.append(score)
+                sources.append(row)
+                kept += 1
+                if kept == size:
+                    break
+            for sequence, score in sorted(newly_ended.items(), key=lambda item: -item[1]):
+                if len(ended) >= self._max_candidates:
+                    break
+                ended[sequence] = score
+        self.tokens = np.array(tokens, np.int64)
+        self.sum_logprobs = np.array(sums)
+        return sources
+
+    @property
+    def done(self) -> bool:
+        """Whether every window has as many ended candidates as patience asks for."""
+        return all(len(ended) >= self._max_candidates for ended in self._ended)
+
+    def candidates(self, n_windows: int) -> list[list[Candidate]]:
+        """The ended beams of each window, made up to `beam_size` with the best open ones."""
+        found = []
+        for window, ended in enumerate(self._ended):
+            rows = range(window * self._beam_size, (window + 1) * self._beam_size)
+            for row in sorted(rows, key=lambda row: -self.sum_logprobs[row]):
+                if len(ended) >= self._beam_size:
+                    break
+                ended[(*self.tokens[row].tolist(), self._eot)] = float(self.sum_logprobs[row])
+            found.append([Candidate(tokens[:-1], total) for tokens, total in ended.items()])
+        return found
+
+
+def rank(candidates: Sequence[Candidate], length_penalty: float | None) -> Candidate:
+    """The best candidate: highest log probability by length, or by Google NMT's penalty."""
+
+    def score(candidate: Candidate) -> float:
+        length = len(candidate.tokens)
+        if length_penalty is None:
+            return candidate.sum_logprob / max(length, 1)
+        return candidate.sum_logprob / float(((5 + length) / 6) ** length_penalty)
+
+    return max(candidates, key=score)
+
+
+def decode_windows(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    audio: Float32Array,
+    options: DecodingOptions,
+    times: StageTimes,
+    on_tokens: TokenCallback | None = None,
+) -> list[DecodedWindow]:
+    """Decode a batch of encoded windows.
+
+    Args:
+        backend: the model.
+        tokenizer: its tokens.
+        vocabulary: its suppression lists and whether it is multilingual.
+        audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `backend.encode`.
+        options: how to decode.
+        times: where stage times are added.
+        on_tokens: called after each step with the tokens sampled so far, row by row.
+
+    Returns:
+        one result per window.
+
+    Raises:
+        UsageError: prompt and prefix leave no room.
+    """
+    eot = tokenizer.special.eot
+    prompt, sot_index = initial_tokens(tokenizer, vocabulary, options, backend.n_text_ctx)
+    n_rows = len(audio) * options.rows_per_window
+    room = backend.n_text_ctx - len(prompt)
+    limit = room if options.sample_len is None else min(options.sample_len, room)
+    chooser: TokenChooser | BeamSearch
+    if options.temperature == 0 and options.beam_size is not None:
+        chooser = BeamSearch(n_rows, options.beam_size, options.patience, eot)
+    else:
+        rng = np.random.default_rng(options.seed)
+        chooser = TokenChooser(n_rows, options.temperature, eot, rng)
+    filters = logit_filters(tokenizer, options)
+
+    with times.measure("cross-attention projection"):
+        session = backend.start(audio, options.rows_per_window)
+    try:
+        with times.measure("prefill"):
+            logits, at_sot = _prefill(session, np.array([prompt] * n_rows, np.int64), sot_index)
+        no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
+        for sampled in range(1, limit + 1):
+            with times.measure("token choice"):
+                for rule in filters:
+                    rule.apply(logits, chooser.tokens)
+                sources = chooser.choose(logits)
+            if on_tokens is not None:
+                on_tokens([tuple(row.tolist()) for row in chooser.tokens])
+            if chooser.done or sampled == limit:
+                break
+            with times.measure("decoder"):
+                if sources is not None:
+                    session.reorder(sources)
+                logits = session.step(chooser.tokens[:, -1:])[:, -1]
+    finally:
+        session.close()
+
+    results = []
+    for window, candidates in enumerate(chooser.candidates(len(audio))):
+        best = rank(candidates, options.length_penalty)
+        text = tokenizer.decode(best.tokens).strip()
+        results.append(
+            DecodedWindow(
+                tokens=best.tokens,
+                text=text,
+                avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
+                no_speech_prob=float(no_speech[window]),
+                temperature=options.temperature,
+                compression_ratio=compression_ratio(text),
+                reached_limit=len(best.tokens) >= limit,
+            )
+        )
+    return results
+
+
+def _prefill(
+    session: DecoderSession, prompt: Int64Array, sot_index: int
+) -> tuple[Float32Array, Float32Array]:
+    """Logits after the prompt and at `<|startoftranscript|>`, `(rows, n_vocab)` each."""
+    behind_sot = prompt.shape[1] - 1 - sot_index
+    if behind_sot < N_LOGITS:
+        logits = session.step(prompt)
+        return logits[:, -1], logits[:, -1 - behind_sot].copy()
+    at_sot = session.step(prompt[:, : sot_index + 1])[:, -1].copy()
+    return session.step(prompt[:, sot_index + 1 :])[:, -1], at_sot
+
+
+def _probability(logits: Float32Array, token: int) -> Float32Array:
+    return np.exp(logits[:, token] - log_normalizer(logits))
+
+
+def detect_language(
+    backend: Backend, tokenizer: Tokenizer, audio: Float32Array, times: StageTimes
+) -> list[dict[str, float]]:
+    """How probable each language is, per encoded window.
+
+    Args:
+        backend: a multilingual model.
+        tokenizer: its tokens.
+        audio: float32 `(windows, n_audio_ctx, n_audio_state)`.
+        times: where stage times are added.
+
+    Returns:
+        for each window a probability by language code, likeliest first; they add up to 1.
+    """
+    special = tokenizer.special
+    with times.measure("language detection"):
+        session = backend.start(audio)
+        try:
+            logits = session.step(np.full((len(audio), 1), special.sot, np.int64))[:, -1]
+            codes = list(special.languages)
+            scores = logits[:, [special.languages[code] for code in codes]]
+            probabilities = np.exp(scores - log_normalizer(scores)[:, None])
+        finally:
+            session.close()
+    return [
+        {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")}
+        for row in probabilities
+    ]
+
+
+def with_temperature(options: DecodingOptions, temperature: float) -> DecodingOptions:
+    """The options for one rung of the temperature ladder: no beams above 0, no samples at 0."""
+    return replace(options, temperature=temperature)

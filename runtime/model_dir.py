@@ -1,0 +1,115 @@
+"""Reads a model folder: the three graphs, the configurations beside them, the export's manifest.
+
+A folder made by another exporter has no manifest and may lack some configurations; whatever can
+be known without them is left to be read from the graphs.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whisper_npu.errors import ModelError
+
+ENCODER = "encoder_model.onnx"
+DECODER = "decoder_model.onnx"
+DECODER_WITH_PAST = "decoder_with_past_model.onnx"
+GRAPHS = (ENCODER, DECODER, DECODER_WITH_PAST)
+TOKENIZER = "tokenizer.json"
+MANIFEST = "export_manifest.json"
+
+CONTRACTS = ("accumulated", "delta")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model's files are and what its configurations say.
+
+    Attributes:
+        path: the folder, absolute.
+        config: `config.json`, Hugging Face's model configuration; empty if there is none.
+        generation_config: `generation_config.json`; empty if there is none.
+        manifest: `export_manifest.json`; empty for a folder another exporter made.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What reports call this model: the folder's name."""
+        return self.path.name
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's file."""
+        return self.path / TOKENIZER
+
+    @property
+    def kv_contract(self) -> str | None:
+        """What `present.*` holds: one of `CONTRACTS`, or None where no manifest says."""
+        contract = self.manifest.get("kv_contract")
+        if contract is not None and contract not in CONTRACTS:
+            raise ModelError(
+                f"{self.path / MANIFEST}: kv_contract is {contract!r}, not one of "
+                f"{', '.join(CONTRACTS)}; export the model again"
+            )
+        return contract
+
+    @property
+    def n_text_ctx(self) -> int:
+        """Positions the decoder has (448 in every published model)."""
+        for name in ("max_target_positions", "n_text_ctx"):
+            if name in self.config:
+                return int(self.config[name])
+        limit = self.generation_config.get("max_length")
+        if limit is None:
+            raise ModelError(
+                f"{self.path}: neither config.json (max_target_positions) nor "
+                "generation_config.json (max_length) says how long the decoder's context is"
+            )
+        return int(limit)
+
+
+def read_model_folder(path: str | Path) -> ModelFolder:
+    """Read the model folder at `path`.
+
+    Raises:
+        ModelError: the folder is missing, is no folder, or lacks a graph or the tokenizer; or a
+            configuration is not valid JSON.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not folder.exists():
+        raise ModelError(
+            f"model folder {path} does not exist; make one with "
+            f"`whisper-npu export tiny.en --output {path}`"
+        )
+    if not folder.is_dir():
+        raise ModelError(f"model {path} is a file; give the folder that holds {ENCODER}")
+    missing = [name for name in (*GRAPHS, TOKENIZER) if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"model folder {path} lacks {', '.join(missing)}; export the model again with "
+            "`whisper-npu export`"
+        )
+    return ModelFolder(
+        path=folder,
+        config=_read_json(folder / "config.json"),
+        generation_config=_read_json(folder / "generation_config.json"),
+        manifest=_read_json(folder / MANIFEST),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, or an empty one if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}; export the model again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object; export the model again")
+    return content

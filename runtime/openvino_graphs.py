@@ -1,0 +1,242 @@
+"""What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.kv_cache import (
+    SEQUENCE_AXIS,
+    Contract,
+    is_cross_attention,
+    is_self_attention,
+    past_name,
+)
+from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+
+
+@dataclass(frozen=True)
+class GraphDimensions:
+    """Sizes read from the graphs themselves, so that no configuration can contradict them."""
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_vocab: int
+    n_text_layer: int
+    n_text_head: int
+    head_dim: int
+
+
+def read_graph(core: ov.Core, path: Path) -> ov.Model:
+    """Read an ONNX file.
+
+    Raises:
+        ModelError: the file is damaged or its external weights are missing.
+    """
+    try:
+        return core.read_model(path)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(f"cannot read {path}: {reason}; export the model again") from None
+
+
+def port(ports: list[ov.Output], name: str) -> ov.Output:
+    """The input or output called `name`; a port may carry several names.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for candidate in ports:
+        if name in candidate.get_names():
+            return candidate
+    raise ModelError(f"the graph has no tensor {name}; export the model again")
+
+
+def state_name(tensor: ov.Output) -> str | None:
+    """The `past_key_values.*` or `present.*` name of a port, None for other ports."""
+    for name in tensor.get_names():
+        if name.startswith(("past_key_values.", "present.")):
+            return str(name)
+    return None
+
+
+def read_dimensions(encoder: ov.Model, decoder_with_past: ov.Model) -> GraphDimensions:
+    """Sizes of the model.
+
+    Raises:
+        ModelError: a size that must be fixed is dynamic.
+    """
+    features = port(encoder.inputs, "input_features").partial_shape
+    hidden = port(encoder.outputs, "last_hidden_state").partial_shape
+    logits = port(decoder_with_past.outputs, "logits").partial_shape
+    states = [name for name in map(state_name, decoder_with_past.inputs) if name]
+    key = port(decoder_with_past.inputs, "past_key_values.0.decoder.key").partial_shape
+
+    def fixed(dimension: ov.Dimension, what: str) -> int:
+        if dimension.is_dynamic:
+            raise ModelError(f"{what} is dynamic in the graphs; export the model again")
+        return int(dimension.get_length())
+
+    frames = features[2]
+    return GraphDimensions(
+        n_mels=fixed(features[1], "the number of mel bands"),
+        n_audio_ctx=(
+            fixed(hidden[1], "n_audio_ctx")
+            if frames.is_dynamic
+            else fixed(frames, "the number of frames") // 2
+        ),
+        n_audio_state=fixed(hidden[2], "the encoder's state size"),
+        n_vocab=fixed(logits[2], "the vocabulary"),
+        n_text_layer=len({name.split(".")[1] for name in states}),
+        n_text_head=fixed(key[1], "the number of attention heads"),
+        head_dim=fixed(key[3], "the size of an attention head"),
+    )
+
+
+def detect_contract(decoder_with_past: ov.Model) -> Contract | None:
+    """What the graph's `present.*.decoder.*` outputs hold, worked out from shapes alone.
+
+    Gives the inputs a past and a number of new tokens that differ, lets OpenVINO infer the output
+    shapes, and compares. None where shape inference leaves the length open: then one step
+    must be run to know.
+    """
+    n_past, n_new = 5, 2
+    probe = decoder_with_past.clone()
+    shapes: dict[ov.Output, ov.PartialShape] = {}
+    for tensor in probe.inputs:
+        shape = tensor.partial_shape
+        name = state_name(tensor)
+        if name is None:
+            shape[0] = 1
+            if "input_ids" in tensor.get_names() and shape[1].is_dynamic:
+                shape[1] = n_new
+        else:
+            shape[0] = 1
+            if is_self_attention(name) and shape[SEQUENCE_AXIS].is_dynamic:
+                shape[SEQUENCE_AXIS] = n_past
+        shapes[tensor] = shape
+    probe.reshape(shapes)
+    length = port(probe.outputs, "present.0.decoder.key").partial_shape[SEQUENCE_AXIS]
+    if length.is_dynamic:
+        return None
+    past = port(probe.inputs, "past_key_values.0.decoder.key").partial_shape[SEQUENCE_AXIS]
+    new = port(probe.inputs, "input_ids").partial_shape[1]
+    return contract_of(length.get_length(), past.get_length(), new.get_length())
+
+
+def contract_of(n_present: int, n_past: int, n_new: int) -> Contract:
+    """The contract under which a step of `n_new` tokens on `n_past` returns `n_present` positions.
+
+    Raises:
+        ModelError: neither contract does.
+    """
+    if n_present == n_past + n_new:
+        return "accumulated"
+    if n_present == n_new:
+        return "delta"
+    raise ModelError(
+        f"present.0.decoder.key has {n_present} positions after {n_past} + {n_new} tokens: that "
+        "is neither the joined states nor the new ones; export the model again"
+    )
+
+
+def keep_last_logits(decoder: ov.Model) -> None:
+    """Project only the last `N_LOGITS` positions to the vocabulary, in place.
+
+    The projection is the dearest part of a prompt's prefill, and its other rows are never read.
+    A graph whose logits do not come straight from a matrix product is left as it is.
+    """
+    result = port(decoder.outputs, "logits").get_node()
+    product = result.input_value(0).get_node()
+    if product.get_type_name() != "MatMul":
+        return
+    hidden = product.input_value(0)
+    last = ops.slice(hidden, [-N_LOGITS], [np.iinfo(np.int32).max], [1], [1])
+    product.input(0).replace_source_output(last.output(0))
+    decoder.validate_nodes_and_infer_types()
+
+
+def cross_attention_projection(decoder: ov.Model) -> ov.Model:
+    """The part of `decoder_model` that turns encoded audio into cross-attention states.
+
+    Args:
+        decoder: the graph of `decoder_model.onnx`; used up by this call.
+
+    Returns:
+        a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch.
+    """
+    hidden = port(decoder.inputs, "encoder_hidden_states").get_node()
+    tokens = port(decoder.inputs, "input_ids").get_node()
+    # Exported graphs read the batch size from the tokens; here only the audio has one.
+    batch = ops.gather(ops.shape_of(hidden), ops.constant([0]), ops.constant(0))
+    one_token = ops.broadcast(
+        ops.constant(0, dtype=np.int64), ops.concat([batch, ops.constant([1])], 0)
+    )
+    for target in tokens.output(0).get_target_inputs():
+        target.replace_source_output(one_token.output(0))
+    results = []
+    for tensor in decoder.outputs:
+        name = state_name(tensor)
+        if name and is_cross_attention(name):
+            result = ops.result(tensor.get_node().input_value(0))
+            result.output(0).get_tensor().set_names({past_name(name)})
+            results.append(result)
+    if not results:
+        raise ModelError(
+            f"{DECODER} returns no present.*.encoder.* states; export the model again"
+        )
+    return ov.Model(results, [hidden], "cross_attention_projection")
+
+
+def make_stateful(decoder_with_past: ov.Model) -> None:
+    """Let the plugin keep the self-attention states, in place.
+
+    Raises:
+        ModelError: an input has no matching output.
+    """
+    from openvino._offline_transformations import (  # noqa: PLC0415 - slow to import
+        apply_make_stateful_transformation,
+    )
+
+    outputs = {name for name in map(state_name, decoder_with_past.outputs) if name}
+    pairs = {}
+    for tensor in decoder_with_past.inputs:
+        name = state_name(tensor)
+        if name and is_self_attention(name):
+            present = name.replace("past_key_values.", "present.", 1)
+            if present not in outputs:
+                raise ModelError(f"{DECODER_WITH_PAST} has no output {present}")
+            pairs[name] = present
+    apply_make_stateful_transformation(decoder_with_past, pairs)
+
+
+def append_new_states(decoder_with_past: ov.Model) -> None:
+    """Turn a delta graph into an accumulated one: join past and new states, in place."""
+    results = []
+    for tensor in decoder_with_past.outputs:
+        name = state_name(tensor)
+        if name and is_self_attention(name):
+            past = port(decoder_with_past.inputs, past_name(name))
+            node = tensor.get_node()
+            joined = ops.concat([past, node.input_value(0)], SEQUENCE_AXIS)
+            result = ops.result(joined)
+            result.output(0).get_tensor().set_names({name})
+            results.append((node, result))
+    for old, new in results:
+        decoder_with_past.remove_result(old)
+        decoder_with_past.add_results([new])
+    decoder_with_past.validate_nodes_and_infer_types()
+
+
+def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
+    """The encoder, the decoder, and the decoder with past."""
+    return (
+        read_graph(core, folder.path / ENCODER),
+        read_graph(core, folder.path / DECODER),
+        read_graph(core, folder.path / DECODER_WITH_PAST),
+    )

@@ -1,0 +1,212 @@
+"""Whisper's tokens: text, special tokens and timestamps, all read from the model folder."""
+
+import string
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer as HubTokenizer
+
+from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.runtime.languages import LANGUAGES, language_code
+from whisper_npu.runtime.model_dir import ModelFolder
+
+TIMESTAMP_STEP = 0.02  # seconds between two timestamp tokens: one encoder frame
+_MULTILINGUAL_N_VOCAB = 51865  # openai/whisper's rule: English-only models have one token less
+
+# Symbols that annotate rather than transcribe, as openai/whisper's `non_speech_tokens` lists them.
+_ANNOTATION_SYMBOLS = (
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),
+)
+_MUSIC_SYMBOLS = tuple("♩♪♫♬♭♮♯")  # suppressed by their first token: they share prefix bytes
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that steer the decoder.
+
+    `timestamp_begin` is `<|0.00|>`; a larger id is that many steps of 20 ms later.
+    """
+
+    eot: int
+    sot: int
+    transcribe: int
+    translate: int
+    start_of_lm: int
+    sot_prev: int
+    no_speech: int
+    no_timestamps: int
+    timestamp_begin: int
+    languages: dict[str, int]  # language code -> token
+
+
+class Tokenizer:
+    """Text to tokens and back for one model."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `tokenizer.json`.
+
+        Raises:
+            ModelError: the file is not a tokenizer, or lacks one of Whisper's special tokens.
+        """
+        try:
+            self._tokenizer = HubTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"cannot read {path}: {error}; export the model again") from None
+        self._path = path
+        self.special = self._read_special_tokens()
+
+    def _read_special_tokens(self) -> SpecialTokens:
+        def token(*names: str) -> int:
+            for name in names:
+                found = self._tokenizer.token_to_id(name)
+                if found is not None:
+                    return found
+            raise ModelError(f"{self._path} has no token {names[0]}; is this a Whisper tokenizer?")
+
+        no_timestamps = token("<|notimestamps|>")
+        found = {code: self._tokenizer.token_to_id(f"<|{code}|>") for code in LANGUAGES}
+        return SpecialTokens(
+            eot=token("<|endoftext|>"),
+            sot=token("<|startoftranscript|>"),
+            transcribe=token("<|transcribe|>"),
+            translate=token("<|translate|>"),
+            start_of_lm=token("<|startoflm|>"),
+            sot_prev=token("<|startofprev|>"),
+            no_speech=token("<|nospeech|>", "<|nocaptions|>"),
+            no_timestamps=no_timestamps,
+            timestamp_begin=no_timestamps + 1,
+            languages={code: found_id for code, found_id in found.items() if found_id is not None},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`, without any special token added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: list[int] | tuple[int, ...]) -> str:
+        """Text of `tokens`; special tokens and timestamps give none."""
+        eot = self.special.eot
+        return self._tokenizer.decode([t for t in tokens if t < eot], skip_special_tokens=False)
+
+    @cached_property
+    def annotation_tokens(self) -> tuple[int, ...]:
+        """Tokens of speaker tags and non-speech annotations, which no spoken text needs."""
+        found = {self.encode(" -")[0], self.encode(" '")[0]}
+        for symbol in (*_ANNOTATION_SYMBOLS, *_MUSIC_SYMBOLS):
+            for ids in (self.encode(symbol), self.encode(" " + symbol)):
+                if len(ids) == 1 or symbol in _MUSIC_SYMBOLS:
+                    found.add(ids[0])
+        return tuple(sorted(found))
+
+    def split_to_words(
+        self, tokens: list[int], language: str
+    ) -> tuple[list[str], list[list[int]]]:
+        """Group text tokens into words.
+
+        Languages written without spaces are split at every whole character, the others at
+        spaces and punctuation (openai/whisper, `Tokenizer.split_to_word_tokens`).
+
+        Returns:
+            the words, and the tokens of each.
+        """
+        characters, groups = self._split_at_whole_characters(tokens)
+        if language in {"zh", "ja", "th", "lo", "my", "yue"}:
+            return characters, groups
+        words: list[str] = []
+        word_tokens: list[list[int]] = []
+        for text, group in zip(characters, groups, strict=True):
+            special = group[0] >= self.special.eot
+            starts_word = special or text.startswith(" ") or text.strip() in string.punctuation
+            if starts_word or not words:
+                words.append(text)
+                word_tokens.append(list(group))
+            else:
+                words[-1] += text
+                word_tokens[-1].extend(group)
+        return words, word_tokens
+
+    def _split_at_whole_characters(self, tokens: list[int]) -> tuple[list[str], list[list[int]]]:
+        """Shortest runs of tokens that decode to whole characters."""
+        replacement = "\ufffd"
+        whole = self._decode_with_specials(tokens)
+        texts: list[str] = []
+        groups: list[list[int]] = []
+        pending: list[int] = []
+        offset = 0
+        for token in tokens:
+            pending.append(token)
+            text = self._decode_with_specials(pending)
+            at = text.find(replacement)
+            # A replacement character that the full text has as well is part of the text.
+            if at < 0 or whole[offset + at : offset + at + 1] == replacement:
+                texts.append(text)
+                groups.append(pending)
+                offset += len(text)
+                pending = []
+        return texts, groups
+
+    def _decode_with_specials(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the model folder says of its tokens, beside the tokenizer itself.
+
+    Attributes:
+        is_multilingual: whether language and task tokens mean anything to the model.
+        suppress: tokens never sampled.
+        begin_suppress: tokens never sampled first.
+    """
+
+    is_multilingual: bool
+    suppress: tuple[int, ...]
+    begin_suppress: tuple[int, ...]
+
+
+def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
+    """The suppression lists of `generation_config.json`, else Whisper's own rule for them."""
+    special = tokenizer.special
+    generation = folder.generation_config
+    suppress = generation.get("suppress_tokens")
+    if suppress is None:
+        suppress = [
+            *tokenizer.annotation_tokens,
+            special.sot,
+            special.sot_prev,
+            special.transcribe,
+            special.translate,
+            special.start_of_lm,
+            special.no_speech,
+        ]
+    begin_suppress = generation.get("begin_suppress_tokens")
+    if begin_suppress is None:
+        begin_suppress = [*tokenizer.encode(" "), special.eot]
+    multilingual = generation.get("is_multilingual")
+    if multilingual is None:
+        n_vocab = int(folder.config.get("vocab_size", 0))
+        multilingual = "lang_to_id" in generation or n_vocab >= _MULTILINGUAL_N_VOCAB
+    return Vocabulary(
+        is_multilingual=bool(multilingual),
+        suppress=tuple(sorted({int(t) for t in suppress if t >= 0})),
+        begin_suppress=tuple(int(t) for t in begin_suppress if t >= 0),
+    )
+
+
+def require_language(tokenizer: Tokenizer, vocabulary: Vocabulary, language: str) -> str:
+    """The code of `language` (a code or an English name), if the model can transcribe it.
+
+    Raises:
+        UsageError: unknown language, or one this model does not know.
+    """
+    code = language_code(language)
+    if not vocabulary.is_multilingual:
+        if code != "en":
+            raise UsageError(
+                f"this model is English-only and cannot transcribe {LANGUAGES[code]}; "
+                "use a multilingual model such as base"
+            )
+    elif code not in tokenizer.special.languages:
+        raise UsageError(f"this model has no language token for {LANGUAGES[code]} ({code})")
+    return code
