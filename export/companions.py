@@ -96,9 +96,7 @@ def complete_generation_config(
     return dict(sorted({**defaults, **known}.items()))
 
 
-def preprocessor_config(
-    dimensions: Dimensions, known: dict[str, Any]
-) -> dict[str, Any]:
+def preprocessor_config(dimensions: Dimensions, known: dict[str, Any]) -> dict[str, Any]:
     """The feature extractor's settings, in the form of transformers' WhisperFeatureExtractor.
 
     Raises:

@@ -135,9 +135,7 @@ def _share_graph(model: onnx.ModelProto, path: Path, store: _Store) -> None:
         if is_transpose:
             # Another graph may hold the stored layout: then this one refers to it by a new name.
             source = placed.setdefault(stored, f"{tensor.name}_transposed")
-            aliases.append(
-                onnx.helper.make_node("Transpose", [source], [tensor.name], perm=[1, 0])
-            )
+            aliases.append(onnx.helper.make_node("Transpose", [source], [tensor.name], perm=[1, 0]))
         elif stored in placed:
             aliases.append(onnx.helper.make_node("Identity", [placed[stored]], [tensor.name]))
         else:

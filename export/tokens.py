@@ -12,7 +12,7 @@ from whisper_npu.errors import CheckpointError
 # What openai/whisper's Tokenizer.non_speech_tokens never lets through, because it annotates sound
 # instead of being spoken: single characters, then groups, one per word.
 SYMBOLS = [
-    *"\"#()*+/:;<=>@[\\]^_`{|}~「」『』",
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
     *["<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))"],
     *["[[", "]]", "{{", "}}", "♪♪", "♪♪♪"],
 ]

