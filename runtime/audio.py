@@ -4,6 +4,7 @@ Memory stays flat however long the recording is: it is decoded, mixed down and r
 chunk. `load_audio` is the concatenation of the stream, bit for bit.
 """
 
+import io
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ MEDIA_SUFFIXES = _AUDIO_SUFFIXES | _VIDEO_SUFFIXES
 # Beyond this a float sample is garbage (a file of ±1 or even ±32768 stays far below), and its
 # square would soon overflow float32 in the spectrogram.
 _LARGEST_SAMPLE = 1e9
+# Outside of this a header is broken; taken at its word, 1 Hz would fill the memory.
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 3_072_000  # Hz
 # Pipes are kept in memory up to here, then in a temporary file.
 _SPOOL_BYTES = 16 * 2**20
 
@@ -110,7 +113,9 @@ class AudioStream:
         resampler: _Resampler | None = None
         frames = produced = 0
         for rate, chunk in self._decoder.chunks():
-            mono = _mix_down(cleaner.clean(chunk, frames / rate))
+            if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+                raise AudioError(f"{self.name}: a sample rate of {rate} Hz; the header is broken")
+            mono = _mix_down(cleaner.clean(chunk, frames, rate))
             frames += len(mono)
             if resampler is not None and resampler.rate != rate:
                 # Chained Ogg files and broadcast streams may change their rate on the way.
@@ -154,12 +159,13 @@ def open_audio(source: AudioSource, *, block_samples: int = BLOCK_SAMPLES) -> Au
     if isinstance(source, str | Path):
         name = str(source)
         file = opened = _open_file(Path(source), name)
-    elif hasattr(source, "read"):
+    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
         name = str(getattr(source, "name", "stream"))
         file, opened = source, None
     else:
         raise AudioError(
-            f"audio of type {type(source).__name__}; pass a path, a binary file or a numpy array"
+            f"audio of type {type(source).__name__}; pass a path, a file opened in binary mode or"
+            " a numpy array"
         )
     try:
         if not (hasattr(file, "seekable") and file.seekable()):
@@ -229,9 +235,10 @@ def _open_file(path: Path, name: str) -> BinaryIO:
         raise AudioError(f"{name}: no such file") from error
     except PermissionError as error:
         raise AudioError(f"{name}: no permission to read it") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise AudioError(f"{name!r}: cannot be opened: {reason}") from error
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be opened: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise AudioError(f"{name!r}: cannot be opened: {error}") from error
 
 
 def _spool(pipe: BinaryIO, name: str) -> BinaryIO:
@@ -239,7 +246,9 @@ def _spool(pipe: BinaryIO, name: str) -> BinaryIO:
     spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - handed on
     while piece := pipe.read(2**16):
         if not isinstance(piece, bytes):
-            raise AudioError(f"{name}: a text stream; open it in binary mode")
+            raise AudioError(
+                f"{name}: gives {type(piece).__name__}, not bytes; open it in binary mode"
+            )
         spool.write(piece)
     return cast(BinaryIO, spool)
 
@@ -286,13 +295,14 @@ class _Cleaner:
         self._count = 0
         self._first = 0.0
 
-    def clean(self, chunk: Samples, time: float) -> Samples:
+    def clean(self, chunk: Samples, frames_before: int, rate: int) -> Samples:
         # A comparison with NaN is false, so this one test finds NaN, Inf and garbage.
         good = np.abs(chunk) < _LARGEST_SAMPLE
         if good.all():
             return chunk
         if not self._count:
-            self._first = time
+            first_bad_frame = int(np.argmin(good.all(axis=1)))
+            self._first = (frames_before + first_bad_frame) / rate
         self._count += int(good.size - np.count_nonzero(good))
         return np.where(good, chunk, np.float32(0))
 
@@ -300,7 +310,7 @@ class _Cleaner:
         if not self._count:
             return []
         return [
-            f"{self._count} samples are not finite numbers (the first after {self._first:.1f} s):"
+            f"{self._count} samples are not finite numbers (the first at {self._first:.1f} s):"
             " taken as silence"
         ]
 

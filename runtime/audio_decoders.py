@@ -11,7 +11,7 @@ A damaged recording is read as far as it can be; what is missing is told through
 
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 Samples = npt.NDArray[np.float32]
 Warn = Callable[[str], None]
 
-# Frames handed on at a time: 1.4 s at 48 kHz, 2 MB for 8 channels. Fixed, so that the samples that
-# come out do not depend on how a caller cuts its blocks.
+# Frames handed on at a time: 1.4 s at 48 kHz. Fixed, so that the samples that come out do not
+# depend on how a caller cuts its blocks.
 CHUNK_FRAMES = 65_536
+# A file may have a thousand channels; then fewer frames make a chunk.
+_CHUNK_VALUES = 8 * CHUNK_FRAMES
 
 # A recording may end this much before what its header announces: encoders pad, headers round.
 _END_TOLERANCE = 0.5  # seconds
@@ -39,6 +41,10 @@ _LONGEST_GAP = 600.0  # seconds
 _WAV_UNKNOWN_BYTES = 0x7FFF_0000
 # Elementary streams carry no length: FFmpeg guesses from the bit rate of the first frames.
 _GUESSED_LENGTH = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas"})
+
+
+# FFmpeg would try for seconds to open what these refer to: HLS, its own lists, DASH and SMIL.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<")
 
 
 class Decoder(Protocol):
@@ -78,13 +84,16 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
     head = file.read(16)
     if not head:
         raise AudioError(f"{name}: the file is empty (0 bytes); record or copy it again")
-    if not _is_better_with_ffmpeg(head) and not str(getattr(file, "name", "")).endswith(".raw"):
+    if head.startswith(_PLAYLISTS):
+        raise AudioError(f"{name}: a list of recordings, not a recording; name those it lists")
+    unnamed = cast(BinaryIO, _Unnamed(file))
+    if not _is_better_with_ffmpeg(head):
         try:
-            return SoundFileDecoder(file, warn)
+            return SoundFileDecoder(unnamed, warn)
         except _RefusedError:
             pass  # FFmpeg decides
     try:
-        return FFmpegDecoder(file, warn)
+        return FFmpegDecoder(unnamed, warn)
     except _RefusedError as refusal:
         raise AudioError(f"{name}: {refusal}") from refusal
 
@@ -93,6 +102,17 @@ def _is_better_with_ffmpeg(head: bytes) -> bool:
     """Ogg pages, ID3 tags, and the eleven set bits that start every MPEG audio and ADTS frame."""
     is_mpeg_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
     return is_mpeg_frame or head.startswith((b"ID3", b"OggS"))
+
+
+class _Unnamed:
+    """A file whose name is hidden: both libraries would guess the format from its suffix."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek = file.seek
+        self.tell = file.tell
+        self.read = file.read
+        if hasattr(file, "readinto"):
+            self.readinto = file.readinto
 
 
 class SoundFileDecoder:
@@ -124,9 +144,10 @@ class SoundFileDecoder:
     def chunks(self) -> Iterator[tuple[int, Samples]]:
         """See `Decoder.chunks`."""
         done = 0
+        size = min(CHUNK_FRAMES, _CHUNK_VALUES // self._sound.channels)
         while True:
             try:
-                chunk = self._sound.read(CHUNK_FRAMES, dtype="float32", always_2d=True)
+                chunk = self._sound.read(size, dtype="float32", always_2d=True)
             except soundfile.SoundFileError:
                 break
             if not len(chunk):
@@ -171,8 +192,8 @@ class FFmpegDecoder:
     """Whatever FFmpeg reads: MP3, AAC, MP4, WebM, Matroska, AMR, WMA, video of any kind.
 
     Args:
-        file: Seekable binary file. Given as an object and not by name, so that no name is taken
-            for one of FFmpeg's protocols.
+        file: Seekable binary file. Given as an object and not by name, which might look like one
+            of FFmpeg's protocols.
         warn: See `open_decoder`.
         skip_frames: Frames at the start that are not wanted.
     """
@@ -183,8 +204,8 @@ class FFmpegDecoder:
         self._warn = warn
         self._skip = skip_frames
         file.seek(0)
-        starts_as_ogg = file.read(4) == b"OggS"
-        self._ogg_is_cut_off = starts_as_ogg and _ogg_is_cut_off(file)
+        self._ogg = _OggTail(file) if file.read(4) == b"OggS" else None
+        self._last_packet = 0  # its position in the file
         announces_length = _mp3_announces_length(file)
         file.seek(0)
         try:
@@ -233,28 +254,33 @@ class FFmpegDecoder:
         """Frames in order with holes filled, the unwanted start removed."""
         origin: float | None = None
         position = 0.0  # seconds since `origin`
+        holes, missing, first_hole = 0, 0.0, 0.0
         skip = self._skip
         for frame in self._frames():
             samples = frame_samples(frame)
             rate = frame.sample_rate
+            pieces = [samples]
             if frame.pts is not None and frame.time_base is not None:
                 time = float(frame.pts * frame.time_base)
                 origin = time if origin is None else origin
                 gap = time - origin - position
                 if _GAP_TOLERANCE < gap <= _LONGEST_GAP:
-                    self._warn(
-                        f"{gap:.2f} s of audio are missing at {position:.1f} s: taken as silence"
-                    )
-                    samples = np.concatenate(
-                        [np.zeros((round(gap * rate), samples.shape[1]), np.float32), samples]
-                    )
+                    first_hole = first_hole if holes else position
+                    holes, missing = holes + 1, missing + gap
+                    pieces = [*_silence(round(gap * rate), samples.shape[1]), samples]
                 elif abs(gap) > _GAP_TOLERANCE:
                     origin = time - position  # the clock was reset; go on from here
-            position += len(samples) / rate
-            dropped = min(skip, len(samples))
-            skip -= dropped
-            if dropped < len(samples):
-                yield rate, samples[dropped:]
+            for piece in pieces:
+                position += len(piece) / rate
+                dropped = min(skip, len(piece))
+                skip -= dropped
+                if dropped < len(piece):
+                    yield rate, piece[dropped:]
+        if holes:
+            self._warn(
+                f"{missing:.2f} s of audio are missing in {holes} places, the first at"
+                f" {first_hole:.1f} s: taken as silence"
+            )
         if (
             self._length_is_known
             and self.duration is not None
@@ -264,8 +290,15 @@ class FFmpegDecoder:
                 f"the recording ends at {position:.1f} s, its header announces"
                 f" {self.duration:.1f} s: cut off or damaged"
             )
-        elif self._ogg_is_cut_off:
+        elif self._ogg is not None and not self._ogg.has_end:
             self._warn(f"the recording is cut off at {position:.1f} s: it has no end mark")
+        elif (
+            self._ogg is not None
+            and len(self._container.streams) == 1
+            # One page may hold the end of a packet, or nothing but the end mark.
+            and sum(page > self._last_packet for page in self._ogg.pages) > 1
+        ):
+            self._warn(f"damaged: nothing behind {position:.1f} s can be read")
 
     def _frames(self) -> "Iterator[AudioFrame]":
         """Decode packet by packet, stepping over those that are damaged."""
@@ -282,6 +315,8 @@ class FFmpegDecoder:
                 break
             if packet is None:
                 break
+            if packet.pos is not None:
+                self._last_packet = max(self._last_packet, packet.pos)
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
@@ -324,17 +359,36 @@ def _mp3_announces_length(file: BinaryIO) -> bool:
     return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
 
 
-def _ogg_is_cut_off(file: BinaryIO) -> bool:
-    """Whether the last page lacks the end-of-stream flag (RFC 3533, section 6)."""
-    end = file.seek(0, 2)
-    file.seek(max(0, end - 2 * 65_307))  # two pages of the largest size
-    tail = file.read()
-    page = tail.rfind(b"OggS\0")
-    return not 0 <= page < len(tail) - 5 or not tail[page + 5] & 0x04
+class _OggTail:
+    """The last pages of an Ogg file (RFC 3533, section 6), which FFmpeg does not miss when gone.
+
+    Attributes:
+        pages: Their positions in the file.
+        has_end: Whether the last one carries the end-of-stream flag.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        start = max(0, file.seek(0, 2) - 2 * 65_307)  # two pages of the largest size
+        file.seek(start)
+        tail = file.read()
+        self.pages = [start + page.start() for page in re.finditer(rb"OggS\0", tail)]
+        flags = tail[self.pages[-1] - start + 5 :][:1] if self.pages else b""
+        self.has_end = bool(flags) and bool(flags[0] & 0x04)
+
+
+def _silence(frames: int, channels: int) -> list[Samples]:
+    """Zeros `(frames, channels)` in pieces that all are the same small array."""
+    piece = np.zeros((min(frames, CHUNK_FRAMES), channels), np.float32)
+    whole, rest = divmod(frames, CHUNK_FRAMES)
+    return [piece] * whole + ([piece[:rest]] if rest else [])
 
 
 def frame_samples(frame: "AudioFrame") -> Samples:
     """Convert one decoded frame of any sample format to float32 `(frames, channels)` in [-1, 1]."""
+    if frame.format.name in {"s64", "s64p"}:  # unknown to `to_ndarray`
+        import av  # noqa: PLC0415
+
+        frame = av.AudioResampler(format="dblp").resample(frame)[0]
     raw: npt.NDArray[Any] = frame.to_ndarray()
     # Planar formats come as (channels, frames), packed ones as (1, frames * channels).
     shaped = raw.T if frame.format.is_planar else raw.reshape(frame.samples, -1)

@@ -1,0 +1,107 @@
+"""Recordings for the tests, written where a test needs them: good, odd and broken ones."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+
+RATE = 16_000
+
+
+def voice(seconds: float, rate: int = RATE) -> np.ndarray:
+    """A buzz with the pitch and syllables of a voice, float32; lossy codecs keep it well."""
+    time = np.arange(round(seconds * rate)) / rate
+    buzz = sum(np.sin(2 * np.pi * 150 * k * time + k * k) / k for k in range(1, 12))
+    syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 3.1 * time)
+    return (0.15 * buzz * syllables).astype(np.float32)
+
+
+def write_with_ffmpeg(
+    path: Path, samples: np.ndarray, rate: int, codec: str, *, video: bool = False
+) -> Path:
+    """Encode mono float samples `(n,)` into the container of `path`'s suffix."""
+    with av.open(str(path), "w") as container:
+        pictures = add_pictures(container) if video else None
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        sample_format = stream.codec_context.codec.audio_formats[0].name
+        resampler = av.AudioResampler(format=sample_format, layout="mono", rate=rate)
+        frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        frame.pts = 0
+        frame.time_base = Fraction(1, rate)
+        for converted in resampler.resample(frame) + resampler.resample(None):
+            container.mux(stream.encode(converted))
+        container.mux(stream.encode(None))
+        if pictures is not None:
+            write_pictures(container, pictures)
+    return path
+
+
+def add_pictures(container):
+    stream = container.add_stream("mpeg4", rate=10)
+    stream.width = stream.height = 64
+    stream.pix_fmt = "yuv420p"
+    return stream
+
+
+def write_pictures(container, stream) -> None:
+    """One second of flat grey."""
+    for index in range(10):
+        picture = np.full((64, 64, 3), 25 * index, np.uint8)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = index, Fraction(1, 10)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def write_silent_film(path: Path) -> Path:
+    """A video without audio track."""
+    with av.open(str(path), "w") as container:
+        write_pictures(container, add_pictures(container))
+    return path
+
+
+def write_with_hole(path: Path, samples: np.ndarray, hole: float) -> Path:
+    """Matroska with PCM whose timestamps jump by `hole` seconds in the middle."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        pcm = np.round(samples * 32_767).astype(np.int16)
+        for start in range(0, len(pcm), 1600):
+            frame = av.AudioFrame.from_ndarray(
+                pcm[np.newaxis, start : start + 1600], format="s16", layout="mono"
+            )
+            frame.sample_rate = RATE
+            frame.time_base = Fraction(1, RATE)
+            frame.pts = start + (round(hole * RATE) if start >= len(pcm) // 2 else 0)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def cut(source: Path, target: Path, share: float) -> Path:
+    """The first `share` of a file's bytes."""
+    content = source.read_bytes()
+    target.write_bytes(content[: round(len(content) * share)])
+    return target
+
+
+def spoil(source: Path, target: Path, size: int) -> Path:
+    """A copy with `size` bytes in the middle overwritten by noise."""
+    content = bytearray(source.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + size] = np.random.default_rng(0).bytes(size)
+    target.write_bytes(content)
+    return target
+
+
+def wav_with_length(path: Path, samples: np.ndarray, announced: int) -> Path:
+    """16-bit WAV whose header announces any number of bytes, as recorders and pipes write it."""
+    soundfile.write(path, samples, RATE, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[4:8] = struct.pack("<I", min(announced + 36, 2**32 - 1))
+    content[40:44] = struct.pack("<I", announced)
+    path.write_bytes(content)
+    return path

@@ -1,0 +1,389 @@
+"""Broken and odd recordings: each has the outcome that docs/input.md promises.
+
+Nothing may reach standard error from the decoders, and nothing but AudioError may be raised.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from audio_files import (
+    RATE,
+    cut,
+    spoil,
+    voice,
+    wav_with_length,
+    write_silent_film,
+    write_with_ffmpeg,
+    write_with_hole,
+)
+
+from whisper_npu.errors import AudioError
+from whisper_npu.runtime.audio import SAMPLE_RATE, list_audio_files, load_audio, open_audio
+from whisper_npu.runtime.audio_decoders import CHUNK_FRAMES
+
+SECONDS = 6.0  # of the good recording
+
+
+@pytest.fixture(autouse=True)
+def silent_decoders(capfd):
+    yield
+    output = capfd.readouterr()
+    assert (output.out, output.err) == ("", "")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A 6 s recording in several formats, by suffix."""
+    folder = tmp_path_factory.mktemp("good")
+    paths = {}
+    for suffix in ("wav", "flac", "ogg", "mp3"):
+        paths[suffix] = folder / f"voice.{suffix}"
+        soundfile.write(paths[suffix], voice(SECONDS), RATE)
+    paths["m4a"] = write_with_ffmpeg(folder / "voice.m4a", voice(SECONDS), RATE, "aac")
+    paths["webm"] = write_with_ffmpeg(folder / "voice.webm", voice(SECONDS, 48_000), 48_000, "opus")
+    return paths
+
+
+def read(source) -> tuple[np.ndarray, list[str]]:
+    with open_audio(source) as stream:
+        return np.concatenate(list(stream)), stream.warnings
+
+
+def refusal(source) -> str:
+    """The error of a recording that cannot be read: one line that starts with its name."""
+    with pytest.raises(AudioError) as caught:
+        load_audio(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(source))
+    return message.removeprefix(str(source))
+
+
+class TestNothingToRead:
+    def test_missing_file(self, tmp_path):
+        assert refusal(tmp_path / "missing.wav") == ": no such file"
+        assert refusal(tmp_path / "no" / "folder" / "x.wav") == ": no such file"
+
+    def test_folder(self, tmp_path):
+        assert refusal(tmp_path) == ": is a folder; name a recording in it"
+
+    def test_folder_without_audio(self, tmp_path):
+        with pytest.raises(AudioError, match="no audio or video file in this folder"):
+            list_audio_files([tmp_path])
+
+    @pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
+    def test_empty_file(self, tmp_path, suffix):
+        path = tmp_path / f"empty.{suffix}"
+        path.touch()
+        assert refusal(path) == ": the file is empty (0 bytes); record or copy it again"
+
+    @pytest.mark.parametrize("suffix", ["wav", "aiff"])
+    def test_header_without_samples(self, tmp_path, suffix):
+        path = tmp_path / f"header.{suffix}"
+        soundfile.write(path, np.zeros(0), RATE)
+        assert refusal(path) == ": no audio samples in it; record or copy it again"
+
+    @pytest.mark.parametrize("suffix", ["wav", "mp3", "flac", "ogg", "raw", "mp4"])
+    def test_text_named_as_audio(self, tmp_path, suffix):
+        path = tmp_path / f"text.{suffix}"
+        path.write_text("These are words, not sounds.\n" * 500)
+        assert refusal(path) == (
+            ": not a recording that libsndfile or FFmpeg can read; convert it to WAV or FLAC"
+        )
+
+    @pytest.mark.parametrize("suffix", ["wav", "mp3"])
+    def test_random_bytes(self, tmp_path, suffix):
+        path = tmp_path / f"random.{suffix}"
+        path.write_bytes(b"\x00\x01" + np.random.default_rng(1).bytes(50_000))
+        assert "not a recording" in refusal(path)
+
+    def test_playlist_does_not_open_other_files(self, tmp_path, good):
+        path = tmp_path / "list.m3u8"
+        path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{good['mp3']}\n")
+        assert refusal(path) == ": a list of recordings, not a recording; name those it lists"
+
+    @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+    def test_video_without_audio_track(self, tmp_path, suffix):
+        path = write_silent_film(tmp_path / f"film.{suffix}")
+        assert refusal(path) == ": the file has no audio track; nothing can be transcribed"
+
+    def test_mp4_without_its_end(self, tmp_path, good):
+        """The index of an MP4 stands at the end; without it no sample can be located."""
+        assert "not a recording" in refusal(cut(good["m4a"], tmp_path / "cut.m4a", 0.5))
+
+
+class TestUnreadable:
+    """Root may read everything, so the system's refusal is played back."""
+
+    @pytest.mark.parametrize(
+        ("error", "outcome"),
+        [
+            (PermissionError(13, "Permission denied"), ": no permission to read it"),
+            (OSError(24, "Too many open files"), ": cannot be opened: Too many open files"),
+        ],
+    )
+    def test_opening_fails(self, tmp_path, monkeypatch, error, outcome):
+        def refuse(*_args, **_options):
+            raise error
+
+        path = tmp_path / "locked.wav"
+        soundfile.write(path, voice(1.0), RATE)
+        monkeypatch.setattr(Path, "open", refuse)
+        assert refusal(path) == outcome
+
+    def test_reading_fails(self):
+        class BrokenDisk:
+            name = "broken disk"
+
+            def __str__(self):
+                return self.name
+
+            def seekable(self):
+                return True
+
+            def seek(self, *_):
+                return 0
+
+            def read(self, _=-1):
+                raise OSError(5, "Input/output error")
+
+        assert refusal(BrokenDisk()) == ": cannot be read: Input/output error"
+
+    def test_name_that_no_file_can_have(self):
+        with pytest.raises(AudioError, match=r"cannot be opened: .*null") as caught:
+            load_audio("a\0b.wav")
+        assert "\0" not in str(caught.value)
+
+
+class TestVeryShort:
+    @pytest.mark.parametrize(("rate", "expected"), [(8_000, 2), (16_000, 1), (48_000, 1)])
+    def test_one_sample(self, tmp_path, rate, expected):
+        soundfile.write(tmp_path / "one.wav", np.full(1, 0.25), rate, subtype="FLOAT")
+        samples, warnings = read(tmp_path / "one.wav")
+        assert len(samples) == expected
+        assert np.isfinite(samples).all()
+        assert warnings == []
+
+    @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+    def test_50_milliseconds(self, tmp_path, suffix):
+        soundfile.write(tmp_path / f"short.{suffix}", voice(0.05), RATE)
+        samples, warnings = read(tmp_path / f"short.{suffix}")
+        # A single page of Ogg may keep the silence that fills up its last packet.
+        assert 800 <= len(samples) <= (1024 if suffix == "ogg" else 800)
+        assert warnings == []
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+    @pytest.mark.parametrize("rate", [16_000, 44_100])
+    def test_such_samples_are_silence_and_are_counted(self, tmp_path, value, rate):
+        samples = voice(2.0, rate)
+        expected = samples.copy()
+        bad = slice(round(1.6 * rate), round(1.6 * rate) + 10)
+        samples[bad], expected[bad] = value, 0
+        soundfile.write(tmp_path / "bad.wav", samples, rate, subtype="FLOAT")
+        soundfile.write(tmp_path / "expected.wav", expected, rate, subtype="FLOAT")
+        got, warnings = read(tmp_path / "bad.wav")
+        np.testing.assert_array_equal(got, load_audio(tmp_path / "expected.wav"))
+        assert warnings == [
+            "10 samples are not finite numbers (the first at 1.6 s): taken as silence"
+        ]
+
+    def test_in_an_array(self):
+        samples = voice(1.0).astype(np.float64)
+        samples[8_000] = np.nan
+        samples[8_001] = 1e300  # infinite as float32
+        got, warnings = read(samples)
+        assert got[8_000] == got[8_001] == 0
+        assert warnings[0].startswith("2 samples are not finite numbers (the first at 0.5 s)")
+        assert np.isnan(samples[8_000])  # the caller's array is left alone
+
+    def test_one_channel_of_two(self, tmp_path):
+        samples = np.stack([voice(0.5), np.full(8_000, np.nan, np.float32)], axis=1)
+        soundfile.write(tmp_path / "x.wav", samples, RATE, subtype="FLOAT")
+        got, warnings = read(tmp_path / "x.wav")
+        np.testing.assert_allclose(got, voice(0.5) / 2, atol=1e-7)
+        assert warnings[0].startswith("8000 samples")
+
+
+class TestOddButGood:
+    def test_8_khz_mu_law(self, tmp_path):
+        soundfile.write(tmp_path / "phone.wav", voice(2.0, 8_000), 8_000, subtype="ULAW")
+        samples, warnings = read(tmp_path / "phone.wav")
+        assert len(samples) == 2 * SAMPLE_RATE
+        difference = samples[1600:-1600] - voice(2.0)[1600:-1600]
+        assert np.sqrt(np.mean(difference**2)) < 0.01
+        assert warnings == []
+
+    def test_96_khz_24_bit_stereo(self, tmp_path):
+        stereo = np.stack([voice(2.0, 96_000), np.zeros(192_000, np.float32)], axis=1)
+        soundfile.write(tmp_path / "studio.wav", stereo, 96_000, subtype="PCM_24")
+        samples, warnings = read(tmp_path / "studio.wav")
+        np.testing.assert_allclose(samples[1600:-1600], voice(2.0)[1600:-1600] / 2, atol=1e-4)
+        assert warnings == []
+
+    def test_8_channels(self, tmp_path):
+        wide = np.stack([voice(2.0) * k / 8 for k in range(8)], axis=1)
+        soundfile.write(tmp_path / "wide.wav", wide, RATE, subtype="PCM_24")
+        samples, warnings = read(tmp_path / "wide.wav")
+        np.testing.assert_allclose(samples, wide.mean(axis=1), atol=1e-5)
+        assert warnings == []
+
+    @pytest.mark.parametrize(
+        "name", ["two words.wav", 'it\'s "quoted".wav', "Žluťoučký кот 猫 🎙.wav", "-", "file:x.wav"]
+    )
+    @pytest.mark.parametrize("suffix", ["wav", "m4a"])
+    def test_any_name(self, tmp_path, monkeypatch, good, name, suffix):
+        (tmp_path / name).write_bytes(good[suffix].read_bytes())
+        monkeypatch.chdir(tmp_path)
+        np.testing.assert_array_equal(load_audio(Path(name)), load_audio(good[suffix]))
+
+    @pytest.mark.skipif(os.name == "nt", reason="file names are text on Windows")
+    def test_name_that_is_not_utf8(self, tmp_path, good):
+        path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+        path.write_bytes(good["wav"].read_bytes())
+        assert len(load_audio(path)) == SECONDS * SAMPLE_RATE
+
+    @pytest.mark.parametrize("name", ["voice.mp3", "voice.raw", "voice.mp4", "voice"])
+    def test_wrong_suffix(self, tmp_path, good, name):
+        (tmp_path / name).write_bytes(good["wav"].read_bytes())
+        np.testing.assert_array_equal(load_audio(tmp_path / name), load_audio(good["wav"]))
+
+    def test_full_scale_clipped(self, tmp_path):
+        clipped = np.clip(voice(1.0) * 100, -1, 1)
+        soundfile.write(tmp_path / "x.wav", clipped, RATE, subtype="FLOAT")
+        samples, warnings = read(tmp_path / "x.wav")
+        np.testing.assert_array_equal(samples, clipped)
+        assert warnings == []
+
+    def test_constant(self, tmp_path):
+        soundfile.write(tmp_path / "x.wav", np.full(RATE, 0.5), RATE, subtype="FLOAT")
+        samples, warnings = read(tmp_path / "x.wav")
+        np.testing.assert_array_equal(samples, np.full(RATE, 0.5, np.float32))
+        assert warnings == []
+
+    @pytest.mark.parametrize("announced", [0, 0x7FFF_F000, 0xFFFF_FFFF])
+    def test_wav_from_a_pipe_or_a_killed_recorder(self, tmp_path, announced):
+        path = wav_with_length(tmp_path / "x.wav", voice(2.0), announced)
+        samples, warnings = read(path)
+        np.testing.assert_allclose(samples, voice(2.0), atol=1e-4)
+        assert warnings == []
+
+    def test_sample_rate_beyond_reason(self, tmp_path):
+        for rate in (1, 100_000_000):
+            path = tmp_path / f"{rate}.wav"
+            soundfile.write(path, voice(0.1), rate)
+            assert f"a sample rate of {rate} Hz" in refusal(path)
+
+
+class TestCutOff:
+    """What is there is read to its last whole frame; where it ends is told."""
+
+    def test_mp3(self, tmp_path, good):
+        samples, warnings = read(cut(good["mp3"], tmp_path / "cut.mp3", 0.5))
+        seconds = len(samples) / SAMPLE_RATE
+        assert seconds == pytest.approx(SECONDS / 2, abs=0.2)
+        assert warnings == [
+            f"the recording ends at {seconds:.1f} s, its header announces 6.0 s: cut off or damaged"
+        ]
+        np.testing.assert_allclose(samples[:-2000], load_audio(good["mp3"])[: len(samples) - 2000])
+
+    def test_flac(self, tmp_path, good):
+        samples, warnings = read(cut(good["flac"], tmp_path / "cut.flac", 0.5))
+        seconds = len(samples) / SAMPLE_RATE
+        assert seconds == pytest.approx(SECONDS / 2, abs=0.3)
+        np.testing.assert_array_equal(samples, load_audio(good["flac"])[: len(samples)])
+        assert warnings[0].startswith("damaged after 0.0 s: read on with FFmpeg")
+        assert warnings[-1].startswith(f"the recording ends at {seconds:.1f} s, its header")
+
+    def test_wav(self, tmp_path, good):
+        samples, warnings = read(cut(good["wav"], tmp_path / "cut.wav", 0.5))
+        np.testing.assert_array_equal(samples, load_audio(good["wav"])[: len(samples)])
+        assert len(samples) == pytest.approx(SECONDS / 2 * SAMPLE_RATE, abs=50)
+        assert re.fullmatch(
+            r"the file is cut off: 9\d+ of the 192000 bytes of audio its header announces are there"
+            r" \(3.0 s\)",
+            warnings[0],
+        )
+
+    def test_ogg(self, tmp_path, good):
+        samples, warnings = read(cut(good["ogg"], tmp_path / "cut.ogg", 0.6))
+        assert 1.0 < len(samples) / SAMPLE_RATE < 5.0
+        assert len(warnings) == 1
+        assert warnings[0].endswith("it has no end mark")
+
+    def test_webm(self, tmp_path, good):
+        samples, warnings = read(cut(good["webm"], tmp_path / "cut.webm", 0.5))
+        assert len(samples) / SAMPLE_RATE == pytest.approx(SECONDS / 2, abs=0.7)
+        assert "its header announces 6.0 s: cut off or damaged" in warnings[-1]
+
+
+class TestDamagedInside:
+    """What follows the damage is read, too, and the damage is told."""
+
+    @pytest.mark.parametrize("suffix", ["mp3", "flac", "ogg"])
+    def test_both_sides_are_kept(self, tmp_path, suffix):
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE)
+        soundfile.write(tmp_path / f"good.{suffix}", noise, RATE)
+        whole = load_audio(tmp_path / f"good.{suffix}")
+        samples, warnings = read(
+            spoil(tmp_path / f"good.{suffix}", tmp_path / f"bad.{suffix}", 2_000)
+        )
+        assert warnings
+        assert len(samples) > 0.9 * len(whole)
+        start, middle, end = 0, 8 * RATE, 12 * RATE
+        np.testing.assert_allclose(samples[start:middle], whole[start:middle], atol=1e-3)
+        # MP3 frames carry no time: what follows the damage moves forward.
+        earliest = end - 2 * RATE if suffix == "mp3" else end
+        found = next(
+            place
+            for place in range(earliest, end + 1)
+            if np.allclose(samples[place : place + 100], whole[end : end + 100], atol=1e-3)
+        )
+        rest = whole[end:-2_000]
+        np.testing.assert_allclose(samples[found : found + len(rest)], rest, atol=1e-3)
+
+    def test_damage_late_in_a_flac(self, tmp_path):
+        """What libsndfile read before the damage is neither repeated nor lost."""
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * CHUNK_FRAMES)
+        soundfile.write(tmp_path / "good.flac", noise, RATE)
+        whole = load_audio(tmp_path / "good.flac")
+        samples, warnings = read(spoil(tmp_path / "good.flac", tmp_path / "bad.flac", 100))
+        assert len(samples) == len(whole)
+        different = np.flatnonzero(samples != whole)
+        assert different[-1] - different[0] <= 2 * 4096  # two FLAC frames
+        assert warnings[0].startswith("damaged after 4.1 s: read on with FFmpeg")
+
+    def test_damage_at_the_end_of_an_ogg(self, tmp_path):
+        """FFmpeg takes a damaged page that claims to go beyond the end for the end."""
+        soundfile.write(tmp_path / "good.ogg", voice(SECONDS), RATE)
+        content = bytearray((tmp_path / "good.ogg").read_bytes())
+        pages = [match.start() for match in re.finditer(b"OggS", content)]
+        content[pages[-2] + 27 : pages[-2] + 200] = b"\xff" * 173
+        (tmp_path / "bad.ogg").write_bytes(content)
+        samples, warnings = read(tmp_path / "bad.ogg")
+        seconds = len(samples) / SAMPLE_RATE
+        assert warnings == [f"damaged: nothing behind {seconds:.1f} s can be read"]
+
+    def test_hole_in_the_timestamps_is_silence(self, tmp_path):
+        path = write_with_hole(tmp_path / "x.mka", voice(2.0), hole=0.75)
+        samples, warnings = read(path)
+        assert len(samples) == 2.75 * SAMPLE_RATE
+        assert not samples[RATE : RATE + 12_000].any()
+        np.testing.assert_allclose(samples[RATE + 12_000 :], voice(2.0)[RATE:], atol=1e-4)
+        assert warnings == [
+            "0.75 s of audio are missing in 1 places, the first at 1.0 s: taken as silence"
+        ]
+
+    def test_jitter_of_timestamps_is_not_a_hole(self, tmp_path):
+        samples, warnings = read(write_with_hole(tmp_path / "x.mka", voice(2.0), hole=0.05))
+        assert len(samples) == 2 * SAMPLE_RATE
+        assert warnings == []
+
+    def test_broken_clock_is_not_filled(self, tmp_path):
+        samples, _ = read(write_with_hole(tmp_path / "x.mka", voice(2.0), hole=4_000))
+        assert len(samples) == 2 * SAMPLE_RATE
