@@ -1,0 +1,107 @@
+"""Encoder windows cut from a stream of audio, in memory that does not grow with the recording."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from whisper_npu.runtime.audio import SAMPLE_RATE
+from whisper_npu.runtime.features import (
+    HOP_LENGTH,
+    LOG_FLOOR,
+    N_FFT,
+    Float32Array,
+    log_mel_frames,
+    normalize,
+)
+
+_CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
+
+
+class FeatureStream:
+    """Log-mel frames of a recording, computed as they are asked for.
+
+    Frames are those of the reference: the recording is mirrored at its start and followed by
+    silence. Only the frames from `forget` on are held.
+    """
+
+    def __init__(self, blocks: Iterator[Float32Array], n_mels: int) -> None:
+        """Read nothing yet.
+
+        Args:
+            blocks: successive float32 samples, mono 16 kHz.
+            n_mels: mel bands.
+        """
+        self._blocks = blocks
+        self._n_mels = n_mels
+        self._samples = np.empty(0, np.float32)  # not yet covered by whole frames
+        self._frames = np.empty((n_mels, 0), np.float32)
+        self._first = 0  # number of the first frame held
+        self._n_samples = 0
+        self._started = False
+        self._ended = False
+
+    @property
+    def n_frames(self) -> int | None:
+        """Frames of 10 ms in the whole recording; None until its end has been read."""
+        return self._n_samples // HOP_LENGTH if self._ended else None
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio read so far."""
+        return self._n_samples / SAMPLE_RATE
+
+    def available(self, seek: int, n_frames: int) -> int:
+        """How many frames the recording has from `seek` on, counting at most `n_frames`."""
+        self._read_to(seek + n_frames)
+        total = self.n_frames
+        return n_frames if total is None else max(0, min(n_frames, total - seek))
+
+    def window(self, seek: int, n_frames: int) -> Float32Array:
+        """Features of a window, silence behind the recording's end.
+
+        Args:
+            seek: number of the first frame.
+            n_frames: frames in the window.
+
+        Returns:
+            float32 `(n_mels, n_frames)`, scaled by the window's own peak.
+        """
+        self._read_to(seek + n_frames)
+        held = self._frames[:, seek - self._first : seek - self._first + n_frames]
+        log_mel = np.full((self._n_mels, n_frames), np.log10(LOG_FLOOR), np.float32)
+        log_mel[:, : held.shape[1]] = held
+        return normalize(log_mel)
+
+    def peak(self, seek: int, n_frames: int) -> float:
+        """Loudest log10 mel power of the frames `[seek, seek + n_frames)`."""
+        self._read_to(seek + n_frames)
+        held = self._frames[:, seek - self._first : seek - self._first + n_frames]
+        return float(held.max(initial=np.log10(LOG_FLOOR)))
+
+    def forget(self, before: int) -> None:
+        """Let go of the frames before number `before`."""
+        drop = min(max(0, before - self._first), self._frames.shape[1])
+        self._frames = self._frames[:, drop:]
+        self._first += drop
+
+    def _read_to(self, frame: int) -> None:
+        while not self._ended and self._first + self._frames.shape[1] < frame:
+            block = next(self._blocks, None)
+            if block is None:
+                self._ended = True
+                block = np.zeros(2 * N_FFT, np.float32)  # the frames that reach over the end
+            else:
+                self._n_samples += len(block)
+            self._add(block)
+
+    def _add(self, block: Float32Array) -> None:
+        self._samples = np.concatenate((self._samples, block))
+        if not self._started:
+            if len(self._samples) <= _CONTEXT:
+                return
+            mirrored = self._samples[_CONTEXT:0:-1]
+            self._samples = np.concatenate((mirrored, self._samples))
+            self._started = True
+        new = log_mel_frames(self._samples, self._n_mels)
+        self._samples = self._samples[new.shape[1] * HOP_LENGTH :]
+        self._frames = np.concatenate((self._frames, new), axis=1)

@@ -1,0 +1,74 @@
+"""The options of a transcription, with the defaults of openai/whisper."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whisper_npu.errors import UsageError
+
+TASKS = ("transcribe", "translate")
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """What is to be transcribed, and how.
+
+    Attributes:
+        language: language code or English name; None detects it (multilingual models).
+        task: `transcribe`, or `translate` into English.
+        temperature: temperatures to try in turn while a window looks wrong.
+        compression_ratio_threshold: a window whose text compresses better is a loop; None: never.
+        logprob_threshold: a window less probable on average looks wrong; None: never.
+        no_speech_threshold: a window more probably without speech, and improbable as text, is
+            skipped; None: never.
+        condition_on_previous_text: give the decoder the text of the window before.
+        initial_prompt: text the decoder is given before the first window.
+        without_timestamps: sample text only; a segment is then a whole window.
+        max_initial_timestamp: seconds into a window at which its first segment begins at most.
+        suppress_tokens: tokens never sampled; None takes the model's list.
+        suppress_blank: never begin a transcript with a blank.
+        beam_size: beams at temperature 0; None decodes greedily.
+        best_of: samples per window at a temperature above 0.
+        patience: how many times `beam_size` finished candidates beam search waits for.
+        length_penalty: Google NMT's alpha; None divides by the length.
+        sample_len: tokens sampled per window at most; None for what the context holds.
+    """
+
+    language: str | None = None
+    task: str = "transcribe"
+    temperature: Sequence[float] = TEMPERATURES
+    compression_ratio_threshold: float | None = 2.4
+    logprob_threshold: float | None = -1.0
+    no_speech_threshold: float | None = 0.6
+    condition_on_previous_text: bool = True
+    initial_prompt: str | None = None
+    without_timestamps: bool = False
+    max_initial_timestamp: float | None = 1.0
+    suppress_tokens: Sequence[int] | None = None
+    suppress_blank: bool = True
+    beam_size: int | None = None
+    best_of: int = 5
+    patience: float = 1.0
+    length_penalty: float | None = None
+    sample_len: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        if self.task not in TASKS:
+            raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
+        if not self.temperature or any(not 0 <= t <= 2 for t in self.temperature):
+            raise UsageError("temperature takes one or more numbers from 0 to 2")
+        for name in ("beam_size", "best_of", "sample_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; give 1 or more")
+        if self.patience <= 0:
+            raise UsageError(f"patience is {self.patience}; give a number above 0")
+        if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
+            raise UsageError(f"length_penalty is {self.length_penalty}; give a number from 0 to 1")
+        if self.max_initial_timestamp is not None and self.max_initial_timestamp < 0:
+            raise UsageError("max_initial_timestamp is negative; give seconds, 0 or more")

@@ -1,0 +1,120 @@
+"""What the command-line programs share: option spelling, error lines, exit codes, finding models."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from whisper_npu.errors import ModelError, WhisperNpuError
+
+EXIT_OK = 0
+EXIT_SOME_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NO_MODEL = 3
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES = """\
+exit codes:
+  0  everything was done
+  1  some files failed, each with one line on standard error; the others were done
+  2  the command line is wrong
+  3  the model or the device cannot be used
+"""
+
+DEFAULT_MODEL = "tiny.en"
+
+
+def hyphenate(arguments: Sequence[str]) -> list[str]:
+    """Accept openai/whisper's spelling of options: `--beam_size=5` is `--beam-size=5`."""
+    spelled = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            spelled += [argument, *rest]
+            break
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = name.replace("_", "-") + equals + value
+        spelled.append(argument)
+    return spelled
+
+
+def run(
+    body: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse the command line and run `body`; our own errors become one line and an exit code."""
+    arguments = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
+    try:
+        return body(arguments)
+    except WhisperNpuError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does: stop, without a second complaint
+        # when Python flushes standard output at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_SOME_FAILED
+
+
+def boolean(text: str) -> bool:
+    """An option's `True` or `False`, as openai/whisper spells it."""
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
+def optional(convert: Callable[[str], float]) -> Callable[[str], float | None]:
+    """A number, or `None` to switch the option off."""
+
+    def number(text: str) -> float | None:
+        return None if text.lower() == "none" else convert(text)
+
+    number.__name__ = f"{convert.__name__} or None"  # what argparse calls it in errors
+    return number
+
+
+def find_model(name: str) -> Path:
+    """The model folder `name` means, from whatever directory the program runs in.
+
+    A path is taken as it is; else it is looked for below the checkout, in its `models` folder and
+    among the models exported on first use. A built-in model that is nowhere is exported now.
+
+    Raises:
+        ModelError: nothing of that name exists.
+        WhisperNpuError: the export failed.
+    """
+    from whisper_npu.export import assets  # noqa: PLC0415 - not needed to print --help
+
+    exported = assets.cache_directory() / "models" / name
+    places = [Path(name).expanduser(), exported]
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "setup.cfg").is_file():
+        places[1:1] = [checkout / name, checkout / "models" / name]
+    for place in places:
+        if place.is_dir():
+            return place
+    built_in = [asset.name for asset in assets.ASSETS.values() if asset.kind == "model"]
+    if name not in built_in:
+        looked = ", ".join(dict.fromkeys(str(place) for place in places))
+        raise ModelError(
+            f"no model folder {name} (looked at {looked}); export one with "
+            f"`whisper-npu export`, or name a built-in model: {', '.join(built_in)}"
+        )
+    print(f"{name} is used for the first time: exporting it once to {exported}", file=sys.stderr)
+    try:
+        from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415 - needs torch
+    except ImportError as error:
+        raise ModelError(
+            f"exporting {name} needs {error.name}: pip install 'whisper-npu[export]', or give "
+            "--model a folder exported elsewhere"
+        ) from None
+    return export_model(name, exported, progress=lambda line: print(line, file=sys.stderr))

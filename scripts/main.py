@@ -1,0 +1,51 @@
+"""The console command `whisper-npu`: each subcommand is one of the scripts beside this file."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from whisper_npu.version import __version__
+
+COMMANDS = {
+    "transcribe": ("transcribe", "audio and video files to text"),
+    "export": ("export_onnx", "a Whisper checkpoint to a verified ONNX model folder"),
+    "fetch": ("fetch_assets", "the built-in models and the sample recording"),
+}
+
+
+def usage() -> str:
+    """What `whisper-npu --help` prints."""
+    lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: whisper-npu COMMAND [OPTIONS]",
+            "",
+            "Whisper speech recognition on Intel NPUs, CPUs and GPUs.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`whisper-npu COMMAND --help` explains each; `whisper-npu --version` prints the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand named by the first argument; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"error: unknown command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module = import_module(f"whisper_npu.scripts.{COMMANDS[arguments[0]][0]}")
+    code: int = module.main(arguments[1:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
