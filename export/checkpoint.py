@@ -161,7 +161,7 @@ def _assemble(
 ) -> Checkpoint:
     """A checkpoint from bare weights; its transformers configuration follows from their sizes."""
     special = read_special_tokens(tokenizer_json, dimensions.n_vocab)
-    config = WhisperConfig(
+    config = WhisperConfig(  # type: ignore[no-untyped-call]
         vocab_size=dimensions.n_vocab,
         num_mel_bins=dimensions.n_mels,
         d_model=dimensions.n_audio_state,
@@ -199,7 +199,7 @@ def _build_model(
         model = WhisperForConditionalGeneration(config)
     _check_names_and_shapes(model, weights, source)
     model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
+    model.tie_weights()  # type: ignore[no-untyped-call]
     return model
 
 
@@ -243,10 +243,12 @@ def _load_hf_folder(folder: Path, source: Source) -> Checkpoint:
 
 def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGeneration:
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what it would warn about is an error below
+    # What it would warn about is an error below.
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            model: WhisperForConditionalGeneration
             model, info = WhisperForConditionalGeneration.from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -291,7 +293,7 @@ def _finish(
     known_preprocessor: dict[str, Any],
     source: Source,
 ) -> Checkpoint:
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(requires_grad=False)
     dimensions = dimensions_of(model.config)
     generation = complete_generation_config(known_generation, tokenizer_json, dimensions)

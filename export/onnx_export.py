@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from optimum.exporters.onnx import onnx_export_from_model
+from optimum.exporters.onnx import (  # type: ignore[import-untyped]
+    onnx_export_from_model,
+)
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
@@ -122,7 +124,7 @@ def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None
     with tempfile.TemporaryDirectory(prefix="raw-", dir=folder.parent) as raw:
         # optimum saves the model's generation settings, strictly; ours are written by
         # write_companions as the checkpoint has them.
-        checkpoint.model.generation_config = GenerationConfig()
+        checkpoint.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         try:
             with _quiet():
                 onnx_export_from_model(
@@ -194,7 +196,7 @@ def _name_logits_axis(model: onnx.ModelProto) -> None:
 def _quiet() -> Iterator[None]:
     """Silence what the tracer has to say about every Python branch it passes."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -204,7 +204,8 @@ def _reference(checkpoint: Checkpoint, features: Float32) -> Reference:
     )
 
     def arrays(side: str, cache: DynamicCache) -> Arrays:
-        tensors = [t.numpy() for layer in cache.layers for t in (layer.keys, layer.values)]
+        pairs = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        tensors = [tensor.numpy() for tensor in pairs if tensor is not None]
         names = cache_names("present", side, dimensions.n_text_layer)
         return dict(zip(names, tensors, strict=True))
 

@@ -66,7 +66,7 @@ def parity_audio(
             recordings += _synthetic(rate)
             if progress is not None:
                 progress(f"comparing on synthetic sound instead of speech: {error}")
-    extractor = WhisperFeatureExtractor(**preprocessor_config)
+    extractor = WhisperFeatureExtractor(**preprocessor_config)  # type: ignore[no-untyped-call]
     size = int(preprocessor_config["n_samples"])
     windows = []
     for name, samples in recordings:

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
+import openvino as ov  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from whisper_npu.errors import ParityError
 from whisper_npu.export.dimensions import Dimensions
 
-# Both sides compute in float32 but add in another order, and the rounding grows with depth: up to
-# 2e-5 of an output's largest value was measured (docs/export.md), while a wrong weight, mask or
-# position moves it by more than a hundredth. The tolerance lies between.
-RELATIVE_TOLERANCE = 2e-4
+# Both sides compute in float32 but add in another order, and the rounding grows with depth: 5e-5 of
+# an output's largest value for base (docs/export.md), and more for deeper models. A wrong weight,
+# mask or position moves it by more than a hundredth. The tolerance lies between.
+RELATIVE_TOLERANCE = 5e-4
 SMALLEST_SCALE = 1.0  # where all values of an output are below it, the tolerance is absolute
 
 ENCODER = "encoder_model"

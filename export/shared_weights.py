@@ -59,7 +59,7 @@ class _Store:
                 return transposed, True
         self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
         offset = self.file.tell()
-        self.file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        self.file.write(np.ascontiguousarray(array).data.cast("B"))
         stored = _Stored(name, data_type, array.shape, offset, array.nbytes)
         self.tensors[key] = stored
         return stored, False
@@ -169,7 +169,7 @@ def _read(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
 def _key(array: NDArray[np.generic], data_type: int) -> Key:
     digest = hashlib.sha256()
     for piece in _pieces(array):
-        digest.update(memoryview(piece).cast("B"))
+        digest.update(piece.data.cast("B"))
     return data_type, array.shape, digest.digest()
 
 

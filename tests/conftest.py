@@ -1,0 +1,94 @@
+"""Fixtures shared by all tests. Models are exported once per session, or once per machine.
+
+Heavy imports stay inside the fixtures that need them: most tests never load torch.
+"""
+
+from pathlib import Path
+
+import pytest
+import tiny_whisper
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_AUDIO = ROOT.parent / "shared" / "audio"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures they use, so that no test can forget its marker."""
+    marks = {
+        "shared_audio": pytest.mark.shared_audio,
+        "tiny_en_folder": pytest.mark.real_weights,
+        "beckett": pytest.mark.real_weights,
+    }
+    for item in items:
+        for fixture, mark in marks.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of a tiny random multilingual Whisper (d_model 64, 2 + 2 layers)."""
+    return tiny_whisper.save_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_audio(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three synthetic recordings of 4, 11 and 30 s: the tiny Whisper hears different things."""
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("tiny-audio")
+    paths = []
+    for seed, seconds in enumerate((4, 11, 30)):
+        path = folder / f"synthetic-{seconds}s.wav"
+        soundfile.write(path, tiny_whisper.synthetic_speech(seed, seconds), 16000, "FLOAT")
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(
+    tiny_checkpoint: Path, tiny_audio: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny Whisper's model folder, exported and verified by the real export stage."""
+    from whisper_npu.export.onnx_export import export_model
+
+    out = tmp_path_factory.mktemp("tiny-export") / "tiny"
+    return export_model(str(tiny_checkpoint), out, parity_audio=tiny_audio)
+
+
+@pytest.fixture(scope="session")
+def tiny_en_folder() -> Path:
+    """The model folder of real tiny.en: `models/tiny.en`, exported if it is not up to date."""
+    from whisper_npu.errors import AssetError
+    from whisper_npu.export.manifest import is_up_to_date
+    from whisper_npu.export.source import find_source
+
+    folder = ROOT / "models" / "tiny.en"
+    if is_up_to_date(folder, find_source("tiny.en"), verified=True):
+        return folder
+    from whisper_npu.export.onnx_export import export_model
+
+    try:
+        return export_model("tiny.en", folder)
+    except AssetError as error:
+        pytest.skip(f"no tiny.en weights (make setup fetches them): {error}")
+
+
+@pytest.fixture(scope="session")
+def beckett() -> Path:
+    """Ten seconds of real speech: "Ever tried. Ever failed. No matter. Try again. ..."."""
+    from whisper_npu.errors import AssetError
+    from whisper_npu.export.assets import fetch
+
+    try:
+        return fetch("beckett")
+    except AssetError as error:
+        pytest.skip(f"no sample recording (make setup fetches it): {error}")
+
+
+@pytest.fixture(scope="session")
+def shared_audio() -> Path:
+    """The folder of real recordings beside the repository."""
+    if not SHARED_AUDIO.is_dir():
+        pytest.skip("the recordings at ../shared/audio are not on this machine")
+    return SHARED_AUDIO
