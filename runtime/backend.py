@@ -78,6 +78,11 @@ class Backend(Protocol):
         """The kind of cache in use, as results name it."""
         ...
 
+    @property
+    def precision(self) -> str:
+        """The arithmetic in use, as results name it."""
+        ...
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows: `(batch, n_mels, frames)` to `(batch, frames // 2, n_audio_state)`."""
         ...

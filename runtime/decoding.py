@@ -7,7 +7,7 @@ prompt, so they are rectangular and need no attention mask.
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -129,9 +129,7 @@ def initial_tokens(
     return tokens, sot_index
 
 
-def logit_filters(
-    tokenizer: Tokenizer, options: DecodingOptions
-) -> list[LogitFilter]:
+def logit_filters(tokenizer: Tokenizer, options: DecodingOptions) -> list[LogitFilter]:
     """The rules for these options, in the reference's order."""
     special = tokenizer.special
     filters: list[LogitFilter] = [
@@ -375,7 +373,8 @@ def _prefill(
 
 
 def _probability(logits: Float32Array, token: int) -> Float32Array:
-    return np.exp(logits[:, token] - log_normalizer(logits))
+    probability: Float32Array = np.exp(logits[:, token] - log_normalizer(logits))
+    return probability
 
 
 def detect_language(
@@ -403,11 +402,5 @@ def detect_language(
         finally:
             session.close()
     return [
-        {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")}
-        for row in probabilities
+        {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in probabilities
     ]
-
-
-def with_temperature(options: DecodingOptions, temperature: float) -> DecodingOptions:
-    """The options for one rung of the temperature ladder: no beams above 0, no samples at 0."""
-    return replace(options, temperature=temperature)

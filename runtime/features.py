@@ -89,7 +89,8 @@ def normalize(log_mel: Float32Array, peak: float | None = None) -> Float32Array:
     """
     if peak is None:
         peak = float(log_mel.max(initial=np.log10(LOG_FLOOR)))
-    return (np.maximum(log_mel, np.float32(peak - DYNAMIC_RANGE)) + 4.0) / 4.0
+    clipped = np.maximum(log_mel, np.float32(peak - DYNAMIC_RANGE))
+    return (clipped + np.float32(4)) / np.float32(4)
 
 
 def log_mel_spectrogram(samples: Float32Array, n_mels: int) -> Float32Array:

@@ -7,9 +7,10 @@ be known without them is left to be read from the graphs.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from whisper_npu.errors import ModelError
+from whisper_npu.runtime.kv_cache import Contract
 
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
@@ -17,8 +18,6 @@ DECODER_WITH_PAST = "decoder_with_past_model.onnx"
 GRAPHS = (ENCODER, DECODER, DECODER_WITH_PAST)
 TOKENIZER = "tokenizer.json"
 MANIFEST = "export_manifest.json"
-
-CONTRACTS = ("accumulated", "delta")
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,22 @@ class ModelFolder:
         return self.path / TOKENIZER
 
     @property
-    def kv_contract(self) -> str | None:
-        """What `present.*` holds: one of `CONTRACTS`, or None where no manifest says."""
-        contract = self.manifest.get("kv_contract")
-        if contract is not None and contract not in CONTRACTS:
+    def kv_contract(self) -> Contract | None:
+        """What `present.*` holds, or None where no manifest says.
+
+        Raises:
+            ModelError: the manifest names a contract there is none of.
+        """
+        stated = self.manifest.get("kv_contract")
+        known: dict[str, Contract] = {name: name for name in get_args(Contract)}
+        if stated is None:
+            return None
+        if stated not in known:
             raise ModelError(
-                f"{self.path / MANIFEST}: kv_contract is {contract!r}, not one of "
-                f"{', '.join(CONTRACTS)}; export the model again"
+                f"{self.path / MANIFEST}: kv_contract is {stated!r}, not one of "
+                f"{', '.join(known)}; export the model again"
             )
-        return contract
+        return known[stated]
 
     @property
     def n_text_ctx(self) -> int:

@@ -36,8 +36,9 @@ logger = logging.getLogger("whisper_npu")
 
 CacheKind = Literal["stateful", "concat", "static", "off"]
 CACHE_KINDS: tuple[str, ...] = get_args(CacheKind)
-Precision = Literal["f32", "bf16", "f16"]
+Precision = Literal["auto", "f32", "bf16", "f16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+_ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 
 class RequestPool:
@@ -79,7 +80,8 @@ class OpenVINOBackend:
             folder: the model.
             device: an OpenVINO device name.
             kv_cache: where past states are kept.
-            precision: arithmetic the device is asked for.
+            precision: arithmetic the device is asked for; `auto` is bf16 for the
+                stateful cache on a processor that computes in it, else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
 
         Raises:
@@ -89,24 +91,22 @@ class OpenVINOBackend:
         self._core = ov.Core()
         self._device = device
         self._kv_cache: CacheKind = kv_cache
+        self._check_device()
+        self._precision = self._pick_precision() if precision == "auto" else precision
         self._config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": self._precision,
         }
         if threads:
             self._config["INFERENCE_NUM_THREADS"] = threads
-        if device.split(".")[0] not in {name.split(".")[0] for name in self._core.available_devices}:
-            raise DeviceError(
-                f"device {device} is not available here; "
-                f"OpenVINO finds {', '.join(self._core.available_devices) or 'none'}"
-            )
 
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         self._dimensions = graphs.read_dimensions(encoder, with_past)
         self._n_text_ctx = folder.n_text_ctx
-        contract = folder.kv_contract or graphs.detect_contract(with_past)
+        stated = folder.kv_contract
+        contract = stated or graphs.detect_contract(with_past)
         if contract is not None:
-            source = "manifest" if folder.kv_contract else "graph"
+            source = "manifest" if stated else "graph"
             logger.debug("KV contract: %s (from the %s)", contract, source)
 
         graphs.keep_last_logits(decoder)
@@ -117,8 +117,11 @@ class OpenVINOBackend:
                 contract = self._probe_contract(with_past)
             if contract == "delta":
                 graphs.append_new_states(with_past)
+            element_type = _ELEMENT_TYPES[self._precision]
+            cross = graphs.cross_attention_projection(decoder, element_type)
+            graphs.convert_cross_states(with_past, element_type)
             graphs.make_stateful(with_past)
-            wanted["cross"] = (DECODER, graphs.cross_attention_projection(decoder))
+            wanted["cross"] = (DECODER, cross)
             wanted["with_past"] = (DECODER_WITH_PAST, with_past)
         else:
             wanted["decoder"] = (DECODER, decoder)
@@ -133,6 +136,24 @@ class OpenVINOBackend:
         if contract is None and kv_cache != "off":
             contract = self._contract_by_step(self._pools["with_past"].take())
         self._contract: Contract | None = contract
+
+    def _check_device(self) -> None:
+        available = self._core.available_devices
+        if self._device.split(".")[0] not in {name.split(".")[0] for name in available}:
+            raise DeviceError(
+                f"device {self._device} is not available here; "
+                f"OpenVINO finds {', '.join(available) or 'none'}"
+            )
+
+    def _pick_precision(self) -> Precision:
+        """bf16 for the fast path where the processor computes in it, else f32.
+
+        The other kinds of cache are there to be compared with, so they are exact.
+        """
+        if self._kv_cache != "stateful" or self._device != "CPU":
+            return "f32"
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "bf16" if "BF16" in capabilities else "f32"
 
     def _compile(self, model: ov.Model, file: str) -> ov.CompiledModel:
         try:
@@ -184,14 +205,23 @@ class OpenVINOBackend:
 
     @property
     def device(self) -> str:
-        """The device that executes the graphs, as the compiled graphs themselves report it."""
-        return ",".join(self._pools["with_past" if "with_past" in self._pools else "decoder"]
-                        .compiled.get_property("EXECUTION_DEVICES"))
+        """The devices that execute the graphs, as the compiled graphs themselves report them."""
+        found = {
+            device: None
+            for pool in self._pools.values()
+            for device in pool.compiled.get_property("EXECUTION_DEVICES")
+        }
+        return ",".join(found)
 
     @property
     def kv_cache(self) -> str:
         """Where past states are kept."""
         return self._kv_cache
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic the device was asked for."""
+        return self._precision
 
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows, one at a time: a batch is no faster and needs more memory.
@@ -360,6 +390,14 @@ class _CachedSession(_Session):
         self._cache.reorder(rows)
 
 
+def _repeat_rows(state: ov.Tensor, times: int) -> ov.Tensor:
+    """Each row of `state` `times` times over, in the same element type."""
+    rows = np.repeat(state.data, times, axis=0)
+    repeated = ov.Tensor(state.element_type, ov.Shape(rows.shape))
+    repeated.data[:] = rows
+    return repeated
+
+
 def _present_states(request: ov.InferRequest) -> dict[str, State]:
     """Views of the states a request has just returned, by name."""
     return {
@@ -392,8 +430,7 @@ class _StatefulSession(_Session):
         for tensor in projection.model_outputs:
             state = projection.get_tensor(tensor)
             if rows_per_window > 1:
-                repeated = np.repeat(state.data, rows_per_window, axis=0)
-                state = ov.Tensor(repeated)
+                state = _repeat_rows(state, rows_per_window)
             self._request.set_tensor(next(iter(tensor.get_names())), state)
         empty = np.zeros((self._batch, dimensions.n_text_head, 0, dimensions.head_dim), np.float32)
         self._states = self._request.query_state()

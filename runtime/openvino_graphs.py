@@ -161,11 +161,12 @@ def keep_last_logits(decoder: ov.Model) -> None:
     decoder.validate_nodes_and_infer_types()
 
 
-def cross_attention_projection(decoder: ov.Model) -> ov.Model:
+def cross_attention_projection(decoder: ov.Model, element_type: ov.Type) -> ov.Model:
     """The part of `decoder_model` that turns encoded audio into cross-attention states.
 
     Args:
         decoder: the graph of `decoder_model.onnx`; used up by this call.
+        element_type: what the states are handed over in.
 
     Returns:
         a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch.
@@ -183,13 +184,14 @@ def cross_attention_projection(decoder: ov.Model) -> ov.Model:
     for tensor in decoder.outputs:
         name = state_name(tensor)
         if name and is_cross_attention(name):
-            result = ops.result(tensor.get_node().input_value(0))
+            state = tensor.get_node().input_value(0)
+            if element_type != state.get_element_type():
+                state = ops.convert(state, element_type.get_type_name()).output(0)
+            result = ops.result(state)
             result.output(0).get_tensor().set_names({past_name(name)})
             results.append(result)
     if not results:
-        raise ModelError(
-            f"{DECODER} returns no present.*.encoder.* states; export the model again"
-        )
+        raise ModelError(f"{DECODER} returns no present.*.encoder.* states; export the model again")
     return ov.Model(results, [hidden], "cross_attention_projection")
 
 
@@ -213,6 +215,21 @@ def make_stateful(decoder_with_past: ov.Model) -> None:
                 raise ModelError(f"{DECODER_WITH_PAST} has no output {present}")
             pairs[name] = present
     apply_make_stateful_transformation(decoder_with_past, pairs)
+
+
+def convert_cross_states(decoder_with_past: ov.Model, element_type: ov.Type) -> None:
+    """Take the cross-attention states in `element_type`, in place: they are read at every step."""
+    for tensor in decoder_with_past.inputs:
+        name = state_name(tensor)
+        if not (name and is_cross_attention(name)):
+            continue
+        parameter = tensor.get_node()
+        readers = parameter.output(0).get_target_inputs()
+        converted = ops.convert(parameter, tensor.element_type.get_type_name())
+        for reader in readers:
+            reader.replace_source_output(converted.output(0))
+        parameter.set_element_type(element_type)
+    decoder_with_past.validate_nodes_and_infer_types()
 
 
 def append_new_states(decoder_with_past: ov.Model) -> None:

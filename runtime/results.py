@@ -95,6 +95,7 @@ class Transcription:
         model: Name of the model folder.
         device: The device that really ran it.
         kv_cache: Kind of the decoder's cache.
+        precision: Arithmetic it ran in: f32, bf16 or f16.
         warnings: What the user should know, one line each: damaged audio, prompts cut.
     """
 
@@ -105,6 +106,7 @@ class Transcription:
     model: str
     device: str
     kv_cache: str
+    precision: str = "f32"
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,5 +119,6 @@ class Transcription:
             "model": self.model,
             "device": self.device,
             "kv_cache": self.kv_cache,
+            "precision": self.precision,
             "warnings": list(self.warnings),
         }

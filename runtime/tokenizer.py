@@ -17,7 +17,28 @@ _MULTILINGUAL_N_VOCAB = 51865  # openai/whisper's rule: English-only models have
 # Symbols that annotate rather than transcribe, as openai/whisper's `non_speech_tokens` lists them.
 _ANNOTATION_SYMBOLS = (
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
-    *"<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪".split(),
+    *[
+        "<<",
+        ">>",
+        "<<<",
+        ">>>",
+        "--",
+        "---",
+        "-(",
+        "-[",
+        "('",
+        '("',
+        "((",
+        "))",
+        "(((",
+        ")))",
+        "[[",
+        "]]",
+        "{{",
+        "}}",
+        "♪♪",
+        "♪♪♪",
+    ],
 )
 _MUSIC_SYMBOLS = tuple("♩♪♫♬♭♮♯")  # suppressed by their first token: they share prefix bytes
 
@@ -62,7 +83,7 @@ class Tokenizer:
             for name in names:
                 found = self._tokenizer.token_to_id(name)
                 if found is not None:
-                    return found
+                    return int(found)
             raise ModelError(f"{self._path} has no token {names[0]}; is this a Whisper tokenizer?")
 
         no_timestamps = token("<|notimestamps|>")
@@ -82,12 +103,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, without any special token added."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: list[int] | tuple[int, ...]) -> str:
         """Text of `tokens`; special tokens and timestamps give none."""
         eot = self.special.eot
-        return self._tokenizer.decode([t for t in tokens if t < eot], skip_special_tokens=False)
+        return self._decode_with_specials([token for token in tokens if token < eot])
 
     @cached_property
     def annotation_tokens(self) -> tuple[int, ...]:
@@ -99,9 +120,7 @@ class Tokenizer:
                     found.add(ids[0])
         return tuple(sorted(found))
 
-    def split_to_words(
-        self, tokens: list[int], language: str
-    ) -> tuple[list[str], list[list[int]]]:
+    def split_to_words(self, tokens: list[int], language: str) -> tuple[list[str], list[list[int]]]:
         """Group text tokens into words.
 
         Languages written without spaces are split at every whole character, the others at
@@ -147,7 +166,7 @@ class Tokenizer:
         return texts, groups
 
     def _decode_with_specials(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=False)
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ class WhisperModel:
         wanted = self.resolve(options, **changes)
         return TranscriptionStream(self, open_audio(audio), wanted)
 
-    def resolve(self, options: TranscribeOptions | None = None, **changes: Any) -> TranscribeOptions:
+    def resolve(
+        self, options: TranscribeOptions | None = None, **changes: Any
+    ) -> TranscribeOptions:
         """Options as this model will follow them, the language as a code or None to detect it.
 
         Raises:
@@ -93,9 +95,7 @@ class WhisperModel:
 class TranscriptionStream:
     """A transcription under way: an iterator over segments that becomes the whole result."""
 
-    def __init__(
-        self, model: WhisperModel, audio: AudioStream, options: TranscribeOptions
-    ) -> None:
+    def __init__(self, model: WhisperModel, audio: AudioStream, options: TranscribeOptions) -> None:
         self.times = StageTimes()
         self.language = options.language
         self.duration_estimate = audio.duration_estimate
@@ -143,6 +143,7 @@ class TranscriptionStream:
             model=self._model.folder.name,
             device=backend.device,
             kv_cache=backend.kv_cache,
+            precision=backend.precision,
             warnings=tuple(self._audio.warnings),
         )
 
@@ -181,7 +182,9 @@ def _decode_sequentially(
 ) -> Generator[Segment, None, None]:
     backend, tokenizer = model.backend, model.tokenizer
     window_frames = 2 * backend.n_audio_ctx
-    initial = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else []
+    initial = (
+        tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else []
+    )
     context = _Context(tokens=list(initial))
     n_segments = 0
     seek = 0

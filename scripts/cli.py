@@ -1,4 +1,4 @@
-"""What the command-line programs share: option spelling, error lines, exit codes, finding models."""
+"""What the command-line programs share: option spelling, errors, exit codes, finding models."""
 
 import argparse
 import contextlib
@@ -34,10 +34,10 @@ def hyphenate(arguments: Sequence[str]) -> list[str]:
         if argument == "--":
             spelled += [argument, *rest]
             break
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            argument = name.replace("_", "-") + equals + value
-        spelled.append(argument)
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        spelled.append(name + equals + value)
     return spelled
 
 

@@ -25,7 +25,7 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
-            "`whisper-npu COMMAND --help` explains each; `whisper-npu --version` prints the version.",
+            "`whisper-npu COMMAND --help` explains each; `--version` prints the version.",
         ]
     )
 

@@ -61,9 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--precision",
-        default="f32",
-        choices=["f32", "bf16", "f16"],
-        help="arithmetic; f32 reproduces PyTorch token by token (default: %(default)s)",
+        default="auto",
+        choices=["auto", "f32", "bf16", "f16"],
+        help="arithmetic; f32 reproduces PyTorch token by token; auto is bf16 where the stateful "
+        "cache runs on a processor that computes in it, else f32",
     )
     where.add_argument(
         "--threads", type=int, default=0, help="processor threads; 0 is one per core (default)"
@@ -210,9 +211,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
             if len(files) > 1 and arguments.verbose:
                 print(f"==> {file} <==")
             if formats:
-                with OutputFiles(
-                    file, arguments.output_dir or ".", formats, name=name
-                ) as outputs:
+                with OutputFiles(file, arguments.output_dir or ".", formats, name=name) as outputs:
                     _follow(stream, file, outputs, verbose=arguments.verbose)
                     for path in outputs.finish(stream.result()):
                         logger.debug("wrote %s", path)
@@ -251,7 +250,9 @@ def _follow(
         desc=file.name,
         unit="s",
         disable=verbose,
-        bar_format=None if estimate is None else "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {rate_fmt}",
+        bar_format=None
+        if estimate is None
+        else "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {rate_fmt}",
     ) as bar:
         for segment in stream:
             if verbose:

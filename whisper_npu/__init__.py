@@ -1,10 +1,10 @@
 """Whisper speech recognition on Intel NPUs, CPUs and GPUs: export, verify, run.
 
-    from whisper_npu import load_model
+from whisper_npu import load_model
 
-    model = load_model("models/tiny.en", device="CPU")
-    for segment in model.transcribe("speech.wav"):
-        print(segment.start, segment.text)
+model = load_model("models/tiny.en", device="CPU")
+for segment in model.transcribe("speech.wav"):
+    print(segment.start, segment.text)
 """
 
 from pathlib import Path

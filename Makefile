@@ -1,0 +1,73 @@
+# Two commands do everything on a machine with Python 3.11, pip and make:
+#   make transcribe    sets up, exports the embedded model, transcribes the embedded recording
+#   make test          sets up and passes the tests
+
+MODEL ?= tiny.en
+OUT ?= models/$(notdir $(MODEL))
+AUDIO ?= $(shell $(BIN)/python scripts/fetch_assets.py --quiet beckett)
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ASSETS := $(VENV)/.assets
+
+.DEFAULT_GOAL := help
+.PHONY: help setup export transcribe test lint format typecheck clean
+
+help:
+	@echo "make setup       a virtual environment with everything, and the embedded model and recording"
+	@echo "make transcribe  transcribe AUDIO (default: the embedded recording) with MODEL"
+	@echo "make export      export MODEL (default tiny.en: a name, hub id, folder or .pt file) to OUT"
+	@echo "make test        run the tests"
+	@echo "make lint        check style"
+	@echo "make format      put style right"
+	@echo "make typecheck   check types"
+	@echo "make clean       remove what these made, except the user's cache of assets"
+	@echo
+	@echo "MODEL=$(MODEL) OUT=$(OUT)"
+
+setup: $(INSTALLED) $(ASSETS)
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,dev]'
+	@touch $@
+
+$(ASSETS): $(INSTALLED)
+	$(BIN)/python scripts/fetch_assets.py tiny.en beckett
+	@touch $@
+
+# `export` is a word of make's own language: it must stand alone before its colon.
+export:
+	@$(MAKE) --no-print-directory $(INSTALLED)
+	$(BIN)/python scripts/export_onnx.py $(MODEL) --output $(OUT)
+
+$(OUT)/export_manifest.json: | $(INSTALLED)
+	$(BIN)/python scripts/export_onnx.py $(MODEL) --output $(OUT)
+
+transcribe: $(ASSETS) $(OUT)/export_manifest.json
+	$(BIN)/python scripts/transcribe.py $(AUDIO) --model $(OUT)
+
+test: $(ASSETS)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy reads setup.cfg, but not its package_dir: show it the layout that an installation has.
+TYPECHECK := build/typecheck
+typecheck: $(INSTALLED)
+	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)/whisper_npu
+	@ln -s $(CURDIR)/whisper_npu/*.py $(CURDIR)/whisper_npu/py.typed $(TYPECHECK)/whisper_npu
+	@ln -s $(addprefix $(CURDIR)/,export runtime npu scripts) $(TYPECHECK)/whisper_npu
+	cd $(TYPECHECK) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg --cache-dir $(CURDIR)/.mypy_cache
+
+clean:
+	rm -rf $(VENV) build dist models *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage
