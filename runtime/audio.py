@@ -93,10 +93,16 @@ class AudioStream:
         """Decode the next block.
 
         Raises:
-            AudioError: The recording turned out to hold no sample at all.
+            AudioError: The recording turned out to hold no sample at all, or the disk or network
+                it is on fails.
             StopIteration: The end is reached.
         """
-        block = next(self._blocks)
+        try:
+            block = next(self._blocks)
+        except OSError as error:
+            raise AudioError(
+                f"{self.name}: cannot be read to its end: {error.strerror or error}"
+            ) from error
         self.samples_read += len(block)
         return block
 
@@ -328,7 +334,7 @@ class _Resampler:
 
     def __init__(self, rate: int) -> None:
         # Here and not above: many recordings of speech already are at 16 kHz.
-        import soxr  # type: ignore[import-untyped]  # noqa: PLC0415
+        import soxr  # noqa: PLC0415
 
         self.rate = rate
         self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")

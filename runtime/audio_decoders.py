@@ -11,11 +11,11 @@ A damaged recording is read as far as it can be; what is missing is told through
 
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import soundfile  # type: ignore[import-untyped]
+import soundfile
 
 from whisper_npu.errors import AudioError
 
@@ -57,7 +57,11 @@ class Decoder(Protocol):
     duration: float | None
 
     def chunks(self) -> Iterator[tuple[int, Samples]]:
-        """Yield `(rate in Hz, float32 samples (frames, channels) in [-1, 1])` until the end."""
+        """Yield `(rate in Hz, float32 samples (frames, channels) in [-1, 1])` until the end.
+
+        Raises:
+            OSError: The file could not be read to its end.
+        """
         ...
 
     def close(self) -> None:
@@ -79,6 +83,7 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
 
     Raises:
         AudioError: The file is empty, is not audio or video, or has no audio track.
+        OSError: The file cannot be read.
     """
     file.seek(0)
     head = file.read(16)
@@ -86,15 +91,16 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
         raise AudioError(f"{name}: the file is empty (0 bytes); record or copy it again")
     if head.startswith(_PLAYLISTS):
         raise AudioError(f"{name}: a list of recordings, not a recording; name those it lists")
-    unnamed = cast(BinaryIO, _Unnamed(file))
+    source = SourceFile(file)
     if not _is_better_with_ffmpeg(head):
         try:
-            return SoundFileDecoder(unnamed, warn)
+            return SoundFileDecoder(source, warn)
         except _RefusedError:
             pass  # FFmpeg decides
     try:
-        return FFmpegDecoder(unnamed, warn)
+        return FFmpegDecoder(source, warn)
     except _RefusedError as refusal:
+        source.check()
         raise AudioError(f"{name}: {refusal}") from refusal
 
 
@@ -104,21 +110,53 @@ def _is_better_with_ffmpeg(head: bytes) -> bool:
     return is_mpeg_frame or head.startswith((b"ID3", b"OggS"))
 
 
-class _Unnamed:
-    """A file whose name is hidden: both libraries would guess the format from its suffix."""
+class SourceFile:
+    """What the libraries see of a file: no name, and never an exception.
+
+    Both would guess the format from a name's suffix, and neither hands on an exception of the file
+    from below C code. A failure is kept, ends the file for the library, and is raised afterwards.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.seek = file.seek
-        self.tell = file.tell
-        self.read = file.read
-        if hasattr(file, "readinto"):
-            self.readinto = file.readinto
+        self._file = file
+        self._failure: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """Read like a file; nothing after a failure."""
+        try:
+            return b"" if self._failure else self._file.read(size)
+        except OSError as error:
+            self._failure = error
+            return b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move like a file; stay where a broken header points before the start."""
+        try:
+            return self._file.seek(offset, whence)
+        except ValueError:
+            return self._file.tell()
+        except OSError as error:
+            self._failure = self._failure or error
+            return -1
+
+    def tell(self) -> int:
+        """The position in the file."""
+        return self._file.tell()
+
+    def check(self) -> None:
+        """Raise the failure met while reading, if any.
+
+        Raises:
+            OSError: The file could not be read to its end.
+        """
+        if self._failure is not None:
+            raise self._failure
 
 
 class SoundFileDecoder:
     """WAV, FLAC, AIFF, CAF, AU, W64 and the other formats of libsndfile."""
 
-    def __init__(self, file: BinaryIO, warn: Warn) -> None:
+    def __init__(self, file: SourceFile, warn: Warn) -> None:
         self._file = file
         self._warn = warn
         file.seek(0)
@@ -154,6 +192,7 @@ class SoundFileDecoder:
                 break
             done += len(chunk)
             yield self._rate, chunk
+        self._file.check()
         if done >= self._frames:
             return
         self._warn(
@@ -198,9 +237,10 @@ class FFmpegDecoder:
         skip_frames: Frames at the start that are not wanted.
     """
 
-    def __init__(self, file: BinaryIO, warn: Warn, skip_frames: int = 0) -> None:
+    def __init__(self, file: SourceFile, warn: Warn, skip_frames: int = 0) -> None:
         import av  # noqa: PLC0415 - 40 ms that WAV and FLAC need not pay
 
+        self._file = file
         self._warn = warn
         self._skip = skip_frames
         file.seek(0)
@@ -276,6 +316,7 @@ class FFmpegDecoder:
                 skip -= dropped
                 if dropped < len(piece):
                     yield rate, piece[dropped:]
+        self._file.check()
         if holes:
             self._warn(
                 f"{missing:.2f} s of audio are missing in {holes} places, the first at"
@@ -310,6 +351,10 @@ class FFmpegDecoder:
         while True:
             try:
                 packet = next(packets, None)
+            except IndexError:
+                # PyAV 18 cannot place a packet of a stream that began midway; it is not ours.
+                packets = self._container.demux(self._stream)
+                continue
             except av.FFmpegError as error:
                 self._warn(f"decoding stopped at {time:.1f} s: {error.strerror}")
                 break
@@ -340,7 +385,7 @@ class FFmpegDecoder:
         self._container.close()
 
 
-def _mp3_announces_length(file: BinaryIO) -> bool:
+def _mp3_announces_length(file: SourceFile) -> bool:
     """Whether an MP3's first frame holds a Xing, Info or VBRI header; else its length is a guess.
 
     Leaves the position of `file` anywhere.
@@ -367,7 +412,7 @@ class _OggTail:
         has_end: Whether the last one carries the end-of-stream flag.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: SourceFile) -> None:
         start = max(0, file.seek(0, 2) - 2 * 65_307)  # two pages of the largest size
         file.seek(start)
         tail = file.read()

@@ -3,6 +3,7 @@
 Nothing may reach standard error from the decoders, and nothing but AudioError may be raised.
 """
 
+import io
 import os
 import re
 from pathlib import Path
@@ -53,14 +54,15 @@ def read(source) -> tuple[np.ndarray, list[str]]:
         return np.concatenate(list(stream)), stream.warnings
 
 
-def refusal(source) -> str:
+def refusal(source, name=None) -> str:
     """The error of a recording that cannot be read: one line that starts with its name."""
     with pytest.raises(AudioError) as caught:
         load_audio(source)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(str(source))
-    return message.removeprefix(str(source))
+    name = str(name or source)
+    assert message.startswith(name)
+    return message.removeprefix(name)
 
 
 class TestNothingToRead:
@@ -139,9 +141,6 @@ class TestUnreadable:
         class BrokenDisk:
             name = "broken disk"
 
-            def __str__(self):
-                return self.name
-
             def seekable(self):
                 return True
 
@@ -151,7 +150,26 @@ class TestUnreadable:
             def read(self, _=-1):
                 raise OSError(5, "Input/output error")
 
-        assert refusal(BrokenDisk()) == ": cannot be read: Input/output error"
+        assert refusal(BrokenDisk(), name="broken disk") == ": cannot be read: Input/output error"
+
+    @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "m4a"])
+    def test_reading_fails_on_the_way(self, tmp_path, suffix):
+        """Half a recording is no transcript when another try may give the whole."""
+
+        class FailingDisk(io.FileIO):
+            def read(self, size=-1):
+                if self.tell() > 100_000:
+                    raise OSError(5, "Input/output error")
+                return super().read(size)
+
+        path = tmp_path / f"x.{suffix}"
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * RATE).astype(np.float32)
+        if suffix == "m4a":
+            write_with_ffmpeg(path, noise, RATE, "aac")
+        else:
+            soundfile.write(path, noise, RATE)
+        with FailingDisk(path) as file:
+            assert refusal(file, name=path).endswith(": Input/output error")
 
     def test_name_that_no_file_can_have(self):
         with pytest.raises(AudioError, match=r"cannot be opened: .*null") as caught:
