@@ -254,6 +254,7 @@ def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGener
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # so that they are listed, and refused below
                 output_loading_info=True,
             )
     except (
@@ -275,7 +276,7 @@ def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGener
     wrong = {
         "lacks": [name for name in sorted(info["missing_keys"]) if name != "proj_out.weight"],
         "has unknown": sorted(info["unexpected_keys"]),
-        "has a wrong shape for": [str(key[0]) for key in info["mismatched_keys"]],
+        "has a wrong shape for": sorted(_name(key) for key in info["mismatched_keys"]),
     }
     for kind, names in wrong.items():
         if names:
@@ -284,6 +285,11 @@ def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGener
                 f"{source.argument} is no whole Whisper: it {kind} {names[0]}{more}"
             )
     return model
+
+
+def _name(mismatched: str | tuple[str, object, object]) -> str:
+    """A mismatched key's name: some loaders of transformers list it with both shapes."""
+    return mismatched if isinstance(mismatched, str) else mismatched[0]
 
 
 def _finish(

@@ -3,6 +3,7 @@
 Heavy imports stay inside the fixtures that need them: most tests never load torch.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "shared_audio": pytest.mark.shared_audio,
         "tiny_en_folder": pytest.mark.real_weights,
         "beckett": pytest.mark.real_weights,
+        "real_asset": pytest.mark.real_weights,
     }
     for item in items:
         for fixture, mark in marks.items():
@@ -75,15 +77,24 @@ def tiny_en_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def beckett() -> Path:
-    """Ten seconds of real speech: "Ever tried. Ever failed. No matter. Try again. ..."."""
+def real_asset() -> Callable[[str], Path]:
+    """A function that returns a built-in asset's path, or skips the test if it cannot be had."""
     from whisper_npu.errors import AssetError
     from whisper_npu.export.assets import fetch
 
-    try:
-        return fetch("beckett")
-    except AssetError as error:
-        pytest.skip(f"no sample recording (make setup fetches it): {error}")
+    def get(name: str) -> Path:
+        try:
+            return fetch(name)
+        except AssetError as error:
+            pytest.skip(f"the asset {name} is not here (make setup fetches it): {error}")
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def beckett(real_asset: Callable[[str], Path]) -> Path:
+    """Ten seconds of real speech: "Ever tried. Ever failed. No matter. Try again. ..."."""
+    return real_asset("beckett")
 
 
 @pytest.fixture(scope="session")

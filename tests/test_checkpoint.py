@@ -1,0 +1,257 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_whisper
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors.torch import load_file, save_file
+
+from whisper_npu.errors import CheckpointError, UsageError
+from whisper_npu.export import hub
+from whisper_npu.export.checkpoint import load_checkpoint
+from whisper_npu.export.source import SourceKind, find_source, with_digest
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_local_folder(folder: Path, weights: str) -> None:
+    original = load_file(folder / "model.safetensors")
+    if weights == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(original, folder / weights)
+    checkpoint = load_checkpoint(str(folder))
+    loaded = checkpoint.model.state_dict()
+    for name, tensor in original.items():
+        assert torch.equal(loaded[name], tensor)
+    assert checkpoint.model.config._attn_implementation == "eager"
+    assert not checkpoint.model.training
+    assert checkpoint.tokenizer_json == (folder / "tokenizer.json").read_bytes()
+    assert checkpoint.source.kind is SourceKind.HF_FOLDER
+
+
+def test_half_precision_is_widened(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({n: t.half() for n, t in load_file(path).items()}, path, {"format": "pt"})
+    model = load_checkpoint(str(folder)).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_missing_generation_config_is_built_from_the_tokenizer(folder: Path) -> None:
+    config = load_checkpoint(str(folder)).generation_config
+    eot = config["eos_token_id"]
+    assert config["is_multilingual"] is True
+    assert config["decoder_start_token_id"] == eot + 1
+    assert config["lang_to_id"] == {"<|en|>": eot + 2, "<|zh|>": eot + 3, "<|de|>": eot + 4} | {
+        "<|es|>": eot + 5,
+        "<|fr|>": eot + 6,
+    }
+    assert config["task_to_id"] == {"translate": eot + 7, "transcribe": eot + 8}
+    assert config["no_timestamps_token_id"] == eot + 12
+    assert config["alignment_heads"] == [[1, 0], [1, 1]]  # all heads of the upper half
+    assert config["max_length"] == tiny_whisper.N_TEXT_CTX
+    assert {eot + 1, eot + 7, eot + 8, eot + 9, eot + 10, eot + 11} <= set(
+        config["suppress_tokens"]
+    )
+    assert eot not in config["suppress_tokens"]
+    assert config["begin_suppress_tokens"][-1] == eot
+
+
+def test_given_generation_config_is_kept(folder: Path) -> None:
+    given = {"suppress_tokens": [], "alignment_heads": [[0, 1]], "max_length": 99, "own": "x"}
+    (folder / "generation_config.json").write_text(json.dumps(given))
+    config = load_checkpoint(str(folder)).generation_config
+    assert {key: config[key] for key in given} == given
+    assert "lang_to_id" in config
+
+
+def test_preprocessor_config_is_complete(folder: Path) -> None:
+    settings = load_checkpoint(str(folder)).preprocessor_config
+    expected = {"feature_size": 80, "sampling_rate": 16000, "n_fft": 400, "hop_length": 160}
+    expected |= {"chunk_length": 30, "nb_max_frames": 3000, "n_samples": 480000}
+    assert expected.items() <= settings.items()
+
+
+def test_contradicting_preprocessor_config_is_refused(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({"feature_size": 128}))
+    with pytest.raises(CheckpointError, match="feature_size"):
+        load_checkpoint(str(folder))
+
+
+def test_vocab_and_merges_become_tokenizer_json(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    original = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    content = json.loads(original.to_str())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    merges = [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]
+    ]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    converted = Tokenizer.from_str(load_checkpoint(str(folder)).tokenizer_json.decode())
+    text = " the rain, in Spaín: 42"
+    assert (
+        converted.encode(text, add_special_tokens=False).ids
+        == original.encode(text, add_special_tokens=False).ids
+    )
+    assert converted.token_to_id("<|notimestamps|>") == original.token_to_id("<|notimestamps|>")
+
+
+def test_gpt2_folder_is_refused_by_name(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="GPT2LMHeadModel"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_whisper_classifier_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["WhisperForAudioClassification"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="WhisperForAudioClassification"):
+        load_checkpoint(str(folder))
+
+
+def _edit_weights(folder: Path, edit) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    edit(weights)
+    save_file(weights, path, {"format": "pt"})
+
+
+NAME = "model.decoder.layers.1.fc2.bias"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda weights: weights.pop(NAME),
+        lambda weights: weights.update({NAME: torch.zeros(3)}),
+        lambda weights: weights.update({"model.decoder.layers.1.fc3.bias": torch.zeros(3)}),
+    ],
+    ids=["missing", "wrong shape", "unexpected"],
+)
+def test_wrong_weights_are_named(folder: Path, edit) -> None:
+    _edit_weights(folder, edit)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.fc[23]\.bias"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.9])
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_truncated_weights(folder: Path, weights: str, share: float) -> None:
+    if weights == "pytorch_model.bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / weights)
+        (folder / "model.safetensors").unlink()
+    content = (folder / weights).read_bytes()
+    (folder / weights).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        load_checkpoint(str(folder))
+
+
+def test_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"][-1]["id"] = 99999
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="99999"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "argument", ["./nothing", "a/b/c", "nothing/", "nothing.pt", "~/nothing", "/nothing"]
+)
+def test_what_looks_like_a_path_never_reaches_the_hub(argument: str, monkeypatch) -> None:
+    monkeypatch.setattr(hub, "download", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(CheckpointError, match="no file or folder"):
+        load_checkpoint(argument)
+
+
+def test_unknown_name_lists_the_built_in_models() -> None:
+    with pytest.raises(CheckpointError, match=r"tiny\.en, base"):
+        load_checkpoint("tinyy")
+
+
+def test_other_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(CheckpointError, match=r"\.pt"):
+        find_source(str(tmp_path / "model.onnx"))
+
+
+def test_revision_needs_a_hub_id(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="revision"):
+        find_source(str(tiny_checkpoint), "main")
+    assert find_source("owner/name", "main").revision == "main"
+
+
+def test_digest_follows_the_content(folder: Path) -> None:
+    before = with_digest(find_source(str(folder))).sha256
+    assert with_digest(find_source(str(folder))).sha256 == before
+    _edit_weights(folder, lambda weights: weights[NAME].add_(1))
+    assert with_digest(find_source(str(folder))).sha256 != before
+
+
+def _hub_error(kind):
+    error = kind.__new__(kind)
+    Exception.__init__(error, "first line\nsecond line")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (GatedRepoError, "gated"),
+        (RepositoryNotFoundError, "no model"),
+        (RevisionNotFoundError, "revision"),
+        (OSError, "hub failed"),
+    ],
+)
+def test_hub_errors_are_one_clear_line(monkeypatch, kind, words: str) -> None:
+    def fail(*_args, **_kwargs):
+        raise _hub_error(kind)
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint("owner/name", revision="v1")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def hub_cache(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A hub cache that holds owner/tiny, and no network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--tiny"
+    shutil.copytree(tiny_checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+def test_hub_id_from_the_cache_without_a_network(hub_cache: Path) -> None:
+    checkpoint = load_checkpoint("owner/tiny")
+    assert checkpoint.source.kind is SourceKind.HUB
+    assert checkpoint.source.revision == "0123456789abcdef0123456789abcdef01234567"
+    assert checkpoint.dimensions.n_text_layer == 2
+
+
+def test_hub_id_neither_cached_nor_reachable(hub_cache: Path) -> None:
+    with pytest.raises(CheckpointError, match="connect to the network"):
+        load_checkpoint("owner/other")

@@ -1,0 +1,121 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whisper_npu.errors import AssetError, ParityError
+from whisper_npu.export import onnx_export
+from whisper_npu.scripts import export_onnx, fetch_assets
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    """Records calls of the export instead of running it."""
+    recorded: list[tuple] = []
+    monkeypatch.setattr(
+        onnx_export, "export_model", lambda *args, **kwargs: recorded.append((args, kwargs))
+    )
+    return recorded
+
+
+def test_default_is_tiny_en(calls) -> None:
+    assert export_onnx.main([]) == 0
+    ((args, options),) = calls
+    assert args == ("tiny.en", Path("models/tiny.en"))
+    assert options["verify"] is True
+    assert options["force"] is False
+
+
+@pytest.mark.parametrize("arguments", [["base"], ["--model", "base"], ["base", "--model", "base"]])
+def test_model_by_position_or_option(calls, arguments) -> None:
+    assert export_onnx.main(arguments) == 0
+    assert calls[0][0] == ("base", Path("models/base"))
+
+
+def test_hub_id_gives_the_folder_its_last_part(calls) -> None:
+    export_onnx.main(["openai/whisper-small", "--revision", "main"])
+    assert calls[0][0] == ("openai/whisper-small", Path("models/whisper-small"))
+    assert calls[0][1]["revision"] == "main"
+
+
+def test_options_arrive(calls) -> None:
+    export_onnx.main(["-o", "x", "--force", "--parity-audio", "a.wav", "b.wav"])
+    (args, options) = calls[0]
+    assert args[1] == Path("x")
+    assert options["force"] is True
+    assert options["parity_audio"] == [Path("a.wav"), Path("b.wav")]
+
+
+def test_no_verify(calls) -> None:
+    export_onnx.main(["--no-verify"])
+    assert calls[0][1]["verify"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["a", "--model", "b"], ["--no-verify", "--parity-audio", "a.wav"], ["--colour"], ["a", "b"]],
+)
+def test_contradictions_are_usage_errors(calls, arguments) -> None:
+    with pytest.raises(SystemExit) as caught:
+        export_onnx.main(arguments)
+    assert caught.value.code == 2
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["./nothing"], 3, "no file or folder ./nothing"),
+        (["tiny.en", "--revision", "x"], 2, "--revision"),
+    ],
+)
+def test_errors_are_one_line(capsys, arguments, code: int, words: str) -> None:
+    assert export_onnx.main(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_parity_failure_has_its_exit_code(monkeypatch, capsys) -> None:
+    def fail(*_args, **_kwargs) -> None:
+        raise ParityError("token 3 is 4, PyTorch chooses 5")
+
+    monkeypatch.setattr(onnx_export, "export_model", fail)
+    assert export_onnx.main([]) == 3
+    assert capsys.readouterr().err == "error: token 3 is 4, PyTorch chooses 5\n"
+
+
+@pytest.mark.parametrize("script", ["export_onnx.py", "fetch_assets.py"])
+def test_help_teaches_and_loads_no_torch(script: str, tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", code, str(SCRIPTS / script)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Exit code" in result.stdout
+
+
+def test_fetch_prints_one_path_per_asset(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(fetch_assets, "fetch", lambda name, _progress: Path("cache") / name)
+    assert fetch_assets.main([]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(Path("cache") / n) for n in ("tiny.en", "beckett")
+    ]
+
+
+def test_fetch_failure_is_one_line(monkeypatch, capsys) -> None:
+    def fail(_name: str, _progress) -> Path:
+        raise AssetError("no network")
+
+    monkeypatch.setattr(fetch_assets, "fetch", fail)
+    assert fetch_assets.main(["base"]) == 3
+    assert capsys.readouterr().err == "error: no network\n"
