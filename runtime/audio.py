@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import AudioError
-from whisper_npu.runtime.audio_decoders import CHUNK_FRAMES, Decoder, Samples, open_decoder
+from whisper_npu.runtime.audio_decoders import open_decoder
+from whisper_npu.runtime.audio_source import CHUNK_FRAMES, Decoder, Samples
 
 SAMPLE_RATE = 16_000  # Hz; what every Whisper model was trained on
 BLOCK_SAMPLES = 30 * SAMPLE_RATE

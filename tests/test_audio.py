@@ -21,7 +21,7 @@ from whisper_npu.runtime.audio import (
     load_audio,
     open_audio,
 )
-from whisper_npu.runtime.audio_decoders import CHUNK_FRAMES
+from whisper_npu.runtime.audio_source import CHUNK_FRAMES
 
 SECONDS = 3.0
 

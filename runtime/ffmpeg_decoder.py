@@ -1,0 +1,249 @@
+"""FFmpeg, in this process through PyAV, as an audio decoder.
+
+Damaged packets are stepped over, holes in the timestamps are filled with silence, and each is told.
+Importing this module is cheap; the first decoder imports `av`, which takes 40 ms.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_npu.runtime.audio_source import CHUNK_FRAMES, RefusedError, Samples, SourceFile, Warn
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+
+# A recording may end this much before what its header announces: encoders pad, headers round.
+_END_TOLERANCE = 0.5  # seconds
+# A jump of the timestamps below this is jitter of the muxer, above it audio is missing.
+_GAP_TOLERANCE = 0.1  # seconds
+# A longer jump is a broken clock rather than a hole: it is told, not filled.
+_LONGEST_GAP = 600.0  # seconds
+# Elementary streams carry no length: FFmpeg guesses from the bit rate of the first frames.
+_GUESSED_LENGTH = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas"})
+
+
+class FFmpegDecoder:
+    """Whatever FFmpeg reads: MP3, AAC, MP4, WebM, Matroska, AMR, WMA, video of any kind.
+
+    Args:
+        file: Seekable binary file. Given as an object and not by name, which might look like one
+            of FFmpeg's protocols.
+        warn: See `audio_decoders.open_decoder`.
+        skip_frames: Frames at the start that are not wanted.
+    """
+
+    def __init__(self, file: SourceFile, warn: Warn, skip_frames: int = 0) -> None:
+        import av  # noqa: PLC0415 - 40 ms that WAV and FLAC need not pay
+
+        self._file = file
+        self._warn = warn
+        self._skip = skip_frames
+        file.seek(0)
+        self._ogg = _OggTail(file) if file.read(4) == b"OggS" else None
+        self._last_packet = 0  # its position in the file
+        announces_length = _mp3_announces_length(file)
+        file.seek(0)
+        try:
+            # Playlists must not open other files or addresses.
+            self._container = av.open(file, "r", options={"protocol_whitelist": "none"})
+        except (av.FFmpegError, UnicodeDecodeError) as error:
+            raise RefusedError(
+                "not a recording that libsndfile or FFmpeg can read; convert it to WAV or FLAC"
+            ) from error
+        if not self._container.streams.audio:
+            self.close()
+            raise RefusedError("the file has no audio track; nothing can be transcribed")
+        self._stream = self._container.streams.audio[0]
+        self.duration: float | None = None
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            self.duration = float(self._stream.duration * self._stream.time_base)
+        elif self._container.duration is not None:
+            self.duration = self._container.duration / 1_000_000
+        format_names = set(self._container.format.name.split(","))
+        self._length_is_known = (
+            announces_length
+            if "mp3" in format_names
+            else not format_names & _GUESSED_LENGTH
+            # Without a length of its own, a track may well be shorter than its video.
+            and (self._stream.duration is not None or len(self._container.streams) == 1)
+        )
+
+    def chunks(self) -> Iterator[tuple[int, Samples]]:
+        """See `Decoder.chunks`. Holes in the timestamps are filled with silence."""
+        pending: list[Samples] = []
+        pending_rate = pending_frames = 0
+        for rate, samples in self._timed_frames():
+            changed = bool(pending) and (
+                rate != pending_rate or samples.shape[1] != pending[0].shape[1]
+            )
+            if pending and (changed or pending_frames >= CHUNK_FRAMES):
+                yield pending_rate, np.concatenate(pending)
+                pending, pending_frames = [], 0
+            pending.append(samples)
+            pending_rate = rate
+            pending_frames += len(samples)
+        if pending:
+            yield pending_rate, np.concatenate(pending)
+
+    def _timed_frames(self) -> Iterator[tuple[int, Samples]]:
+        """Frames in order with holes filled, the unwanted start removed."""
+        origin: float | None = None
+        position = 0.0  # seconds since `origin`
+        holes, missing, first_hole = 0, 0.0, 0.0
+        skip = self._skip
+        for frame in self._frames():
+            samples = frame_samples(frame)
+            rate = frame.sample_rate
+            pieces = [samples]
+            if frame.pts is not None and frame.time_base is not None:
+                time = float(frame.pts * frame.time_base)
+                origin = time if origin is None else origin
+                gap = time - origin - position
+                if _GAP_TOLERANCE < gap <= _LONGEST_GAP:
+                    first_hole = first_hole if holes else position
+                    holes, missing = holes + 1, missing + gap
+                    pieces = [*_silence(round(gap * rate), samples.shape[1]), samples]
+                elif abs(gap) > _GAP_TOLERANCE:
+                    origin = time - position  # the clock was reset; go on from here
+                    if gap > 0:
+                        self._length_is_known = False  # it counts the jump
+                        self._warn(
+                            f"the timestamps jump by {gap:.0f} s at {position:.1f} s: ignored"
+                        )
+            for piece in pieces:
+                position += len(piece) / rate
+                dropped = min(skip, len(piece))
+                skip -= dropped
+                if dropped < len(piece):
+                    yield rate, piece[dropped:]
+        self._file.check()
+        if holes:
+            self._warn(
+                f"{missing:.2f} s of audio are missing in {holes} places, the first at"
+                f" {first_hole:.1f} s: taken as silence"
+            )
+        if (
+            self._length_is_known
+            and self.duration is not None
+            and position < self.duration - _END_TOLERANCE
+        ):
+            self._warn(
+                f"the recording ends at {position:.1f} s, its header announces"
+                f" {self.duration:.1f} s: cut off or damaged"
+            )
+        elif self._ogg is not None and not self._ogg.has_end:
+            self._warn(f"the recording is cut off at {position:.1f} s: it has no end mark")
+        elif (
+            self._ogg is not None
+            and len(self._container.streams) == 1
+            # One page may hold the end of a packet, or nothing but the end mark.
+            and sum(page > self._last_packet for page in self._ogg.pages) > 1
+        ):
+            self._warn(f"damaged: nothing behind {position:.1f} s can be read")
+
+    def _frames(self) -> "Iterator[AudioFrame]":
+        """Decode packet by packet, stepping over those that are damaged."""
+        import av  # noqa: PLC0415
+
+        damaged, reason, first_time = 0, "", 0.0
+        time = 0.0
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except IndexError:
+                # PyAV 18 cannot place a packet of a stream that began midway; it is not ours.
+                packets = self._container.demux(self._stream)
+                continue
+            except av.FFmpegError as error:
+                self._warn(f"decoding stopped at {time:.1f} s: {error.strerror}")
+                break
+            if packet is None:
+                break
+            if packet.pos is not None:
+                self._last_packet = max(self._last_packet, packet.pos)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                if isinstance(error, EOFError):
+                    continue
+                if not damaged:
+                    reason, first_time = error.strerror or "", time
+                damaged += 1
+                continue
+            for frame in frames:
+                time += frame.samples / frame.sample_rate
+                yield frame
+        if damaged:
+            self._warn(
+                f"{damaged} damaged packets were stepped over, the first at {first_time:.1f} s:"
+                f" {reason}"
+            )
+
+    def close(self) -> None:
+        """See `Decoder.close`."""
+        self._container.close()
+
+
+def _mp3_announces_length(file: SourceFile) -> bool:
+    """Whether an MP3's first frame holds a Xing, Info or VBRI header; else its length is a guess.
+
+    Leaves the position of `file` anywhere.
+    """
+    file.seek(0)
+    head = file.read(10)
+    if head.startswith(b"ID3") and len(head) == 10:
+        # Four bytes of seven bits (id3.org, ID3v2.4 section 3.1).
+        size = 0
+        for byte in head[6:10]:
+            size = size << 7 | byte & 0x7F
+        file.seek(10 + size)
+    else:
+        file.seek(0)
+    frame = file.read(2048)
+    return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+class _OggTail:
+    """The last pages of an Ogg file (RFC 3533, section 6), which FFmpeg does not miss when gone.
+
+    Attributes:
+        pages: Their positions in the file.
+        has_end: Whether the last one carries the end-of-stream flag.
+    """
+
+    def __init__(self, file: SourceFile) -> None:
+        start = max(0, file.seek(0, 2) - 2 * 65_307)  # two pages of the largest size
+        file.seek(start)
+        tail = file.read()
+        self.pages = [start + page.start() for page in re.finditer(rb"OggS\0", tail)]
+        flags = tail[self.pages[-1] - start + 5 :][:1] if self.pages else b""
+        self.has_end = bool(flags) and bool(flags[0] & 0x04)
+
+
+def _silence(frames: int, channels: int) -> list[Samples]:
+    """Zeros `(frames, channels)` in pieces that all are the same small array."""
+    piece = np.zeros((min(frames, CHUNK_FRAMES), channels), np.float32)
+    whole, rest = divmod(frames, CHUNK_FRAMES)
+    return [piece] * whole + ([piece[:rest]] if rest else [])
+
+
+def frame_samples(frame: "AudioFrame") -> Samples:
+    """Convert one decoded frame of any sample format to float32 `(frames, channels)` in [-1, 1]."""
+    if frame.format.name in {"s64", "s64p"}:  # unknown to `to_ndarray`
+        import av  # noqa: PLC0415
+
+        frame = av.AudioResampler(format="dblp").resample(frame)[0]
+    raw: npt.NDArray[Any] = frame.to_ndarray()
+    # Planar formats come as (channels, frames), packed ones as (1, frames * channels).
+    shaped = raw.T if frame.format.is_planar else raw.reshape(frame.samples, -1)
+    if shaped.dtype.kind == "f":
+        return np.ascontiguousarray(shaped, np.float32)
+    if shaped.dtype.kind == "u":  # only u8 exists
+        return (shaped.astype(np.float32) - 128.0) / 128.0
+    scale = 2.0 ** (8 * shaped.dtype.itemsize - 1)
+    return (shaped / scale).astype(np.float32)
