@@ -84,15 +84,18 @@ class TestWithoutWords:
         )
 
     def test_json(self):
+        """openai/whisper's keys come first, in its order and ASCII; ours follow."""
         result = transcription(segment(0.0, 2.0, " Žluť"), warnings=("damaged",))
-        assert render(result, "json") == (
+        content = render(result, "json")
+        assert content.startswith(
             '{"text": " \\u017dlu\\u0165", "segments": [{"id": 0, "seek": 0, "start": 0.0,'
             ' "end": 2.0, "text": " \\u017dlu\\u0165", "tokens": [50364, 440, 50464],'
             ' "temperature": 0.0, "avg_logprob": -0.25, "compression_ratio": 1.5,'
             ' "no_speech_prob": 0.125}], "language": "en", "duration": 12.5,'
-            ' "model": "tiny.en", "device": "CPU", "kv_cache": "stateful",'
-            ' "warnings": ["damaged"]}'
+            ' "model": "tiny.en", "device": "CPU", "kv_cache": "stateful"'
         )
+        assert json.loads(content)["warnings"] == ["damaged"]
+        assert not content.endswith("\n")
 
     @pytest.mark.parametrize(
         ("output_format", "expected"),
