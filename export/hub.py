@@ -1,5 +1,6 @@
 """Downloads checkpoints from the Hugging Face hub, or finds them in its local cache."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,10 +69,12 @@ def download(
     def get(name: str) -> Path:
         return _download_file(repository, name, revision, token)
 
+    if progress:
+        progress(f"looking for {repository} on the hub")
     config = get("config.json")
     check_architecture(config, repository)
     if progress:
-        progress(f"downloading {repository} from the hub, unless it is cached")
+        progress(f"fetching the files of {repository} that are not cached")
     for name in COMPANIONS:
         _optional(get, name)
     for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
@@ -100,6 +103,10 @@ class _MissingFileError(CheckpointError):
 
 def _download_file(repository: str, name: str, revision: str | None, token: str | None) -> Path:
     at = f" at revision {revision}" if revision else ""
+    # Without a network the hub's client logs a page per attempt; the error below is enough.
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return Path(hf_hub_download(repository, name, revision=revision, token=token))
     except GatedRepoError as error:
@@ -126,3 +133,5 @@ def _download_file(repository: str, name: str, revision: str | None, token: str 
     except (HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the hub failed for {repository}{at}: {reason}") from error
+    finally:
+        logger.setLevel(level)

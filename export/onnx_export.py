@@ -1,4 +1,4 @@
-"""Turns a checkpoint into a verified model folder: three ONNX graphs and their companions."""
+"""Turns a checkpoint into a verified model folder: its ONNX graphs and their companions."""
 
 import contextlib
 import json
@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from whisper_npu.errors import ExportError
+from whisper_npu.export.alignment import write_alignment_graph
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.manifest import (
     MANIFEST,
@@ -63,7 +64,8 @@ def export_model(
             says "not verified".
         revision: Branch, tag or commit of a hub id.
         token: Access token for a gated hub id.
-        parity_audio: Recordings to compare transcripts on; by default the built-in one.
+        parity_audio: Recordings to compare transcripts on, up to date or not; by default the
+            built-in one.
         force: Export again what is up to date.
         progress: Called with one line per step.
 
@@ -71,6 +73,7 @@ def export_model(
         `out_dir` as a path.
 
     Raises:
+        AudioError: A parity recording cannot be read.
         CheckpointError: The source cannot be read.
         AssetError: A built-in asset cannot be fetched.
         ParityError: The graphs do not reproduce PyTorch.
@@ -83,6 +86,7 @@ def export_model(
     _check_target(out)
     if found.kind is not SourceKind.HUB:
         found = with_digest(found)
+    force = force or bool(parity_audio)  # a certificate on these recordings is asked for
     if not force and is_up_to_date(out, found, verified=verify):
         report(f"{out} is up to date with {source}; --force exports it again")
         return out
@@ -100,6 +104,8 @@ def export_model(
             folder.mkdir()
             write_graphs(checkpoint, folder, report)
             write_companions(checkpoint, folder)
+            write_alignment_graph(folder)
+            report("wrote the alignment graph, for word times")
             parity: dict[str, Any] = {"status": NOT_VERIFIED}
             if verify:
                 parity = verify_parity(folder, checkpoint, parity_audio, report)

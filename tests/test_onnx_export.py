@@ -120,6 +120,18 @@ def test_up_to_date_folder_is_left_alone(tiny_checkpoint, tmp_path, quick) -> No
     assert _state(out).keys() == before.keys()
 
 
+def test_own_recordings_are_used_though_up_to_date(
+    tiny_checkpoint, tmp_path, quick, monkeypatch
+) -> None:
+    out = export_model(str(tiny_checkpoint), tmp_path / "out")
+    used: list[list[Path]] = []
+    monkeypatch.setattr(
+        onnx_export, "verify_parity", lambda _f, _c, audio, _p: used.append(audio) or {}
+    )
+    export_model(str(tiny_checkpoint), out, parity_audio=[Path("a.wav")])
+    assert used == [[Path("a.wav")]]
+
+
 def test_unverified_export_says_so_and_is_verified_later(tiny_checkpoint, tmp_path, quick) -> None:
     out = export_model(str(tiny_checkpoint), tmp_path / "out", verify=False)
     assert (read_manifest(out) or {})["parity"] == {"status": "not verified"}
