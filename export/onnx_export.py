@@ -19,7 +19,6 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from whisper_npu.errors import ExportError
-from whisper_npu.export.alignment import write_alignment_graph
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.manifest import (
     MANIFEST,
@@ -104,8 +103,6 @@ def export_model(
             folder.mkdir()
             write_graphs(checkpoint, folder, report)
             write_companions(checkpoint, folder)
-            write_alignment_graph(folder)
-            report("wrote the alignment graph, for word times")
             parity: dict[str, Any] = {"status": NOT_VERIFIED}
             if verify:
                 parity = verify_parity(folder, checkpoint, parity_audio, report)
