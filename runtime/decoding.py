@@ -43,7 +43,6 @@ class DecodingOptions:
         suppress_tokens: tokens never sampled.
         suppress_first: tokens never sampled first.
         sample_len: tokens sampled per window at most; None for what the context holds.
-        seed: makes sampling repeatable.
     """
 
     task: str = "transcribe"
@@ -60,7 +59,6 @@ class DecodingOptions:
     suppress_tokens: tuple[int, ...] = ()
     suppress_first: tuple[int, ...] = ()
     sample_len: int | None = None
-    seed: int = 0
 
     @property
     def rows_per_window(self) -> int:
@@ -160,10 +158,12 @@ class Candidate:
 class TokenChooser:
     """Greedy choice at temperature 0, independent samples above; every row goes its own way."""
 
-    def __init__(self, n_rows: int, temperature: float, eot: int, rng: np.random.Generator) -> None:
+    def __init__(self, temperature: float, eot: int, rngs: Sequence[np.random.Generator]) -> None:
+        """One generator of chance per row, so that a row does not depend on its neighbours."""
+        n_rows = len(rngs)
         self._temperature = temperature
         self._eot = eot
-        self._rng = rng
+        self._rngs = rngs
         self.tokens = np.empty((n_rows, 0), np.int64)
         self.sum_logprobs = np.zeros(n_rows)
         self.finished = np.zeros(n_rows, bool)
@@ -177,7 +177,7 @@ class TokenChooser:
         if self._temperature == 0:
             chosen = logits.argmax(axis=-1)
         else:  # the Gumbel-max trick samples from softmax(logits / temperature)
-            noise = self._rng.gumbel(size=logits.shape).astype(np.float32)
+            noise = np.stack([rng.gumbel(size=logits.shape[1]) for rng in self._rngs])
             chosen = (logits / np.float32(self._temperature) + noise).argmax(axis=-1)
         rows = np.arange(len(chosen))
         gained = logits[rows, chosen] - log_normalizer(logits)
@@ -288,6 +288,8 @@ def decode_windows(
     audio: Float32Array,
     options: DecodingOptions,
     times: StageTimes,
+    *,
+    seeds: Sequence[int] = (),
     on_tokens: TokenCallback | None = None,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
@@ -299,6 +301,8 @@ def decode_windows(
         audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `backend.encode`.
         options: how to decode.
         times: where stage times are added.
+        seeds: a number per window that makes its sampling repeatable, whatever it is batched
+            with; by default its place in the batch.
         on_tokens: called after each step with the tokens sampled so far, row by row.
 
     Returns:
@@ -316,8 +320,12 @@ def decode_windows(
     if options.temperature == 0 and options.beam_size is not None:
         chooser = BeamSearch(n_rows, options.beam_size, options.patience, eot)
     else:
-        rng = np.random.default_rng(options.seed)
-        chooser = TokenChooser(n_rows, options.temperature, eot, rng)
+        rngs = [
+            np.random.default_rng((seed, row))
+            for seed in (seeds or range(len(audio)))
+            for row in range(options.rows_per_window)
+        ]
+        chooser = TokenChooser(options.temperature, eot, rngs)
     filters = logit_filters(tokenizer, options)
 
     with times.measure("cross-attention projection"):

@@ -6,6 +6,7 @@ import numpy as np
 
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.features import (
+    FRAMES_PER_SECOND,
     HOP_LENGTH,
     LOG_FLOOR,
     N_FFT,
@@ -13,6 +14,7 @@ from whisper_npu.runtime.features import (
     log_mel_frames,
     normalize,
 )
+from whisper_npu.runtime.vad import SpeechMap
 
 _CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
 
@@ -24,15 +26,19 @@ class FeatureStream:
     silence. Only the frames from `forget` on are held.
     """
 
-    def __init__(self, blocks: Iterator[Float32Array], n_mels: int) -> None:
+    def __init__(
+        self, blocks: Iterator[Float32Array], n_mels: int, speech: SpeechMap | None = None
+    ) -> None:
         """Read nothing yet.
 
         Args:
             blocks: successive float32 samples, mono 16 kHz.
             n_mels: mel bands.
+            speech: hears the same samples, if given.
         """
         self._blocks = blocks
         self._n_mels = n_mels
+        self._speech = speech
         self._samples = np.empty(0, np.float32)  # not yet covered by whole frames
         self._frames = np.empty((n_mels, 0), np.float32)
         self._first = 0  # number of the first frame held
@@ -56,18 +62,20 @@ class FeatureStream:
         total = self.n_frames
         return n_frames if total is None else max(0, min(n_frames, total - seek))
 
-    def window(self, seek: int, n_frames: int) -> Float32Array:
-        """Features of a window, silence behind the recording's end.
+    def window(self, seek: int, n_frames: int, content: int | None = None) -> Float32Array:
+        """Features of a window, silence behind its content.
 
         Args:
             seek: number of the first frame.
             n_frames: frames in the window.
+            content: frames to take from the recording; by default all there are.
 
         Returns:
             float32 `(n_mels, n_frames)`, scaled by the window's own peak.
         """
-        self._read_to(seek + n_frames)
-        held = self._frames[:, seek - self._first : seek - self._first + n_frames]
+        take = n_frames if content is None else min(content, n_frames)
+        self._read_to(seek + take)
+        held = self._frames[:, seek - self._first : seek - self._first + take]
         log_mel = np.full((self._n_mels, n_frames), np.log10(LOG_FLOOR), np.float32)
         log_mel[:, : held.shape[1]] = held
         return normalize(log_mel)
@@ -80,6 +88,8 @@ class FeatureStream:
 
     def forget(self, before: int) -> None:
         """Let go of the frames before number `before`."""
+        if self._speech is not None:
+            self._speech.forget(before / FRAMES_PER_SECOND)
         drop = min(max(0, before - self._first), self._frames.shape[1])
         self._frames = self._frames[:, drop:]
         self._first += drop
@@ -89,9 +99,13 @@ class FeatureStream:
             block = next(self._blocks, None)
             if block is None:
                 self._ended = True
+                if self._speech is not None:
+                    self._speech.finish()
                 block = np.zeros(2 * N_FFT, np.float32)  # the frames that reach over the end
             else:
                 self._n_samples += len(block)
+                if self._speech is not None:
+                    self._speech.hear(block)
             self._add(block)
 
     def _add(self, block: Float32Array) -> None:

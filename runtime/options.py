@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from whisper_npu.errors import UsageError
 
+MODES = ("auto", "sequential", "batched")
 TASKS = ("transcribe", "translate")
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -32,6 +33,11 @@ class TranscribeOptions:
         patience: how many times `beam_size` finished candidates beam search waits for.
         length_penalty: Google NMT's alpha; None divides by the length.
         sample_len: tokens sampled per window at most; None for what the context holds.
+        mode: `sequential`: each window begins where the last one's timestamps end, and is given
+            its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched
+            for recordings longer than one window.
+        batch_size: windows decoded together in batched mode.
+        vad: pass over audio without speech, and end windows at long pauses.
     """
 
     language: str | None = None
@@ -51,6 +57,9 @@ class TranscribeOptions:
     patience: float = 1.0
     length_penalty: float | None = None
     sample_len: int | None = None
+    mode: str = "auto"
+    batch_size: int = 16
+    vad: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -62,7 +71,11 @@ class TranscribeOptions:
             raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
         if not self.temperature or any(not 0 <= t <= 2 for t in self.temperature):
             raise UsageError("temperature takes one or more numbers from 0 to 2")
-        for name in ("beam_size", "best_of", "sample_len"):
+        if self.mode not in MODES:
+            raise UsageError(f"mode is {self.mode!r}; give {', '.join(MODES)}")
+        if self.mode == "batched" and not self.vad:
+            raise UsageError("batched mode cuts windows at pauses: it cannot do without vad")
+        for name in ("beam_size", "best_of", "sample_len", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; give 1 or more")

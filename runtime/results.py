@@ -4,8 +4,10 @@ Field names and the JSON shape are openai/whisper's (`whisper/transcribe.py`), s
 written for its output read ours.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from whisper_npu.runtime.coverage import Coverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,23 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """An attempt at a window that was not taken.
+
+    Attributes:
+        temperature: Temperature it was decoded at.
+        reason: What looked wrong with its text.
+    """
+
+    temperature: float
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attempt as our JSON has it."""
+        return {"temperature": float(self.temperature), "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of speech between two timestamps of the model.
 
@@ -50,6 +69,8 @@ class Segment:
         compression_ratio: Bytes of the window's text divided by its zlib-compressed bytes.
         no_speech_prob: Probability that the window holds no speech, 0 to 1.
         words: Words with times; None when no word times were asked for.
+        retries: Attempts at its window that were not taken, in order.
+        flaw: What still looks wrong with its window after the last temperature; None if nothing.
     """
 
     id: int
@@ -63,6 +84,8 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     words: tuple[Word, ...] | None = None
+    retries: tuple[Retry, ...] = ()
+    flaw: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The segment as openai/whisper's JSON has it; `words` only where word times exist."""
@@ -80,6 +103,10 @@ class Segment:
         }
         if self.words is not None:
             fields["words"] = [word.to_dict() for word in self.words]
+        if self.retries:
+            fields["retries"] = [retry.to_dict() for retry in self.retries]
+        if self.flaw is not None:
+            fields["flaw"] = self.flaw
         return fields
 
 
@@ -96,6 +123,8 @@ class Transcription:
         device: The device that really ran it.
         kv_cache: Kind of the decoder's cache.
         precision: Arithmetic it ran in: f32, bf16 or f16.
+        language_probabilities: Of every language, likeliest first; empty if it was given.
+        coverage: What became of every second; None where nobody kept the account.
         warnings: What the user should know, one line each: damaged audio, prompts cut.
     """
 
@@ -108,6 +137,8 @@ class Transcription:
     kv_cache: str
     precision: str = "f32"
     warnings: tuple[str, ...] = ()
+    language_probabilities: dict[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """openai/whisper's `text`, `segments`, `language`, in its order, followed by ours."""
@@ -121,4 +152,6 @@ class Transcription:
             "kv_cache": self.kv_cache,
             "precision": self.precision,
             "warnings": list(self.warnings),
+            "language_probabilities": self.language_probabilities,
+            "coverage": None if self.coverage is None else self.coverage.to_dict(),
         }

@@ -16,7 +16,7 @@ class TokenSegment:
 
 
 def split_at_timestamps(
-    tokens: tuple[int, ...], timestamp_begin: int, n_frames: int
+    tokens: tuple[int, ...], timestamp_begin: int, n_frames: int, *, keep_open_end: bool = False
 ) -> tuple[list[TokenSegment], int]:
     """Segments of a window, and how far the next window is from this one.
 
@@ -28,6 +28,8 @@ def split_at_timestamps(
         tokens: what was sampled.
         timestamp_begin: the token of 0.00 s.
         n_frames: frames of audio in the window.
+        keep_open_end: take unfinished text as a segment that ends with the window, for windows
+            that end in a pause and are not followed by another that hears it again.
 
     Returns:
         the segments, and the frames to advance.
@@ -50,6 +52,10 @@ def split_at_timestamps(
         part = tokens[begin:stop]
         segments.append(TokenSegment(seconds(part[0]), seconds(part[-1]), part))
     if ends_on_single:
+        return segments, n_frames
+    if keep_open_end and any(token < timestamp_begin for token in tokens[cuts[-1] :]):
+        rest = tokens[cuts[-1] :]
+        segments.append(TokenSegment(seconds(rest[0]), n_frames / FRAMES_PER_SECOND, rest))
         return segments, n_frames
     advance = round(seconds(tokens[cuts[-1] - 1]) * FRAMES_PER_SECOND)
     return segments, max(1, min(advance, n_frames))

@@ -1,39 +1,28 @@
-"""From audio of any length to segments: window by window, each beginning where the last one ended.
-
-The algorithm is section 4.5 of Radford et al. 2022 ("Strategies for Reliable Long-form
-Transcription") as openai/whisper's `transcribe.py` carries it out.
-"""
+"""A loaded model, and a transcription under way."""
 
 import logging
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio import AudioSource, AudioStream, open_audio
-from whisper_npu.runtime.backend import Backend, Float32Array
-from whisper_npu.runtime.decoding import (
-    DecodedWindow,
-    DecodingOptions,
-    decode_windows,
-    detect_language,
-)
+from whisper_npu.runtime.backend import Backend
+from whisper_npu.runtime.batched import transcribe_in_batches
+from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.feature_stream import FeatureStream
-from whisper_npu.runtime.features import FRAMES_PER_SECOND
-from whisper_npu.runtime.languages import LANGUAGES
+from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.results import Segment, Transcription
-from whisper_npu.runtime.segments import split_at_timestamps
+from whisper_npu.runtime.sequential import transcribe_sequentially
+from whisper_npu.runtime.speech_windows import WindowChooser
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
+from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
 
 logger = logging.getLogger("whisper_npu")
-
-# Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
-_SILENCE = -7.0
-# A window that needed a temperature above this is no good context for the next.
-_CONTEXT_TEMPERATURE = 0.5
 
 
 class WhisperModel:
@@ -45,6 +34,11 @@ class WhisperModel:
         self.backend = backend
         self.tokenizer = Tokenizer(folder.tokenizer)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
+
+    @cached_property
+    def voice_activity(self) -> VoiceActivity:
+        """Judges where there is speech."""
+        return VoiceActivity(self.folder.path)
 
     @property
     def is_multilingual(self) -> bool:
@@ -93,17 +87,34 @@ class WhisperModel:
 
 
 class TranscriptionStream:
-    """A transcription under way: an iterator over segments that becomes the whole result."""
+    """A transcription under way: an iterator over segments that becomes the whole result.
+
+    Attributes:
+        duration_estimate: seconds of audio the recording's header announces; None if it does not.
+    """
 
     def __init__(self, model: WhisperModel, audio: AudioStream, options: TranscribeOptions) -> None:
-        self.times = StageTimes()
-        self.language = options.language
+        """Read and decode nothing yet."""
         self.duration_estimate = audio.duration_estimate
         self._model = model
         self._audio = audio
         self._segments: list[Segment] = []
-        self._features = FeatureStream(iter(audio), model.backend.n_mels)
-        self._steps = _decode_sequentially(model, self._features, options, self)
+        self._ended = False
+        backend = model.backend
+        speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
+        features = FeatureStream(iter(audio), backend.n_mels, speech)
+        self._job = Job(
+            backend=backend,
+            tokenizer=model.tokenizer,
+            vocabulary=model.vocabulary,
+            options=options,
+            features=features,
+            windows=WindowChooser(features, speech, 2 * backend.n_audio_ctx),
+            times=StageTimes(),
+            coverage=Coverage(),
+            language=options.language,
+        )
+        self._steps = _segments(self._job)
 
     def __iter__(self) -> Iterator[Segment]:
         """Segments from the first on; what has been decoded already is not decoded again."""
@@ -115,15 +126,24 @@ class TranscriptionStream:
             position += 1
 
     def _advance(self) -> bool:
+        if self._ended:
+            return False
         try:
-            self._segments.append(next(self._steps))
+            segment = next(self._steps)
         except StopIteration:
-            self._audio.close()
+            self._end()
+            self._job.coverage.finish(self._job.features.duration)
+            logger.debug("stages: %s", self.times)
             return False
         except BaseException:
-            self._audio.close()
+            self._end()
             raise
+        self._segments.append(replace(segment, id=len(self._segments)))
         return True
+
+    def _end(self) -> None:
+        self._ended = True
+        self._audio.close()
 
     def result(self) -> Transcription:
         """The whole transcription; decodes what is left.
@@ -133,19 +153,25 @@ class TranscriptionStream:
         """
         while self._advance():
             pass
-        logger.debug("stages: %s", self.times)
-        backend = self._model.backend
+        backend, job = self._model.backend, self._job
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
-            language=self.language or "en",
+            language=job.language or "en",
             segments=tuple(self._segments),
-            duration=self._features.duration,
+            duration=job.features.duration,
             model=self._model.folder.name,
             device=backend.device,
             kv_cache=backend.kv_cache,
             precision=backend.precision,
             warnings=tuple(self._audio.warnings),
+            language_probabilities=job.language_probabilities,
+            coverage=job.coverage,
         )
+
+    @property
+    def times(self) -> StageTimes:
+        """Where the time went, so far."""
+        return self._job.times
 
     @property
     def text(self) -> str:
@@ -158,153 +184,21 @@ class TranscriptionStream:
         return self.result().segments
 
     @property
+    def language(self) -> str:
+        """The language's code, as detected or as asked for."""
+        return self.result().language
+
+    @property
     def duration(self) -> float:
         """Seconds of audio, known at its end."""
         return self.result().duration
 
 
-@dataclass
-class _Context:
-    """Text tokens of the windows so far, and from where on they are given to the next."""
-
-    tokens: list[int]
-    prompt_from: int = 0
-
-    def prompt(self) -> tuple[int, ...]:
-        return tuple(self.tokens[self.prompt_from :])
-
-
-def _decode_sequentially(
-    model: WhisperModel,
-    features: FeatureStream,
-    options: TranscribeOptions,
-    stream: TranscriptionStream,
-) -> Generator[Segment, None, None]:
-    backend, tokenizer = model.backend, model.tokenizer
-    window_frames = 2 * backend.n_audio_ctx
-    initial = (
-        tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else []
-    )
-    context = _Context(tokens=list(initial))
-    n_segments = 0
-    seek = 0
-    while True:
-        with stream.times.measure("audio and features"):
-            n_frames = features.available(seek, window_frames)
-            if n_frames == 0:
-                return
-            silent = features.peak(seek, n_frames) < _SILENCE
-            window = features.window(seek, window_frames)
-            features.forget(seek)
-        if silent:
-            logger.debug("%.2f s: silence", seek / FRAMES_PER_SECOND)
-            seek += n_frames
-            continue
-        with stream.times.measure("encoder"):
-            audio = backend.encode(window[None])
-        if stream.language is None:
-            probabilities = detect_language(backend, tokenizer, audio, stream.times)[0]
-            stream.language = next(iter(probabilities))
-            logger.info("language: %s", LANGUAGES[stream.language])
-        decoding = _decoding_options(model, options, stream.language)
-        decoded = _decode_with_fallback(
-            model, audio, replace(decoding, prompt=context.prompt()), options, stream.times, seek
-        )
-        if _is_silence(decoded, options):
-            seek += n_frames
-            continue
-        parts, advance = split_at_timestamps(
-            decoded.tokens, tokenizer.special.timestamp_begin, n_frames
-        )
-        offset = seek / FRAMES_PER_SECOND
-        last_end = offset + n_frames / FRAMES_PER_SECOND
-        for part in parts:
-            text = tokenizer.decode(part.tokens)
-            start, end = (min(offset + time, last_end) for time in (part.start, part.end))
-            if not text.strip() or start >= end:
-                continue
-            context.tokens.extend(part.tokens)
-            yield Segment(
-                id=n_segments,
-                seek=seek,
-                start=round(start, 2),
-                end=round(end, 2),
-                text=text,
-                tokens=part.tokens,
-                temperature=decoded.temperature,
-                avg_logprob=decoded.avg_logprob,
-                compression_ratio=decoded.compression_ratio,
-                no_speech_prob=decoded.no_speech_prob,
-            )
-            n_segments += 1
-        if not options.condition_on_previous_text or decoded.temperature > _CONTEXT_TEMPERATURE:
-            context.prompt_from = len(context.tokens)
-        seek += advance
-
-
-def _decoding_options(
-    model: WhisperModel, options: TranscribeOptions, language: str
-) -> DecodingOptions:
-    vocabulary = model.vocabulary
-    chosen = options.suppress_tokens
-    return DecodingOptions(
-        task=options.task,
-        language=language,
-        best_of=options.best_of,
-        beam_size=options.beam_size,
-        patience=options.patience,
-        length_penalty=options.length_penalty,
-        without_timestamps=options.without_timestamps,
-        max_initial_timestamp=options.max_initial_timestamp,
-        suppress_tokens=vocabulary.suppress if chosen is None else tuple(chosen),
-        suppress_first=vocabulary.begin_suppress if options.suppress_blank else (),
-        sample_len=options.sample_len,
-    )
-
-
-def _decode_with_fallback(
-    model: WhisperModel,
-    audio: Float32Array,
-    decoding: DecodingOptions,
-    options: TranscribeOptions,
-    times: StageTimes,
-    seek: int,
-) -> DecodedWindow:
-    """Decode one window at rising temperatures until its text looks right."""
-    for temperature in options.temperature:
-        decoded = decode_windows(
-            model.backend,
-            model.tokenizer,
-            model.vocabulary,
-            audio,
-            replace(decoding, temperature=temperature, seed=seek),
-            times,
-        )[0]
-        reason = _retry_reason(decoded, options)
-        if reason is None:
-            break
-        logger.debug(
-            "%.2f s: at temperature %.1f %s", seek / FRAMES_PER_SECOND, temperature, reason
-        )
-    return decoded
-
-
-def _retry_reason(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
-    """Why a window looks wrong; None if it does not."""
-    if _is_silence(decoded, options):
-        return None
-    ratio_limit, logprob_limit = options.compression_ratio_threshold, options.logprob_threshold
-    if ratio_limit is not None and decoded.compression_ratio > ratio_limit:
-        return f"compression ratio {decoded.compression_ratio:.2f} is above {ratio_limit}"
-    if logprob_limit is not None and decoded.avg_logprob < logprob_limit:
-        return f"average log probability {decoded.avg_logprob:.2f} is below {logprob_limit}"
-    return None
-
-
-def _is_silence(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
-    """Whether the model itself holds the window for silence, and its text for improbable."""
-    if options.no_speech_threshold is None:
-        return False
-    if decoded.no_speech_prob <= options.no_speech_threshold:
-        return False
-    return options.logprob_threshold is None or decoded.avg_logprob <= options.logprob_threshold
+def _segments(job: Job) -> Iterator[Segment]:
+    """Segments in the mode that was asked for; nothing is read before the first is."""
+    mode = job.options.mode
+    if mode == "auto":
+        longer = job.features.available(0, job.window_frames + 1) > job.window_frames
+        mode = "batched" if longer and job.options.vad else "sequential"
+    steps = transcribe_in_batches if mode == "batched" else transcribe_sequentially
+    yield from steps(job)

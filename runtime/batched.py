@@ -1,0 +1,79 @@
+"""Many windows at once: cut at pauses, encoded and decoded together.
+
+Each window is judged on its own, as in sequential decoding. A window whose text ends early, with
+speech behind its last timestamp, is continued from there, so that no word is lost.
+"""
+
+from collections.abc import Iterator
+
+from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.segments import split_at_timestamps
+from whisper_npu.runtime.speech_windows import Window
+
+_UNHEARD = 1.0  # seconds of speech behind the last timestamp that are worth another window
+
+
+def transcribe_in_batches(job: Job) -> Iterator[Segment]:
+    """Segments of the recording, in order."""
+    prompt: tuple[int, ...] = ()
+    if job.options.initial_prompt:
+        prompt = tuple(job.tokenizer.encode(" " + job.options.initial_prompt.strip()))
+    seek = 0
+    while True:
+        windows: list[Window] = []
+        while len(windows) < job.options.batch_size:
+            window = job.next_window(seek, cut_at_pause=True)
+            if window is None:
+                break
+            windows.append(window)
+            seek = window.end
+        if not windows:
+            return
+        yield from _transcribe_batch(job, windows, prompt)
+        job.features.forget(seek)
+
+
+def _transcribe_batch(job: Job, windows: list[Window], prompt: tuple[int, ...]) -> list[Segment]:
+    """Segments of some windows and of their unheard rests, in order."""
+    segments: list[list[Segment]] = [[] for _ in windows]
+    unheard = dict(enumerate(windows))
+    while unheard:
+        batch = list(unheard.values())
+        outcomes = job.decode(batch, job.encode(batch), prompt)
+        rests = {}
+        for place, window, outcome in zip(unheard, batch, outcomes, strict=True):
+            if outcome.is_silence:
+                job.skip(window, outcome)
+                continue
+            parts, _ = split_at_timestamps(
+                outcome.decoded.tokens,
+                job.tokenizer.special.timestamp_begin,
+                window.n_frames,
+                keep_open_end=True,
+            )
+            segments[place] += job.segments(window, outcome, parts)
+            rest = _rest(job, window, parts[-1].end)
+            heard = window.end if rest is None else rest.start
+            job.coverage.add(window.offset, heard / FRAMES_PER_SECOND, "transcribed")
+            if rest is not None:
+                rests[place] = rest
+        unheard = rests
+    return [segment for of_window in segments for segment in of_window]
+
+
+def _rest(job: Job, window: Window, text_end: float) -> Window | None:
+    """What is left of a window behind the end of its text, if there is speech in it.
+
+    Args:
+        job: knows where speech is.
+        window: what was decoded.
+        text_end: seconds into the window at which its last segment ends.
+    """
+    rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
+    advanced = (rest.start - window.start) / FRAMES_PER_SECOND
+    if advanced < _UNHEARD or rest.n_frames < _UNHEARD * FRAMES_PER_SECOND:
+        return None
+    unheard = job.windows.speech_seconds(rest.offset, rest.end_time)
+    return rest if unheard >= _UNHEARD else None

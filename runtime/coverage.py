@@ -1,0 +1,80 @@
+"""Accounts for every second of a recording: transcribed, silent, skipped or dropped, and why."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+Fate = Literal["transcribed", "silent", "skipped", "dropped"]
+FATES: tuple[str, ...] = get_args(Fate)
+_NEGLIGIBLE = 1e-6  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of the recording and what became of it.
+
+    Attributes:
+        start: Seconds from the start of the recording.
+        end: Seconds from the start of the recording.
+        fate: `transcribed`: decoded, and the text is in the result; `silent`: no speech was heard
+            in it, so nothing was decoded; `skipped`: decoded, but the model itself held it for
+            silence; `dropped`: decoded, but the text was given up as an invention.
+        reason: Why, in a few words; empty for `transcribed`.
+    """
+
+    start: float
+    end: float
+    fate: Fate
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The span as our JSON has it."""
+        return {
+            "start": round(self.start, 2),
+            "end": round(self.end, 2),
+            "fate": self.fate,
+            "reason": self.reason,
+        }
+
+
+class Coverage:
+    """The spans of a recording; complete once `finish` has been called."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """All spans, in order of time once finished."""
+        return tuple(self._spans)
+
+    def add(self, start: float, end: float, fate: Fate, reason: str = "") -> None:
+        """Say what became of the time between `start` and `end` seconds, in any order of time."""
+        if end - start > _NEGLIGIBLE:
+            self._spans.append(Span(start, end, fate, reason))
+
+    def finish(self, duration: float) -> None:
+        """Sort, join neighbours of one fate, and end with the recording."""
+        joined: list[Span] = []
+        for span in sorted(self._spans, key=lambda span: span.start):
+            clipped = replace(span, end=min(span.end, duration))
+            last = joined[-1] if joined else None
+            if last is not None and (last.fate, last.reason) == (clipped.fate, clipped.reason):
+                joined[-1] = replace(last, end=clipped.end)
+            elif clipped.end - clipped.start > _NEGLIGIBLE:
+                joined.append(clipped)
+        if joined:  # frames are 10 ms long: what is left is less than one
+            joined[-1] = replace(joined[-1], end=duration)
+        self._spans = joined
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by fate; they add up to the duration."""
+        totals = dict.fromkeys(FATES, 0.0)
+        for span in self._spans:
+            totals[span.fate] += span.end - span.start
+        return totals
+
+    def to_dict(self) -> dict[str, Any]:
+        """Seconds by fate, and every span that was not transcribed."""
+        seconds = {fate: round(total, 2) for fate, total in self.seconds().items()}
+        others = [span.to_dict() for span in self._spans if span.fate != "transcribed"]
+        return {**seconds, "spans": others}

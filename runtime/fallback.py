@@ -1,0 +1,162 @@
+"""Decodes windows at rising temperatures until their text looks right, and records why.
+
+Radford et al. 2022, section 4.5. Only the windows that look wrong are decoded again.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from whisper_npu.runtime.backend import Backend, Float32Array
+from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions, decode_windows
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.results import Retry
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
+
+logger = logging.getLogger("whisper_npu")
+
+_LOOP_REPEATS = 5  # a phrase said this often in a row...
+_LOOP_TOKENS = 15  # ...over at least this many tokens is a loop, not speech
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a window.
+
+    Attributes:
+        decoded: the best attempt.
+        retries: why the attempts before it were not taken, in order.
+        flaw: what is still wrong with it after the last temperature; None if nothing is.
+        is_silence: the model holds the window for silence; its text is to be left out.
+    """
+
+    decoded: DecodedWindow
+    retries: tuple[Retry, ...]
+    flaw: str | None
+    is_silence: bool
+
+
+def decode_with_fallback(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    audio: Float32Array,
+    seeds: Sequence[int],
+    decoding: DecodingOptions,
+    options: TranscribeOptions,
+    times: StageTimes,
+) -> list[Outcome]:
+    """Decode a batch of encoded windows.
+
+    Args:
+        backend: the model.
+        tokenizer: its tokens.
+        vocabulary: its suppression lists.
+        audio: float32 `(windows, n_audio_ctx, n_audio_state)`.
+        seeds: a number per window; sampling depends on it alone, not on the rest of the batch.
+        decoding: how to decode; its temperature is replaced by each of `options.temperature`.
+        options: thresholds and temperatures.
+        times: where stage times are added.
+
+    Returns:
+        one outcome per window.
+    """
+    retries: list[list[Retry]] = [[] for _ in seeds]
+    attempts: list[list[DecodedWindow]] = [[] for _ in seeds]
+    pending = list(range(len(seeds)))
+    for temperature in options.temperature:
+        decoded = decode_windows(
+            backend,
+            tokenizer,
+            vocabulary,
+            audio if len(pending) == len(audio) else audio[pending],
+            replace(decoding, temperature=temperature),
+            times,
+            seeds=[seeds[window] for window in pending],
+        )
+        flawed = []
+        for window, attempt in zip(pending, decoded, strict=True):
+            attempts[window].append(attempt)
+            flaw = find_flaw(attempt, options)
+            if flaw is not None:
+                retries[window].append(Retry(temperature, flaw))
+                flawed.append(window)
+                logger.debug("retry: at temperature %.1f %s", temperature, flaw)
+        pending = flawed
+        if not pending:
+            break
+
+    outcomes = []
+    for window, tried in enumerate(attempts):
+        best = tried[-1]
+        flaw = find_flaw(best, options)
+        if flaw is not None:
+            best = _least_flawed(tried, options)
+            flaw = find_flaw(best, options)
+        outcomes.append(
+            Outcome(
+                decoded=best,
+                retries=tuple(retries[window]),
+                flaw=flaw,
+                is_silence=is_silence(best, options),
+            )
+        )
+    return outcomes
+
+
+def _least_flawed(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> DecodedWindow:
+    """The likeliest attempt that is no loop; of loops, the one that says least twice.
+
+    The reference takes the last, at the highest temperature: of improbable texts, the worst.
+    """
+    honest = [attempt for attempt in tried if not repeats_itself(attempt, options)]
+    if honest:
+        return max(honest, key=lambda attempt: attempt.avg_logprob)
+    return min(tried, key=lambda attempt: attempt.compression_ratio)
+
+
+def find_flaw(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
+    """Why a window looks wrong; None if it does not."""
+    if is_silence(decoded, options):
+        return None
+    repetition = repeats_itself(decoded, options)
+    if repetition is not None:
+        return repetition
+    logprob_limit = options.logprob_threshold
+    if logprob_limit is not None and decoded.avg_logprob < logprob_limit:
+        return f"average log probability {decoded.avg_logprob:.2f} is below {logprob_limit}"
+    return None
+
+
+def repeats_itself(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
+    """Why a window's text must be a loop; None if it is none."""
+    limit = options.compression_ratio_threshold
+    if limit is None:
+        return None
+    if decoded.compression_ratio > limit:
+        return f"compression ratio {decoded.compression_ratio:.2f} is above {limit}"
+    if is_loop(decoded.tokens):
+        return "a phrase is repeated over and over"
+    return None
+
+
+def is_silence(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
+    """Whether the model itself holds the window for silence, and its text for improbable."""
+    if options.no_speech_threshold is None:
+        return False
+    if decoded.no_speech_prob <= options.no_speech_threshold:
+        return False
+    return options.logprob_threshold is None or decoded.avg_logprob <= options.logprob_threshold
+
+
+def is_loop(tokens: Sequence[int]) -> bool:
+    """Whether the tokens end in, or hold, one phrase repeated `_LOOP_REPEATS` times in a row."""
+    for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
+        needed = max(_LOOP_REPEATS * period, _LOOP_TOKENS) - period
+        run = 0
+        for i in range(period, len(tokens)):
+            run = run + 1 if tokens[i] == tokens[i - period] else 0
+            if run >= needed:
+                return True
+    return False

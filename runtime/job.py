@@ -1,0 +1,140 @@
+"""What sequential and batched decoding share: one recording, one model, one set of options."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from whisper_npu.runtime.backend import Backend, Float32Array
+from whisper_npu.runtime.coverage import Coverage
+from whisper_npu.runtime.decoding import DecodingOptions, detect_language
+from whisper_npu.runtime.fallback import Outcome, decode_with_fallback
+from whisper_npu.runtime.feature_stream import FeatureStream
+from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.languages import LANGUAGES
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.segments import TokenSegment
+from whisper_npu.runtime.speech_windows import Window, WindowChooser
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
+
+logger = logging.getLogger("whisper_npu")
+
+
+@dataclass
+class Job:
+    """A recording being transcribed.
+
+    Attributes:
+        language: its language code; None until it has been detected.
+        language_probabilities: of all languages, likeliest first; empty if none was detected.
+    """
+
+    backend: Backend
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    options: TranscribeOptions
+    features: FeatureStream
+    windows: WindowChooser
+    times: StageTimes
+    coverage: Coverage
+    language: str | None
+    language_probabilities: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of 10 ms that the encoder hears at once."""
+        return 2 * self.backend.n_audio_ctx
+
+    def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
+        """The next window; what is passed over on the way is accounted for as silent."""
+        with self.times.measure("audio, features and VAD"):
+            window = self.windows.next(seek, cut_at_pause=cut_at_pause)
+        silence_ends = self.features.duration if window is None else window.offset
+        self.coverage.add(seek / FRAMES_PER_SECOND, silence_ends, "silent", "no speech")
+        return window
+
+    def encode(self, windows: Sequence[Window]) -> Float32Array:
+        """Encoded audio of some windows, `(windows, n_audio_ctx, n_audio_state)`."""
+        with self.times.measure("audio, features and VAD"):
+            features = [
+                self.features.window(window.start, self.window_frames, window.n_frames)
+                for window in windows
+            ]
+        with self.times.measure("encoder"):
+            return self.backend.encode(np.stack(features))
+
+    def decode(
+        self, windows: Sequence[Window], audio: Float32Array, prompt: tuple[int, ...]
+    ) -> list[Outcome]:
+        """Decode encoded windows, detecting the language first where it is not known."""
+        if self.language is None:
+            found = detect_language(self.backend, self.tokenizer, audio[:1], self.times)[0]
+            self.language_probabilities = found
+            self.language = next(iter(found))
+            logger.info("language: %s", LANGUAGES[self.language])
+        return decode_with_fallback(
+            self.backend,
+            self.tokenizer,
+            self.vocabulary,
+            audio,
+            [window.start for window in windows],
+            replace(self._decoding_options(self.language), prompt=prompt),
+            self.options,
+            self.times,
+        )
+
+    def _decoding_options(self, language: str) -> DecodingOptions:
+        options, vocabulary = self.options, self.vocabulary
+        chosen = options.suppress_tokens
+        return DecodingOptions(
+            task=options.task,
+            language=language,
+            best_of=options.best_of,
+            beam_size=options.beam_size,
+            patience=options.patience,
+            length_penalty=options.length_penalty,
+            without_timestamps=options.without_timestamps,
+            max_initial_timestamp=options.max_initial_timestamp,
+            suppress_tokens=vocabulary.suppress if chosen is None else tuple(chosen),
+            suppress_first=vocabulary.begin_suppress if options.suppress_blank else (),
+            sample_len=options.sample_len,
+        )
+
+    def skip(self, window: Window, outcome: Outcome) -> None:
+        """Account for a window that the model holds for silence."""
+        probability = outcome.decoded.no_speech_prob
+        reason = f"the model hears no speech (probability {probability:.2f})"
+        self.coverage.add(window.offset, window.end_time, "skipped", reason)
+
+    def segments(
+        self, window: Window, outcome: Outcome, parts: Sequence[TokenSegment]
+    ) -> list[Segment]:
+        """Segments of a window; parts without text or length are left out."""
+        decoded = outcome.decoded
+        made = []
+        for part in parts:
+            text = self.tokenizer.decode(part.tokens)
+            start = min(window.offset + part.start, window.end_time)
+            end = min(window.offset + part.end, window.end_time)
+            if not text.strip() or start >= end:
+                continue
+            made.append(
+                Segment(
+                    id=0,  # numbered where they are handed out
+                    seek=window.start,
+                    start=round(start, 2),
+                    end=round(end, 2),
+                    text=text,
+                    tokens=part.tokens,
+                    temperature=decoded.temperature,
+                    avg_logprob=decoded.avg_logprob,
+                    compression_ratio=decoded.compression_ratio,
+                    no_speech_prob=decoded.no_speech_prob,
+                    retries=outcome.retries,
+                    flaw=outcome.flaw,
+                )
+            )
+        return made

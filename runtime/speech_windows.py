@@ -1,0 +1,144 @@
+"""Chooses the windows to decode: where speech is, at most as long as the encoder hears at once.
+
+Without a speech detector a window is whatever comes next. With one, stretches without speech are
+passed over, and a window ends where a long pause begins: given silence to transcribe, Whisper
+invents text.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.feature_stream import FeatureStream
+from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap, speech_spans
+
+# Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
+_SILENCE = -7.0
+_PAD = 0.4  # seconds kept before and after speech: onsets are soft, and so are ends
+_LONG_PAUSE = 3.0  # seconds without speech that end a window
+_LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
+_EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
+_PAUSE = 0.2  # seconds without speech at which a window may be cut as well as anywhere
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames `[start, end)` of 10 ms to be decoded together."""
+
+    start: int
+    end: int
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of audio in it."""
+        return self.end - self.start
+
+    @property
+    def offset(self) -> float:
+        """Seconds from the start of the recording."""
+        return self.start / FRAMES_PER_SECOND
+
+    @property
+    def end_time(self) -> float:
+        """Seconds from the start of the recording."""
+        return self.end / FRAMES_PER_SECOND
+
+
+class WindowChooser:
+    """Finds the next window from a given frame on."""
+
+    def __init__(
+        self, features: FeatureStream, speech: SpeechMap | None, window_frames: int
+    ) -> None:
+        """Choose windows of at most `window_frames` frames; `speech` None takes all audio."""
+        self._features = features
+        self._speech = speech
+        self._window_frames = window_frames
+
+    def next(self, seek: int, *, cut_at_pause: bool) -> Window | None:
+        """The next window with speech at or behind frame `seek`; None at the recording's end.
+
+        Args:
+            seek: first frame that has not been decoded.
+            cut_at_pause: end a full window at a pause, so that no word is cut in two. Otherwise
+                it takes all it can, and the caller goes on from the last timestamp.
+        """
+        while True:
+            n_frames = self._features.available(seek, self._window_frames)
+            if n_frames == 0:
+                return None
+            if self._features.peak(seek, n_frames) < _SILENCE:
+                seek += n_frames
+                continue
+            if self._speech is None:
+                return Window(seek, seek + n_frames)
+            spans = self._spans(seek, n_frames)
+            if not spans:
+                at_end = self._features.available(seek + n_frames, 1) == 0
+                seek += n_frames if at_end else n_frames - round(_LOOK_AHEAD * FRAMES_PER_SECOND)
+                continue
+            start = max(seek, _frame(spans[0][0] - _PAD))
+            if start > seek:
+                n_frames = self._features.available(start, self._window_frames)
+                spans = self._spans(start, n_frames)
+            return self._end(start, n_frames, spans, cut_at_pause=cut_at_pause)
+
+    def _end(
+        self, start: int, n_frames: int, spans: list[tuple[float, float]], *, cut_at_pause: bool
+    ) -> Window:
+        end = start + n_frames
+        edges = [*(begin for begin, _ in spans[1:]), end / FRAMES_PER_SECOND]
+        for (_, speech_end), next_speech in zip(spans, edges, strict=True):
+            if next_speech - speech_end >= _LONG_PAUSE:
+                return Window(start, _frame(speech_end + _PAD))
+        more = self._features.available(end, 1) > 0
+        if cut_at_pause and more:
+            end = self._pause(start, end, spans)
+        return Window(start, end)
+
+    def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
+        """The frame at which to cut a full window: the middle of its best late pause.
+
+        The latest pause long enough to be one, else the longest, else where speech is least
+        probable.
+        """
+        earliest = (start + _EARLIEST_CUT * (end - start)) / FRAMES_PER_SECOND
+        limit = end / FRAMES_PER_SECOND
+        edges = [*(begin for begin, _ in spans[1:]), limit]
+        pauses = [
+            (speech_end, next_speech)
+            for (_, speech_end), next_speech in zip(spans, edges, strict=True)
+            if speech_end >= earliest and next_speech > speech_end
+        ]
+        long_enough = [pause for pause in pauses if pause[1] - pause[0] >= _PAUSE]
+        if long_enough:
+            return _frame(sum(long_enough[-1]) / 2)
+        if pauses:
+            lengths = [begin - stop for stop, begin in pauses]
+            return _frame(sum(pauses[lengths.index(max(lengths))]) / 2)
+        probabilities, first = self._judged(earliest, limit)
+        quietest = int(np.argmin(probabilities))
+        return _frame(first + (quietest + 0.5) / CHUNKS_PER_SECOND)
+
+    def _spans(self, seek: int, n_frames: int) -> list[tuple[float, float]]:
+        start = seek / FRAMES_PER_SECOND
+        probabilities, first = self._judged(start, (seek + n_frames) / FRAMES_PER_SECOND)
+        return speech_spans(probabilities, first)
+
+    def speech_seconds(self, start: float, end: float) -> float:
+        """Seconds of speech between two times; all of them without a detector."""
+        if self._speech is None:
+            return end - start
+        probabilities, first = self._speech.between(start, end)
+        return sum(stop - begin for begin, stop in speech_spans(probabilities, first))
+
+    def _judged(self, start: float, end: float) -> tuple[Float32Array, float]:
+        if self._speech is None:
+            raise ValueError("pauses are only known with a speech detector")
+        return self._speech.between(start, end)
+
+
+def _frame(seconds: float) -> int:
+    return max(0, round(seconds * FRAMES_PER_SECOND))

