@@ -15,7 +15,7 @@ from whisper_npu.version import __version__
 
 MANIFEST = "export_manifest.json"
 FORMAT = 1
-REVISION = 1  # raise it when the same source would export to different graphs or files
+REVISION = 2  # raise it when the same source would export to different graphs or files
 LIBRARIES = {
     "torch": "torch",
     "transformers": "transformers",
@@ -36,10 +36,13 @@ def library_versions() -> dict[str, str]:
 def describe_files(folder: Path) -> dict[str, dict[str, str | int]]:
     """The sha256 and size in bytes of every file of a folder but the manifest."""
     return {
-        path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST
     }
+
+
+def describe_file(path: Path) -> dict[str, str | int]:
+    """The sha256 and size in bytes of a file."""
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
 
 
 def write_manifest(
@@ -59,8 +62,20 @@ def write_manifest(
         "files": describe_files(folder),
         "parity": parity,
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    _write(folder, content)
+
+
+def refresh_file(folder: Path, name: str) -> None:
+    """Record one file anew in the certificate of a folder; a folder without one stays without.
+
+    Raises:
+        ExportError: The certificate cannot be written.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    manifest["files"][name] = describe_file(folder / name)
+    _write(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -121,6 +136,11 @@ def is_up_to_date(folder: Path, source: Source, *, verified: bool) -> bool:
     except ExportError:
         return False
     return True
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

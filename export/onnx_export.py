@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from whisper_npu.errors import ExportError
+from whisper_npu.export.alignment import read_settings, write_alignment_graph
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.manifest import (
     MANIFEST,
@@ -118,7 +119,7 @@ def export_model(
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> None:
-    """Write the three ONNX graphs and their shared weights into an existing folder.
+    """Write the trio, its shared weights and the alignment graph into an existing folder.
 
     Raises:
         ExportError: The exporter failed.
@@ -144,6 +145,9 @@ def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None
         report("wrote the ONNX graphs")
         share_weights([Path(raw) / name for name in GRAPHS], folder, _name_logits_axis)
         report("stored every weight once")
+    config = checkpoint.model.config.to_dict()
+    write_alignment_graph(folder, read_settings(checkpoint.generation_config, config))
+    report("cut out the alignment graph, for word times")
 
 
 def write_companions(checkpoint: Checkpoint, folder: Path) -> None:

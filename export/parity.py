@@ -17,11 +17,13 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_npu.errors import ParityError
+from whisper_npu.export.alignment import read_settings
 from whisper_npu.export.checkpoint import Checkpoint
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.manifest import VERIFIED
 from whisper_npu.export.parity_audio import Window, parity_audio
 from whisper_npu.export.parity_graph import (
+    ALIGNMENT,
     DECODER,
     DECODER_WITH_PAST,
     ENCODER,
@@ -30,10 +32,13 @@ from whisper_npu.export.parity_graph import (
     Arrays,
     Differences,
     Graph,
+    alignment_interface,
     cache_names,
+    expected_interface,
 )
 
 BATCH = 2  # rows of the reference; cases use its first rows
+ALIGNED_TOKENS = 64  # PyTorch returns the attention of every head: 500 MB for the largest model
 SEED = 0
 
 Progress = Callable[[str], None]
@@ -95,7 +100,7 @@ def verify_parity(
     own greedy decode is that sequence.
 
     Args:
-        folder: The three graphs and their weights.
+        folder: The graphs and their weights.
         checkpoint: The model they were exported from.
         audio_files: Recordings to transcribe; fewer than three are joined by the built-in one.
         progress: Called with one line per step.
@@ -116,7 +121,7 @@ def verify_parity(
         features = np.concatenate([audio.windows[row].features for row in range(BATCH)])
         reference = _reference(checkpoint, features)
 
-        encoder = Graph(folder, ENCODER, dimensions)
+        encoder = Graph(folder, ENCODER, expected_interface(ENCODER, dimensions))
         _check_encoder(encoder, features, reference, differences)
         decodes = [
             _start(encoder, window, choice, forced=forced)
@@ -125,14 +130,16 @@ def verify_parity(
         del encoder
         report("the encoder's values agree with PyTorch")
 
-        decoder = Graph(folder, DECODER, dimensions)
+        decoder = Graph(folder, DECODER, expected_interface(DECODER, dimensions))
         _check_decoder(decoder, reference, dimensions, differences)
         for decode in decodes:
             _prefill(decoder, decode, choice)
         del decoder
         report("the decoder's values agree, without a past")
 
-        with_past = Graph(folder, DECODER_WITH_PAST, dimensions)
+        with_past = Graph(
+            folder, DECODER_WITH_PAST, expected_interface(DECODER_WITH_PAST, dimensions)
+        )
         _check_decoder_with_past(with_past, reference, dimensions, differences)
         report(f"the decoder's values agree, with a past of 0 to {dimensions.n_text_ctx - 1}")
         compared = 0
@@ -141,6 +148,8 @@ def verify_parity(
             equal = _compare_tokens(checkpoint, decode, choice)
             report(f"{decode.name}: all {equal} tokens are PyTorch's")
             compared += equal
+        _check_alignment(folder, checkpoint, reference, differences)
+        report("the alignment heads attend where PyTorch's do")
     return {
         "status": VERIFIED,
         "device": "CPU",
@@ -256,6 +265,44 @@ def _check_decoder_with_past(
         ids = reference.ids[: case.batch, case.past : end]
         outputs = decoder({"input_ids": ids, **_as_past(past)})
         differences.compare(decoder, str(case), outputs, _expected(reference, case))
+
+
+def _check_alignment(
+    folder: Path, checkpoint: Checkpoint, reference: Reference, differences: Differences
+) -> None:
+    """Compare the alignment graph with PyTorch's own attentions and probabilities.
+
+    Both are shares of 1, most of them tiny: so the tolerance is a share of their largest.
+    """
+    settings = read_settings(checkpoint.generation_config, checkpoint.model.config.to_dict())
+    heads, eot = settings.heads, settings.eot
+    graph = Graph(folder, ALIGNMENT, alignment_interface(checkpoint.dimensions, len(heads)))
+    length = min(ALIGNED_TOKENS, checkpoint.dimensions.n_text_ctx)
+    ids = reference.ids[:, :length] % eot  # text tokens only
+    hidden: Any = torch.from_numpy(reference.hidden)
+    output = checkpoint.model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        decoder_input_ids=torch.from_numpy(ids),
+        use_cache=False,
+        output_attentions=True,
+    )
+    attentions = np.stack(
+        [output.cross_attentions[layer][:, head].numpy() for layer, head in heads], axis=1
+    )
+    of_text = output.logits[:, :-1, :eot].softmax(dim=-1).numpy()
+    probabilities = np.take_along_axis(of_text, ids[:, 1:, None], axis=2)[..., 0]
+    for case in (Case(1, 0, 2), Case(2, 0, length)):
+        outputs = graph(
+            {
+                "input_ids": ids[: case.batch, : case.new],
+                "encoder_hidden_states": reference.hidden[: case.batch],
+            }
+        )
+        expected: Arrays = {
+            "token_probabilities": probabilities[: case.batch, : case.new - 1],
+            "cross_attentions": attentions[: case.batch, :, : case.new],
+        }
+        differences.compare(graph, str(case), outputs, expected, smallest_scale=0.0)
 
 
 def _expected(reference: Reference, case: Case) -> Arrays:

@@ -20,6 +20,7 @@ SMALLEST_SCALE = 1.0  # where all values of an output are below it, the toleranc
 ENCODER = "encoder_model"
 DECODER = "decoder_model"
 DECODER_WITH_PAST = "decoder_with_past_model"
+ALIGNMENT = "decoder_alignment_model"
 
 Arrays = dict[str, NDArray[Any]]
 Axes = tuple[int | None, ...]  # None: dynamic
@@ -70,16 +71,25 @@ def expected_interface(graph: str, dimensions: Dimensions) -> Interface:
     )
 
 
+def alignment_interface(dimensions: Dimensions, n_heads: int) -> Interface:
+    """What the alignment graph looks like (`alignment.py`)."""
+    ids: Axes = (None, None)
+    return Interface(
+        {"input_ids": ids, "encoder_hidden_states": (None, None, dimensions.n_audio_state)},
+        {"token_probabilities": ids, "cross_attentions": (None, n_heads, None, None)},
+    )
+
+
 class Graph:
     """A compiled graph: called with arrays by name, it returns arrays by name."""
 
-    def __init__(self, folder: Path, name: str, dimensions: Dimensions) -> None:
+    def __init__(self, folder: Path, name: str, interface: Interface) -> None:
         self.file = f"{name}.onnx"
         self.name = name
         core = ov.Core()
         try:
             model = core.read_model(folder / self.file)
-            self._check_interface(model, expected_interface(name, dimensions))
+            self._check_interface(model, interface)
             self._compiled = core.compile_model(
                 model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": ""}
             )
@@ -136,8 +146,24 @@ class Differences:
         self.largest: dict[str, dict[str, float]] = {}
         self.largest_relative = 0.0
 
-    def compare(self, graph: Graph, case: str, outputs: Arrays, expected: Arrays) -> None:
+    def compare(
+        self,
+        graph: Graph,
+        case: str,
+        outputs: Arrays,
+        expected: Arrays,
+        *,
+        smallest_scale: float = SMALLEST_SCALE,
+    ) -> None:
         """Check shapes, then values, of every expected output.
+
+        Args:
+            graph: What was run.
+            case: On what; for the message.
+            outputs: The graph's.
+            expected: PyTorch's.
+            smallest_scale: Where all values of an output are below it, the tolerance is a share of
+                this instead of theirs.
 
         Raises:
             ParityError: One differs; the message has the place and both sides.
@@ -152,7 +178,7 @@ class Differences:
             difference = np.abs(got - wanted)
             worst = np.unravel_index(int(np.argmax(difference)), difference.shape)  # NaN is first
             largest = float(difference[worst])
-            scale = max(SMALLEST_SCALE, float(np.abs(wanted).max()))
+            scale = max(smallest_scale, float(np.abs(wanted).max()))
             tolerance = RELATIVE_TOLERANCE * scale
             if not largest <= tolerance:
                 place = [int(index) for index in worst]

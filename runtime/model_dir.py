@@ -16,6 +16,7 @@ ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
 DECODER_WITH_PAST = "decoder_with_past_model.onnx"
 GRAPHS = (ENCODER, DECODER, DECODER_WITH_PAST)
+ALIGNMENT = "decoder_alignment_model.onnx"  # needed for word times only
 TOKENIZER = "tokenizer.json"
 MANIFEST = "export_manifest.json"
 

@@ -18,8 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="whisper-npu export",
         description=(
-            "Export a Whisper checkpoint to three ONNX graphs, their tokenizer and configuration,\n"
-            "and export_manifest.json. Every graph is compared with PyTorch, values and tokens;\n"
+            "Export a Whisper checkpoint to ONNX graphs, their tokenizer and configuration, and\n"
+            "export_manifest.json. Every graph is compared with PyTorch, values and tokens;\n"
             "an export that differs fails and leaves nothing behind."
         ),
         epilog="""\
@@ -35,6 +35,7 @@ examples:
   whisper-npu export base
   whisper-npu export distil-whisper/distil-small.en --output models/distil
   whisper-npu export ./my-finetune --parity-audio a.wav b.mp3 c.flac
+  whisper-npu export --add-alignment ./made-by-optimum
 
 Exit code: 0 exported or up to date already, 1 unreadable parity audio, 2 usage, 3 failed.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,6 +64,13 @@ Exit code: 0 exported or up to date already, 1 unreadable parity audio, 2 usage,
         help="recordings on which both sides must transcribe alike; fewer than three are joined"
         " by the built-in one",
     )
+    parser.add_argument(
+        "--add-alignment",
+        type=Path,
+        metavar="FOLDER",
+        help="export nothing; add the graph that word times need to a model folder which another"
+        " exporter, or an older version, wrote without it",
+    )
     parser.add_argument("--force", action="store_true", help="export again what is up to date")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
@@ -76,8 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"two models are named: {args.source} and {args.model}")
     if args.no_verify and args.parity_audio:
         parser.error("--parity-audio has no use with --no-verify")
+    of_exports = (args.source, args.model, args.output, args.no_verify, args.revision, args.force)
+    if args.add_alignment and (any(of_exports) or args.parity_audio):
+        parser.error("--add-alignment exports nothing: only --quiet goes with it")
     try:
-        _export(args, args.source or args.model or DEFAULT_MODEL)
+        if args.add_alignment:
+            _add_alignment(args)
+        else:
+            _export(args, args.source or args.model or DEFAULT_MODEL)
     except WhisperNpuError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -90,7 +104,7 @@ def _export(args: argparse.Namespace, model: str) -> None:
         # Imported here: torch takes seconds, --help should not.
         from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise ExportError(f"an export needs {error.name}; install it with: {EXTRA_HINT}") from error
+        raise _missing(error) from error
     export_model(
         model,
         output,
@@ -100,6 +114,20 @@ def _export(args: argparse.Namespace, model: str) -> None:
         force=args.force,
         progress=None if args.quiet else _print_step,
     )
+
+
+def _add_alignment(args: argparse.Namespace) -> None:
+    try:
+        from whisper_npu.export.alignment import add_alignment_graph  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    file = add_alignment_graph(args.add_alignment)
+    if not args.quiet:
+        _print_step(f"wrote {file}")
+
+
+def _missing(error: ModuleNotFoundError) -> ExportError:
+    return ExportError(f"an export needs {error.name}; install it with: {EXTRA_HINT}")
 
 
 def _print_step(line: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from whisper_npu.errors import AssetError, ParityError
-from whisper_npu.export import onnx_export
+from whisper_npu.export import alignment, onnx_export
 from whisper_npu.scripts import export_onnx, fetch_assets
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -56,7 +56,14 @@ def test_no_verify(calls) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["a", "--model", "b"], ["--no-verify", "--parity-audio", "a.wav"], ["--colour"], ["a", "b"]],
+    [
+        ["a", "--model", "b"],
+        ["--no-verify", "--parity-audio", "a.wav"],
+        ["--colour"],
+        ["a", "b"],
+        ["base", "--add-alignment", "x"],
+        ["--force", "--add-alignment", "x"],
+    ],
 )
 def test_contradictions_are_usage_errors(calls, arguments) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -88,6 +95,18 @@ def test_parity_failure_has_its_exit_code(monkeypatch, capsys) -> None:
     monkeypatch.setattr(onnx_export, "export_model", fail)
     assert export_onnx.main([]) == 3
     assert capsys.readouterr().err == "error: token 3 is 4, PyTorch chooses 5\n"
+
+
+def test_add_alignment(calls, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(alignment, "add_alignment_graph", lambda folder: folder / "graph.onnx")
+    assert export_onnx.main(["--add-alignment", "x"]) == 0
+    assert calls == []
+    assert capsys.readouterr().err == f"wrote {Path('x/graph.onnx')}\n"
+
+
+def test_add_alignment_to_nothing_is_one_line(capsys) -> None:
+    assert export_onnx.main(["--add-alignment", "nothing"]) == 3
+    assert capsys.readouterr().err.startswith("error: model folder nothing does not exist")
 
 
 @pytest.mark.parametrize("script", ["export_onnx.py", "fetch_assets.py"])

@@ -36,6 +36,7 @@ def _state(folder: Path) -> dict[str, bytes]:
 def test_folder_holds_the_trio_and_its_companions(tiny_folder: Path) -> None:
     assert {path.name for path in tiny_folder.iterdir()} == {
         *(f"{name}.onnx" for name in GRAPHS),
+        "decoder_alignment_model.onnx",
         "model.onnx_data",
         "config.json",
         "generation_config.json",
