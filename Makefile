@@ -13,12 +13,13 @@ INSTALLED := $(VENV)/.installed
 ASSETS := $(VENV)/.assets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export transcribe test lint format typecheck clean
+.PHONY: help setup export transcribe wer test lint format typecheck clean
 
 help:
 	@echo "make setup       a virtual environment with everything, and the embedded model and recording"
 	@echo "make transcribe  transcribe AUDIO (default: the embedded recording) with MODEL"
 	@echo "make export      export MODEL (default tiny.en: a name, hub id, folder or .pt file) to OUT"
+	@echo "make wer         word error rate of MODEL on REFERENCES (a TSV manifest or LibriSpeech folder)"
 	@echo "make test        run the tests"
 	@echo "make lint        check style"
 	@echo "make format      put style right"
@@ -49,6 +50,14 @@ $(OUT)/export_manifest.json: | $(INSTALLED)
 
 transcribe: $(ASSETS) $(OUT)/export_manifest.json
 	$(BIN)/python scripts/transcribe.py $(AUDIO) --model $(OUT)
+
+REFERENCES ?=
+WER_FLAGS ?= --language en
+wer:
+	@test -n "$(REFERENCES)" || { echo "give the references: make wer REFERENCES=references.tsv" \
+		"(lines of audio<TAB>reference) or a LibriSpeech folder; see docs/accuracy.md"; exit 2; }
+	@$(MAKE) --no-print-directory $(OUT)/export_manifest.json
+	$(BIN)/python scripts/evaluate_wer.py $(REFERENCES) --model $(OUT) $(WER_FLAGS)
 
 test: $(ASSETS)
 	$(BIN)/python -m pytest

@@ -1,0 +1,373 @@
+"""Measures word error rates: `whisper-npu wer`, `python scripts/evaluate_wer.py`.
+
+Any number of models, devices, caches, precisions and decode modes over the same recordings, each
+with its speed beside it.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_npu.errors import UsageError, WhisperNpuError
+from whisper_npu.runtime.options import MODES, TranscribeOptions
+from whisper_npu.scripts import cli
+
+if TYPE_CHECKING:
+    from whisper_npu.runtime.transcribe import WhisperModel
+    from whisper_npu.scripts.evaluation import Evaluation, Failure, Run, Transcript
+    from whisper_npu.scripts.references import Reference
+
+EPILOG = """\
+examples:
+  whisper-npu wer references.tsv --language en
+  whisper-npu wer LibriSpeech/test-other --model models/base --without-timestamps --max-wer 9.6
+  whisper-npu wer long.tsv --model tiny.en --model base --mode sequential --mode batched \\
+      --plot wer.png --markdown wer.md
+
+A manifest has one line per recording, audio<TAB>reference, the audio relative to the manifest.
+The last line printed is the corpus error rate in percent, as `WER: 18.70`; of several
+configurations there is one such line each, in order.
+
+exit codes:
+  0  everything was done
+  1  a recording could not be read, or an error rate is above --max-wer
+  2  the command line or a manifest is wrong
+  3  a model or a device cannot be used; the other configurations were measured
+"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model as it is to be loaded."""
+
+    model: str
+    device: str
+    kv_cache: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.device}, kv_cache {self.kv_cache}, {self.precision}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate_wer",
+        description="Measure the word error rate and speed of exported Whisper models.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # --mode is given several times here, once in transcribing
+    )
+    parser.add_argument(
+        "references",
+        nargs="+",
+        type=Path,
+        metavar="REFERENCES",
+        help="TSV manifests (audio<TAB>reference) and LibriSpeech folders",
+    )
+    what = parser.add_argument_group("configurations", "each can be repeated; all are combined")
+    what.add_argument(
+        "--model",
+        action="append",
+        metavar="DIR",
+        help=f"model folder, or a built-in model exported on first use (default: "
+        f"{cli.DEFAULT_MODEL})",
+    )
+    what.add_argument(
+        "--device", action="append", metavar="DEVICE", help="OpenVINO device (default: CPU)"
+    )
+    what.add_argument(
+        "--kv-cache",
+        action="append",
+        choices=["auto", "stateful", "concat", "static", "off"],
+        help="who keeps the decoder's past (default: auto)",
+    )
+    what.add_argument(
+        "--precision",
+        action="append",
+        choices=["auto", "f32", "bf16", "f16"],
+        help="arithmetic (default: auto)",
+    )
+    what.add_argument(
+        "--threads", type=int, default=0, help="processor threads; 0 is one per core (default)"
+    )
+
+    add_decoding_options(parser)
+    what.add_argument(
+        "--mode",
+        action="append",
+        choices=MODES,
+        help=f"how long recordings are cut into windows (default: {TranscribeOptions.mode})",
+    )
+
+    out = parser.add_argument_group("results")
+    out.add_argument(
+        "--max-wer",
+        type=float,
+        metavar="PERCENT",
+        help="exit with 1 if the error rate of any configuration is above this",
+    )
+    out.add_argument(
+        "--worst", type=int, default=0, metavar="N", help="show the N worst recordings aligned"
+    )
+    out.add_argument("--json", type=Path, metavar="FILE", help="write everything, texts included")
+    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    out.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw error rate against speed (png, svg, pdf)"
+    )
+    return parser
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """The decoding options needed most."""
+    how = parser.add_argument_group("decoding")
+    how.add_argument("--language", help="code or English name (default: detected)")
+    how.add_argument("--task", default="transcribe", choices=["transcribe", "translate"])
+    how.add_argument("--without-timestamps", action="store_true")
+    how.add_argument("--beam-size", type=cli.optional(int), metavar="N")
+
+
+def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
+    """The decoding options of the command line."""
+    return TranscribeOptions(
+        language=arguments.language,
+        task=arguments.task,
+        without_timestamps=arguments.without_timestamps,
+        beam_size=arguments.beam_size,
+        mode=arguments.mode,
+    )
+
+
+def evaluate_wer(arguments: argparse.Namespace) -> int:
+    """Measure what the command line asks for; returns the exit code."""
+    # Heavy imports wait until the command line is known to be right.
+    with _needing_the_extra():
+        from whisper_npu.scripts import evaluation_report as report  # noqa: PLC0415
+        from whisper_npu.scripts.evaluation import evaluate  # noqa: PLC0415
+        from whisper_npu.scripts.wer import metric_for  # noqa: PLC0415
+    from whisper_npu.scripts.references import read_references  # noqa: PLC0415
+
+    _check_outputs(arguments)
+    references = [reference for path in arguments.references for reference in read_references(path)]
+    runs, exit_code = _measure(arguments, references)
+    if not runs:
+        return exit_code
+    metric = metric_for(_language(runs))
+    evaluations = [evaluate(run, metric) for run in runs]
+    for evaluation in evaluations:
+        print(report.text_details(evaluation, arguments.worst))
+    print(report.conditions(evaluations[0]))
+    print(report.summary_table(evaluations), end="\n\n", flush=True)
+
+    if arguments.json:
+        content = report.to_json(evaluations, [str(path) for path in arguments.references])
+        _write(arguments.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    if arguments.markdown:
+        _write(arguments.markdown, report.markdown(evaluations, arguments.worst))
+    if arguments.plot:
+        _plot(evaluations, arguments.plot)
+    for evaluation in evaluations:
+        rate = evaluation.rate
+        print(f"{metric.name}: {'-' if rate is None else format(rate, '.2f')}")
+    return max(exit_code, _judge(evaluations, arguments.max_wer))
+
+
+def _measure(
+    arguments: argparse.Namespace, references: "Sequence[Reference]"
+) -> "tuple[list[Run], int]":
+    """Transcribe everything in every configuration; returns the runs and the exit code.
+
+    A configuration that fails is one line on standard error; the others go on.
+    """
+    from whisper_npu.scripts.evaluation import transcribe_all  # noqa: PLC0415
+
+    modes = arguments.mode or [TranscribeOptions.mode]
+    options = {mode: _options(arguments, mode) for mode in modes}  # wrong ones are told at once
+    setups = _setups(arguments)
+    names = _model_names(list(dict.fromkeys(setup.model for setup in setups)))
+    runs: list[Run] = []
+    exit_code = cli.EXIT_OK
+    for setup in setups:
+        model = None
+        for mode in modes:
+            try:
+                model = model or _load(setup, arguments.threads)
+                settings = {  # what really runs, not what was asked for
+                    "model": names[setup.model],
+                    "device": model.backend.device,
+                    "kv_cache": model.backend.kv_cache,
+                    "precision": model.backend.precision,
+                    "mode": mode,
+                }
+                with _progress(f"{names[setup.model]} {mode}", len(references)) as show:
+                    run = transcribe_all(model, options[mode], settings, references, show)
+            except WhisperNpuError as error:
+                print(f"error: {setup}, {mode}: {error}", file=sys.stderr)
+                exit_code = max(exit_code, error.exit_code)
+                if model is None:
+                    break  # it would not load for the next mode either
+                continue
+            if run.failures:
+                exit_code = max(exit_code, cli.EXIT_SOME_FAILED)
+            if run.transcripts:
+                runs.append(run)
+            else:
+                print(f"error: {setup}, {mode}: no recording could be read", file=sys.stderr)
+    return runs, exit_code
+
+
+def _setups(arguments: argparse.Namespace) -> list[Setup]:
+    """Every combination of what the command line repeats."""
+    return [
+        Setup(*choice)
+        for choice in itertools.product(
+            dict.fromkeys(arguments.model or [cli.DEFAULT_MODEL]),
+            dict.fromkeys(arguments.device or ["CPU"]),
+            dict.fromkeys(arguments.kv_cache or ["auto"]),
+            dict.fromkeys(arguments.precision or ["auto"]),
+        )
+    ]
+
+
+def _load(setup: Setup, threads: int) -> "WhisperModel":
+    from whisper_npu.api import load_model  # noqa: PLC0415
+
+    return load_model(
+        cli.find_model(setup.model),
+        device=setup.device,
+        kv_cache=setup.kv_cache,
+        precision=setup.precision,
+        threads=threads,
+    )
+
+
+def _model_names(models: Sequence[str]) -> dict[str, str]:
+    """What reports call each model: its folder's name, or the whole path where names are alike."""
+    names = {model: Path(model).expanduser().resolve().name for model in models}
+    if len(set(names.values())) < len(names):
+        return {model: model for model in models}
+    return names
+
+
+def _options(arguments: argparse.Namespace, mode: str) -> TranscribeOptions:
+    return decoding_options(argparse.Namespace(**{**vars(arguments), "mode": mode}))
+
+
+def _language(runs: "Sequence[Run]") -> str:
+    """The language whose normaliser compares all runs: given, or else the one heard most often.
+
+    One for all, so that every configuration is measured against the same words.
+    """
+    first = runs[0]
+    if first.options.task == "translate":
+        return "en"
+    # An English-only model has its language, though none was given to the others.
+    given = [run.options.language for run in runs if run.options.language is not None]
+    return given[0] if given else first.main_language()
+
+
+@contextmanager
+def _progress(
+    description: str, n_recordings: int
+) -> "Iterator[Callable[[Transcript | Failure], None]]":
+    """A progress bar where standard error is a terminal, and a line for each failure anywhere."""
+    from tqdm import tqdm  # noqa: PLC0415
+
+    from whisper_npu.scripts.evaluation import Failure  # noqa: PLC0415
+
+    with tqdm(total=n_recordings, desc=description, unit="file", disable=None) as bar:
+
+        def show(result: "Transcript | Failure") -> None:
+            if isinstance(result, Failure):
+                tqdm.write(f"error: {result.error}", file=sys.stderr)
+            bar.update()
+
+        yield show
+
+
+def _judge(evaluations: "Sequence[Evaluation]", limit: float | None) -> int:
+    """Exit code 1 if an error rate, rounded as it is printed, is above the limit."""
+    code = cli.EXIT_OK
+    for evaluation in evaluations:
+        if limit is None or evaluation.rate is None or round(evaluation.rate, 2) <= limit:
+            continue
+        settings = ", ".join(evaluation.run.settings.values())
+        print(
+            f"{settings}: {evaluation.metric.name} {evaluation.rate:.2f} is above {limit:g}",
+            file=sys.stderr,
+        )
+        code = cli.EXIT_SOME_FAILED
+    return code
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Find out before hours of measuring, not after, that a result cannot be written."""
+    if arguments.worst < 0:
+        raise UsageError(f"--worst is {arguments.worst}; give 0 or more")
+    for path in filter(None, (arguments.json, arguments.markdown, arguments.plot)):
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file to write")
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist; make it first")
+    if arguments.plot:
+        with _needing_the_extra():
+            from whisper_npu.scripts import plots  # noqa: PLC0415
+        plots.check_format(arguments.plot)
+
+
+@contextmanager
+def _needing_the_extra() -> Iterator[None]:
+    """One clear line where a library of the `eval` extra is missing."""
+    try:
+        yield
+    except ImportError as error:
+        library = (error.name or str(error)).partition(".")[0]
+        if library == "whisper_npu":
+            raise
+        raise UsageError(
+            f"measuring error rates needs {library}: pip install 'whisper-npu[eval]'"
+        ) from None
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _plot(evaluations: "Sequence[Evaluation]", path: Path) -> None:
+    """Error rate against speed, one point per configuration, with its interval."""
+    from whisper_npu.scripts import plots  # noqa: PLC0415
+
+    first = evaluations[0]
+    shared, labels = plots.split_labels([evaluation.run.settings for evaluation in evaluations])
+    points = [
+        plots.Point(label, evaluation.rtfx, evaluation.rate, evaluation.interval)
+        for label, evaluation in zip(labels, evaluations, strict=True)
+        if evaluation.rate is not None
+    ]
+    facts = (shared, f"{len(first.run.transcripts)} recordings", "bars: 95 % intervals")
+    plots.scatter_with_intervals(
+        points,
+        path,
+        title=f"{first.metric.name} against speed",
+        subtitle=", ".join(filter(None, facts)),
+        x_label="RTFx: seconds of audio per second of processing (faster to the right)",
+        y_label=f"{first.metric.name} in % (better below)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(evaluate_wer, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
