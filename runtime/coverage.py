@@ -1,6 +1,6 @@
 """Accounts for every second of a recording: transcribed, silent, skipped or dropped, and why."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Fate = Literal["transcribed", "silent", "skipped", "dropped"]
@@ -36,11 +36,11 @@ class Span:
         }
 
 
+@dataclass
 class Coverage:
     """The spans of a recording; complete once `finish` has been called."""
 
-    def __init__(self) -> None:
-        self._spans: list[Span] = []
+    _spans: list[Span] = field(default_factory=list)
 
     @property
     def spans(self) -> tuple[Span, ...]:
