@@ -75,6 +75,8 @@ class FeatureStream:
         """
         take = n_frames if content is None else min(content, n_frames)
         self._read_to(seek + take)
+        if self.n_frames is not None and seek + take >= self.n_frames:
+            take = n_frames  # the frames that reach over the recording's end belong to it
         held = self._frames[:, seek - self._first : seek - self._first + take]
         log_mel = np.full((self._n_mels, n_frames), np.log10(LOG_FLOOR), np.float32)
         log_mel[:, : held.shape[1]] = held
