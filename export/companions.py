@@ -87,6 +87,8 @@ def complete_generation_config(
     if special.is_multilingual:
         defaults["lang_to_id"] = special.languages
         defaults["task_to_id"] = special.tasks
+        # Without a task transformers' generate() leaves its token out, and base then loops.
+        defaults["task"] = "transcribe"
     for key, function in (
         ("suppress_tokens", suppressed_tokens),
         ("begin_suppress_tokens", begin_suppressed_tokens),

@@ -51,6 +51,7 @@ def test_missing_generation_config_is_built_from_the_tokenizer(folder: Path) -> 
         "<|es|>": eot + 5,
         "<|fr|>": eot + 6,
     }
+    assert config["task"] == "transcribe"
     assert config["task_to_id"] == {"translate": eot + 7, "transcribe": eot + 8}
     assert config["no_timestamps_token_id"] == eot + 12
     assert config["alignment_heads"] == [[1, 0], [1, 1]]  # all heads of the upper half
