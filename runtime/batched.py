@@ -17,13 +17,12 @@ _UNHEARD = 1.0  # seconds of speech behind the last timestamp that are worth ano
 
 def transcribe_in_batches(job: Job) -> Iterator[Segment]:
     """Segments of the recording, in order."""
-    prompt: tuple[int, ...] = ()
-    if job.options.initial_prompt:
-        prompt = tuple(job.tokenizer.encode(" " + job.options.initial_prompt.strip()))
     seek = 0
     while True:
         windows: list[Window] = []
-        while len(windows) < job.options.batch_size:
+        # A prefix belongs to the first window alone, and the rows of a batch share their prompt.
+        batch_size = 1 if job.prompts.has_prefix else job.options.batch_size
+        while len(windows) < batch_size:
             window = job.next_window(seek, cut_at_pause=True)
             if window is None:
                 break
@@ -31,17 +30,17 @@ def transcribe_in_batches(job: Job) -> Iterator[Segment]:
             seek = window.end
         if not windows:
             return
-        yield from _transcribe_batch(job, windows, prompt)
+        yield from _transcribe_batch(job, windows)
         job.features.forget(seek)
 
 
-def _transcribe_batch(job: Job, windows: list[Window], prompt: tuple[int, ...]) -> list[Segment]:
+def _transcribe_batch(job: Job, windows: list[Window]) -> list[Segment]:
     """Segments of some windows and of their unheard rests, in order."""
     segments: list[list[Segment]] = [[] for _ in windows]
     unheard = dict(enumerate(windows))
     while unheard:
         batch = list(unheard.values())
-        outcomes = job.decode(batch, job.encode(batch), prompt)
+        outcomes = job.decode(batch, job.encode(batch), job.prompts.initial)
         rests = {}
         for place, window, outcome in zip(unheard, batch, outcomes, strict=True):
             if outcome.is_silence:

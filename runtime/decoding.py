@@ -105,15 +105,13 @@ def initial_tokens(
 ) -> tuple[list[int], int]:
     """The tokens decoding starts from, and where `<|startoftranscript|>` is among them.
 
-    The prompt keeps its last `n_text_ctx // 2 - 1` tokens, as the reference does.
-
     Raises:
-        UsageError: the prefix leaves no room to decode.
+        UsageError: prompt and prefix leave no room to decode.
     """
     special = tokenizer.special
     tokens: list[int] = []
     if options.prompt:
-        tokens += [special.sot_prev, *options.prompt[-(n_text_ctx // 2 - 1) :]]
+        tokens += [special.sot_prev, *options.prompt]
     sot_index = len(tokens)
     tokens.append(special.sot)
     if vocabulary.is_multilingual:
@@ -123,7 +121,7 @@ def initial_tokens(
         tokens.append(special.no_timestamps)
     tokens += options.prefix
     if len(tokens) >= n_text_ctx:
-        raise UsageError(f"the prefix fills the decoder's context of {n_text_ctx} tokens")
+        raise UsageError(f"prompt and prefix fill the decoder's context of {n_text_ctx} tokens")
     return tokens, sot_index
 
 

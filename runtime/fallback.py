@@ -1,6 +1,7 @@
 """Decodes windows at rising temperatures until their text looks right, and records why.
 
-Radford et al. 2022, section 4.5. Only the windows that look wrong are decoded again.
+Radford et al. 2022, section 4.5. Only the windows that look wrong are decoded again; those that
+loop under a prompt are so without it, for the prompt is what most often leads them there.
 """
 
 import logging
@@ -26,12 +27,14 @@ class Outcome:
 
     Attributes:
         decoded: the best attempt.
+        language: code of the language it was decoded in.
         retries: why the attempts before it were not taken, in order.
         flaw: what is still wrong with it after the last temperature; None if nothing is.
         is_silence: the model holds the window for silence; its text is to be left out.
     """
 
     decoded: DecodedWindow
+    language: str
     retries: tuple[Retry, ...]
     flaw: str | None
     is_silence: bool
@@ -64,27 +67,40 @@ def decode_with_fallback(
     """
     retries: list[list[Retry]] = [[] for _ in seeds]
     attempts: list[list[DecodedWindow]] = [[] for _ in seeds]
-    pending = list(range(len(seeds)))
-    for temperature in options.temperature:
+
+    def attempt(windows: list[int], wanted: DecodingOptions) -> list[int]:
+        """Decode some windows; returns those that look wrong."""
         decoded = decode_windows(
             backend,
             tokenizer,
             vocabulary,
-            audio if len(pending) == len(audio) else audio[pending],
-            replace(decoding, temperature=temperature),
+            audio if len(windows) == len(audio) else audio[windows],
+            wanted,
             times,
-            seeds=[seeds[window] for window in pending],
+            seeds=[seeds[window] for window in windows],
         )
         flawed = []
-        for window, attempt in zip(pending, decoded, strict=True):
-            attempts[window].append(attempt)
-            flaw = find_flaw(attempt, options)
+        for window, tried in zip(windows, decoded, strict=True):
+            attempts[window].append(tried)
+            flaw = find_flaw(tried, options)
             if flaw is not None:
-                retries[window].append(Retry(temperature, flaw))
+                retries[window].append(Retry(wanted.temperature, flaw))
                 flawed.append(window)
-                logger.debug("retry: at temperature %.1f %s", temperature, flaw)
-        pending = flawed
-        if not pending:
+                logger.debug("retry: at temperature %.1f %s", wanted.temperature, flaw)
+        return flawed
+
+    pending = list(range(len(seeds)))
+    misled: list[int] = []  # windows that a prompt has led into a loop
+    for temperature in options.temperature:
+        wanted = replace(decoding, temperature=temperature)
+        flawed = attempt(pending, wanted) if pending else []
+        pending = []
+        for window in flawed:
+            looped = bool(wanted.prompt) and repeats_itself(attempts[window][-1], options)
+            (misled if looped else pending).append(window)
+        if misled:
+            misled = attempt(sorted(misled), replace(wanted, prompt=()))
+        if not pending and not misled:
             break
 
     outcomes = []
@@ -97,6 +113,7 @@ def decode_with_fallback(
         outcomes.append(
             Outcome(
                 decoded=best,
+                language=decoding.language,
                 retries=tuple(retries[window]),
                 flaw=flaw,
                 is_silence=is_silence(best, options),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
 from whisper_npu.runtime.speech_windows import Window, WindowChooser
@@ -38,6 +39,7 @@ class Job:
     options: TranscribeOptions
     features: FeatureStream
     windows: WindowChooser
+    prompts: Prompts
     times: StageTimes
     coverage: Coverage
     language: str | None
@@ -67,26 +69,48 @@ class Job:
             return self.backend.encode(np.stack(features))
 
     def decode(
-        self, windows: Sequence[Window], audio: Float32Array, prompt: tuple[int, ...]
+        self, windows: Sequence[Window], audio: Float32Array, context: Sequence[int]
     ) -> list[Outcome]:
-        """Decode encoded windows, detecting the language first where it is not known."""
-        if self.language is None:
-            found = detect_language(self.backend, self.tokenizer, audio[:1], self.times)[0]
-            self.language_probabilities = found
-            self.language = next(iter(found))
-            logger.info("language: %s", LANGUAGES[self.language])
-        return decode_with_fallback(
-            self.backend,
-            self.tokenizer,
-            self.vocabulary,
-            audio,
-            [window.start for window in windows],
-            replace(self._decoding_options(self.language), prompt=prompt),
-            self.options,
-            self.times,
-        )
+        """Decode encoded windows that share a context, the tokens of the text before them.
 
-    def _decoding_options(self, language: str) -> DecodingOptions:
+        The language is detected first where it is not known: from the first window that has
+        speech, or for each window if the recording is multilingual.
+        """
+        prompt, prefix = self.prompts.before(context), self.prompts.take_prefix()
+        languages = self._languages(audio)
+        outcomes: dict[int, Outcome] = {}
+        for language in dict.fromkeys(languages):
+            places = [place for place, found in enumerate(languages) if found == language]
+            decoded = decode_with_fallback(
+                self.backend,
+                self.tokenizer,
+                self.vocabulary,
+                audio if len(places) == len(windows) else audio[places],
+                [windows[place].start for place in places],
+                self._decoding_options(language, prompt, prefix),
+                self.options,
+                self.times,
+            )
+            outcomes.update(zip(places, decoded, strict=True))
+        return [outcomes[place] for place in range(len(windows))]
+
+    def _languages(self, audio: Float32Array) -> list[str]:
+        """The language of each window."""
+        if self.language is not None and not self.options.multilingual:
+            return [self.language] * len(audio)
+        to_judge = audio if self.options.multilingual else audio[:1]
+        found = detect_language(self.backend, self.tokenizer, to_judge, self.times)
+        if self.language is None:
+            self.language_probabilities = found[0]
+            self.language = next(iter(found[0]))
+            logger.info("language: %s", LANGUAGES[self.language])
+        if not self.options.multilingual:
+            return [self.language] * len(audio)
+        return [next(iter(probabilities)) for probabilities in found]
+
+    def _decoding_options(
+        self, language: str, prompt: tuple[int, ...], prefix: tuple[int, ...]
+    ) -> DecodingOptions:
         options, vocabulary = self.options, self.vocabulary
         chosen = options.suppress_tokens
         return DecodingOptions(
@@ -96,6 +120,8 @@ class Job:
             beam_size=options.beam_size,
             patience=options.patience,
             length_penalty=options.length_penalty,
+            prompt=prompt,
+            prefix=prefix,
             without_timestamps=options.without_timestamps,
             max_initial_timestamp=options.max_initial_timestamp,
             suppress_tokens=vocabulary.suppress if chosen is None else tuple(chosen),
@@ -133,6 +159,7 @@ class Job:
                     avg_logprob=decoded.avg_logprob,
                     compression_ratio=decoded.compression_ratio,
                     no_speech_prob=decoded.no_speech_prob,
+                    language=outcome.language if self.options.multilingual else None,
                     retries=outcome.retries,
                     flaw=outcome.flaw,
                 )

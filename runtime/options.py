@@ -23,7 +23,12 @@ class TranscribeOptions:
         no_speech_threshold: a window more probably without speech, and improbable as text, is
             skipped; None: never.
         condition_on_previous_text: give the decoder the text of the window before.
-        initial_prompt: text the decoder is given before the first window.
+        initial_prompt: text the decoder is given before the first window (sequential mode) or
+            before every window (batched mode).
+        hotwords: names and terms the decoder is given before every window.
+        prefix: text the transcript of the first window goes on from; it is not part of the result.
+        multilingual: detect the language of every window, and end windows at short pauses, for
+            recordings in several languages.
         without_timestamps: sample text only; a segment is then a whole window.
         max_initial_timestamp: seconds into a window at which its first segment begins at most.
         suppress_tokens: tokens never sampled; None takes the model's list.
@@ -48,6 +53,9 @@ class TranscribeOptions:
     no_speech_threshold: float | None = 0.6
     condition_on_previous_text: bool = True
     initial_prompt: str | None = None
+    hotwords: str | None = None
+    prefix: str | None = None
+    multilingual: bool = False
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
     suppress_tokens: Sequence[int] | None = None
@@ -73,8 +81,12 @@ class TranscribeOptions:
             raise UsageError("temperature takes one or more numbers from 0 to 2")
         if self.mode not in MODES:
             raise UsageError(f"mode is {self.mode!r}; give {', '.join(MODES)}")
-        if self.mode == "batched" and not self.vad:
+        if not self.vad and self.mode == "batched":
             raise UsageError("batched mode cuts windows at pauses: it cannot do without vad")
+        if not self.vad and self.multilingual:
+            raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
+        if self.multilingual and self.language is not None:
+            raise UsageError("multilingual detects languages: do not give one")
         for name in ("beam_size", "best_of", "sample_len", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

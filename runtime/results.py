@@ -69,6 +69,7 @@ class Segment:
         compression_ratio: Bytes of the window's text divided by its zlib-compressed bytes.
         no_speech_prob: Probability that the window holds no speech, 0 to 1.
         words: Words with times; None when no word times were asked for.
+        language: Code of the language of its window.
         retries: Attempts at its window that were not taken, in order.
         flaw: What still looks wrong with its window after the last temperature; None if nothing.
     """
@@ -84,6 +85,7 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     words: tuple[Word, ...] | None = None
+    language: str | None = None
     retries: tuple[Retry, ...] = ()
     flaw: str | None = None
 
@@ -103,6 +105,8 @@ class Segment:
         }
         if self.words is not None:
             fields["words"] = [word.to_dict() for word in self.words]
+        if self.language is not None:
+            fields["language"] = self.language
         if self.retries:
             fields["retries"] = [retry.to_dict() for retry in self.retries]
         if self.flaw is not None:

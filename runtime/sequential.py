@@ -18,14 +18,12 @@ _CONTEXT_TEMPERATURE = 0.5
 def transcribe_sequentially(job: Job) -> Iterator[Segment]:
     """Segments of the recording, in order."""
     options, tokenizer = job.options, job.tokenizer
-    context: list[int] = []
-    if options.initial_prompt:
-        context += tokenizer.encode(" " + options.initial_prompt.strip())
+    context = list(job.prompts.initial)
     context_from = 0
     seek = 0
     while window := job.next_window(seek, cut_at_pause=False):
         audio = job.encode([window])
-        outcome = job.decode([window], audio, tuple(context[context_from:]))[0]
+        outcome = job.decode([window], audio, context[context_from:])[0]
         if outcome.is_silence:
             job.skip(window, outcome)
             seek = window.end

@@ -17,7 +17,8 @@ from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap, speech_spans
 # Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
 _SILENCE = -7.0
 _PAD = 0.4  # seconds kept before and after speech: onsets are soft, and so are ends
-_LONG_PAUSE = 3.0  # seconds without speech that end a window
+LONG_PAUSE = 3.0  # seconds without speech that end a window
+SHORT_PAUSE = 0.5  # the same where the language may change at any of them
 _LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
 _PAUSE = 0.2  # seconds without speech at which a window may be cut as well as anywhere
@@ -50,9 +51,21 @@ class WindowChooser:
     """Finds the next window from a given frame on."""
 
     def __init__(
-        self, features: FeatureStream, speech: SpeechMap | None, window_frames: int
+        self,
+        features: FeatureStream,
+        speech: SpeechMap | None,
+        window_frames: int,
+        long_pause: float = LONG_PAUSE,
     ) -> None:
-        """Choose windows of at most `window_frames` frames; `speech` None takes all audio."""
+        """Prepare to choose.
+
+        Args:
+            features: the recording.
+            speech: where speech is in it; None takes all audio.
+            window_frames: frames in a window at most.
+            long_pause: seconds without speech that end a window.
+        """
+        self._long_pause = long_pause
         self._features = features
         self._speech = speech
         self._window_frames = window_frames
@@ -91,8 +104,9 @@ class WindowChooser:
         end = start + n_frames
         edges = [*(begin for begin, _ in spans[1:]), end / FRAMES_PER_SECOND]
         for (_, speech_end), next_speech in zip(spans, edges, strict=True):
-            if next_speech - speech_end >= _LONG_PAUSE:
-                return Window(start, _frame(speech_end + _PAD))
+            if next_speech - speech_end >= self._long_pause:
+                pad = min(_PAD, (next_speech - speech_end) / 2)
+                return Window(start, _frame(speech_end + pad))
         more = self._features.available(end, 1) > 0
         if cut_at_pause and more:
             end = self._pause(start, end, spans)

@@ -15,9 +15,10 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.sequential import transcribe_sequentially
-from whisper_npu.runtime.speech_windows import WindowChooser
+from whisper_npu.runtime.speech_windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
 from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
@@ -83,6 +84,8 @@ class WhisperModel:
             language = require_language(self.tokenizer, self.vocabulary, language or "en")
         if not self.is_multilingual and wanted.task != "transcribe":
             raise UsageError("this model is English-only and cannot translate; use base or larger")
+        if not self.is_multilingual and wanted.multilingual:
+            raise UsageError("this model is English-only: multilingual needs base or larger")
         return replace(wanted, language=language)
 
 
@@ -109,7 +112,13 @@ class TranscriptionStream:
             vocabulary=model.vocabulary,
             options=options,
             features=features,
-            windows=WindowChooser(features, speech, 2 * backend.n_audio_ctx),
+            windows=WindowChooser(
+                features,
+                speech,
+                2 * backend.n_audio_ctx,
+                SHORT_PAUSE if options.multilingual else LONG_PAUSE,
+            ),
+            prompts=Prompts(model.tokenizer, options, backend.n_text_ctx),
             times=StageTimes(),
             coverage=Coverage(),
             language=options.language,
@@ -163,7 +172,7 @@ class TranscriptionStream:
             device=backend.device,
             kv_cache=backend.kv_cache,
             precision=backend.precision,
-            warnings=tuple(self._audio.warnings),
+            warnings=(*self._audio.warnings, *job.prompts.warnings),
             language_probabilities=job.language_probabilities,
             coverage=job.coverage,
         )
