@@ -128,7 +128,7 @@ class Transcription:
         kv_cache: Kind of the decoder's cache.
         precision: Arithmetic it ran in: f32, bf16 or f16.
         language_probabilities: Of every language, likeliest first; empty if it was given.
-        coverage: What became of every second; None where nobody kept the account.
+        coverage: What became of every second.
         warnings: What the user should know, one line each: damaged audio, prompts cut.
     """
 
@@ -142,7 +142,7 @@ class Transcription:
     precision: str = "f32"
     warnings: tuple[str, ...] = ()
     language_probabilities: dict[str, float] = field(default_factory=dict)
-    coverage: Coverage | None = None
+    coverage: Coverage = field(default_factory=Coverage)
 
     def to_dict(self) -> dict[str, Any]:
         """openai/whisper's `text`, `segments`, `language`, in its order, followed by ours."""
@@ -157,5 +157,5 @@ class Transcription:
             "precision": self.precision,
             "warnings": list(self.warnings),
             "language_probabilities": self.language_probabilities,
-            "coverage": None if self.coverage is None else self.coverage.to_dict(),
+            "coverage": self.coverage.to_dict(),
         }

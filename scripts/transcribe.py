@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.errors import AudioError
 from whisper_npu.scripts import cli
+from whisper_npu.scripts.decoding_options import (
+    add_decoding_options,
+    add_model_options,
+    decoding_options,
+)
 
 if TYPE_CHECKING:
-    from whisper_npu.runtime.options import TranscribeOptions
+    from whisper_npu.runtime.results import Transcription
     from whisper_npu.runtime.transcribe import TranscriptionStream
     from whisper_npu.runtime.writers import OutputFiles
 
@@ -44,32 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="recordings, folders (searched for recordings, however deep), or - for standard input",
     )
-    where = parser.add_argument_group("model and device")
-    where.add_argument(
-        "--model",
-        default=cli.DEFAULT_MODEL,
-        metavar="DIR",
-        help="model folder, or a built-in model exported on first use (default: %(default)s)",
-    )
-    where.add_argument("--device", default="CPU", help="OpenVINO device (default: %(default)s)")
-    where.add_argument(
-        "--kv-cache",
-        default="auto",
-        choices=["auto", "stateful", "concat", "static", "off"],
-        help="who keeps the decoder's past: the device (stateful), the host (concat, static), "
-        "nobody (off: slow, for comparison); auto takes the fastest",
-    )
-    where.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "f32", "bf16", "f16"],
-        help="arithmetic; f32 reproduces PyTorch token by token; auto is bf16 where the stateful "
-        "cache runs on a processor that computes in it, else f32",
-    )
-    where.add_argument(
-        "--threads", type=int, default=0, help="processor threads; 0 is one per core (default)"
-    )
-
+    add_model_options(parser)
     out = parser.add_argument_group("output")
     out.add_argument(
         "-o", "--output-dir", metavar="DIR", help="write files there (default: the current folder)"
@@ -89,89 +69,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="print the text as it comes (default), or only a progress bar",
     )
     out.add_argument(
+        "--report",
+        action="store_true",
+        help="say what became of every second: transcribed, silent, skipped or dropped, and why",
+    )
+    out.add_argument(
         "--debug",
         action="store_true",
         help="log the contract found, the cache's shapes step by step, and stage times",
     )
 
-    what = parser.add_argument_group("what to transcribe")
-    what.add_argument("--language", help="code or English name (default: detected)")
-    what.add_argument(
-        "--task",
-        default="transcribe",
-        choices=["transcribe", "translate"],
-        help="translate: into English",
-    )
-    what.add_argument("--initial-prompt", metavar="TEXT", help="text to set names and style")
-    what.add_argument(
-        "--condition-on-previous-text",
-        type=cli.boolean,
-        default=True,
-        metavar="True|False",
-        help="give each window the text before it (default: %(default)s)",
-    )
-    what.add_argument(
-        "--without-timestamps", action="store_true", help="text only, one segment per window"
-    )
-    what.add_argument(
-        "--max-initial-timestamp",
-        type=cli.optional(float),
-        default=1.0,
-        metavar="SECONDS",
-        help="how late in a window its first segment may begin (default: %(default)s)",
-    )
-
-    how = parser.add_argument_group("decoding")
-    how.add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
-    )
-    how.add_argument(
-        "--temperature-increment-on-fallback",
-        type=cli.optional(float),
-        default=0.2,
-        metavar="STEP",
-        help="how far to raise it when a window looks wrong; None: not (default: %(default)s)",
-    )
-    how.add_argument(
-        "--compression-ratio-threshold",
-        type=cli.optional(float),
-        default=2.4,
-        metavar="RATIO",
-        help="text that zlib compresses better than this is a loop (default: %(default)s)",
-    )
-    how.add_argument(
-        "--logprob-threshold",
-        type=cli.optional(float),
-        default=-1.0,
-        metavar="LOGPROB",
-        help="text less probable on average looks wrong (default: %(default)s)",
-    )
-    how.add_argument(
-        "--no-speech-threshold",
-        type=cli.optional(float),
-        default=0.6,
-        metavar="PROBABILITY",
-        help="more probably silence than this, and improbable as text: skipped (default: "
-        "%(default)s)",
-    )
-    how.add_argument(
-        "--suppress-tokens",
-        default="-1",
-        metavar="IDS",
-        help="token ids never sampled, separated by commas; -1 is the model's list (default)",
-    )
-    how.add_argument(
-        "--beam-size", type=cli.optional(int), metavar="N", help="beam search (default: greedy)"
-    )
-    how.add_argument(
-        "--best-of", type=int, default=5, metavar="N", help="samples when temperature is above 0"
-    )
-    how.add_argument(
-        "--patience", type=float, default=1.0, help="of beam search (default: %(default)s)"
-    )
-    how.add_argument(
-        "--length-penalty", type=cli.optional(float), help="alpha in ranking candidates"
-    )
+    add_decoding_options(parser)
     return parser
 
 
@@ -184,7 +92,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
     from whisper_npu.runtime.writers import OutputFiles, output_names  # noqa: PLC0415
 
     _set_up_logging(debug=arguments.debug)
-    options = _options(arguments)
+    options = decoding_options(arguments)
     formats: tuple[str, ...] = ()
     if arguments.output_format or arguments.output_dir:
         formats = expand_formats(arguments.output_format or "all")
@@ -200,6 +108,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
     model = load_model(
         cli.find_model(arguments.model),
         device=arguments.device,
+        backend=arguments.backend,
         kv_cache=arguments.kv_cache,
         precision=arguments.precision,
         threads=arguments.threads,
@@ -217,8 +126,11 @@ def transcribe(arguments: argparse.Namespace) -> int:
                         logger.debug("wrote %s", path)
             else:
                 _follow(stream, file, None, verbose=arguments.verbose)
-            for warning in stream.result().warnings:
+            result = stream.result()
+            for warning in result.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
+            if arguments.report:
+                _report(result)
         except AudioError as error:
             failures += 1
             print(f"error: {error}", file=sys.stderr)
@@ -263,47 +175,25 @@ def _follow(
             bar.update(max(0.0, segment.end - bar.n))
 
 
-def _options(arguments: argparse.Namespace) -> "TranscribeOptions":
-    from whisper_npu.runtime.options import TranscribeOptions  # noqa: PLC0415
-
-    return TranscribeOptions(
-        language=arguments.language,
-        task=arguments.task,
-        temperature=_ladder(arguments.temperature, arguments.temperature_increment_on_fallback),
-        compression_ratio_threshold=arguments.compression_ratio_threshold,
-        logprob_threshold=arguments.logprob_threshold,
-        no_speech_threshold=arguments.no_speech_threshold,
-        condition_on_previous_text=arguments.condition_on_previous_text,
-        initial_prompt=arguments.initial_prompt,
-        without_timestamps=arguments.without_timestamps,
-        max_initial_timestamp=arguments.max_initial_timestamp,
-        suppress_tokens=_token_ids(arguments.suppress_tokens),
-        beam_size=arguments.beam_size,
-        best_of=arguments.best_of,
-        patience=arguments.patience,
-        length_penalty=arguments.length_penalty,
+def _report(result: "Transcription") -> None:
+    """Print how the time of a recording is accounted for, and where it ran."""
+    seconds = ", ".join(
+        f"{fate} {total:.2f} s" for fate, total in result.coverage.seconds().items()
     )
-
-
-def _ladder(start: float, step: float | None) -> tuple[float, ...]:
-    """Temperatures from `start` to 1 in steps."""
-    if step is None:
-        return (start,)
-    if step <= 0:
-        raise UsageError("--temperature-increment-on-fallback takes a number above 0, or None")
-    rungs = int((1.0 - start) / step + 1e-6)
-    return tuple(round(start + rung * step, 6) for rung in range(max(0, rungs) + 1))
-
-
-def _token_ids(text: str) -> tuple[int, ...] | None:
-    """Ids in `text`; None for the model's own list."""
-    try:
-        ids = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(
-            f"--suppress-tokens takes numbers separated by commas, not {text!r}"
-        ) from None
-    return None if -1 in ids else ids
+    print(f"{result.duration:.2f} s of audio: {seconds}", file=sys.stderr)
+    for span in result.coverage.spans:
+        if span.fate != "transcribed":
+            where = f"{span.start:.2f} to {span.end:.2f} s"
+            print(f"  {where}: {span.fate}: {span.reason}", file=sys.stderr)
+    for window in {segment.seek: segment for segment in result.segments}.values():
+        for retry in window.retries:
+            where = f"window of {window.start:.2f} s"
+            print(f"  {where}: temperature {retry.temperature}: {retry.reason}", file=sys.stderr)
+    for segment in result.segments:
+        if segment.flaw is not None:
+            print(f"  {segment.start:.2f} s: doubtful: {segment.flaw}", file=sys.stderr)
+    ran = f"{result.device}, {result.precision}, {result.kv_cache} cache"
+    print(f"ran on {ran}; language {result.language}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,217 @@
+"""The options on model, device and decoding that the command-line programs share.
+
+Names are openai/whisper's where it has the option.
+"""
+
+import argparse
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.options import MODES, TASKS, TranscribeOptions
+from whisper_npu.scripts import cli
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--device`, `--backend`, `--kv-cache`, `--precision` and `--threads`."""
+    group = parser.add_argument_group("model and device")
+    group.add_argument(
+        "--model",
+        default=cli.DEFAULT_MODEL,
+        metavar="DIR",
+        help="model folder, or a built-in model exported on first use (default: %(default)s)",
+    )
+    group.add_argument(
+        "--device",
+        default="CPU",
+        help="CPU, GPU, NPU, NPU_EMULATED, AUTO; never replaced by another (default: %(default)s)",
+    )
+    group.add_argument(
+        "--backend",
+        default="openvino",
+        choices=["openvino", "onnxruntime"],
+        help="what runs the graphs (default: %(default)s)",
+    )
+    group.add_argument(
+        "--kv-cache",
+        default="auto",
+        choices=["auto", "stateful", "concat", "static", "off"],
+        help="who keeps the decoder's past: the device (stateful), the host (concat, static), "
+        "nobody (off: slow, for comparison); auto takes the fastest",
+    )
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "f32", "bf16", "f16"],
+        help="arithmetic; f32 reproduces PyTorch token by token; auto is bf16 where the stateful "
+        "cache runs on a processor that computes in it, f16 on an NPU, else f32",
+    )
+    group.add_argument(
+        "--threads", type=int, default=0, help="processor threads; 0 is one per core (default)"
+    )
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Add everything that `decoding_options` reads."""
+    what = parser.add_argument_group("what to transcribe")
+    what.add_argument("--language", help="code or English name (default: detected)")
+    what.add_argument("--task", default="transcribe", choices=TASKS, help="translate: into English")
+    what.add_argument(
+        "--multilingual",
+        action="store_true",
+        help="detect the language again at every pause, for recordings in several languages",
+    )
+    what.add_argument(
+        "--initial-prompt", metavar="TEXT", help="text before the recording, to set names and style"
+    )
+    what.add_argument(
+        "--hotwords", metavar="TEXT", help="names and terms to expect, given to every window"
+    )
+    what.add_argument(
+        "--prefix", metavar="TEXT", help="what the transcript goes on from; not part of it"
+    )
+    what.add_argument(
+        "--without-timestamps", action="store_true", help="text only, one segment per window"
+    )
+    what.add_argument(
+        "--max-initial-timestamp",
+        type=cli.optional(float),
+        default=1.0,
+        metavar="SECONDS",
+        help="how late in a window its first segment may begin (default: %(default)s)",
+    )
+
+    long = parser.add_argument_group("long recordings")
+    long.add_argument(
+        "--mode",
+        default="auto",
+        choices=MODES,
+        help="sequential: window after window, each with the text before it; batched: windows cut "
+        "at pauses, decoded together; auto: batched beyond one window (default)",
+    )
+    long.add_argument(
+        "--batch-size",
+        type=int,
+        default=TranscribeOptions.batch_size,
+        metavar="N",
+        help="windows decoded together in batched mode (default: %(default)s)",
+    )
+    long.add_argument(
+        "--vad",
+        type=cli.boolean,
+        default=True,
+        metavar="True|False",
+        help="pass over audio without speech (default: %(default)s)",
+    )
+    long.add_argument(
+        "--condition-on-previous-text",
+        type=cli.boolean,
+        default=True,
+        metavar="True|False",
+        help="sequential mode gives each window the text before it (default: %(default)s)",
+    )
+
+    how = parser.add_argument_group("decoding")
+    how.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
+    how.add_argument(
+        "--temperature-increment-on-fallback",
+        type=cli.optional(float),
+        default=0.2,
+        metavar="STEP",
+        help="how far to raise it when a window looks wrong; None: not (default: %(default)s)",
+    )
+    how.add_argument(
+        "--compression-ratio-threshold",
+        type=cli.optional(float),
+        default=2.4,
+        metavar="RATIO",
+        help="text that zlib compresses better than this is a loop (default: %(default)s)",
+    )
+    how.add_argument(
+        "--logprob-threshold",
+        type=cli.optional(float),
+        default=-1.0,
+        metavar="LOGPROB",
+        help="text less probable on average looks wrong (default: %(default)s)",
+    )
+    how.add_argument(
+        "--no-speech-threshold",
+        type=cli.optional(float),
+        default=0.6,
+        metavar="PROBABILITY",
+        help="more probably silence than this, and improbable as text: skipped "
+        "(default: %(default)s)",
+    )
+    how.add_argument(
+        "--suppress-tokens",
+        default="-1",
+        metavar="IDS",
+        help="token ids never sampled, separated by commas; -1 is the model's list (default)",
+    )
+    how.add_argument(
+        "--beam-size", type=cli.optional(int), metavar="N", help="beam search (default: greedy)"
+    )
+    how.add_argument(
+        "--best-of", type=int, default=5, metavar="N", help="samples when temperature is above 0"
+    )
+    how.add_argument(
+        "--patience", type=float, default=1.0, help="of beam search (default: %(default)s)"
+    )
+    how.add_argument(
+        "--length-penalty",
+        type=cli.optional(float),
+        metavar="ALPHA",
+        help="Google NMT's, in ranking candidates (default: divide by length)",
+    )
+
+
+def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
+    """The options that the command line asks for.
+
+    Raises:
+        UsageError: a value is out of range, or two contradict each other.
+    """
+    return TranscribeOptions(
+        language=arguments.language,
+        task=arguments.task,
+        multilingual=arguments.multilingual,
+        initial_prompt=arguments.initial_prompt,
+        hotwords=arguments.hotwords,
+        prefix=arguments.prefix,
+        without_timestamps=arguments.without_timestamps,
+        max_initial_timestamp=arguments.max_initial_timestamp,
+        mode=arguments.mode,
+        batch_size=arguments.batch_size,
+        vad=arguments.vad,
+        condition_on_previous_text=arguments.condition_on_previous_text,
+        temperature=_ladder(arguments.temperature, arguments.temperature_increment_on_fallback),
+        compression_ratio_threshold=arguments.compression_ratio_threshold,
+        logprob_threshold=arguments.logprob_threshold,
+        no_speech_threshold=arguments.no_speech_threshold,
+        suppress_tokens=_token_ids(arguments.suppress_tokens),
+        beam_size=arguments.beam_size,
+        best_of=arguments.best_of,
+        patience=arguments.patience,
+        length_penalty=arguments.length_penalty,
+    )
+
+
+def _ladder(start: float, step: float | None) -> tuple[float, ...]:
+    """Temperatures from `start` to 1 in steps."""
+    if step is None:
+        return (start,)
+    if step <= 0:
+        raise UsageError("--temperature-increment-on-fallback takes a number above 0, or None")
+    rungs = int((1.0 - start) / step + 1e-6)
+    return tuple(round(start + rung * step, 6) for rung in range(max(0, rungs) + 1))
+
+
+def _token_ids(text: str) -> tuple[int, ...] | None:
+    """Ids in `text`; None for the model's own list."""
+    try:
+        ids = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(
+            f"--suppress-tokens takes numbers separated by commas, not {text!r}"
+        ) from None
+    return None if -1 in ids else ids
