@@ -1,0 +1,183 @@
+"""Makes the bundle of static graphs for a model folder; atomic, and nothing to do when up to date.
+
+Needs the `onnx` package (extra `npu`), not torch.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.npu import bundle as bundles
+from whisper_npu.npu.bundle import Bundle
+from whisper_npu.npu.operators import check_operators
+from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.model_dir import (
+    ALIGNMENT,
+    DECODER,
+    DECODER_WITH_PAST,
+    ENCODER,
+    ModelFolder,
+)
+
+if TYPE_CHECKING:
+    from whisper_npu.npu.graph_surgery import Graph
+    from whisper_npu.npu.weight_store import WeightFormat
+
+logger = logging.getLogger("whisper_npu")
+
+Progress = Callable[[str], None]
+
+
+def ensure_bundle(
+    folder: ModelFolder,
+    *,
+    weights: str = "lossless",
+    windows: tuple[int, ...] = (),
+    batch: int = 1,
+    progress: Progress | None = None,
+) -> Bundle:
+    """The model's bundle, made now if it is missing, damaged or out of date.
+
+    Args:
+        folder: the model.
+        weights: `lossless`, `f16` or `int8`.
+        windows: seconds of the shorter windows the encoder is to take too.
+        batch: rows each decoder graph takes.
+        progress: is given a line of text per graph.
+
+    Raises:
+        ModelError: the folder's graphs do not have the structure of a Whisper export, or the
+            `onnx` package, which is needed to make a bundle, is not installed.
+        UsageError: `weights` is no format, or a window is no shorter than the model's.
+    """
+    if weights not in bundles.WEIGHT_FORMATS:
+        raise UsageError(f"weights is {weights!r}; give {', '.join(bundles.WEIGHT_FORMATS)}")
+    path = bundles.bundle_path(folder.path, weights)
+    recipe = bundles.recipe(folder, weights, windows, batch)
+    existing = bundles.read_manifest(path)
+    if existing is not None and existing["recipe"] == recipe:
+        return bundles.read_bundle(path)
+    try:
+        import onnx  # noqa: F401, PLC0415 - only making a bundle needs it
+    except ModuleNotFoundError:
+        raise ModelError(
+            f"{folder.path} has no up-to-date static graphs for the NPU, and making them needs "
+            "onnx: pip install 'whisper-npu[npu]', or copy the model folder from where "
+            "`whisper-npu compile` was run"
+        ) from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{weights}-", dir=path.parent))
+    except OSError as error:
+        raise ModelError(
+            f"cannot write static graphs into {folder.path}: {error.strerror}; copy the model "
+            "folder to where it can be written"
+        ) from None
+    try:
+        temporary.chmod(path.parent.stat().st_mode)  # mkdtemp's own is for one user alone
+        _build(temporary, folder, recipe, progress)
+        _replace(path, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return bundles.read_bundle(path)
+
+
+def _build(
+    target: Path, folder: ModelFolder, recipe: bundles.Recipe, progress: Progress | None
+) -> None:
+    from whisper_npu.npu import static_graphs  # noqa: PLC0415 - needs onnx
+    from whisper_npu.npu.graph_surgery import read_graph  # noqa: PLC0415
+
+    encoder, decoder, with_past = (
+        read_graph(folder.path / name) for name in (ENCODER, DECODER, DECODER_WITH_PAST)
+    )
+    sizes = static_graphs.read_sizes(encoder, with_past, folder.n_text_ctx)
+    whole = 2 * sizes.n_audio_ctx
+    shorter = tuple(seconds * FRAMES_PER_SECOND for seconds in recipe["windows"])
+    if any(not 0 < frames < whole for frames in shorter):
+        raise UsageError(
+            f"windows must be shorter than the model's {whole // FRAMES_PER_SECOND} s: "
+            f"{recipe['windows']}"
+        )
+    frames = (*shorter, whole)
+    batch, audio_mask = recipe["batch"], bool(shorter)
+
+    def graphs() -> "Iterator[tuple[str, Graph]]":
+        for length in frames:
+            yield f"{bundles.ENCODER}_{length}", static_graphs.encoder_graph(encoder, sizes, length)
+            cross = static_graphs.cross_graph(decoder, sizes, length, batch)
+            yield f"{bundles.CROSS}_{length}", cross
+        for size in recipe["buckets"]:
+            prefill = static_graphs.prefill_graph(
+                with_past, sizes, size, batch=batch, audio_mask=audio_mask
+            )
+            yield f"{bundles.PREFILL}_{size}", prefill
+        step = static_graphs.step_graph(with_past, sizes, batch=batch, audio_mask=audio_mask)
+        yield bundles.STEP, step
+        if (folder.path / ALIGNMENT).is_file():
+            source = read_graph(folder.path / ALIGNMENT)
+            for length in frames:
+                graph = static_graphs.alignment_graph(source, sizes, length)
+                yield f"{bundles.ALIGN}_{length}", graph
+
+    content = _write(target, graphs(), recipe["weights"], progress)
+    content |= {"recipe": recipe, "sizes": asdict(sizes), "frames": list(frames)}
+    text = json.dumps(content, indent=1) + "\n"
+    (target / bundles.MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _write(
+    target: Path,
+    graphs: "Iterator[tuple[str, Graph]]",
+    weights: "WeightFormat",
+    progress: Progress | None,
+) -> dict[str, object]:
+    """Write the graphs and their weights; returns what the manifest says about them."""
+    import onnx  # noqa: PLC0415
+
+    from whisper_npu.npu.weight_store import WeightStore  # noqa: PLC0415
+
+    entries: dict[str, dict[str, object]] = {}
+    with (target / bundles.DATA_FILE).open("wb") as file:
+        store = WeightStore(file, bundles.DATA_FILE, weights)
+        for name, graph in graphs:
+            if progress is not None:
+                progress(f"static graph {name}")
+            proto = store.place(graph)
+            operators = {node.op_type for node in proto.graph.node}
+            check_operators(graph.name, operators)
+            path = target / f"{name}.onnx"
+            onnx.save(proto, path)
+            shapes = graph.shapes()
+            entries[name] = {
+                "file": path.name,
+                "sha256": bundles.sha256_file(path),
+                "inputs": {key: shapes[key] for key in graph.inputs},
+                "outputs": {key: shapes[key] for key in graph.outputs},
+                "operators": sorted(operators),
+            }
+        data_sha256 = store.sha256
+    files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
+    return {"data_sha256": data_sha256, "files": files, "graphs": entries}
+
+
+def _replace(path: Path, temporary: Path) -> None:
+    """Put a finished bundle in place of the old one, which another process may just have done."""
+    old = temporary.with_name(f"{temporary.name}-old")
+    try:
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        # Two processes made the same bundle: whichever came first is as good.
+        if bundles.read_manifest(path) is None:
+            raise ModelError(f"cannot write {path}: {error.strerror or error}") from None
+        logger.debug("another process wrote %s meanwhile", path)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

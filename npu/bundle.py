@@ -1,0 +1,181 @@
+"""The bundle of static graphs inside a model folder: `<model>/npu/<weights>/`.
+
+Reading one needs neither onnx nor a look at the weights; `build_bundle` makes one.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.model_dir import ALIGNMENT, GRAPHS, ModelFolder
+
+FOLDER = "npu"
+MANIFEST = "npu_manifest.json"
+DATA_FILE = "weights.bin"
+FORMAT = 1
+REVISION = 1  # raise it when the same source would make different graphs
+_SHORT_BUCKETS = (4, 32, 128)
+
+ENCODER = "encoder"
+CROSS = "cross"
+PREFILL = "prefill"
+STEP = "step"
+ALIGN = "align"
+
+WEIGHT_FORMATS = ("lossless", "f16", "int8")
+
+Shapes = dict[str, tuple[int, ...]]
+Recipe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StaticGraph:
+    """One graph of a bundle.
+
+    Attributes:
+        name: `encoder_3000`, `cross_3000`, `prefill_4`, `step`.
+        path: its file.
+        sha256: of the file; with the data file's it identifies the graph.
+        inputs: shapes of the inputs.
+        outputs: shapes of the outputs.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    inputs: Shapes
+    outputs: Shapes
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Static graphs of a model and what they were made for.
+
+    Attributes:
+        path: the folder.
+        weights: `lossless`, `f16` or `int8`.
+        frames: window lengths the encoder takes, shortest first; the last is the whole window.
+        buckets: prompt lengths with a graph of their own, shortest first.
+        batch: rows each decoder graph takes.
+        data_sha256: of the data file.
+        sizes: of the model, by the names of `static_graphs.Sizes`: `n_mels`, `n_text_ctx`, ...
+        graphs: by name.
+    """
+
+    path: Path
+    weights: str
+    frames: tuple[int, ...]
+    buckets: tuple[int, ...]
+    batch: int
+    data_sha256: str
+    sizes: dict[str, int]
+    graphs: dict[str, StaticGraph]
+
+    def identity(self, name: str) -> str:
+        """A digest of everything graph `name` computes: its structure and its weights."""
+        return f"{self.graphs[name].sha256}-{self.data_sha256}"
+
+
+def bundle_path(folder: Path, weights: str) -> Path:
+    """Where the bundle of a model folder lies."""
+    return folder / FOLDER / weights
+
+
+def source_digests(folder: ModelFolder) -> dict[str, str]:
+    """The sha256 of every file the static graphs are made from.
+
+    Taken from the export's manifest where one states it for a file of this size, else computed.
+    """
+    stated = folder.manifest.get("files", {})
+    names = [*GRAPHS, *sorted(path.name for path in folder.path.glob("*.onnx_data*"))]
+    if (folder.path / ALIGNMENT).is_file():
+        names.append(ALIGNMENT)
+    digests = {}
+    for name in names:
+        path = folder.path / name
+        known = stated.get(name, {}) if isinstance(stated, dict) else {}
+        if known.get("bytes") == path.stat().st_size and "sha256" in known:
+            digests[name] = str(known["sha256"])
+        else:
+            digests[name] = sha256_file(path)
+    return digests
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def buckets(n_text_ctx: int) -> tuple[int, ...]:
+    """Prompt lengths worth a graph of their own, shortest first.
+
+    The start sequence alone; a short and a long prompt; and the longest the reference makes of the
+    text before: half the context less one, `<|startofprev|>` and the start sequence.
+    """
+    longest = n_text_ctx // 2 + N_LOGITS
+    return (*(size for size in _SHORT_BUCKETS if size < longest), longest)
+
+
+def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...], batch: int) -> Recipe:
+    """Everything that decides what a bundle holds."""
+    return {
+        "format": FORMAT,
+        "revision": REVISION,
+        "sources": source_digests(folder),
+        "n_text_ctx": folder.n_text_ctx,
+        "weights": weights,
+        "windows": sorted(windows),
+        "buckets": list(buckets(folder.n_text_ctx)),
+        "batch": batch,
+    }
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a bundle whose files are all there in full size; None if there is none."""
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+        files = content["files"]
+        whole = all((path / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return content if whole else None
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read the manifest of a bundle.
+
+    Raises:
+        ModelError: there is none, it is incomplete, or not of this format.
+    """
+    content = read_manifest(path)
+    if content is None:
+        raise ModelError(
+            f"{path} holds no whole bundle of static graphs; make it again with "
+            f"`whisper-npu compile {path.parent.parent}`"
+        )
+    made_for = content["recipe"]
+    graphs = {
+        name: StaticGraph(
+            name=name,
+            path=path / entry["file"],
+            sha256=entry["sha256"],
+            inputs={key: tuple(shape) for key, shape in entry["inputs"].items()},
+            outputs={key: tuple(shape) for key, shape in entry["outputs"].items()},
+        )
+        for name, entry in content["graphs"].items()
+    }
+    return Bundle(
+        path=path,
+        weights=made_for["weights"],
+        frames=tuple(content["frames"]),
+        buckets=tuple(made_for["buckets"]),
+        batch=made_for["batch"],
+        data_sha256=content["data_sha256"],
+        sizes=dict(content["sizes"]),
+        graphs=graphs,
+    )

@@ -1,0 +1,140 @@
+"""What a device name means here: which plugin compiles, with which options, and what it is called.
+
+OpenVINO's NPU plugin runs without an NPU when its work is sent to the CPU, and even then reports
+`EXECUTION_DEVICES: NPU`. So the proof of a real NPU is the plugin's list of devices, and emulation
+is a device of its own whose name says so wherever it is shown.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import openvino as ov
+
+from whisper_npu.errors import DeviceError, UsageError
+
+CPU = "CPU"
+NPU = "NPU"
+EMULATED = "NPU_EMULATED"
+EMULATED_LABEL = "NPU (emulated on CPU)"
+
+# OpenVINO's NPU plugin with every subgraph on the CPU, unpartitioned.
+_EMULATION = {
+    "NPU_USE_NPUW": "YES",
+    "NPUW_DEVICES": "CPU",
+    "NPUW_ONLINE_PIPELINE": "NONE",
+}
+_ELEMENT_TYPES = ("f32", "bf16", "f16")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as graphs are compiled for it.
+
+    Attributes:
+        name: as the user gives it: `NPU`, `NPU_EMULATED`, `CPU`.
+        plugin: the OpenVINO device.
+        runs_on: the OpenVINO device that does the work.
+        label: what results and reports call it.
+        precision: the arithmetic it computes in.
+        options: for compiling and loading.
+    """
+
+    name: str
+    plugin: str
+    runs_on: str
+    label: str
+    precision: str
+    options: dict[str, Any]
+
+
+def npu_devices(core: ov.Core) -> list[str]:
+    """The real NPUs OpenVINO finds; empty without one, whatever the plugin can emulate."""
+    try:
+        return list(core.get_property(NPU, "AVAILABLE_DEVICES"))
+    except RuntimeError:  # no NPU plugin
+        return []
+
+
+def resolve(core: ov.Core, device: str, precision: str = "auto", threads: int = 0) -> Target:
+    """The target for static graphs that a device name and a precision mean.
+
+    Args:
+        core: set up for the target: emulation is configured through it.
+        device: `NPU`, `NPU.<n>`, `NPU_EMULATED` or `CPU`.
+        precision: `auto`, `f32`, `bf16`, `f16`.
+        threads: processor threads where the processor computes; 0 leaves it to OpenVINO.
+
+    Raises:
+        DeviceError: there is no such device here.
+        UsageError: the device does not compute in that precision, or has no threads to set.
+    """
+    if device == EMULATED:
+        return _emulated(core, precision, threads)
+    if device.split(".", maxsplit=1)[0] == NPU:
+        return _npu(core, device, precision, threads)
+    if device == CPU:
+        chosen = "f32" if precision == "auto" else _check_processor(core, precision)
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": chosen}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        return Target(CPU, CPU, CPU, CPU, chosen, options)
+    raise DeviceError(f"static graphs run on NPU, NPU_EMULATED and CPU, not on {device}")
+
+
+def require_npu(core: ov.Core, device: str = NPU) -> None:
+    """Refuse a device that is no real NPU here.
+
+    Raises:
+        DeviceError: names the command that finds out why.
+    """
+    found = npu_devices(core)
+    if not found:
+        raise DeviceError(
+            f"no NPU is usable here; `whisper-npu doctor` says why (--device {EMULATED} runs the "
+            "same graphs on the CPU)"
+        )
+    if "." in device and device.split(".", 1)[1] not in found:
+        raise DeviceError(f"there is no {device} here; OpenVINO finds NPU.{', NPU.'.join(found)}")
+
+
+def _npu(core: ov.Core, device: str, precision: str, threads: int) -> Target:
+    require_npu(core, device)
+    if precision not in ("auto", "f16"):
+        raise UsageError(f"the NPU computes in f16, not {precision}; give --precision f16 or auto")
+    if threads:
+        raise UsageError("--threads sets processor threads; the NPU has none")
+    options = {"PERFORMANCE_HINT": "LATENCY"}
+    return Target(device, device, device, device, "f16", options)
+
+
+def _emulated(core: ov.Core, precision: str, threads: int) -> Target:
+    chosen = "f32" if precision == "auto" else _check_processor(core, precision)
+    # The plugin hands these to the CPU when it compiles but not when it loads a compiled graph, so
+    # the core is told as well.
+    processor: dict[str, Any] = {"INFERENCE_PRECISION_HINT": chosen}
+    if threads:
+        processor["INFERENCE_NUM_THREADS"] = str(threads)
+    try:
+        core.set_property(CPU, processor)
+        core.get_property(NPU, "AVAILABLE_DEVICES")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DeviceError(
+            f"this OpenVINO has no NPU plugin to emulate with: {reason}; pip install openvino"
+        ) from None
+    options = {
+        **_EMULATION,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": chosen,
+    }
+    return Target(EMULATED, NPU, CPU, EMULATED_LABEL, chosen, options)
+
+
+def _check_processor(core: ov.Core, precision: str) -> str:
+    if precision not in _ELEMENT_TYPES:
+        raise UsageError(f"precision is {precision!r}; give auto, {', '.join(_ELEMENT_TYPES)}")
+    names = {"bf16": "BF16", "f16": "FP16"}
+    capabilities = core.get_property(CPU, "OPTIMIZATION_CAPABILITIES")
+    if precision in names and names[precision] not in capabilities:
+        raise UsageError(f"this processor does not compute in {precision}; give --precision f32")
+    return precision

@@ -1,0 +1,173 @@
+"""Decides which device runs the encoder and which the decoder, and says why.
+
+An explicit device is an order: it runs there or not at all. `AUTO` looks at what is there, measures
+each candidate once on the model itself, and remembers the outcome until the machine changes.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+
+from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.npu.devices import CPU, NPU, npu_devices
+from whisper_npu.runtime.backend import Backend
+from whisper_npu.runtime.compile_cache import cache_directory
+
+logger = logging.getLogger("whisper_npu")
+
+AUTO = "AUTO"
+GPU = "GPU"
+PROBE_TOKENS = 24  # what a window of speech makes a decoder write, roughly
+_MEMORY = "placements.json"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which device runs what.
+
+    Attributes:
+        encoder: device of the encoder.
+        decoder: device of the decoder.
+        reason: why, for people; empty for an explicit choice.
+    """
+
+    encoder: str
+    decoder: str
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """How it is written on the command line."""
+        if self.encoder == self.decoder:
+            return self.encoder
+        return f"encoder={self.encoder},decoder={self.decoder}"
+
+
+def parse_device(text: str) -> Placement:
+    """The placement a device name orders: `NPU`, or `encoder=NPU,decoder=CPU`.
+
+    Raises:
+        UsageError: it is written in neither way.
+    """
+    if "=" not in text:
+        return Placement(text, text)
+    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    if parts.keys() != {"encoder", "decoder"} or not all(parts.values()):
+        raise UsageError(
+            f"device is {text!r}; give one device such as NPU, or encoder=NPU,decoder=CPU"
+        )
+    return Placement(parts["encoder"], parts["decoder"])
+
+
+def candidates(core: ov.Core) -> list[Placement]:
+    """What `AUTO` chooses from on this machine, most promising first."""
+    found = []
+    if npu_devices(core):
+        found += [Placement(NPU, NPU), Placement(NPU, CPU)]
+    if any(name.split(".")[0] == GPU for name in core.available_devices):
+        found.append(Placement(GPU, GPU))
+    return [*found, Placement(CPU, CPU)]
+
+
+def machine(core: ov.Core) -> list[str]:
+    """What a remembered decision depends on: OpenVINO, the devices and their drivers."""
+    facts = [ov.get_version()]
+    for device in core.available_devices:
+        for name in ("FULL_DEVICE_NAME", "NPU_DRIVER_VERSION"):
+            with suppress(RuntimeError):  # a device without that property
+                facts.append(f"{device} {core.get_property(device, name)}")
+    return facts
+
+
+def choose(
+    options: Sequence[Placement],
+    load: Callable[[Placement], Backend],
+    facts: Iterable[str],
+    memory: Path | None = None,
+) -> tuple[Placement, Backend]:
+    """The fastest placement and the model loaded on it.
+
+    Args:
+        options: to choose from.
+        load: loads the model on a placement.
+        facts: what the decision depends on; with other facts it is taken anew.
+        memory: the file that remembers decisions; None for the user's.
+
+    Raises:
+        DeviceError: no placement works.
+    """
+    if len(options) == 1:
+        only = Placement(options[0].encoder, options[0].decoder, "the only device OpenVINO finds")
+        logger.info("AUTO runs on %s: %s", only.name, only.reason)
+        return only, load(only)
+    file = memory or cache_directory().parent / _MEMORY
+    names = [option.name for option in options]
+    key = hashlib.sha256(json.dumps([names, *facts]).encode()).hexdigest()
+    remembered = _remembered(file).get(key)
+    if remembered is not None and remembered.name in names:
+        logger.info("AUTO runs on %s: %s", remembered.name, remembered.reason)
+        return remembered, load(remembered)
+
+    measured: list[tuple[float, Placement, Backend]] = []
+    refused: list[str] = []
+    for option in options:
+        try:
+            backend = load(option)
+        except DeviceError as error:
+            logger.info("AUTO: %s is out: %s", option.name, error)
+            refused.append(f"{option.name}: {error}")
+            continue
+        measured.append((probe(backend), option, backend))
+    if not measured:
+        raise DeviceError(f"no device runs this model: {'; '.join(refused)}")
+    _, best, backend = min(measured, key=lambda item: item[0])
+    times = ", ".join(f"{option.name} {seconds:.2f} s" for seconds, option, _ in measured)
+    chosen = Placement(best.encoder, best.decoder, f"fastest for a window of speech ({times})")
+    _remember(file, key, chosen)
+    logger.info("AUTO runs on %s: %s", chosen.name, chosen.reason)
+    return chosen, backend
+
+
+def probe(backend: Backend, repeats: int = 2) -> float:
+    """Seconds for one window: the encoder, and `PROBE_TOKENS` steps. The best of `repeats`."""
+    features = np.zeros((1, backend.n_mels, 2 * backend.n_audio_ctx), np.float32)
+    token = np.zeros((1, 1), np.int64)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        session = backend.start(backend.encode(features))
+        try:
+            for _ in range(PROBE_TOKENS):
+                session.step(token)
+        finally:
+            session.close()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _remembered(file: Path) -> dict[str, Placement]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {key: Placement(**value) for key, value in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _remember(file: Path, key: str, placement: Placement) -> None:
+    content = {known: asdict(value) for known, value in _remembered(file).items()}
+    content[key] = asdict(placement)
+    unfinished = file.with_suffix(".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        logger.debug("the placement cannot be remembered: %s", error)

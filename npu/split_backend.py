@@ -1,0 +1,74 @@
+"""A model whose encoder runs on one device and whose decoder on another."""
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.backend import Backend, DecoderSession, Float32Array, Int64Array
+
+
+class SplitBackend:
+    """Encodes with one backend and decodes with another; both hold the same model."""
+
+    def __init__(self, encoder: Backend, decoder: Backend) -> None:
+        """Join two backends.
+
+        Raises:
+            ModelError: they do not hold the same model.
+        """
+        for size in ("n_mels", "n_audio_ctx", "n_text_ctx", "n_vocab"):
+            if getattr(encoder, size) != getattr(decoder, size):
+                raise ModelError(f"encoder and decoder are of two models: {size} differs")
+        self._encoder = encoder
+        self._decoder = decoder
+
+    @property
+    def n_mels(self) -> int:
+        """Mel bands the encoder takes."""
+        return self._encoder.n_mels
+
+    @property
+    def n_audio_ctx(self) -> int:
+        """Positions the encoder gives for a window."""
+        return self._encoder.n_audio_ctx
+
+    @property
+    def n_text_ctx(self) -> int:
+        """Positions the decoder has."""
+        return self._decoder.n_text_ctx
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens the decoder chooses from."""
+        return self._decoder.n_vocab
+
+    @property
+    def device(self) -> str:
+        """Where each part runs."""
+        return f"encoder on {self._encoder.device}, decoder on {self._decoder.device}"
+
+    @property
+    def placements(self) -> dict[str, str]:
+        """The device that executes each part."""
+        return {"encoder": self._encoder.device, "decoder": self._decoder.device}
+
+    @property
+    def kv_cache(self) -> str:
+        """Where the decoder keeps past states."""
+        return self._decoder.kv_cache
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic of each part."""
+        if self._encoder.precision == self._decoder.precision:
+            return self._decoder.precision
+        return f"encoder {self._encoder.precision}, decoder {self._decoder.precision}"
+
+    def encode(self, features: Float32Array) -> Float32Array:
+        """Encode windows; see `Backend.encode`."""
+        return self._encoder.encode(features)
+
+    def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
+        """Begin decoding; see `Backend.start`."""
+        return self._decoder.start(audio, rows_per_window)
+
+    def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """What the tokens attend to; see `Backend.align`."""
+        return self._decoder.align(audio, tokens)

@@ -1,0 +1,357 @@
+"""Decodes with the static graphs of a bundle: fixed shapes outside, any prompt and batch inside.
+
+Each token row has a lane: a request of the step graph with buffers for the whole context, written
+in place. A session takes lanes, clears them, and gives them back. Rows of one window share its
+cross-attention states.
+"""
+
+from collections.abc import Sequence
+from threading import Lock
+
+import numpy as np
+
+from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.npu import bundle as bundles
+from whisper_npu.npu.bundle import Bundle
+from whisper_npu.npu.static_engine import Engine, Request
+from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array
+from whisper_npu.runtime.kv_cache import is_self_attention, past_name
+
+INPUT_IDS = "input_ids"
+CACHE_POSITION = "cache_position"
+LOGIT_POSITIONS = "logit_positions"
+AUDIO_LENGTH = "audio_length"
+LOGITS = "logits"
+
+ENCODER_PART = "encoder"
+DECODER_PART = "decoder"
+PARTS = (ENCODER_PART, DECODER_PART)
+
+
+def present_name(past: str) -> str:
+    """The output that holds the new states of input `past`."""
+    return past.replace("past_key_values.", "present.", 1)
+
+
+def graph_names(bundle: Bundle, parts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The graphs of some parts that every transcription needs, and all graphs of theirs."""
+    whole, shortest = bundle.frames[-1], bundle.buckets[0]
+    encoders = [name for name in bundle.graphs if name.startswith(f"{bundles.ENCODER}_")]
+    decoders = [name for name in bundle.graphs if name not in encoders]
+    at_once, names = [], []
+    if ENCODER_PART in parts:
+        at_once.append(f"{bundles.ENCODER}_{whole}")
+        names += encoders
+    if DECODER_PART in parts:
+        first = (f"{bundles.CROSS}_{whole}", f"{bundles.PREFILL}_{shortest}", bundles.STEP)
+        at_once += first
+        names += decoders
+    return at_once, names
+
+
+class StaticBackend:
+    """A bundle of static graphs on an engine. Safe to use from several threads."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        """Decode with the graphs of `bundle`, which `engine` runs."""
+        if bundle.batch != 1:
+            raise ModelError(f"{bundle.path} holds graphs for {bundle.batch} rows, not 1")
+        self._bundle = bundle
+        self._engine = engine
+        self._lanes: list[_Lane] = []
+        self._lock = Lock()
+
+    @property
+    def n_mels(self) -> int:
+        """Mel bands the encoder takes."""
+        return self._bundle.sizes["n_mels"]
+
+    @property
+    def n_audio_ctx(self) -> int:
+        """Positions the encoder gives for a whole window."""
+        return self._bundle.sizes["n_audio_ctx"]
+
+    @property
+    def n_text_ctx(self) -> int:
+        """Positions the decoder has."""
+        return self._bundle.sizes["n_text_ctx"]
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens the decoder chooses from."""
+        return self._bundle.sizes["n_vocab"]
+
+    @property
+    def window_frames(self) -> tuple[int, ...]:
+        """Lengths of windows the encoder takes, shortest first."""
+        return self._bundle.frames
+
+    @property
+    def device(self) -> str:
+        """The devices that execute the graphs."""
+        return ",".join(dict.fromkeys(self._engine.placements.values()))
+
+    @property
+    def placements(self) -> dict[str, str]:
+        """The device that executes each graph."""
+        return self._engine.placements
+
+    @property
+    def kv_cache(self) -> str:
+        """Past states lie in buffers for the whole context, written in place."""
+        return "static"
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic the device computes in."""
+        return self._engine.precision
+
+    def encode(self, features: Float32Array) -> Float32Array:
+        """Encode windows: `(windows, n_mels, frames)` to `(windows, frames // 2, n_audio_state)`.
+
+        Raises:
+            UsageError: there is no encoder graph for windows of that length.
+        """
+        frames = features.shape[2]
+        if frames not in self._bundle.frames:
+            raise UsageError(
+                f"the static encoder takes windows of {self._bundle.frames} frames, not {frames}"
+            )
+        name = f"{bundles.ENCODER}_{frames}"
+        out = np.empty(
+            (len(features), frames // 2, self._bundle.sizes["n_audio_state"]), np.float32
+        )
+        request = self._engine.take(name)
+        try:
+            for window, hidden in zip(features, out, strict=True):
+                request.buffer("input_features")[0] = window
+                request.run()
+                hidden[:] = request.output("last_hidden_state")[0]
+        finally:
+            self._engine.give(name, request)
+        return out
+
+    def start(self, audio: Float32Array, rows_per_window: int = 1) -> "StaticSession":
+        """Begin decoding encoded windows; see `Backend.start`."""
+        frames = 2 * audio.shape[1]
+        if frames not in self._bundle.frames:
+            raise UsageError(
+                f"the static decoder takes windows of {self._bundle.frames} frames, not {frames}"
+            )
+        return StaticSession(self, audio, rows_per_window)
+
+    def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """What the tokens of finished texts attend to; see `Backend.align`."""
+        n_tokens = tokens.shape[1]
+        name = f"{bundles.ALIGN}_{2 * audio.shape[1]}"
+        if name not in self._bundle.graphs:
+            raise ModelError(
+                f"the model of {self._bundle.path} has no alignment graph, which word times need; "
+                "add it with `whisper-npu export --add-alignment`"
+            )
+        if n_tokens > self.n_text_ctx:
+            raise UsageError(f"{n_tokens} tokens do not fit the context of {self.n_text_ctx}")
+        probabilities, attentions = [], []
+        request = self._engine.take(name)
+        try:
+            for hidden, row in zip(audio, tokens, strict=True):
+                request.buffer("encoder_hidden_states")[0] = hidden
+                ids = request.buffer(INPUT_IDS)
+                ids[0, :n_tokens] = row
+                ids[0, n_tokens:] = row[-1]  # any token: no real position looks that way
+                request.run()
+                probabilities.append(
+                    request.output("token_probabilities")[0, : n_tokens - 1].copy()
+                )
+                attentions.append(request.output("cross_attentions")[0, :, :n_tokens].copy())
+        finally:
+            self._engine.give(name, request)
+        return np.stack(probabilities), np.stack(attentions)
+
+    def take_lane(self) -> "_Lane":
+        """A cleared lane nobody else uses."""
+        with self._lock:
+            lane = self._lanes.pop() if self._lanes else None
+        if lane is None:
+            lane = _Lane(self._engine.take(bundles.STEP), self._bundle)
+        lane.clear()
+        return lane
+
+    def give_lane(self, lane: "_Lane") -> None:
+        """Give a lane back."""
+        with self._lock:
+            self._lanes.append(lane)
+
+    def project(self, hidden: Float32Array) -> "_CrossStates":
+        """Cross-attention states of one window `(n_audio_ctx, n_audio_state)`."""
+        return _CrossStates(self._engine, self._bundle, hidden)
+
+    def prefill(self, tokens: Int64Array, cross: "_CrossStates", lane: "_Lane") -> Float32Array:
+        """Run up to the longest bucket of tokens `(n,)` on an empty lane.
+
+        Returns:
+            float32 logits `(min(n, N_LOGITS), n_vocab)` of the last positions.
+        """
+        n_tokens = len(tokens)
+        bucket = next(size for size in self._bundle.buckets if size >= n_tokens)
+        name = f"{bundles.PREFILL}_{bucket}"
+        request = self._engine.take(name)
+        try:
+            cross.attach(request)
+            ids = request.buffer(INPUT_IDS)
+            ids[0, :n_tokens] = tokens
+            ids[0, n_tokens:] = tokens[-1]  # any token: no real position looks that way
+            wanted = min(n_tokens, N_LOGITS)
+            positions = request.buffer(LOGIT_POSITIONS)
+            positions[:] = n_tokens - 1
+            positions[:wanted] = np.arange(n_tokens - wanted, n_tokens)
+            request.run()
+            lane.take_up(request, n_tokens)
+            return request.output(LOGITS)[0, :wanted].copy()
+        finally:
+            self._engine.give(name, request)
+
+    @property
+    def longest_prefill(self) -> int:
+        """Tokens a prefill takes at most."""
+        return self._bundle.buckets[-1]
+
+
+class _CrossStates:
+    """The cross-attention states of one window, held by the request that computed them."""
+
+    def __init__(self, engine: Engine, bundle: Bundle, hidden: Float32Array) -> None:
+        self._engine = engine
+        self._length = len(hidden)
+        self._name = f"{bundles.CROSS}_{2 * len(hidden)}"
+        self._states = list(bundle.graphs[self._name].outputs)
+        self._has_shorter_windows = len(bundle.frames) > 1
+        self._request = engine.take(self._name)
+        self._request.buffer("encoder_hidden_states")[0] = hidden
+        self._request.run()
+
+    def attach(self, request: Request) -> None:
+        """Let a decoder graph's request read these states."""
+        for name in self._states:
+            past = past_name(name)
+            if self._has_shorter_windows:  # the graph does not look behind `audio_length`
+                request.buffer(past)[:, :, : self._length] = self._request.output(name)
+            else:
+                request.share(past, self._request, name)
+        if self._has_shorter_windows:
+            request.buffer(AUDIO_LENGTH)[:] = self._length
+
+    def close(self) -> None:
+        """Give the request back."""
+        self._engine.give(self._name, self._request)
+
+
+class _Lane:
+    """One token row: a request of the step graph and its buffers for the whole context."""
+
+    def __init__(self, request: Request, bundle: Bundle) -> None:
+        graph = bundle.graphs[bundles.STEP]
+        self._pasts = [name for name in graph.inputs if is_self_attention(name)]
+        self.request = request
+        self.length = 0
+
+    def clear(self) -> None:
+        """Forget the last session."""
+        for name in self._pasts:
+            self.request.buffer(name)[:] = 0
+        self.length = 0
+
+    def step(self, token: int) -> Float32Array:
+        """Run one token; logits `(1, n_vocab)`, valid until the next step."""
+        self.request.buffer(INPUT_IDS)[:] = token
+        self.request.buffer(CACHE_POSITION)[:] = self.length
+        self.request.run()
+        self.take_up(self.request, 1)
+        logits: Float32Array = self.request.output(LOGITS)[0]
+        return logits
+
+    def take_up(self, request: Request, n_new: int) -> None:
+        """Write the first `n_new` states a request returned behind those held."""
+        start, stop = self.length, self.length + n_new
+        for name in self._pasts:
+            new = request.output(present_name(name))
+            self.request.buffer(name)[:, :, start:stop] = new[:, :, :n_new]
+        self.length = stop
+
+    def states(self) -> dict[str, Float32Array]:
+        """A copy of the states held, by input name."""
+        held = slice(0, self.length)
+        return {name: self.request.buffer(name)[:, :, held].copy() for name in self._pasts}
+
+    def continue_from(self, states: dict[str, Float32Array]) -> None:
+        """Go on from another lane's states of the same length."""
+        for name, state in states.items():
+            self.request.buffer(name)[:, :, : self.length] = state
+
+
+class StaticSession:
+    """A batch of token rows being decoded, each in its lane. Close it when done."""
+
+    def __init__(self, backend: StaticBackend, audio: Float32Array, rows_per_window: int) -> None:
+        self._backend = backend
+        self._cross: list[_CrossStates] = []
+        self._lanes: list[_Lane] = []
+        self._rows: list[_CrossStates] = []
+        try:
+            for hidden in audio:
+                cross = backend.project(hidden)
+                self._cross.append(cross)
+                self._rows += [cross] * rows_per_window
+            for cross in self._rows:
+                lane = backend.take_lane()
+                self._lanes.append(lane)
+                cross.attach(lane.request)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._lanes[0].length
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens; see `DecoderSession.step`."""
+        n_new = tokens.shape[1]
+        if self.length + n_new > self._backend.n_text_ctx:
+            raise UsageError(
+                f"{self.length} + {n_new} tokens do not fit the decoder's context of "
+                f"{self._backend.n_text_ctx}"
+            )
+        if self.length > 0 and n_new == 1:
+            rows = [lane.step(row[0]) for lane, row in zip(self._lanes, tokens, strict=True)]
+        else:
+            rows = [
+                self._several(lane, cross, row)
+                for lane, cross, row in zip(self._lanes, self._rows, tokens, strict=True)
+            ]
+        return np.stack(rows)
+
+    def _several(self, lane: _Lane, cross: _CrossStates, tokens: Int64Array) -> Float32Array:
+        """Logits of the last positions, `(min(n, N_LOGITS), n_vocab)`."""
+        found: list[Float32Array] = []
+        rest = tokens
+        if lane.length == 0:
+            first, rest = np.split(tokens, [self._backend.longest_prefill])
+            found.extend(self._backend.prefill(first, cross, lane))
+        found.extend(lane.step(token)[0].copy() for token in rest)
+        return np.stack(found[-N_LOGITS:])
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row `i` continue what was row `rows[i]`."""
+        moved = {target: source for target, source in enumerate(rows) if target != source}
+        states = {source: self._lanes[source].states() for source in set(moved.values())}
+        for target, source in moved.items():
+            self._lanes[target].continue_from(states[source])
+
+    def close(self) -> None:
+        """Give lanes and requests back."""
+        while self._lanes:
+            self._backend.give_lane(self._lanes.pop())
+        while self._cross:
+            self._cross.pop().close()

@@ -1,0 +1,239 @@
+"""Runs the graphs of a bundle on OpenVINO, compiled or loaded from the cache.
+
+What every transcription needs is there when loading ends. The graphs for longer prompts and for
+word times are compiled then too, so that no transcription waits for a compiler, but are loaded when
+they are needed.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from whisper_npu.errors import DeviceError
+from whisper_npu.npu.bundle import DATA_FILE, Bundle, StaticGraph
+from whisper_npu.npu.devices import Target
+from whisper_npu.npu.memory import available_bytes
+from whisper_npu.runtime.compile_cache import CacheKey, CompileCache, cache_key, compile_cached
+from whisper_npu.runtime.openvino_backend import RequestPool
+
+logger = logging.getLogger("whisper_npu")
+
+Progress = Callable[[str], None]
+Array = npt.NDArray[Any]
+
+# A compiler holds the graph, what it makes of it, and the blob.
+_MEMORY_PER_COMPILATION = 4  # times the bundle's weights
+
+
+class Request(Protocol):
+    """One run of a graph at a time, with inputs that stay as they are until written again."""
+
+    def buffer(self, name: str) -> Array:
+        """An input's memory; what is written there is what the next run reads."""
+        ...
+
+    def share(self, name: str, source: "Request", output: str) -> None:
+        """Let an input be another request's output, without a copy."""
+        ...
+
+    def run(self) -> None:
+        """Run the graph."""
+        ...
+
+    def output(self, name: str) -> Array:
+        """A view of an output; valid until the next run."""
+        ...
+
+
+class Engine(Protocol):
+    """Requests for the graphs of a bundle, by name."""
+
+    @property
+    def placements(self) -> dict[str, str]:
+        """The device that executes each graph."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic they compute in."""
+        ...
+
+    def take(self, graph: str) -> Request:
+        """A request nobody else uses."""
+        ...
+
+    def give(self, graph: str, request: Request) -> None:
+        """Give a request back."""
+        ...
+
+
+class OpenVINORequest:
+    """A request of a compiled graph."""
+
+    def __init__(self, request: ov.InferRequest) -> None:
+        self.raw = request
+
+    def buffer(self, name: str) -> Array:
+        """An input's memory."""
+        values: Array = self.raw.get_tensor(name).data
+        return values
+
+    def share(self, name: str, source: Request, output: str) -> None:
+        """Let an input be another request's output."""
+        if not isinstance(source, OpenVINORequest):
+            raise TypeError("requests of two engines cannot share memory")
+        self.raw.set_tensor(name, source.raw.get_tensor(output))
+
+    def run(self) -> None:
+        """Run the graph."""
+        self.raw.infer()
+
+    def output(self, name: str) -> Array:
+        """A view of an output."""
+        values: Array = self.raw.get_tensor(name).data
+        return values
+
+
+class OpenVINOEngine:
+    """The graphs of a bundle on one target. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        core: ov.Core,
+        bundle: Bundle,
+        target: Target,
+        *,
+        cache: CompileCache | None,
+        at_once: Sequence[str],
+        names: Sequence[str],
+        progress: Progress | None = None,
+    ) -> None:
+        """Compile what is not in the cache, and load what is needed at once.
+
+        Args:
+            core: that `target` was resolved with.
+            bundle: the graphs.
+            target: the device.
+            cache: where compiled graphs are kept; None compiles all now.
+            at_once: graphs to have loaded.
+            names: all graphs this engine will be asked for.
+            progress: is given a line per graph that is compiled.
+
+        Raises:
+            DeviceError: the device refuses a graph.
+        """
+        self._core = core
+        self._bundle = bundle
+        self._target = target
+        self._cache = cache
+        self._progress = progress
+        self._pools: dict[str, RequestPool] = {}
+        self._locks = {name: Lock() for name in names}
+        self._keys = {name: self._key(name) for name in names}
+        later = [name for name in names if name not in at_once and not self._is_kept(name)]
+        with ThreadPoolExecutor(max_workers=_workers(bundle)) as compilers:
+            jobs = [compilers.submit(self._load, name) for name in at_once]
+            jobs += [compilers.submit(self._prepare, name) for name in later]
+        for job in jobs:
+            job.result()
+
+    @property
+    def placements(self) -> dict[str, str]:
+        """The device that executes each graph."""
+        return dict.fromkeys(self._locks, self._target.label)
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic the target computes in."""
+        return self._target.precision
+
+    def take(self, graph: str) -> OpenVINORequest:
+        """A request nobody else uses; loads the graph if need be."""
+        pool = self._pool(graph)
+        return OpenVINORequest(pool.take())
+
+    def give(self, graph: str, request: Request) -> None:
+        """Give a request back."""
+        if isinstance(request, OpenVINORequest):
+            self._pool(graph).give(request.raw)
+
+    def _key(self, name: str) -> CacheKey:
+        target = self._target
+        return cache_key(
+            self._core,
+            self._bundle.identity(name),
+            target.plugin,
+            target.options,
+            runs_on=target.runs_on,
+        )
+
+    def _is_kept(self, name: str) -> bool:
+        return self._cache is not None and self._cache.has(self._keys[name])
+
+    def _pool(self, name: str) -> RequestPool:
+        with self._locks[name]:
+            if name not in self._pools:
+                self._pools[name] = RequestPool(self._compile(name))
+            return self._pools[name]
+
+    def _load(self, name: str) -> None:
+        self._pool(name)
+
+    def _prepare(self, name: str) -> None:
+        """Have a graph compiled in the cache; loaded only if there is no cache to keep it."""
+        compiled = self._compile(name)
+        if not self._is_kept(name):
+            with self._locks[name]:
+                self._pools.setdefault(name, RequestPool(compiled))
+
+    def _compile(self, name: str) -> ov.CompiledModel:
+        graph = self._bundle.graphs[name]
+        target = self._target
+        if self._progress is not None and not self._is_kept(name):
+            self._progress(f"compiling {name} for {target.label}")
+        try:
+            compiled = compile_cached(
+                self._core,
+                lambda: _read(self._core, graph),
+                self._keys[name],
+                target.options,
+                cache=self._cache,
+                label=f"{self._bundle.path.parent.parent.name} {name} ({self._bundle.weights})",
+            )
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            raise DeviceError(
+                f"{target.label} cannot compile {graph.path.name}: {reason}; see "
+                "`whisper-npu doctor`"
+            ) from None
+        check_static(name, compiled)
+        return compiled
+
+
+def check_static(name: str, compiled: ov.CompiledModel) -> None:
+    """Refuse a compiled graph with a shape that is not fixed.
+
+    Raises:
+        DeviceError: names the tensor.
+    """
+    for tensor in (*compiled.inputs, *compiled.outputs):
+        if tensor.partial_shape.is_dynamic:
+            raise DeviceError(f"{name}: {tensor.get_any_name()} has no fixed shape")
+
+
+def _read(core: ov.Core, graph: StaticGraph) -> ov.Model:
+    return core.read_model(graph.path)
+
+
+def _workers(bundle: Bundle) -> int:
+    """How many graphs to compile at once: one per processor core, while memory allows."""
+    weights = (bundle.path / DATA_FILE).stat().st_size
+    affordable = available_bytes() // max(1, _MEMORY_PER_COMPILATION * weights)
+    return int(np.clip(affordable, 1, os.cpu_count() or 1))

@@ -1,0 +1,469 @@
+"""Turns the three dynamic graphs of a Whisper export into graphs with static shapes alone.
+
+Nothing is looked up by a node's name: positions are found by the table they index, states by the
+inputs they come from, masks by walking from a state to the softmax it ends in. A pattern that is
+not there is an error that says which.
+
+| graph     | from to                                                                         |
+| --------- | ------------------------------------------------------------------------------- |
+| encoder   | features of one window length to hidden states                                  |
+| cross     | hidden states to the cross-attention states of every layer                      |
+| prefill   | up to `n` tokens and no past to logits of chosen positions and `n` new states   |
+| step      | one token and a buffer of the whole context to logits and its new states        |
+| align     | hidden states and a finished text to what word times are made from              |
+
+In `prefill` the tokens behind the real ones only follow them, so the causal mask hides them; their
+states are not taken up. In `step` the new state is written over the buffer's position inside the
+graph (`Where(index == cache_position, new, past)`), positions behind are masked, and the state is
+also returned, for the host to write into its buffer.
+"""
+
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from whisper_npu.errors import ModelError
+from whisper_npu.npu.graph_surgery import Graph
+from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.kv_cache import is_cross_attention, is_self_attention
+
+INPUT_IDS = "input_ids"
+CACHE_POSITION = "cache_position"
+LOGIT_POSITIONS = "logit_positions"
+AUDIO_LENGTH = "audio_length"
+LOGITS = "logits"
+FEATURES = "input_features"
+HIDDEN = "last_hidden_state"
+ENCODER_HIDDEN = "encoder_hidden_states"
+
+MASKED = np.float32(np.finfo(np.float16).min)
+"""What hidden positions are lowered by: the NPU computes in half precision."""
+
+# What lies between a state and the softmax over it, whichever way attention was exported.
+_SCORE_OPERATORS = {"Transpose", "MatMul", "Mul", "Div", "Add", "Cast", "Identity", "Reshape"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model, read from its graphs.
+
+    Attributes:
+        n_mels: mel bands of the features.
+        n_audio_ctx: positions the encoder gives for a whole window.
+        n_audio_state: width of the encoder.
+        n_text_ctx: positions of the decoder.
+        n_text_layer: layers of the decoder.
+        n_text_head: attention heads of the decoder.
+        head_dim: width of a head.
+        n_vocab: tokens.
+    """
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_text_ctx: int
+    n_text_layer: int
+    n_text_head: int
+    head_dim: int
+    n_vocab: int
+
+
+def read_sizes(encoder: Graph, decoder_with_past: Graph, n_text_ctx: int) -> Sizes:
+    """Sizes of the model the graphs belong to.
+
+    Raises:
+        ModelError: one cannot be told.
+    """
+    n_mels = _input_dims(encoder, FEATURES)[1]
+    key = _input_dims(decoder_with_past, "past_key_values.0.decoder.key")
+    layers = {
+        name.split(".")[1]
+        for name in decoder_with_past.inputs
+        if name.startswith("past_key_values.")
+    }
+    if n_mels is None or key[1] is None or key[3] is None:
+        raise ModelError(f"{decoder_with_past.name}: mel bands or heads are not fixed in the graph")
+    positions, n_audio_state = audio_positions(encoder)
+    _, projection = _logit_projection(decoder_with_past)
+    return Sizes(
+        n_mels=n_mels,
+        n_audio_ctx=positions,
+        n_audio_state=n_audio_state,
+        n_text_ctx=n_text_ctx,
+        n_text_layer=len(layers),
+        n_text_head=key[1],
+        head_dim=key[3],
+        n_vocab=projection,
+    )
+
+
+def encoder_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> Graph:
+    """The encoder for windows of `frames` frames; shorter ones take the first positions.
+
+    Raises:
+        ModelError: the graph is not a Whisper encoder.
+    """
+    graph = source.copy()
+    length = frames // 2
+    if length != sizes.n_audio_ctx:
+        node, index = _audio_position_add(graph)
+        table = graph.constant(node.input[index])
+        if table is None:
+            raise ModelError(f"{graph.name}: the encoder's positions are not constant")
+        cut = np.ascontiguousarray(table[..., :length, :])
+        node.input[index] = graph.add_constant("encoder_positions", cut)
+    _free_dims(graph, FEATURES)
+    graph.set_input_shapes({FEATURES: (batch, sizes.n_mels, frames)})
+    graph.set_outputs([HIDDEN])
+    graph.fold_shapes()
+    return graph
+
+
+def cross_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> Graph:
+    """From hidden states to the cross-attention's `present.{i}.encoder.{key,value}`.
+
+    Args:
+        source: the graph of `decoder_model.onnx`.
+        sizes: the model's.
+        frames: of the window.
+        batch: windows at once.
+
+    Raises:
+        ModelError: the states depend on more than the audio.
+    """
+    graph = source.copy()
+    states = [name for name in graph.outputs if is_cross_attention(name)]
+    if len(states) != 2 * sizes.n_text_layer:
+        raise ModelError(
+            f"{graph.name} returns {len(states)} cross-attention states, not "
+            f"{2 * sizes.n_text_layer}; export the model again"
+        )
+    _free_dims(graph, ENCODER_HIDDEN)
+    graph.set_input_shapes(
+        {INPUT_IDS: (batch, 1), ENCODER_HIDDEN: (batch, frames // 2, sizes.n_audio_state)}
+    )
+    graph.set_outputs(states)
+    graph.fold_shapes()
+    if graph.inputs != [ENCODER_HIDDEN]:
+        raise ModelError(
+            f"{graph.name}: cross-attention states depend on {', '.join(graph.inputs)}; "
+            "export the model again"
+        )
+    return graph
+
+
+def prefill_graph(
+    source: Graph, sizes: Sizes, n_tokens: int, *, batch: int = 1, audio_mask: bool = False
+) -> Graph:
+    """Up to `n_tokens` tokens on an empty past.
+
+    Args:
+        source: the graph of `decoder_with_past_model.onnx`.
+        sizes: the model's.
+        n_tokens: tokens it takes; fewer are padded at the end.
+        batch: rows at once.
+        audio_mask: whether an input `audio_length` hides the end of the cross-attention states.
+    """
+    graph = source.copy()
+    graph.set_outputs([LOGITS])  # what only the old outputs read would look like a second way
+    _take_positions(graph, sizes, np.arange(n_tokens, dtype=np.int64)[None])
+    causal = np.triu(np.full((n_tokens, n_tokens), MASKED, np.float32), 1)[None, None]
+    mask = graph.add_constant("causal_mask", causal)
+    for past in _self_states(graph):
+        concat, new = _state_concat(graph, past)
+        graph.replace_uses(concat.output[0], new)
+        if past.endswith(".key"):
+            _mask_scores(graph, new, mask)
+        _return_new_state(graph, concat, past, new)
+    positions = graph.add_input(LOGIT_POSITIONS, onnx.TensorProto.INT64, (N_LOGITS,))
+    product, _ = _logit_projection(graph)
+    chosen = onnx.helper.make_node(
+        "Gather", [product.input[0], positions], ["hidden_at_logit_positions"], axis=1
+    )
+    graph.insert(product, chosen)
+    product.input[0] = chosen.output[0]
+    return _finish_decoder(graph, sizes, n_tokens, batch, audio_mask=audio_mask)
+
+
+def step_graph(source: Graph, sizes: Sizes, *, batch: int = 1, audio_mask: bool = False) -> Graph:
+    """One token at `cache_position`, on a buffer of the whole context; see `prefill_graph`."""
+    graph = source.copy()
+    graph.set_outputs([LOGITS])
+    position = graph.add_input(CACHE_POSITION, onnx.TensorProto.INT64, (1,))
+    first = graph.nodes[0]
+    shape = graph.add_constant("position_shape", np.array([1, 1], np.int64))
+    row = onnx.helper.make_node("Reshape", [position, shape], ["position_row"])
+    graph.insert(first, row)
+    _take_positions(graph, sizes, row.output[0])
+
+    indices = np.arange(sizes.n_text_ctx, dtype=np.int64)
+    along_scores = graph.add_constant("score_indices", indices[None, None, None])
+    along_states = graph.add_constant("state_indices", indices[None, None, :, None])
+    visible = graph.add_constant("visible", np.float32(0))
+    masked = graph.add_constant("masked", MASKED)
+    mask = "step_mask"
+    graph.insert(
+        first,
+        onnx.helper.make_node("LessOrEqual", [along_scores, position], ["is_past"]),
+        onnx.helper.make_node("Where", ["is_past", visible, masked], [mask]),
+        onnx.helper.make_node("Equal", [along_states, position], ["is_current"]),
+    )
+    for past in _self_states(graph):
+        concat, new = _state_concat(graph, past)
+        joined = f"joined.{past}"
+        where = onnx.helper.make_node("Where", ["is_current", new, past], [joined])
+        graph.insert(concat, where)
+        graph.replace_uses(concat.output[0], joined)
+        if past.endswith(".key"):
+            _mask_scores(graph, joined, mask)
+        _return_new_state(graph, concat, past, new)
+    return _finish_decoder(graph, sizes, 1, batch, audio_mask=audio_mask)
+
+
+def alignment_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
+    """The alignment graph for one row of the whole context, which shorter texts are padded to."""
+    graph = source.copy()
+    outputs = graph.outputs
+    _free_dims(graph, INPUT_IDS)
+    _free_dims(graph, ENCODER_HIDDEN)
+    graph.set_input_shapes(
+        {
+            INPUT_IDS: (1, sizes.n_text_ctx),
+            ENCODER_HIDDEN: (1, frames // 2, sizes.n_audio_state),
+        }
+    )
+    graph.set_outputs(outputs)
+    graph.fold_shapes()
+    return graph
+
+
+def _finish_decoder(
+    graph: Graph, sizes: Sizes, n_tokens: int, batch: int, *, audio_mask: bool
+) -> Graph:
+    states = _self_states(graph)
+    if audio_mask:
+        _mask_audio(graph, sizes)
+    for name in graph.inputs:
+        if name not in (CACHE_POSITION, LOGIT_POSITIONS, AUDIO_LENGTH):
+            _free_dims(graph, name)
+    shapes: dict[str, tuple[int, ...]] = {
+        INPUT_IDS: (batch, n_tokens),
+        CACHE_POSITION: (1,),
+        LOGIT_POSITIONS: (N_LOGITS,),
+        AUDIO_LENGTH: (1,),
+    }
+    for name in graph.inputs:
+        if is_self_attention(name):
+            shapes[name] = (batch, sizes.n_text_head, sizes.n_text_ctx, sizes.head_dim)
+        elif is_cross_attention(name):
+            shapes[name] = (batch, sizes.n_text_head, sizes.n_audio_ctx, sizes.head_dim)
+    graph.set_input_shapes(shapes)
+    graph.set_outputs(
+        [LOGITS, *(state.replace("past_key_values.", "present.") for state in states)]
+    )
+    graph.fold_shapes()
+    return graph
+
+
+def _input_dims(graph: Graph, name: str) -> list[int | None]:
+    for value in graph.proto.graph.input:
+        if value.name == name:
+            return [
+                dim.dim_value if dim.HasField("dim_value") else None
+                for dim in value.type.tensor_type.shape.dim
+            ]
+    raise ModelError(f"{graph.name} has no input {name}; export the model again")
+
+
+def _free_dims(graph: Graph, name: str) -> None:
+    """Let another size be given to an input whose sizes the export fixed."""
+    for value in graph.proto.graph.input:
+        if value.name == name:
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
+
+
+def _self_states(graph: Graph) -> list[str]:
+    states = [
+        name
+        for name in graph.inputs
+        if name.startswith("past_key_values.") and is_self_attention(name)
+    ]
+    if not states:
+        raise ModelError(f"{graph.name} takes no past_key_values.*.decoder.*; export it again")
+    return states
+
+
+def _audio_position_add(graph: Graph) -> tuple[onnx.NodeProto, int]:
+    """Where the encoder adds its positions: the first Add of a table `(positions, state)`."""
+    for node in graph.nodes:
+        if node.op_type != "Add":
+            continue
+        for index, name in enumerate(node.input):
+            tensor = graph.initializers().get(name)
+            if tensor is not None and len([size for size in tensor.dims if size > 1]) == 2:
+                return node, index
+    raise ModelError(f"{graph.name} adds no table of positions: it is no Whisper encoder")
+
+
+def audio_positions(graph: Graph) -> tuple[int, int]:
+    """How many positions the encoder has, and how wide they are."""
+    node, index = _audio_position_add(graph)
+    dims = graph.initializers()[node.input[index]].dims
+    return int(dims[-2]), int(dims[-1])
+
+
+def _logit_projection(graph: Graph) -> tuple[onnx.NodeProto, int]:
+    """The matrix product that makes the logits, and the size of the vocabulary."""
+    product = graph.producer(LOGITS)
+    while product is not None and product.op_type in ("Identity", "Cast"):
+        product = graph.producer(product.input[0])
+    if product is None or product.op_type != "MatMul":
+        raise ModelError(f"{graph.name}: the logits are not a matrix product; export it again")
+    weight = product.input[1]
+    transposed = False
+    while weight not in graph.initializers():
+        node = graph.producer(weight)
+        if node is None or node.op_type not in ("Transpose", "Identity", "Cast"):
+            raise ModelError(f"{graph.name}: the logits' weights are not constant")
+        transposed ^= node.op_type == "Transpose"
+        weight = node.input[0]
+    dims = graph.initializers()[weight].dims
+    return product, int(dims[0] if transposed else dims[-1])
+
+
+def _take_positions(graph: Graph, sizes: Sizes, positions: str | np.ndarray) -> None:
+    """Look the decoder's positions up by `positions` `(1, n)`, not by the past's length.
+
+    Raises:
+        ModelError: no lookup in a table of `n_text_ctx` rows is found.
+    """
+    tables = {
+        name
+        for name, tensor in graph.initializers().items()
+        if len(tensor.dims) == 2 and tensor.dims[0] == sizes.n_text_ctx
+    }
+    for node in graph.nodes:
+        if node.op_type not in ("Gather", "Slice") or node.input[0] not in tables:
+            continue
+        # The gathered rows keep the shape the graph goes on with: (1, n, state), or (n, state).
+        indices = positions
+        if node.op_type == "Slice":
+            flat = onnx.helper.make_node(
+                "Gather", [node.input[0], _tensor(graph, indices)], ["positions_3d"], axis=0
+            )
+            graph.insert(node, flat)
+            _replace_by(graph, node, flat.output[0])
+        else:
+            node.input[1] = _tensor(graph, indices)
+        return
+    raise ModelError(
+        f"{graph.name}: no lookup in a table of {sizes.n_text_ctx} positions was found; the "
+        "decoder's positions cannot be fed. Export the model again"
+    )
+
+
+def _tensor(graph: Graph, value: str | np.ndarray) -> str:
+    return value if isinstance(value, str) else graph.add_constant("prefill_positions", value)
+
+
+def _replace_by(graph: Graph, node: onnx.NodeProto, tensor: str) -> None:
+    graph.replace_uses(node.output[0], tensor)
+
+
+def _state_concat(graph: Graph, past: str) -> tuple[onnx.NodeProto, str]:
+    """Where `past` is joined to the new states, and the new states.
+
+    Raises:
+        ModelError: there is not exactly one such place.
+    """
+    joins = [
+        node
+        for node in graph.consumers(past)
+        if node.op_type == "Concat" and len(node.input) == 2 and node.input[0] == past
+    ]
+    if len(joins) != 1:
+        raise ModelError(
+            f"{graph.name}: {past} is joined to new states at {len(joins)} places, not one; "
+            "export the model again"
+        )
+    return joins[0], joins[0].input[1]
+
+
+def _return_new_state(graph: Graph, concat: onnx.NodeProto, past: str, new: str) -> None:
+    """Make `present.*` the new states (the delta contract)."""
+    present = past.replace("past_key_values.", "present.", 1)
+    for node in graph.nodes:
+        for index, tensor in enumerate(node.output):
+            if tensor == present:
+                node.output[index] = f"unused.{present}"
+    graph.rename(new, present)
+    concat.input[1] = present
+
+
+def _softmax_path(graph: Graph, state: str) -> list[onnx.NodeProto]:
+    """The nodes from a key state to the softmax over its scores, softmax last.
+
+    Raises:
+        ModelError: no softmax is reached.
+    """
+    path: list[onnx.NodeProto] = []
+    tensor = state
+    while True:
+        readers = [
+            node
+            for node in graph.consumers(tensor)
+            if node.op_type in _SCORE_OPERATORS or node.op_type == "Softmax"
+        ]
+        if len(readers) != 1 or (readers[0].op_type == "Reshape" and readers[0].input[0] != tensor):
+            raise ModelError(
+                f"{graph.name}: the way from {state} to its softmax is lost at {tensor}; "
+                "export the model again"
+            )
+        path.append(readers[0])
+        if readers[0].op_type == "Softmax":
+            return path
+        tensor = readers[0].output[0]
+
+
+def _mask_scores(graph: Graph, state: str, mask: str) -> None:
+    """Let the scores over `state` be lowered by `mask` instead of the exported mask, if any."""
+    path = _softmax_path(graph, state)
+    tensor = state
+    for node in path:
+        if node.op_type == "Add":
+            other = 1 - list(node.input).index(tensor)
+            node.input[other] = mask
+            return
+        tensor = node.output[0]
+    _add_mask(graph, path[-1], mask)
+
+
+def _add_mask(graph: Graph, softmax: onnx.NodeProto, mask: str) -> None:
+    masked = f"masked.{softmax.output[0]}"
+    graph.insert(softmax, onnx.helper.make_node("Add", [softmax.input[0], mask], [masked]))
+    softmax.input[0] = masked
+
+
+def _mask_audio(graph: Graph, sizes: Sizes) -> None:
+    """Hide the cross-attention states from position `audio_length` on."""
+    length = graph.add_input(AUDIO_LENGTH, onnx.TensorProto.INT64, (1,))
+    indices = np.arange(sizes.n_audio_ctx, dtype=np.int64)[None, None, None]
+    along_audio = graph.add_constant("audio_indices", indices)
+    shown = graph.add_constant("audio_shown", np.float32(0))
+    hidden = graph.add_constant("audio_hidden", MASKED)
+    graph.insert(
+        graph.nodes[0],
+        onnx.helper.make_node("Less", [along_audio, length], ["is_audio"]),
+        onnx.helper.make_node("Where", ["is_audio", shown, hidden], ["audio_mask"]),
+    )
+    for name in graph.inputs:
+        if is_cross_attention(name) and name.endswith(".key"):
+            _add_mask(graph, _softmax_path(graph, name)[-1], "audio_mask")
+
+
+def operators(graph: Graph) -> set[str]:
+    """Operators the graph uses."""
+    return set(map(operator.attrgetter("op_type"), graph.nodes))

@@ -1,0 +1,187 @@
+"""Writes the weights of several static graphs once, into one data file, in the format asked for.
+
+Graphs refer to the file as ONNX external data, which both OpenVINO and ONNX Runtime read. A weight
+that several graphs hold is stored once, and so is one that another graph holds transposed.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import onnx
+
+from whisper_npu.npu.graph_surgery import Array, Graph
+
+WeightFormat = Literal["lossless", "f16", "int8"]
+
+ALIGNMENT = 64
+_INT8_MAX = 127
+_MATRIX_RANK = 2
+_QUANTIZE_FROM = 64  # rows and columns; smaller matrices gain nothing
+_LOOK_FOR_TRANSPOSE_FROM = 1 << 20  # elements: the token embedding
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in the data file."""
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+class WeightStore:
+    """The data file while it is written."""
+
+    def __init__(self, file: BinaryIO, location: str, weights: WeightFormat) -> None:
+        self._file = file
+        self._location = location
+        self._weights = weights
+        self._stored: dict[tuple[str, tuple[int, ...], bytes], _Stored] = {}
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far."""
+        return self._digest.hexdigest()
+
+    def place(self, graph: Graph) -> onnx.ModelProto:
+        """The graph, its large constants stored in the data file.
+
+        `lossless` keeps a tensor in half precision where no value changes by it, `f16` keeps all
+        so, and `int8` keeps matrices as 8-bit integers with one scale per output channel.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(graph.proto)
+        small = [item for item in proto.graph.initializer if item.name not in graph.weights]
+        kept = [onnx.TensorProto.FromString(item.SerializeToString()) for item in small]
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
+        front: list[onnx.NodeProto] = []
+        for name, values in graph.weights.items():
+            axis = _channel_axis(graph, name, values) if self._weights == "int8" else None
+            if axis is not None:
+                front += self._place_int8(proto, name, values, axis)
+            else:
+                front += self._place_float(proto, name, values)
+        nodes = list(proto.graph.node)
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del proto.graph.node[:]
+        proto.graph.node.extend([*front, *copies])
+        return proto
+
+    def _place_float(
+        self, proto: onnx.ModelProto, name: str, values: Array
+    ) -> list[onnx.NodeProto]:
+        """Refer to the stored tensor, widened where it is stored in half precision."""
+        half = self._half(values) if values.dtype == np.float32 else None
+        stored, is_transpose = self._add(name, values if half is None else half)
+        steps: list[tuple[str, dict[str, Any]]] = []
+        if is_transpose:
+            steps.append(("Transpose", {"perm": [1, 0]}))
+        if half is not None:
+            steps.append(("Cast", {"to": onnx.TensorProto.FLOAT}))
+        tensor = name if not steps else f"{name}.stored"
+        proto.graph.initializer.append(self._reference(tensor, stored))
+        nodes = []
+        for index, (operator, attributes) in enumerate(steps):
+            result = name if index == len(steps) - 1 else f"{name}.{operator}"
+            nodes.append(onnx.helper.make_node(operator, [tensor], [result], **attributes))
+            tensor = result
+        return nodes
+
+    def _place_int8(
+        self, proto: onnx.ModelProto, name: str, values: Array, axis: int
+    ) -> list[onnx.NodeProto]:
+        largest = np.abs(values).max(axis=1 - axis).astype(np.float32)
+        scales = np.where(largest > 0, largest / _INT8_MAX, 1).astype(np.float32)
+        quantized = np.rint(values / np.expand_dims(scales, 1 - axis)).astype(np.int8)
+        stored, _ = self._add(name, quantized, look_for_transpose=False)
+        stored_scales, _ = self._add(f"{name}.scales", scales)
+        proto.graph.initializer.extend(
+            [
+                self._reference(f"{name}.int8", stored),
+                self._reference(f"{name}.scales", stored_scales),
+            ]
+        )
+        inputs = [f"{name}.int8", f"{name}.scales"]
+        return [onnx.helper.make_node("DequantizeLinear", inputs, [name], axis=axis)]
+
+    def _half(self, values: Array) -> Array | None:
+        """`values` in half precision if they are to be kept so."""
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if self._weights == "lossless":
+            return half if np.array_equal(half, values) else None
+        return half if np.isfinite(half).all() else None
+
+    def _add(
+        self, name: str, values: Array, *, look_for_transpose: bool = True
+    ) -> tuple[_Stored, bool]:
+        """Store an array unless it, or its transpose, is stored already."""
+        key = _key(values)
+        if key in self._stored:
+            return self._stored[key], False
+        if (
+            look_for_transpose
+            and values.ndim == _MATRIX_RANK
+            and values.size >= _LOOK_FOR_TRANSPOSE_FROM
+        ):
+            transposed = _key(np.ascontiguousarray(values.T))
+            if transposed in self._stored:
+                return self._stored[transposed], True
+        padding = b"\0" * (-self._file.tell() % ALIGNMENT)
+        self._write(padding)
+        stored = _Stored(
+            name=name,
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
+            shape=values.shape,
+            offset=self._file.tell(),
+            length=values.nbytes,
+        )
+        self._write(np.ascontiguousarray(values).tobytes())
+        self._stored[key] = stored
+        return stored, False
+
+    def _write(self, content: bytes) -> None:
+        self._digest.update(content)
+        self._file.write(content)
+
+    def _reference(self, name: str, stored: _Stored) -> onnx.TensorProto:
+        tensor = onnx.TensorProto(name=name, data_type=stored.data_type, dims=stored.shape)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entries = {
+            "location": self._location,
+            "offset": stored.offset,
+            "length": stored.length,
+        }
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+
+def _channel_axis(graph: Graph, name: str, values: Array) -> int | None:
+    """The axis of a matrix that has one scale per index; None for what is not quantized."""
+    if values.ndim != _MATRIX_RANK or values.dtype != np.float32:
+        return None
+    if min(values.shape) < _QUANTIZE_FROM:
+        return None
+    readers = graph.consumers(name)
+    if all(
+        node.op_type == "Transpose" or (node.op_type == "Gather" and node.input[0] == name)
+        for node in readers
+    ):
+        # A table of tokens, and the logits' weights: a scale per token. Positions stay exact.
+        return 0 if any(node.op_type == "Transpose" for node in readers) else None
+    if all(node.op_type == "MatMul" and node.input[1] == name for node in readers):
+        return 1
+    return None
+
+
+def _key(values: Array) -> tuple[str, tuple[int, ...], bytes]:
+    content = np.ascontiguousarray(values)
+    digest = hashlib.sha256(content.reshape(-1).view(np.uint8).data).digest()
+    return str(values.dtype), values.shape, digest
