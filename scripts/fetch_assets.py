@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from whisper_npu.errors import WhisperNpuError
 from whisper_npu.export.assets import ASSETS, CACHE_VARIABLE, fetch
 
-DEFAULT = ("tiny.en", "beckett")
+DEFAULT = ("tiny.en", "silero-vad", "beckett")
 
 
 def build_parser() -> argparse.ArgumentParser:

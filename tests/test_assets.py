@@ -119,7 +119,7 @@ def test_unwritable_cache_is_one_clear_line(model: Asset, tmp_path: Path, monkey
 
 
 def test_unknown_name_lists_the_assets() -> None:
-    with pytest.raises(AssetError, match=r"tiny\.en, base, beckett"):
+    with pytest.raises(AssetError, match=r"tiny\.en, base, silero-vad, beckett"):
         fetch("huge")
 
 

@@ -127,7 +127,7 @@ def test_fetch_prints_one_path_per_asset(monkeypatch, capsys) -> None:
     monkeypatch.setattr(fetch_assets, "fetch", lambda name, _progress: Path("cache") / name)
     assert fetch_assets.main([]) == 0
     assert capsys.readouterr().out.split() == [
-        str(Path("cache") / n) for n in ("tiny.en", "beckett")
+        str(Path("cache") / n) for n in ("tiny.en", "silero-vad", "beckett")
     ]
 
 
