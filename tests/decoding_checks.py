@@ -1,0 +1,104 @@
+"""The equalities that hold for every kind of cache, as functions that tests call.
+
+They are functions so that a test can also show that a broken cache does not pass them.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+
+from whisper_npu import load_model
+from whisper_npu.runtime.backend import N_LOGITS
+
+KINDS = ("concat", "static", "stateful", "off")
+TOLERANCE = 2e-3  # rounding reaches 6e-4 where attention is sharp; a wrong past, whole units
+# Every window becomes text, once, however improbable: a random model says nothing probable.
+PLAIN = {
+    "language": "en",
+    "without_timestamps": True,
+    "temperature": (0.0,),
+    "no_speech_threshold": None,
+    "vad": False,
+}
+
+
+@cache
+def loaded(folder, kv_cache="concat"):
+    """A model in exact arithmetic, loaded once per session."""
+    return load_model(folder, kv_cache=kv_cache, precision="f32")
+
+
+@cache
+def pytorch(source):
+    """A checkpoint's PyTorch model and configurations, loaded once per session."""
+    from whisper_npu.export.checkpoint import load_checkpoint
+
+    return load_checkpoint(str(source))
+
+
+def reference_hidden(checkpoint, features):
+    """PyTorch's encoder: `(batch, n_mels, frames)` to `(batch, n_audio_ctx, n_audio_state)`."""
+    import torch
+
+    with torch.inference_mode():
+        return checkpoint.model.model.encoder(torch.from_numpy(features)).last_hidden_state.numpy()
+
+
+def reference_logits(checkpoint, audio, tokens):
+    """PyTorch's logits `(batch, n, n_vocab)` of one pass over whole token rows, without a cache."""
+    import torch
+    from transformers.modeling_outputs import BaseModelOutput
+
+    with torch.inference_mode():
+        output = checkpoint.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=torch.from_numpy(audio)),
+            decoder_input_ids=torch.from_numpy(tokens),
+            use_cache=False,
+        )
+    return output.logits.numpy()
+
+
+def stepwise_logits(backend, audio, tokens, *, chunk=1, rows_per_window=1):
+    """A session's logits after each token: a prefill of `N_LOGITS`, then steps of `chunk`."""
+    session = backend.start(audio, rows_per_window)
+    try:
+        parts = [session.step(tokens[:, :N_LOGITS]).copy()]
+        for start in range(N_LOGITS, tokens.shape[1], chunk):
+            assert session.length == start
+            parts.append(session.step(tokens[:, start : start + chunk]).copy())
+        assert session.length == tokens.shape[1]
+    finally:
+        session.close()
+    return np.concatenate(parts, axis=1)
+
+
+def assert_equals_full_context(backend, audio, tokens, expected, *, chunk=1, rows_per_window=1):
+    """The logits after each token are those of one pass over the whole context."""
+    got = stepwise_logits(backend, audio, tokens, chunk=chunk, rows_per_window=rows_per_window)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
+
+
+def assert_repeatable(model, recordings, **options):
+    """Twice the same, and A, B, A: results equal bit for bit, whatever was decoded in between."""
+    options = options or PLAIN
+    first = [model.transcribe(path, **options).result() for path in recordings]
+    assert len({result.text for result in first}) == len(recordings), "they must differ to tell"
+    again = [model.transcribe(recordings[0], **options).result() for _ in range(2)]
+    assert again == [first[0]] * 2
+    backwards = [model.transcribe(path, **options).result() for path in reversed(recordings)]
+    assert backwards == first[::-1]
+
+
+def assert_thread_safe(model, recordings, **options):
+    """Several threads at once get what one after another gives."""
+    options = options or PLAIN
+    alone = [model.transcribe(path, **options).result() for path in recordings]
+
+    def work(offset):
+        order = [(offset + i) % len(recordings) for i in range(len(recordings))]
+        return {i: model.transcribe(recordings[i], **options).result() for i in order}
+
+    with ThreadPoolExecutor(max_workers=len(recordings)) as threads:
+        for results in threads.map(work, range(len(recordings))):
+            assert [results[i] for i in range(len(recordings))] == alone

@@ -1,0 +1,124 @@
+"""Model folders as other exporters make them, cut out of one of ours."""
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, GRAPHS, MANIFEST
+
+
+def copy_folder(folder, target):
+    return Path(shutil.copytree(folder, target))
+
+
+def edit_manifest(folder, **changes):
+    """Change entries of the manifest; None removes one."""
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def _rewire_present(folder, replacement):
+    """Replace what each `present.*.decoder.*` output gives; attention reads what it read before.
+
+    `replacement(name, past, new, joined)` returns the nodes that compute output `name` from the
+    tensors of the past, of the new tokens, and of both joined.
+    """
+    path = folder / DECODER_WITH_PAST
+    model = onnx.load(path, load_external_data=False)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for output in model.graph.output:
+        name = output.name
+        if ".decoder." not in name:
+            continue
+        concat = producers[name]
+        assert concat.op_type == "Concat"
+        past, new = concat.input
+        joined = f"{name}.joined"
+        for node in model.graph.node:
+            for i, read in enumerate(node.input):
+                if read == name:
+                    node.input[i] = joined
+        concat.output[0] = joined
+        model.graph.node.extend(replacement(name, past, new, joined))
+        output.type.tensor_type.shape.dim[2].dim_param = f"length of {name}"
+    onnx.save(model, path)
+
+
+def make_delta(folder):
+    """Let `present.*` hold the new states only, as older exporters and the NPU's graphs do."""
+    _rewire_present(
+        folder, lambda name, _past, new, _joined: [helper.make_node("Identity", [new], [name])]
+    )
+    edit_manifest(folder, kv_contract="delta")
+    return folder
+
+
+def _through_nonzero(name, source):
+    """Nodes that pass `source` through unchanged in a way that hides its length from inference."""
+    made = {part: f"{name}.{part}" for part in ("axes", "peak", "same", "where", "flat", "zero")}
+    return [
+        helper.make_node(
+            "Constant",
+            [],
+            [made["axes"]],
+            value=helper.make_tensor(made["axes"], onnx.TensorProto.INT64, [3], [0, 1, 3]),
+        ),
+        helper.make_node(
+            "Constant",
+            [],
+            [made["zero"]],
+            value=helper.make_tensor(made["zero"], onnx.TensorProto.INT64, [1], [0]),
+        ),
+        helper.make_node("ReduceMax", [source, made["axes"]], [made["peak"]], keepdims=0),
+        helper.make_node("Equal", [made["peak"], made["peak"]], [made["same"]]),
+        helper.make_node("NonZero", [made["same"]], [made["where"]]),
+        helper.make_node("Squeeze", [made["where"], made["zero"]], [made["flat"]]),
+        helper.make_node("Gather", [source, made["flat"]], [name], axis=2),
+    ]
+
+
+def hide_lengths(folder, *, delta):
+    """Let the length of `present.*` depend on the data, and the manifest not say what it is."""
+    _rewire_present(
+        folder,
+        lambda name, _past, new, joined: _through_nonzero(name, new if delta else joined),
+    )
+    edit_manifest(folder, kv_contract=None)
+    return folder
+
+
+def return_nothing_known(folder):
+    """Let `present.*` hold past, new and past again: a contract nobody has."""
+    _rewire_present(
+        folder,
+        lambda name, past, _new, joined: [
+            helper.make_node("Concat", [joined, past], [name], axis=2)
+        ],
+    )
+    edit_manifest(folder, kv_contract=None)
+    return folder
+
+
+def as_other_exporters_write(folder, *, one_file_per_graph):
+    """Each graph with weights of its own: inside the ONNX file, or in one data file beside it."""
+    models = {name: onnx.load(folder / name) for name in GRAPHS}
+    (folder / "model.onnx_data").unlink()
+    for name, model in models.items():
+        if one_file_per_graph:
+            onnx.save(model, folder / name)
+        else:
+            onnx.save(
+                model,
+                folder / name,
+                save_as_external_data=True,
+                all_tensors_to_one_file=True,
+                location=f"{name}_data",
+                size_threshold=1024,
+            )
+    (folder / MANIFEST).unlink()
+    (folder / "generation_config.json").unlink()
+    return folder
