@@ -10,7 +10,7 @@ COMMANDS = {
     "transcribe": ("transcribe", "audio and video files to text"),
     "export": ("export_onnx", "a Whisper checkpoint to a verified ONNX model folder"),
     "wer": ("evaluate_wer", "the word error rate and speed of models on references"),
-    "fetch": ("fetch_assets", "the built-in models and the sample recording"),
+    "fetch-assets": ("fetch_assets", "the built-in models and the sample recording"),
 }
 
 
