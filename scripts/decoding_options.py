@@ -9,6 +9,11 @@ from whisper_npu.errors import UsageError
 from whisper_npu.runtime.options import MODES, TASKS, TranscribeOptions
 from whisper_npu.scripts import cli
 
+# Spelt out, so that `--help` loads no engine.
+BACKENDS = ("openvino", "onnxruntime")
+KV_CACHES = ("auto", "stateful", "concat", "static", "off")
+PRECISIONS = ("auto", "f32", "bf16", "f16")
+
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--device`, `--backend`, `--kv-cache`, `--precision` and `--threads`."""
@@ -27,20 +32,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--backend",
         default="openvino",
-        choices=["openvino", "onnxruntime"],
+        choices=BACKENDS,
         help="what runs the graphs (default: %(default)s)",
     )
     group.add_argument(
         "--kv-cache",
         default="auto",
-        choices=["auto", "stateful", "concat", "static", "off"],
+        choices=KV_CACHES,
         help="who keeps the decoder's past: the device (stateful), the host (concat, static), "
         "nobody (off: slow, for comparison); auto takes the fastest",
     )
     group.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", "f32", "bf16", "f16"],
+        choices=PRECISIONS,
         help="arithmetic; f32 reproduces PyTorch token by token; auto is bf16 where the stateful "
         "cache runs on a processor that computes in it, f16 on an NPU, else f32",
     )

@@ -17,6 +17,13 @@ from typing import TYPE_CHECKING
 from whisper_npu.errors import UsageError, WhisperNpuError
 from whisper_npu.runtime.options import MODES, TranscribeOptions
 from whisper_npu.scripts import cli
+from whisper_npu.scripts.decoding_options import (
+    BACKENDS,
+    KV_CACHES,
+    PRECISIONS,
+    add_decoding_options,
+    decoding_options,
+)
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.transcribe import WhisperModel
@@ -48,11 +55,13 @@ class Setup:
 
     model: str
     device: str
+    backend: str
     kv_cache: str
     precision: str
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.device}, kv_cache {self.kv_cache}, {self.precision}"
+        settings = f"{self.backend}, kv_cache {self.kv_cache}, precision {self.precision}"
+        return f"{self.model} on {self.device}, {settings}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,18 +89,27 @@ def build_parser() -> argparse.ArgumentParser:
         f"{cli.DEFAULT_MODEL})",
     )
     what.add_argument(
-        "--device", action="append", metavar="DEVICE", help="OpenVINO device (default: CPU)"
+        "--device",
+        action="append",
+        metavar="DEVICE",
+        help="CPU, GPU, NPU, NPU_EMULATED, AUTO; never replaced by another (default: CPU)",
+    )
+    what.add_argument(
+        "--backend",
+        action="append",
+        choices=BACKENDS,
+        help=f"what runs the graphs (default: {BACKENDS[0]})",
     )
     what.add_argument(
         "--kv-cache",
         action="append",
-        choices=["auto", "stateful", "concat", "static", "off"],
+        choices=KV_CACHES,
         help="who keeps the decoder's past (default: auto)",
     )
     what.add_argument(
         "--precision",
         action="append",
-        choices=["auto", "f32", "bf16", "f16"],
+        choices=PRECISIONS,
         help="arithmetic (default: auto)",
     )
     what.add_argument(
@@ -122,26 +140,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--plot", type=Path, metavar="FILE", help="draw error rate against speed (png, svg, pdf)"
     )
     return parser
-
-
-def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """The decoding options needed most."""
-    how = parser.add_argument_group("decoding")
-    how.add_argument("--language", help="code or English name (default: detected)")
-    how.add_argument("--task", default="transcribe", choices=["transcribe", "translate"])
-    how.add_argument("--without-timestamps", action="store_true")
-    how.add_argument("--beam-size", type=cli.optional(int), metavar="N")
-
-
-def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
-    """The decoding options of the command line."""
-    return TranscribeOptions(
-        language=arguments.language,
-        task=arguments.task,
-        without_timestamps=arguments.without_timestamps,
-        beam_size=arguments.beam_size,
-        mode=arguments.mode,
-    )
 
 
 def evaluate_wer(arguments: argparse.Namespace) -> int:
@@ -184,22 +182,28 @@ def _measure(
     """Transcribe everything in every configuration; returns the runs and the exit code.
 
     A configuration that fails is one line on standard error; the others go on.
+
+    Raises:
+        ModelError: A model does not exist.
+        UsageError: The decoding options are wrong.
     """
     from whisper_npu.scripts.evaluation import transcribe_all  # noqa: PLC0415
 
-    modes = arguments.mode or [TranscribeOptions.mode]
+    modes = list(dict.fromkeys(arguments.mode or [TranscribeOptions.mode]))
     options = {mode: _options(arguments, mode) for mode in modes}  # wrong ones are told at once
     setups = _setups(arguments)
-    names = _model_names(list(dict.fromkeys(setup.model for setup in setups)))
+    folders = {setup.model: cli.find_model(setup.model) for setup in setups}  # none is missing
+    names = _model_names(folders)
     runs: list[Run] = []
     exit_code = cli.EXIT_OK
     for setup in setups:
         model = None
         for mode in modes:
             try:
-                model = model or _load(setup, arguments.threads)
+                model = model or _load(setup, folders[setup.model], arguments.threads)
                 settings = {  # what really runs, not what was asked for
                     "model": names[setup.model],
+                    "backend": setup.backend,
                     "device": model.backend.device,
                     "kv_cache": model.backend.kv_cache,
                     "precision": model.backend.precision,
@@ -208,7 +212,7 @@ def _measure(
                 with _progress(f"{names[setup.model]} {mode}", len(references)) as show:
                     run = transcribe_all(model, options[mode], settings, references, show)
             except WhisperNpuError as error:
-                print(f"error: {setup}, {mode}: {error}", file=sys.stderr)
+                print(f"error: {setup}, mode {mode}: {error}", file=sys.stderr)
                 exit_code = max(exit_code, error.exit_code)
                 if model is None:
                     break  # it would not load for the next mode either
@@ -218,7 +222,7 @@ def _measure(
             if run.transcripts:
                 runs.append(run)
             else:
-                print(f"error: {setup}, {mode}: no recording could be read", file=sys.stderr)
+                print(f"error: {setup}, mode {mode}: no recording could be read", file=sys.stderr)
     return runs, exit_code
 
 
@@ -229,30 +233,30 @@ def _setups(arguments: argparse.Namespace) -> list[Setup]:
         for choice in itertools.product(
             dict.fromkeys(arguments.model or [cli.DEFAULT_MODEL]),
             dict.fromkeys(arguments.device or ["CPU"]),
-            dict.fromkeys(arguments.kv_cache or ["auto"]),
-            dict.fromkeys(arguments.precision or ["auto"]),
+            dict.fromkeys(arguments.backend or BACKENDS[:1]),
+            dict.fromkeys(arguments.kv_cache or KV_CACHES[:1]),
+            dict.fromkeys(arguments.precision or PRECISIONS[:1]),
         )
     ]
 
 
-def _load(setup: Setup, threads: int) -> "WhisperModel":
+def _load(setup: Setup, folder: Path, threads: int) -> "WhisperModel":
     from whisper_npu.api import load_model  # noqa: PLC0415
 
     return load_model(
-        cli.find_model(setup.model),
+        folder,
         device=setup.device,
+        backend=setup.backend,
         kv_cache=setup.kv_cache,
         precision=setup.precision,
         threads=threads,
     )
 
 
-def _model_names(models: Sequence[str]) -> dict[str, str]:
-    """What reports call each model: its folder's name, or the whole path where names are alike."""
-    names = {model: Path(model).expanduser().resolve().name for model in models}
-    if len(set(names.values())) < len(names):
-        return {model: model for model in models}
-    return names
+def _model_names(folders: dict[str, Path]) -> dict[str, str]:
+    """What reports call each model: its folder's name, or all that was typed if two are alike."""
+    names = {model: folder.resolve().name for model, folder in folders.items()}
+    return names if len(set(names.values())) == len(names) else {model: model for model in names}
 
 
 def _options(arguments: argparse.Namespace, mode: str) -> TranscribeOptions:

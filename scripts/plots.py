@@ -156,6 +156,7 @@ def _annotate(axes: Axes, point: Point, place: tuple[int, int], color: str) -> A
         va="bottom" if dy > 0 else "top",
         fontsize=9,
         color=color,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # no grid through the text
     )
 
 

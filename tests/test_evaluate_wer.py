@@ -70,16 +70,16 @@ def bench(tmp_path, monkeypatch) -> SimpleNamespace:
     for folder in (bench.en, bench.base):
         Path(folder).mkdir()
 
-    def load_model(folder, *, device, kv_cache, precision, threads):
+    def load_model(folder, *, device, backend, kv_cache, precision, threads):
         bench.loads.append((folder.name, device, kv_cache, precision, threads))
         if device == "NPU":
             raise DeviceError("device NPU is not available here")
-        backend = SimpleNamespace(
+        engine = SimpleNamespace(
             device=device,
             kv_cache="stateful" if kv_cache == "auto" else kv_cache,
             precision="f32" if precision == "auto" else precision,
         )
-        return FakeModel(SimpleNamespace(name=folder.name), backend, bench.heard, bench.calls)
+        return FakeModel(SimpleNamespace(name=folder.name), engine, bench.heard, bench.calls)
 
     monkeypatch.setattr(api, "load_model", load_model)
     return bench
@@ -100,7 +100,10 @@ def test_last_line_is_the_corpus_rate(bench, capsys) -> None:
 def test_every_recording_and_what_ran_are_shown(bench, capsys) -> None:
     run(bench.manifest, "--model", bench.en, "--kv-cache", "static", "--without-timestamps")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "tiny.en, device CPU, kv_cache static, precision f32, mode auto"
+    assert (
+        lines[0]
+        == "tiny.en, backend openvino, device CPU, kv_cache static, precision f32, mode auto"
+    )
     rows = [line.split() for line in lines]
     assert ["a.wav", "4", "1", "1", "0", "50.00", "2.0"] in [row[:7] for row in rows]
     assert ["b.wav", "2", "0", "0", "0", "0.00", "2.0"] in [row[:7] for row in rows]
@@ -185,6 +188,13 @@ def test_a_configuration_that_fails_leaves_the_others(bench, capsys) -> None:
     assert "NPU is not available" in line
 
 
+def test_a_missing_model_is_told_before_anything_is_measured(bench, capsys) -> None:
+    assert run(bench.manifest, "--model", bench.en, "--model", "nonesuch") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no model folder nonesuch" in line
+    assert bench.loads == []
+
+
 def test_empty_and_truncated_outputs_are_counted(bench) -> None:
     words = "eins zwei drei vier fünf sechs sieben acht neun zehn"
     Path(bench.manifest).write_text(f"a.wav\t{words}\nb.wav\toh yes\n", encoding="utf-8")
@@ -219,7 +229,7 @@ def test_markdown_has_tables_and_the_worst(bench) -> None:
     out = bench.folder / "out.md"
     run(bench.manifest, "--model", bench.en, "--worst", "1", "--markdown", str(out))
     text = out.read_text()
-    assert "| tiny.en | CPU | stateful | f32 | auto | 33.33 |" in text
+    assert "| tiny.en | openvino | CPU | stateful | f32 | auto | 33.33 |" in text
     assert "| a.wav | 4 | 1 | 1 | 0 | 50.00 |" in text
     assert "### a.wav: WER 50.00 %" in text
     assert "b.wav: WER" not in text
@@ -261,8 +271,8 @@ def test_models_of_the_same_name_are_told_apart(bench, capsys) -> None:
     other.mkdir(parents=True)
     run(bench.manifest, "--model", bench.base, "--model", str(other), "--language", "de")
     out = capsys.readouterr().out
-    assert f"{other}, device CPU" in out
-    assert f"{bench.base}, device CPU" in out
+    assert f"{other}, backend openvino, device CPU" in out
+    assert f"{bench.base}, backend openvino, device CPU" in out
 
 
 @pytest.mark.parametrize(
