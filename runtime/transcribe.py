@@ -103,9 +103,11 @@ class TranscriptionStream:
         self._audio = audio
         self._segments: list[Segment] = []
         self._ended = False
+        self._error: BaseException | None = None
         backend = model.backend
         speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
-        features = FeatureStream(iter(audio), backend.n_mels, speech)
+        times = StageTimes()
+        features = FeatureStream(iter(audio), backend.n_mels, speech, times)
         self._job = Job(
             backend=backend,
             tokenizer=model.tokenizer,
@@ -119,7 +121,7 @@ class TranscriptionStream:
                 SHORT_PAUSE if options.multilingual else LONG_PAUSE,
             ),
             prompts=Prompts(model.tokenizer, options, backend.n_text_ctx),
-            times=StageTimes(),
+            times=times,
             coverage=Coverage(),
             language=options.language,
         )
@@ -135,6 +137,8 @@ class TranscriptionStream:
             position += 1
 
     def _advance(self) -> bool:
+        if self._error is not None:
+            raise self._error  # again: what was decoded before it is not the whole result
         if self._ended:
             return False
         try:
@@ -144,7 +148,8 @@ class TranscriptionStream:
             self._job.coverage.finish(self._job.features.duration)
             logger.debug("stages: %s", self.times)
             return False
-        except BaseException:
+        except BaseException as error:
+            self._error = error
             self._end()
             raise
         self._segments.append(replace(segment, id=len(self._segments)))
