@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, GRAPHS, MANIFEST
+from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER_WITH_PAST, GRAPHS, MANIFEST
 
 
 def copy_folder(folder, target):
@@ -107,6 +107,7 @@ def as_other_exporters_write(folder, *, one_file_per_graph):
     """Each graph with weights of its own: inside the ONNX file, or in one data file beside it."""
     models = {name: onnx.load(folder / name) for name in GRAPHS}
     (folder / "model.onnx_data").unlink()
+    (folder / ALIGNMENT).unlink(missing_ok=True)
     for name, model in models.items():
         if one_file_per_graph:
             onnx.save(model, folder / name)

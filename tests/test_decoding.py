@@ -1,0 +1,383 @@
+"""Choosing tokens: greedy, sampled and by beams, prompts and limits."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny_whisper
+from decoding_checks import loaded
+from fake_backend import N_TEXT_CTX, FakeBackend, Say, write_companions
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio import load_audio
+from whisper_npu.runtime.decoding import (
+    Candidate,
+    DecodingOptions,
+    compression_ratio,
+    decode_windows,
+    detect_language,
+    rank,
+)
+from whisper_npu.runtime.feature_stream import FeatureStream
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
+
+MULTILINGUAL = Vocabulary(is_multilingual=True, suppress=(), begin_suppress=())
+ENGLISH = Vocabulary(is_multilingual=False, suppress=(), begin_suppress=())
+NO_AUDIO = np.zeros((1, 1500, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer(write_companions(tmp_path_factory.mktemp("tiny")) / "tokenizer.json")
+
+
+def decode(tokenizer, say, vocabulary=MULTILINGUAL, audio=NO_AUDIO, **options):
+    """What became of scripted windows, and the backend that was asked."""
+    backend = FakeBackend(tokenizer, [say])
+    options = DecodingOptions(**options)
+    windows = decode_windows(backend, tokenizer, vocabulary, audio, options, StageTimes())
+    assert backend.open_sessions == 0
+    return windows, backend
+
+
+class TestGreedy:
+    def test_says_what_is_likeliest_until_the_text_ends(self, tokenizer):
+        words = tuple(tokenizer.encode(" hello there"))
+        (window,), backend = decode(tokenizer, Say(words), without_timestamps=True)
+        assert window.tokens == words
+        assert window.text == "hello there"
+        assert not window.reached_limit
+        assert window.temperature == 0.0
+        special = tokenizer.special
+        prompt = [
+            special.sot,
+            special.languages["en"],
+            special.transcribe,
+            special.no_timestamps,
+        ]
+        assert backend.asked[0].tokens == [[*prompt, *words]]  # the end of text is never fed
+
+    def test_average_log_probability_counts_the_end_of_text(self, tokenizer):
+        words = tuple(tokenizer.encode("ab"))
+        say = Say(words, logit=3.0)
+        (window,), backend = decode(tokenizer, say, without_timestamps=True)
+        each = 3.0 - math.log(math.exp(3.0) + backend.n_vocab - 1)
+        assert window.avg_logprob == pytest.approx(each, rel=1e-5)
+
+    def test_an_empty_text(self, tokenizer):
+        (window,), _ = decode(tokenizer, Say(()), without_timestamps=True)
+        assert (window.tokens, window.text, window.compression_ratio) == ((), "", 1.0)
+
+    def test_no_speech(self, tokenizer):
+        (window,), _ = decode(tokenizer, Say((5,), no_speech=30.0), without_timestamps=True)
+        assert window.no_speech_prob == pytest.approx(1.0)
+        (window,), _ = decode(tokenizer, Say((5,)), without_timestamps=True)
+        assert window.no_speech_prob == pytest.approx(0.0, abs=1e-6)
+
+    def test_suppressed_tokens_are_never_said(self, tokenizer):
+        (window,), _ = decode(
+            tokenizer, Say((5, 6, 7)), without_timestamps=True, suppress_tokens=(6,), sample_len=3
+        )
+        assert 6 not in window.tokens
+        assert window.tokens[::2] == (5, 7)
+
+    def test_timestamps_come_first(self, tokenizer):
+        begin = tokenizer.special.timestamp_begin
+        (window,), _ = decode(tokenizer, Say((begin + 5, 9, begin + 30)))
+        assert window.tokens == (begin + 5, 9, begin + 30)
+        (window,), _ = decode(tokenizer, Say((begin + 80, 9)), sample_len=2)
+        assert begin <= window.tokens[0] <= begin + 50  # at most one second late
+        (window,), _ = decode(tokenizer, Say((begin + 80, 9)), max_initial_timestamp=None)
+        assert window.tokens == (begin + 80, 9)
+
+    def test_each_step_is_reported(self, tokenizer):
+        seen = []
+        decode_windows(
+            FakeBackend(tokenizer, [Say((5, 6))]),
+            tokenizer,
+            MULTILINGUAL,
+            NO_AUDIO,
+            DecodingOptions(without_timestamps=True),
+            StageTimes(),
+            on_tokens=seen.append,
+        )
+        eot = tokenizer.special.eot
+        assert seen == [[(5,)], [(5, 6)], [(5, 6, eot)]]
+
+
+class TestPrompt:
+    def test_english_only_models_take_neither_language_nor_task(self, tokenizer):
+        _, backend = decode(tokenizer, Say((5,)), ENGLISH, without_timestamps=True)
+        special = tokenizer.special
+        assert backend.asked[0].tokens[0][:2] == [special.sot, special.no_timestamps]
+
+    def test_language_and_task(self, tokenizer):
+        _, backend = decode(tokenizer, Say((5,)), language="de", task="translate", sample_len=1)
+        special = tokenizer.special
+        assert backend.asked[0].tokens == [
+            [special.sot, special.languages["de"], special.translate]
+        ]
+
+    def test_prompt_and_prefix(self, tokenizer):
+        (window,), backend = decode(
+            tokenizer, Say((5,)), ENGLISH, without_timestamps=True, prompt=(1, 2), prefix=(3, 4)
+        )
+        special = tokenizer.special
+        head = [special.sot_prev, 1, 2, special.sot, special.no_timestamps, 3, 4]
+        assert backend.asked[0].tokens[0][: len(head)] == head
+        assert window.tokens == (5,)
+
+    def test_no_room(self, tokenizer):
+        with pytest.raises(UsageError, match=f"context of {N_TEXT_CTX}"):
+            decode(tokenizer, Say((5,)), prefix=tuple(range(1, N_TEXT_CTX)))
+
+    @pytest.mark.parametrize("prefix_length", [0, 3, 7, 20])
+    def test_no_speech_is_read_at_sot_whatever_follows_it(self, tokenizer, prefix_length):
+        (window,), _ = decode(
+            tokenizer,
+            Say((5,), logit=10.0, no_speech=40.0),
+            without_timestamps=True,
+            prefix=(8,) * prefix_length,
+            sample_len=1,
+        )
+        assert window.no_speech_prob == pytest.approx(1.0)
+
+
+class TestLimit:
+    @pytest.mark.parametrize("options", [{}, {"beam_size": 2}, {"temperature": 0.5, "best_of": 2}])
+    def test_the_context_ends_the_text(self, tokenizer, options):
+        endless = Say((5, 6) * N_TEXT_CTX)
+        (window,), backend = decode(tokenizer, endless, ENGLISH, without_timestamps=True, **options)
+        assert window.reached_limit
+        assert window.tokens == ((5, 6) * N_TEXT_CTX)[: N_TEXT_CTX - 2]
+        assert len(backend.asked[0].tokens[0]) == N_TEXT_CTX - 1  # the last one is not fed
+
+    def test_a_limit_of_its_own(self, tokenizer):
+        (window,), _ = decode(tokenizer, Say((5,) * 9), without_timestamps=True, sample_len=4)
+        assert (window.tokens, window.reached_limit) == ((5, 5, 5, 5), True)
+
+    def test_ending_just_at_the_limit(self, tokenizer):
+        (window,), _ = decode(tokenizer, Say((5, 6)), without_timestamps=True, sample_len=3)
+        assert (window.tokens, window.reached_limit) == ((5, 6), False)
+
+
+class TestSampling:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def setting(tiny_folder, tiny_audio):
+        model = loaded(tiny_folder)
+        windows = [
+            FeatureStream(iter([load_audio(path)]), 80).window(0, 3000) for path in tiny_audio
+        ]
+        return model, model.backend.encode(np.stack(windows))
+
+    def sample(self, setting, rows=slice(0, 3), seeds=(1, 2, 3), **options):
+        model, audio = setting
+        options = DecodingOptions(
+            **{"without_timestamps": True, "sample_len": 12, "temperature": 0.7} | options
+        )
+        return decode_windows(
+            model.backend,
+            model.tokenizer,
+            model.vocabulary,
+            audio[rows],
+            options,
+            StageTimes(),
+            seeds=seeds,
+        )
+
+    def test_same_seed_same_text(self, setting):
+        assert self.sample(setting) == self.sample(setting)
+
+    def test_other_seed_other_text(self, setting):
+        one, other = self.sample(setting), self.sample(setting, seeds=(4, 5, 6))
+        assert all(a.tokens != b.tokens for a, b in zip(one, other, strict=True))
+
+    def test_a_window_does_not_depend_on_its_batch(self, setting):
+        together = self.sample(setting)
+        for place, seed in enumerate((1, 2, 3)):
+            (alone,) = self.sample(setting, slice(place, place + 1), (seed,))
+            assert alone.tokens == together[place].tokens
+
+    def test_samples_follow_the_softmax(self, tokenizer):
+        """Two tokens with known odds: 4 to 1 at temperature 1, 16 to 1 at a half."""
+        for temperature, share in ((1.0, 0.8), (0.5, 16 / 17)):
+            chosen = self.choices(tokenizer, temperature)
+            assert set(chosen) == {5, 6}
+            assert chosen.count(5) / len(chosen) == pytest.approx(share, abs=0.03)
+
+    def choices(self, tokenizer, temperature):
+        class Odds(FakeBackend):
+            def start(self, audio, rows_per_window=1):
+                session = super().start(audio, rows_per_window)
+                step = session.step
+
+                def odds(tokens):
+                    logits = step(tokens)
+                    logits[...] = -50.0
+                    logits[:, -1, 5] = math.log(4)
+                    logits[:, -1, 6] = 0.0
+                    return logits
+
+                session.step = odds
+                return session
+
+        n = 3000
+        windows = decode_windows(
+            Odds(tokenizer, [Say(())]),
+            tokenizer,
+            MULTILINGUAL,
+            np.zeros((n, 1, 1), np.float32),
+            DecodingOptions(
+                without_timestamps=True, temperature=temperature, best_of=1, sample_len=1
+            ),
+            StageTimes(),
+        )
+        return [window.tokens[0] for window in windows]
+
+    def test_the_likeliest_of_several_samples_is_taken(self, setting):
+        one = self.sample(setting, best_of=1)
+        best = self.sample(setting, best_of=5)
+        assert [w.avg_logprob >= o.avg_logprob for w, o in zip(best, one, strict=True)] == [
+            True
+        ] * 3
+
+
+class TestBeams:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def setting(tiny_folder, tiny_audio):
+        return TestSampling.setting.__wrapped__(tiny_folder, tiny_audio)
+
+    def decode(self, setting, audio=None, **options):
+        model, encoded = setting
+        options = DecodingOptions(**{"without_timestamps": True, "sample_len": 16} | options)
+        return decode_windows(
+            model.backend,
+            model.tokenizer,
+            model.vocabulary,
+            encoded if audio is None else audio,
+            options,
+            StageTimes(),
+        )
+
+    @pytest.mark.parametrize("options", [{}, {"without_timestamps": False}, {"sample_len": 200}])
+    def test_one_beam_is_greedy(self, setting, options):
+        greedy = self.decode(setting, **options)
+        beam = self.decode(setting, **options, beam_size=1)
+        assert [window.tokens for window in beam] == [window.tokens for window in greedy]
+        for one, other in zip(beam, greedy, strict=True):
+            assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-5)
+            assert one.reached_limit == other.reached_limit
+
+    def test_windows_do_not_mix(self, setting):
+        together = self.decode(setting, beam_size=3)
+        for place in range(3):
+            (alone,) = self.decode(setting, setting[1][place : place + 1], beam_size=3)
+            assert alone.tokens == together[place].tokens
+
+    def test_kinds_of_cache_agree(self, tiny_folder, setting):
+        want = [window.tokens for window in self.decode(setting, beam_size=4)]
+        for kind in ("static", "stateful", "off"):
+            model = loaded(tiny_folder, kind)
+            got = self.decode((model, setting[1]), beam_size=4)
+            assert [window.tokens for window in got] == want, kind
+
+    def test_finds_what_greedy_misses(self, tokenizer):
+        """A tree: greedy takes 5 (0.6) then at best 0.3; the likelier 6 (0.4) goes on with 1."""
+        log = math.log
+        eot = tokenizer.special.eot
+        tree = {
+            (): {5: log(0.6), 6: log(0.4)},
+            (5,): {7: log(0.3), 8: log(0.25), 9: log(0.2), 10: log(0.25)},
+            (6,): {11: 0.0},
+        }
+
+        class Tree(FakeBackend):
+            def start(self, audio, rows_per_window=1):
+                session = super().start(audio, rows_per_window)
+                step = session.step
+
+                def grow(tokens):
+                    logits = step(tokens)
+                    logits[...] = -60.0
+                    for row, history in enumerate(session.asked.tokens):
+                        said = tuple(t for t in history if t < eot)
+                        for token, logprob in tree.get(said, {eot: 0.0}).items():
+                            logits[row, -1, token] = logprob
+                    return logits
+
+                session.step = grow
+                return session
+
+        def run(**options):
+            options = DecodingOptions(without_timestamps=True, **options)
+            backend = Tree(tokenizer, [Say(())])
+            return decode_windows(
+                backend, tokenizer, MULTILINGUAL, NO_AUDIO, options, StageTimes()
+            )[0]
+
+        assert run().tokens == (5, 7)
+        assert run(beam_size=2).tokens == (6, 11)
+        assert run(beam_size=2).avg_logprob == pytest.approx(log(0.4) / 3, abs=1e-4)
+
+
+class TestRanking:
+    def test_by_mean_log_probability(self):
+        short, long = Candidate((1, 2), -2.0), Candidate((1, 2, 3, 4), -3.6)
+        assert rank([short, long], None) is long
+
+    def test_by_length_penalty(self):
+        short, long = Candidate((1, 2), -2.0), Candidate((1, 2, 3, 4), -3.6)
+        assert rank([short, long], 0.0) is short
+        # ((5 + 2) / 6) ** 1 and ((5 + 4) / 6) ** 1: -1.714 and -2.4
+        assert rank([short, long], 1.0) is short
+
+
+class TestLanguageDetection:
+    def test_probabilities_in_order(self, tokenizer):
+        backend = FakeBackend(tokenizer, [Say((), language="fr")])
+        found = detect_language(backend, tokenizer, np.zeros((2, 1, 1), np.float32), StageTimes())
+        assert len(found) == 2
+        for probabilities in found:
+            assert next(iter(probabilities)) == "fr"
+            assert set(probabilities) == set(tiny_whisper.LANGUAGES)
+            assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+            assert sum(probabilities.values()) == pytest.approx(1.0)
+            assert probabilities["fr"] == pytest.approx(math.exp(5) / (math.exp(5) + 4), rel=1e-5)
+        assert backend.asked[0].tokens == [[tokenizer.special.sot]] * 2
+        assert backend.open_sessions == 0
+
+
+def test_sessions_are_closed_when_decoding_fails(tokenizer):
+    class Breaks(FakeBackend):
+        def start(self, audio, rows_per_window=1):
+            session = super().start(audio, rows_per_window)
+
+            def fail(_tokens):
+                raise RuntimeError("the device is gone")
+
+            session.step = fail
+            return session
+
+    backend = Breaks(tokenizer, [Say(())])
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        decode_windows(backend, tokenizer, MULTILINGUAL, NO_AUDIO, DecodingOptions(), StageTimes())
+    assert backend.open_sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [("", 1, 1), ("a", 0.05, 0.2), ("no " * 200, 20, 60), ("Ever tried. Ever failed.", 0.8, 1.3)],
+)
+def test_compression_ratio(text, low, high):
+    assert low <= compression_ratio(text) <= high
+
+
+def test_compression_ratio_is_of_bytes():
+    import zlib
+
+    text = "мир " * 9
+    raw = text.encode()
+    assert compression_ratio(text) == len(raw) / len(zlib.compress(raw))

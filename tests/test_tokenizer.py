@@ -1,0 +1,171 @@
+"""Special tokens, text, suppression lists and languages, from the model folder alone."""
+
+import json
+
+import pytest
+import tiny_whisper
+from fake_backend import write_companions
+
+from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.runtime.languages import LANGUAGES, language_code
+from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, read_vocabulary, require_language
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return Tokenizer(write_companions(tmp_path_factory.mktemp("tiny")) / "tokenizer.json")
+
+
+@pytest.fixture(scope="session")
+def real(tiny_en_folder):
+    return Tokenizer(tiny_en_folder / "tokenizer.json")
+
+
+def folder_of(path, *, config=None, generation=None):
+    return ModelFolder(path, config or {}, generation or {}, {})
+
+
+class TestTiny:
+    def test_special_tokens_follow_the_vocabulary(self, tokenizer):
+        special = tokenizer.special
+        assert special.sot == special.eot + 1
+        assert special.languages == {
+            code: special.sot + 1 + i for i, code in enumerate(tiny_whisper.LANGUAGES)
+        }
+        assert special.timestamp_begin == special.no_timestamps + 1
+        assert special.no_speech == special.no_timestamps - 1
+
+    @pytest.mark.parametrize("text", ["Ever tried.", " the cat", "Grüße, мир, 世界 🎉", "", "\n"])
+    def test_round_trip(self, tokenizer, text):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+    def test_special_tokens_are_no_text(self, tokenizer):
+        special = tokenizer.special
+        words = tokenizer.encode(" hello")
+        noise = [special.sot, special.timestamp_begin, special.timestamp_begin + 70, special.eot]
+        assert tokenizer.decode([noise[0], noise[1], *words, noise[2], noise[3]]) == " hello"
+
+    def test_text_that_looks_like_a_special_token_is_told_apart_by_nobody(self, tokenizer):
+        assert tokenizer.encode("<|endoftext|>") == [tokenizer.special.eot]
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [("empty", b""), ("text", b"hello"), ("json", b"{}"), ("list", b"[1, 2]")],
+    )
+    def test_a_broken_file(self, tmp_path, name, content):
+        path = tmp_path / f"{name}.json"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match="export the model again"):
+            Tokenizer(path)
+
+    def test_a_tokenizer_of_another_model(self, tmp_path):
+        content = json.loads(tiny_whisper.build_tokenizer_json())
+        content["added_tokens"] = [
+            token for token in content["added_tokens"] if token["content"] != "<|notimestamps|>"
+        ]
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(ModelError, match=r"has no token <\|notimestamps\|>; is this a Whisper"):
+            Tokenizer(path)
+
+
+class TestWords:
+    def test_words_are_split_at_spaces_and_punctuation(self, tokenizer):
+        text = " Ever tried. Ever failed!"
+        words, tokens = tokenizer.split_to_words(tokenizer.encode(text), "en")
+        assert words == [" Ever", " tried", ".", " Ever", " failed", "!"]
+        assert [token for group in tokens for token in group] == tokenizer.encode(text)
+
+    def test_characters_that_take_several_tokens_stay_whole(self, tokenizer):
+        tokens = tokenizer.encode("世界 é🎉")
+        words, groups = tokenizer.split_to_words(tokens, "ja")
+        assert words == ["世", "界", " ", "é", "🎉"]
+        assert [len(group) for group in groups] == [3, 3, 1, 2, 4]
+
+
+class TestVocabulary:
+    def test_lists_of_the_folder(self, tokenizer, tmp_path):
+        generation = {
+            "suppress_tokens": [7, 3, 3, -1],
+            "begin_suppress_tokens": [220, 5],
+            "is_multilingual": False,
+        }
+        got = read_vocabulary(folder_of(tmp_path, generation=generation), tokenizer)
+        assert got == Vocabulary(is_multilingual=False, suppress=(3, 7), begin_suppress=(220, 5))
+
+    @pytest.mark.parametrize(
+        ("config", "generation", "multilingual"),
+        [
+            ({"vocab_size": 51865}, {}, True),
+            ({"vocab_size": 51864}, {}, False),
+            ({"vocab_size": 51866}, {}, True),
+            ({}, {"lang_to_id": {"<|en|>": 1}}, True),
+            ({}, {}, False),
+            ({"vocab_size": 51865}, {"is_multilingual": False}, False),
+        ],
+    )
+    def test_is_multilingual(self, tokenizer, tmp_path, config, generation, multilingual):
+        folder = folder_of(tmp_path, config=config, generation=generation)
+        assert read_vocabulary(folder, tokenizer).is_multilingual is multilingual
+
+    def test_whispers_own_rule_where_the_folder_says_nothing(self, tokenizer, tmp_path):
+        got = read_vocabulary(folder_of(tmp_path), tokenizer)
+        special = tokenizer.special
+        for token in (special.sot, special.sot_prev, special.translate, special.no_speech):
+            assert token in got.suppress
+        assert special.eot not in got.suppress
+        assert tokenizer.encode("(")[0] in got.suppress
+        assert tokenizer.encode("a")[0] not in got.suppress
+        assert got.begin_suppress == (*tokenizer.encode(" "), special.eot)
+
+
+class TestTinyEn:
+    def test_ids(self, real):
+        special = real.special
+        assert (special.eot, special.sot) == (50256, 50257)
+        assert (special.no_speech, special.no_timestamps) == (50361, 50362)
+        assert special.timestamp_begin == 50363
+
+    def test_whispers_own_rule_gives_the_published_lists(self, real, tiny_en_folder):
+        published = json.loads((tiny_en_folder / "generation_config.json").read_text())
+        ours = read_vocabulary(folder_of(tiny_en_folder), real)
+        assert list(ours.suppress) == published["suppress_tokens"]
+        assert list(ours.begin_suppress) == published["begin_suppress_tokens"]
+
+    def test_encoding_is_that_of_transformers(self, real, tiny_en_folder):
+        from transformers import WhisperTokenizerFast
+
+        theirs = WhisperTokenizerFast(tokenizer_file=str(tiny_en_folder / "tokenizer.json"))
+        for text in (" Ever tried. Ever failed.", "naïve café 30% — «ok»", " 東京 🎉", "  two"):
+            ids = theirs(text, add_special_tokens=False).input_ids
+            assert real.encode(text) == ids
+            assert real.decode(ids) == text
+
+
+class TestLanguages:
+    def test_hundred_languages_as_the_reference_lists_them(self):
+        from transformers.models.whisper import tokenization_whisper as theirs
+
+        assert theirs.LANGUAGES == LANGUAGES
+        for name, code in theirs.TO_LANGUAGE_CODE.items():
+            assert language_code(name) == code
+
+    @pytest.mark.parametrize("name", ["de", "DE", "German", " german ", "GERMAN"])
+    def test_code_or_name_in_any_case(self, name):
+        assert language_code(name) == "de"
+
+    @pytest.mark.parametrize("name", ["", "xx", "Klingon", "en-US"])
+    def test_unknown(self, name):
+        with pytest.raises(UsageError, match=f"unknown language '{name}'"):
+            language_code(name)
+
+    def test_what_a_model_can_transcribe(self, tokenizer):
+        english = Vocabulary(is_multilingual=False, suppress=(), begin_suppress=())
+        several = Vocabulary(is_multilingual=True, suppress=(), begin_suppress=())
+        assert require_language(tokenizer, english, "English") == "en"
+        assert require_language(tokenizer, several, "Spanish") == "es"
+        with pytest.raises(UsageError, match="English-only and cannot transcribe german"):
+            require_language(tokenizer, english, "German")
+        with pytest.raises(UsageError, match=r"no language token for welsh \(cy\)"):
+            require_language(tokenizer, several, "Welsh")

@@ -1,0 +1,370 @@
+"""From audio to segments: what is decoded when, with which prompt, and what becomes of it.
+
+A scripted decoder takes the place of the graphs; `vad` is off, so that any sound counts as speech.
+"""
+
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_whisper
+from fake_backend import SURE, Say, fake_model
+
+from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.runtime.audio import SAMPLE_RATE
+from whisper_npu.runtime.options import TranscribeOptions
+
+SEQUENTIAL = {"vad": False, "mode": "sequential"}
+ENGLISH = {**SEQUENTIAL, "language": "en"}
+
+
+def sound(seconds, seed=0):
+    return tiny_whisper.synthetic_speech(seed, seconds)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A function from a script to a model; `stamp(s)` is the token of a time."""
+
+    def make_model(*script, **generation):
+        model = fake_model(tmp_path, script, **generation)
+        begin = model.tokenizer.special.timestamp_begin
+        model.stamp = lambda seconds: begin + round(seconds / 0.02)
+        return model
+
+    return make_model
+
+
+@pytest.fixture
+def words(make):
+    return make(Say(())).tokenizer.encode
+
+
+def heard(model):
+    """The frame of each window at which audio ends, `(windows,)`: how much was heard."""
+    floor = [window.min() for window in model.backend.windows]
+    return [
+        int(np.flatnonzero((window > low + 1e-6).any(axis=0))[-1]) + 1
+        for window, low in zip(model.backend.windows, floor, strict=True)
+    ]
+
+
+class TestSegments:
+    def test_segments_carry_times_text_and_tokens(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        one, two = words(" One."), words(" Two two.")
+        tokens = (at(0.5), *one, at(2), at(3), *two, at(4.5))
+        model.backend.script = [Say(tokens)]
+        result = model.transcribe(sound(6), **ENGLISH).result()
+        assert result.text == "One. Two two."
+        assert [(s.id, s.seek, s.start, s.end, s.text) for s in result.segments] == [
+            (0, 0, 0.5, 2.0, " One."),
+            (1, 0, 3.0, 4.5, " Two two."),
+        ]
+        assert result.segments[0].tokens == (at(0.5), *one, at(2))
+        assert result.segments[1].tokens == (at(3), *two, at(4.5))
+        assert result.duration == 6.0
+        assert (result.language, result.device, result.kv_cache) == ("en", "FAKE", "none")
+        assert result.model == model.folder.name
+        assert result.warnings == ()
+
+    def test_without_timestamps_a_segment_is_a_window(self, make, words):
+        model = make(Say(tuple(words(" Hello."))))
+        (segment,) = model.transcribe(sound(3.2), **ENGLISH, without_timestamps=True).segments
+        assert (segment.start, segment.end, segment.text) == (0.0, 3.2, " Hello.")
+
+    def test_times_stay_within_the_recording(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        model.backend.script = [Say((at(0.0), *words(" Late."), at(29)))]
+        (segment,) = model.transcribe(sound(2.5), **ENGLISH).segments
+        assert segment.end == 2.5
+
+    def test_segments_without_text_or_length_are_left_out(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        tokens = (at(0), *words(" A."), at(1), at(1), *words(" "), at(2), at(2.6), *words(" B."))
+        model.backend.script = [Say((*tokens, at(4)))]
+        result = model.transcribe(sound(3), **ENGLISH).result()
+        assert [segment.text for segment in result.segments] == [" A.", " B."]
+        assert [segment.id for segment in result.segments] == [0, 1]
+
+    def test_iterating_streams_and_iterating_again_repeats(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        model.backend.script = [
+            Say((at(0), *words(" One."), at(29))),
+            Say((at(0), *words(" Two."), at(4))),
+        ]
+        stream = model.transcribe(sound(36), **ENGLISH)
+        assert model.backend.windows == []  # nothing is done before it is asked for
+        segments = iter(stream)
+        assert next(segments).text == " One."
+        assert len(model.backend.windows) == 1
+        assert next(segments).text == " Two."
+        assert [segment.text for segment in stream] == [" One.", " Two."]
+        assert stream.text == "One. Two."
+        assert len(model.backend.windows) == 2
+
+
+class TestSeeking:
+    def test_unfinished_text_is_heard_again(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        model.backend.script = [
+            Say((at(0), *words(" One."), at(20), at(20), *words(" cut"))),
+            Say((at(0), *words(" Two."), at(15))),
+        ]
+        result = model.transcribe(sound(35), **ENGLISH).result()
+        assert [(s.seek, s.start, s.end, s.text) for s in result.segments] == [
+            (0, 0.0, 20.0, " One."),
+            (2000, 20.0, 35.0, " Two."),
+        ]
+        assert len(model.backend.windows) == 2
+
+    def test_a_closed_window_is_followed_by_the_next(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        model.backend.script = [Say((at(0), *words(" Some."), at(5)))]
+        result = model.transcribe(sound(65), **ENGLISH).result()
+        assert [s.seek for s in result.segments] == [0, 3000, 6000]
+
+    def test_every_second_is_accounted_for(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        model.backend.script = [Say((at(0), *words(" Some."), at(5)))]
+        result = model.transcribe(sound(61.2345), **ENGLISH).result()
+        assert result.duration == pytest.approx(61.2345, abs=1e-4)
+        seconds = result.coverage.seconds()
+        assert seconds["transcribed"] == pytest.approx(result.duration, abs=0.01)
+        assert sum(seconds.values()) == pytest.approx(result.duration)
+
+    def test_the_window_before_is_the_context_of_the_next(self, make, words):
+        model = make(Say(()))
+        at, special = model.stamp, model.tokenizer.special
+        first = (at(0), *words(" One."), at(29))
+        model.backend.script = [Say(first), Say((at(0), *words(" Two."), at(5)))]
+        _ = model.transcribe(sound(40), **ENGLISH).text
+        asked = [session.tokens[0] for session in model.backend.asked]
+        sot = [special.sot, special.languages["en"], special.transcribe]
+        assert asked[0][:3] == sot
+        assert asked[1][: 1 + len(first) + 3] == [special.sot_prev, *first, *sot]
+
+    def test_no_context_if_it_is_not_wanted(self, make, words):
+        model = make(Say(()))
+        at, special = model.stamp, model.tokenizer.special
+        model.backend.script = [Say((at(0), *words(" One."), at(29)))]
+        _ = model.transcribe(sound(40), **ENGLISH, condition_on_previous_text=False).text
+        assert all(session.tokens[0][0] == special.sot for session in model.backend.asked)
+
+    def test_the_initial_prompt_comes_first(self, make, words):
+        model = make(Say(tuple(words(" Hello."))))
+        special = model.tokenizer.special
+        _ = model.transcribe(sound(2), **ENGLISH, initial_prompt="Kyiv. ").text
+        prompt = [special.sot_prev, *words(" Kyiv."), special.sot]
+        assert model.backend.asked[0].tokens[0][: len(prompt)] == prompt
+
+    def test_a_long_context_keeps_its_end(self, make, words):
+        model = make(Say(tuple(words(" Hello."))))
+        special = model.tokenizer.special
+        prompt = "abcdefghijklmnopqrstuvwxyz" * 3
+        _ = model.transcribe(sound(2), **ENGLISH, initial_prompt=prompt).text
+        asked = model.backend.asked[0].tokens[0]
+        at_sot = asked.index(special.sot)
+        assert at_sot == 64 // 2  # half of the context, <|startofprev|> included
+        assert asked[1:at_sot] == words(" " + prompt)[-31:]
+
+
+class TestSilence:
+    def test_digital_silence_is_never_decoded(self, make):
+        model = make(Say((5, 6)))
+        result = model.transcribe(np.zeros(70 * SAMPLE_RATE, np.float32), **ENGLISH).result()
+        assert (result.text, result.segments, result.duration) == ("", (), 70.0)
+        assert model.backend.windows == []
+        assert result.coverage.seconds()["silent"] == pytest.approx(70.0)
+
+    @pytest.mark.parametrize("n_samples", [1, 100, 159])
+    def test_less_than_a_frame_is_silence(self, make, n_samples):
+        model = make(Say((5, 6)))
+        result = model.transcribe(np.full(n_samples, 0.5, np.float32), **ENGLISH).result()
+        assert (result.text, result.segments) == ("", ())
+        assert result.duration == n_samples / SAMPLE_RATE
+
+    def test_the_model_says_there_is_no_speech(self, make):
+        model = make(Say((5,), logit=1.0, no_speech=SURE))
+        result = model.transcribe(sound(5), **ENGLISH).result()
+        assert (result.text, result.segments) == ("", ())
+        assert result.coverage.seconds()["skipped"] == pytest.approx(5.0)
+
+    def test_unless_its_text_is_probable(self, make, words):
+        model = make(Say(tuple(words(" Yes.")), no_speech=SURE))
+        assert model.transcribe(sound(5), **ENGLISH, without_timestamps=True).text == "Yes."
+
+    def test_or_the_threshold_is_off(self, make, words):
+        model = make(Say(tuple(words(" Yes.")), logit=9.0, no_speech=SURE))
+        options = {**ENGLISH, "without_timestamps": True, "temperature": (0.0,)}
+        assert model.transcribe(sound(5), **options, no_speech_threshold=None).text == "Yes."
+
+
+class TestFallback:
+    def test_an_improbable_text_is_tried_at_higher_temperatures(self, make):
+        model = make(Say((5,) * 3, logit=2.0))
+        options = {**ENGLISH, "without_timestamps": True, "temperature": (0.0, 0.4, 0.8)}
+        result = model.transcribe(sound(4), **options, best_of=3, sample_len=4).result()
+        assert [session.rows for session in model.backend.asked] == [1, 3, 3]
+        assert all(segment.retries for segment in result.segments)
+
+    def test_a_good_text_is_not(self, make, words):
+        model = make(Say(tuple(words(" Fine text."))))
+        result = model.transcribe(sound(4), **ENGLISH, without_timestamps=True).result()
+        assert len(model.backend.asked) == 1
+        assert result.segments[0].temperature == 0.0
+        assert result.segments[0].retries == ()
+
+    def test_a_loop_is_tried_again(self, make, words):
+        loop, good = tuple(words(" no no") * 20)[:50], tuple(words(" Fine text."))
+        model = make(Say(loop), Say(good))
+        options = {**ENGLISH, "without_timestamps": True, "temperature": (0.0, 0.2)}
+        result = model.transcribe(sound(4), **options, best_of=2).result()
+        assert result.text == "Fine text."
+        assert result.segments[0].temperature == 0.2
+        assert result.segments[0].flaw is None
+        assert len(result.segments[0].retries) == 1
+
+    def test_thresholds_can_be_switched_off(self, make, words):
+        loop = tuple(words(" no no") * 20)[:50]
+        model = make(Say(loop))
+        options = {**ENGLISH, "without_timestamps": True, "compression_ratio_threshold": None}
+        assert model.transcribe(sound(4), **options).segments[0].compression_ratio > 2.4
+        assert len(model.backend.asked) == 1
+
+
+class TestLanguage:
+    def test_detected_once(self, make, words, caplog):
+        model = make(Say(tuple(words(" Hallo.")), language="de"))
+        with caplog.at_level(logging.INFO, "whisper_npu"):
+            result = model.transcribe(sound(70), **SEQUENTIAL, without_timestamps=True).result()
+        assert result.language == "de"
+        assert caplog.messages.count("language: german") == 1
+        special = model.tokenizer.special
+        detections = [s for s in model.backend.asked if s.tokens[0] == [special.sot]]
+        assert len(detections) == 1
+        assert len(model.backend.asked) == 4
+        for session in model.backend.asked[1:]:
+            start = session.tokens[0].index(special.sot)
+            assert session.tokens[0][start + 1] == special.languages["de"]
+
+    def test_given(self, make, words):
+        model = make(Say(tuple(words(" Hola."))))
+        result = model.transcribe(sound(2), **SEQUENTIAL, language="Spanish").result()
+        assert result.language == "es"
+        assert len(model.backend.asked) == 1
+
+    def test_english_only(self, make, words):
+        model = make(Say(tuple(words(" Hi."))), is_multilingual=False)
+        assert model.transcribe(sound(2), **SEQUENTIAL).result().language == "en"
+        for wrong in ({"language": "de"}, {"task": "translate"}):
+            with pytest.raises(UsageError, match="English-only"):
+                model.transcribe(sound(2), **SEQUENTIAL, **wrong)
+
+    def test_silence_has_no_language_to_detect(self, make):
+        model = make(Say((), language="de"))
+        result = model.transcribe(np.zeros(16_000, np.float32), **SEQUENTIAL).result()
+        assert result.language == "en"
+        assert model.backend.asked == []
+
+
+class TestErrors:
+    def test_a_missing_file_is_told_at_once(self, make, tmp_path):
+        with pytest.raises(AudioError, match="no such file"):
+            make(Say(())).transcribe(tmp_path / "missing.wav")
+
+    def test_an_unknown_option(self, make):
+        with pytest.raises(UsageError, match="beem_size"):
+            make(Say(())).transcribe(sound(1), beem_size=5)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"task": "sing"}, "task is 'sing'"),
+            ({"temperature": ()}, "temperature"),
+            ({"temperature": (0.0, -0.2)}, "temperature"),
+            ({"beam_size": 0}, "beam_size is 0"),
+            ({"best_of": 0}, "best_of is 0"),
+            ({"sample_len": -1}, "sample_len is -1"),
+            ({"patience": 0.0}, "patience is 0"),
+            ({"length_penalty": 1.5}, r"length_penalty is 1\.5"),
+            ({"max_initial_timestamp": -1.0}, "max_initial_timestamp is negative"),
+        ],
+    )
+    def test_options_out_of_range(self, options, message):
+        with pytest.raises(UsageError, match=message):
+            TranscribeOptions(**options)
+
+    def test_an_error_on_the_way_is_not_forgotten(self, make, words, tmp_path):
+        model = make(Say(tuple(words(" One."))))
+        path = tmp_path / "empty.wav"
+        soundfile.write(path, np.empty(0, np.float32), SAMPLE_RATE)
+        stream_or_error = None
+        with pytest.raises(AudioError, match="no audio samples"):
+            stream_or_error = model.transcribe(path, **ENGLISH)
+            _ = stream_or_error.text
+        assert model.backend.asked == []
+
+    def test_after_an_error_there_is_no_half_result(self, make, words):
+        model = make(Say(()))
+        at = model.stamp
+        model.backend.script = [Say((at(0), *words(" One."), at(29)))]
+        encode, calls = model.backend.encode, []
+
+        def fail_later(features):
+            calls.append(1)
+            if len(calls) > 1:
+                raise RuntimeError("the device is gone")
+            return encode(features)
+
+        model.backend.encode = fail_later
+        stream = model.transcribe(sound(65), **ENGLISH)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            list(stream)
+        with pytest.raises(RuntimeError):
+            stream.result()
+
+
+class TestSources:
+    def test_array_file_and_open_file_are_the_same(self, make, words, tmp_path):
+        samples = sound(3.3)
+        path = tmp_path / "recording.wav"
+        soundfile.write(path, samples, SAMPLE_RATE, "FLOAT")
+        model = make(Say(tuple(words(" Hello."))))
+        options = {**ENGLISH, "without_timestamps": True}
+        results = [model.transcribe(source, **options).result() for source in (samples, path)]
+        results.append(model.transcribe(str(path), **options).result())
+        with path.open("rb") as file:
+            results.append(model.transcribe(file, **options).result())
+            assert not file.closed
+        assert results == [results[0]] * 4
+        first, *others = model.backend.windows
+        for window in others:
+            np.testing.assert_array_equal(window, first)
+
+    def test_the_encoder_hears_what_pytorch_would(self, make, words):
+        from transformers import WhisperFeatureExtractor
+
+        model = make(Say(tuple(words(" Hello."))))
+        samples = sound(7.7)
+        _ = model.transcribe(samples, **ENGLISH).text
+        want = WhisperFeatureExtractor()(samples, sampling_rate=SAMPLE_RATE, return_tensors="np")
+        np.testing.assert_allclose(
+            model.backend.windows[0], want["input_features"][0], rtol=0, atol=1e-4
+        )
+
+    def test_warnings_of_the_audio_reach_the_result(self, make, words):
+        samples = sound(2)
+        samples[100] = np.nan
+        model = make(Say(tuple(words(" Hello."))))
+        (warning,) = model.transcribe(samples, **ENGLISH).result().warnings
+        assert warning.startswith("1 samples are not finite")
+        assert np.isfinite(model.backend.windows[0]).all()
