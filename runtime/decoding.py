@@ -351,7 +351,8 @@ def decode_windows(
     results = []
     for window, candidates in enumerate(chooser.candidates(len(audio))):
         best = rank(candidates, options.length_penalty)
-        text = tokenizer.decode(best.tokens).strip()
+        with times.measure("text"):
+            text = tokenizer.decode(best.tokens).strip()
         results.append(
             DecodedWindow(
                 tokens=best.tokens,

@@ -14,6 +14,7 @@ from whisper_npu.runtime.features import (
     log_mel_frames,
     normalize,
 )
+from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.vad import SpeechMap
 
 _CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
@@ -27,7 +28,11 @@ class FeatureStream:
     """
 
     def __init__(
-        self, blocks: Iterator[Float32Array], n_mels: int, speech: SpeechMap | None = None
+        self,
+        blocks: Iterator[Float32Array],
+        n_mels: int,
+        speech: SpeechMap | None = None,
+        times: StageTimes | None = None,
     ) -> None:
         """Read nothing yet.
 
@@ -35,7 +40,9 @@ class FeatureStream:
             blocks: successive float32 samples, mono 16 kHz.
             n_mels: mel bands.
             speech: hears the same samples, if given.
+            times: where the times of reading and of the speech detector are added, if given.
         """
+        self._times = StageTimes() if times is None else times
         self._blocks = blocks
         self._n_mels = n_mels
         self._speech = speech
@@ -98,16 +105,19 @@ class FeatureStream:
 
     def _read_to(self, frame: int) -> None:
         while not self._ended and self._first + self._frames.shape[1] < frame:
-            block = next(self._blocks, None)
+            with self._times.measure("audio decoding"):
+                block = next(self._blocks, None)
+            if self._speech is not None:
+                with self._times.measure("speech detection"):
+                    if block is None:
+                        self._speech.finish()
+                    else:
+                        self._speech.hear(block)
             if block is None:
                 self._ended = True
-                if self._speech is not None:
-                    self._speech.finish()
                 block = np.zeros(2 * N_FFT, np.float32)  # the frames that reach over the end
             else:
                 self._n_samples += len(block)
-                if self._speech is not None:
-                    self._speech.hear(block)
             self._add(block)
 
     def _add(self, block: Float32Array) -> None:

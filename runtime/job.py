@@ -52,7 +52,7 @@ class Job:
 
     def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
         """The next window; what is passed over on the way is accounted for as silent."""
-        with self.times.measure("audio, features and VAD"):
+        with self.times.measure("features"):
             window = self.windows.next(seek, cut_at_pause=cut_at_pause)
         silence_ends = self.features.duration if window is None else window.offset
         self.coverage.add(seek / FRAMES_PER_SECOND, silence_ends, "silent", "no speech")
@@ -60,7 +60,7 @@ class Job:
 
     def encode(self, windows: Sequence[Window]) -> Float32Array:
         """Encoded audio of some windows, `(windows, n_audio_ctx, n_audio_state)`."""
-        with self.times.measure("audio, features and VAD"):
+        with self.times.measure("features"):
             features = [
                 self.features.window(window.start, self.window_frames, window.n_frames)
                 for window in windows
@@ -142,7 +142,8 @@ class Job:
         decoded = outcome.decoded
         made = []
         for part in parts:
-            text = self.tokenizer.decode(part.tokens)
+            with self.times.measure("text"):
+                text = self.tokenizer.decode(part.tokens)
             start = min(window.offset + part.start, window.end_time)
             end = min(window.offset + part.end, window.end_time)
             if not text.strip() or start >= end:

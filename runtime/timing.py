@@ -7,21 +7,29 @@ from contextlib import contextmanager
 
 
 class StageTimes:
-    """Seconds spent and calls made per stage, in order of first use. Safe across threads."""
+    """Seconds spent and calls made per stage, in order of first use. Safe across threads.
+
+    No second counts twice: the time of a stage inside another belongs to the inner one alone.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._calls: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._thread = threading.local()  # per thread: seconds of stages inside the current one
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add the time the `with` block takes to `stage`."""
+        """Add the time the `with` block takes to `stage`, less that of stages inside it."""
+        inside_outer = getattr(self._thread, "inside", 0.0)
+        self._thread.inside = 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - start)
+            elapsed = time.perf_counter() - start
+            self.add(stage, elapsed - self._thread.inside)
+            self._thread.inside = inside_outer + elapsed
 
     def add(self, stage: str, seconds: float, calls: int = 1) -> None:
         """Add `seconds` spent in `calls` calls to `stage`."""
