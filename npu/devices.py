@@ -97,6 +97,29 @@ def require_npu(core: ov.Core, device: str = NPU) -> None:
         raise DeviceError(f"there is no {device} here; OpenVINO finds NPU.{', NPU.'.join(found)}")
 
 
+def resolve_platform(core: ov.Core, platform: str) -> Target:
+    """The target for compiling ahead of time for an NPU that need not be here.
+
+    Args:
+        core: that will compile.
+        platform: the NPU's number, such as `4000`.
+
+    Raises:
+        DeviceError: there is no compiler to do it with; says what is missing.
+    """
+    try:
+        core.get_property(NPU, "NPU_COMPILER_VERSION")
+    except RuntimeError:
+        raise DeviceError(
+            f"compiling for NPU {platform} needs OpenVINO's NPU compiler library, which is not "
+            "here: install the NPU driver with its compiler (intel-driver-compiler-npu on Linux; "
+            "part of the driver on Windows), see `whisper-npu doctor`. The static graphs are made, "
+            "and the target machine can compile them itself"
+        ) from None
+    options = {"PERFORMANCE_HINT": "LATENCY", "NPU_PLATFORM": platform}
+    return Target(f"NPU.{platform}", NPU, NPU, f"NPU {platform}", "f16", options)
+
+
 def _npu(core: ov.Core, device: str, precision: str, threads: int) -> Target:
     require_npu(core, device)
     if precision not in ("auto", "f16"):
@@ -134,7 +157,10 @@ def _check_processor(core: ov.Core, precision: str) -> str:
     if precision not in _ELEMENT_TYPES:
         raise UsageError(f"precision is {precision!r}; give auto, {', '.join(_ELEMENT_TYPES)}")
     names = {"bf16": "BF16", "f16": "FP16"}
-    capabilities = core.get_property(CPU, "OPTIMIZATION_CAPABILITIES")
-    if precision in names and names[precision] not in capabilities:
+    if precision in names and names[precision] not in _capabilities(core):
         raise UsageError(f"this processor does not compute in {precision}; give --precision f32")
     return precision
+
+
+def _capabilities(core: ov.Core) -> list[str]:
+    return list(core.get_property(CPU, "OPTIMIZATION_CAPABILITIES"))

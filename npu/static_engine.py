@@ -137,7 +137,7 @@ class OpenVINOEngine:
         self._pools: dict[str, RequestPool] = {}
         self._locks = {name: Lock() for name in names}
         self._keys = {name: self._key(name) for name in names}
-        later = [name for name in names if name not in at_once and not self._is_kept(name)]
+        later = [name for name in names if name not in at_once and not self.is_kept(name)]
         with ThreadPoolExecutor(max_workers=_workers(bundle)) as compilers:
             jobs = [compilers.submit(self._load, name) for name in at_once]
             jobs += [compilers.submit(self._prepare, name) for name in later]
@@ -174,7 +174,8 @@ class OpenVINOEngine:
             runs_on=target.runs_on,
         )
 
-    def _is_kept(self, name: str) -> bool:
+    def is_kept(self, name: str) -> bool:
+        """Whether the cache holds a compiled graph."""
         return self._cache is not None and self._cache.has(self._keys[name])
 
     def _pool(self, name: str) -> RequestPool:
@@ -189,14 +190,14 @@ class OpenVINOEngine:
     def _prepare(self, name: str) -> None:
         """Have a graph compiled in the cache; loaded only if there is no cache to keep it."""
         compiled = self._compile(name)
-        if not self._is_kept(name):
+        if not self.is_kept(name):
             with self._locks[name]:
                 self._pools.setdefault(name, RequestPool(compiled))
 
     def _compile(self, name: str) -> ov.CompiledModel:
         graph = self._bundle.graphs[name]
         target = self._target
-        if self._progress is not None and not self._is_kept(name):
+        if self._progress is not None and not self.is_kept(name):
             self._progress(f"compiling {name} for {target.label}")
         try:
             compiled = compile_cached(

@@ -105,7 +105,7 @@ def encoder_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> G
     Raises:
         ModelError: the graph is not a Whisper encoder.
     """
-    graph = source.copy()
+    graph = _without_nan_guards(source)
     length = frames // 2
     if length != sizes.n_audio_ctx:
         node, index = _audio_position_add(graph)
@@ -133,7 +133,7 @@ def cross_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> Gra
     Raises:
         ModelError: the states depend on more than the audio.
     """
-    graph = source.copy()
+    graph = _without_nan_guards(source)
     states = [name for name in graph.outputs if is_cross_attention(name)]
     if len(states) != 2 * sizes.n_text_layer:
         raise ModelError(
@@ -166,7 +166,7 @@ def prefill_graph(
         batch: rows at once.
         audio_mask: whether an input `audio_length` hides the end of the cross-attention states.
     """
-    graph = source.copy()
+    graph = _without_nan_guards(source)
     graph.set_outputs([LOGITS])  # what only the old outputs read would look like a second way
     _take_positions(graph, sizes, np.arange(n_tokens, dtype=np.int64)[None])
     causal = np.triu(np.full((n_tokens, n_tokens), MASKED, np.float32), 1)[None, None]
@@ -189,7 +189,7 @@ def prefill_graph(
 
 def step_graph(source: Graph, sizes: Sizes, *, batch: int = 1, audio_mask: bool = False) -> Graph:
     """One token at `cache_position`, on a buffer of the whole context; see `prefill_graph`."""
-    graph = source.copy()
+    graph = _without_nan_guards(source)
     graph.set_outputs([LOGITS])
     position = graph.add_input(CACHE_POSITION, onnx.TensorProto.INT64, (1,))
     first = graph.nodes[0]
@@ -224,7 +224,7 @@ def step_graph(source: Graph, sizes: Sizes, *, batch: int = 1, audio_mask: bool 
 
 def alignment_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
     """The alignment graph for one row of the whole context, which shorter texts are padded to."""
-    graph = source.copy()
+    graph = _without_nan_guards(source)
     outputs = graph.outputs
     _free_dims(graph, INPUT_IDS)
     _free_dims(graph, ENCODER_HIDDEN)
@@ -264,6 +264,21 @@ def _finish_decoder(
         [LOGITS, *(state.replace("past_key_values.", "present.") for state in states)]
     )
     graph.fold_shapes()
+    return graph
+
+
+def _without_nan_guards(source: Graph) -> Graph:
+    """A copy whose attention is not guarded against rows that are masked throughout.
+
+    PyTorch's scaled dot-product attention is exported as `Where(IsNaN(weights), 0, weights)`. Our
+    masks are finite, so that no weight is ever not a number; and the NPU has no `IsNaN`.
+    """
+    graph = source.copy()
+    tested = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "IsNaN"}
+    for node in list(graph.nodes):
+        if node.op_type == "Where" and tested.get(node.input[0]) == node.input[2]:
+            graph.replace_uses(node.output[0], node.input[2])
+    graph.prune()
     return graph
 
 

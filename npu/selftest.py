@@ -1,0 +1,240 @@
+"""What a deployer runs on the target machine: does this device decode as the model should?
+
+Tokens are compared with a reference, recorded where the model was exported or computed here on the
+CPU in exact arithmetic. The other checks compare the device with itself: whatever was decoded
+before or beside it, a recording must give the same tokens.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.features import HOP_LENGTH
+from whisper_npu.runtime.transcribe import WhisperModel
+
+REFERENCE = "selftest_reference.json"
+
+Tokens = tuple[int, ...]
+Recordings = Mapping[str, Float32Array]
+
+_PROMPT = "A prompt of some length, with names such as Beckett, Godot and Krapp, that goes before."
+
+# One greedy pass per window, whatever comes out: a fallback would hide a difference.
+_PLAIN: dict[str, Any] = {
+    "temperature": (0.0,),
+    "no_speech_threshold": None,
+    "condition_on_previous_text": False,
+    "vad": False,
+    "mode": "sequential",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check.
+
+    Attributes:
+        name: what was checked.
+        passed: whether it holds; None where it does not apply to this model.
+        detail: what was compared, or the first difference.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Tokens the recordings must give, and where they come from."""
+
+    tokens: dict[str, Tokens]
+    source: str
+
+
+def long_recording(recording: Float32Array, window: int) -> Float32Array:
+    """A recording repeated until it is longer than a window of `window` samples."""
+    return np.tile(recording, window // max(1, len(recording)) + 2)
+
+
+def decode(model: WhisperModel, recording: Float32Array, **options: Any) -> Tokens:
+    """The tokens of a recording, decoded greedily."""
+    result = model.transcribe(recording, **{**_PLAIN, **_language(model), **options}).result()
+    return tuple(token for segment in result.segments for token in segment.tokens)
+
+
+def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> str | None:
+    """Where two sequences part, in words; None if they are equal."""
+    for step, (want, got) in enumerate(zip(expected, found, strict=False)):
+        if want != got:
+            return f"differs at step {step}: {got!r} instead of {want!r}"
+    if len(expected) != len(found):
+        step = min(len(expected), len(found))
+        return f"differs at step {step}: {len(found)} instead of {len(expected)} steps"
+    return None
+
+
+def make_reference(model: WhisperModel, recordings: Recordings) -> Reference:
+    """Tokens as `model` decodes them; use the CPU in exact arithmetic."""
+    source = f"{model.backend.device}, {model.backend.precision}"
+    return Reference({name: decode(model, audio) for name, audio in recordings.items()}, source)
+
+
+def write_reference(folder: Path, reference: Reference) -> Path:
+    """Record a reference in a model folder, to go with it to the target machine."""
+    path = folder / REFERENCE
+    content = {"source": reference.source, "tokens": reference.tokens}
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return path
+
+
+def read_reference(folder: Path) -> Reference | None:
+    """The reference recorded in a model folder; None if there is none.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    path = folder / REFERENCE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        tokens = {name: tuple(map(int, row)) for name, row in content["tokens"].items()}
+        return Reference(tokens, f"recorded: {content['source']}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{path} is damaged ({error}); make it again with `whisper-npu selftest --record`"
+        ) from None
+
+
+def run(model: WhisperModel, recordings: Recordings, reference: Reference) -> Iterator[Check]:
+    """Check a model on its device, one check after another.
+
+    Args:
+        model: loaded on the device.
+        recordings: at least two, float32 samples at 16 kHz by name.
+        reference: tokens for each of them.
+
+    Raises:
+        UsageError: there are fewer than two recordings, or one without a reference.
+    """
+    missing = recordings.keys() - reference.tokens.keys()
+    if len(recordings) < 2 or missing:
+        raise UsageError(
+            "the self test takes two recordings or more, each with reference tokens"
+            + (f"; {', '.join(sorted(missing))} has none" if missing else "")
+        )
+    names = list(recordings)
+    first, second = names[0], names[1]
+    alone: dict[str, Tokens] = {}
+    for name in names:
+        alone[name] = decode(model, recordings[name])
+        yield _same(f"tokens of {name}", reference.tokens[name], alone[name], reference.source)
+
+    def again(name: str, what: str) -> Check:
+        return _same(what, alone[name], decode(model, recordings[name]), "as when first decoded")
+
+    decode(model, recordings[second])
+    yield again(first, "A, B, A")
+    yield _language_switch(model, recordings[first], alone[first])
+    window = 2 * model.backend.n_audio_ctx * HOP_LENGTH
+    decode(model, long_recording(recordings[second], window))
+    yield again(first, "long form, then a short recording")
+    decode(model, recordings[first], initial_prompt=_PROMPT)
+    yield again(first, "prompt, then no prompt")
+    yield _context_limit(model)
+    yield again(first, "full context, then a short text")
+    yield _two_streams(
+        model, [recordings[first], recordings[second]], [alone[first], alone[second]]
+    )
+
+
+def compare_transcript(model: WhisperModel, path: Path, expected: Tokens) -> Check:
+    """Compare another runtime's transcript with the reference of the same recording.
+
+    Args:
+        model: for its tokenizer.
+        path: openai/whisper's JSON (tokens are compared if it has them), or plain text.
+        expected: the reference's tokens.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the transcript {path}: {error}") from None
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = {"text": text}
+    segments = content.get("segments", []) if isinstance(content, dict) else []
+    tokens = [token for segment in segments for token in segment.get("tokens", [])]
+    timestamps = model.tokenizer.special.timestamp_begin
+    if tokens:  # another runtime may keep timestamps elsewhere
+        wanted = [token for token in expected if token < timestamps]
+        found = [token for token in tokens if token < timestamps]
+        return _same(f"transcript {path.name}", wanted, found, "tokens")
+    words = model.tokenizer.decode(expected).split()
+    return _same(f"transcript {path.name}", words, str(content.get("text", "")).split(), "words")
+
+
+def _language(model: WhisperModel) -> dict[str, str]:
+    return {"language": "en"} if model.is_multilingual else {}
+
+
+def _same(name: str, expected: Sequence[Any], found: Sequence[Any], against: str) -> Check:
+    difference = first_difference(expected, found)
+    if difference is None:
+        return Check(name, True, f"{len(expected)} equal ({against})")
+    return Check(name, False, f"{difference} ({against})")
+
+
+def _language_switch(model: WhisperModel, recording: Float32Array, expected: Tokens) -> Check:
+    name = "another language, then English"
+    if not model.is_multilingual:
+        return Check(name, None, "an English-only model")
+    other = next(code for code in model.tokenizer.special.languages if code != "en")
+    decode(model, recording, language=other)
+    return _same(name, expected, decode(model, recording), "as when first decoded")
+
+
+def _context_limit(model: WhisperModel) -> Check:
+    """Fill the decoder's context to the last position; one more must be refused, not decoded."""
+    backend = model.backend
+    name = f"{backend.n_text_ctx}-token limit"
+    features = np.zeros((1, backend.n_mels, 2 * backend.n_audio_ctx), np.float32)
+    session = backend.start(backend.encode(features))
+    try:
+        logits = session.step(np.full((1, 1), model.tokenizer.special.sot, np.int64))
+        while session.length < backend.n_text_ctx:
+            if not np.isfinite(logits).all():
+                return Check(name, False, f"not a number at step {session.length}")
+            logits = session.step(logits[:, -1].argmax(axis=-1)[:, None])
+        try:
+            session.step(np.zeros((1, 1), np.int64))
+        except UsageError:
+            return Check(name, True, "reached, and one more token is refused")
+        return Check(name, False, f"a token at position {backend.n_text_ctx} was decoded")
+    finally:
+        session.close()
+
+
+def _two_streams(
+    model: WhisperModel, recordings: Sequence[Float32Array], alone: Sequence[Tokens]
+) -> Check:
+    with ThreadPoolExecutor(max_workers=len(recordings)) as threads:
+        together = list(threads.map(partial(decode, model), recordings))
+    for expected, found in zip(alone, together, strict=True):
+        check = _same("two streams at once", expected, found, "as when decoded alone")
+        if not check.passed:
+            return check
+    return check

@@ -1,0 +1,141 @@
+"""Makes and compiles a model's static graphs ahead of time: `whisper-npu compile MODEL`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.scripts import cli
+
+if TYPE_CHECKING:
+    from whisper_npu.npu.bundle import Bundle
+
+EPILOG = """\
+The static graphs are written into the model folder and go with it to the target machine, which then
+needs no onnx package. Compiled graphs are kept in the user's cache (`whisper-npu cache list`).
+
+examples:
+  whisper-npu compile models/tiny.en                       static graphs, and compile for this NPU
+  whisper-npu compile models/tiny.en --device none         static graphs alone
+  whisper-npu compile models/tiny.en --platform 4000       for another machine's NPU (Lunar Lake)
+  whisper-npu compile models/tiny.en --weights f16 --windows 10 20
+
+Platforms: 3720 Meteor Lake and Arrow Lake, 4000 Lunar Lake, 5010 Panther Lake.
+
+exit codes:
+  0  everything was made
+  2  the command line is wrong
+  3  the model, the device or the compiler cannot be used; the message says what is missing
+"""
+
+PLATFORMS = ("3720", "4000", "5010", "5020")
+NO_DEVICE = "none"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="whisper-npu compile",
+        description="Make a model's static graphs for the NPU and compile them ahead of time.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", nargs="?", default=cli.DEFAULT_MODEL, help="model folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        default="NPU",
+        help="NPU, NPU_EMULATED, CPU, or none to make the static graphs alone (default: NPU)",
+    )
+    parser.add_argument(
+        "--platform",
+        choices=PLATFORMS,
+        help="compile for this NPU, which need not be here; needs OpenVINO's NPU compiler",
+    )
+    parser.add_argument(
+        "--weights",
+        default="lossless",
+        choices=["lossless", "f16", "int8"],
+        help="how weights are kept; lossless halves those that fit in 16 bits (default)",
+    )
+    parser.add_argument(
+        "--windows",
+        nargs="*",
+        type=int,
+        default=[],
+        metavar="SECONDS",
+        help="also make encoders for windows shorter than the model's",
+    )
+    return parser
+
+
+def compile_model(arguments: argparse.Namespace) -> int:
+    """Make and compile the graphs; returns the exit code."""
+    import openvino as ov  # noqa: PLC0415
+
+    from whisper_npu.npu.build_bundle import ensure_bundle  # noqa: PLC0415
+    from whisper_npu.npu.devices import resolve, resolve_platform  # noqa: PLC0415
+    from whisper_npu.npu.static_backend import PARTS, graph_names  # noqa: PLC0415
+    from whisper_npu.npu.static_engine import OpenVINOEngine  # noqa: PLC0415
+    from whisper_npu.runtime.compile_cache import default_cache  # noqa: PLC0415
+    from whisper_npu.runtime.model_dir import read_model_folder  # noqa: PLC0415
+
+    if arguments.platform and arguments.device != "NPU":
+        raise UsageError("--platform names an NPU: it goes with --device NPU")
+    started = time.perf_counter()
+    core = ov.Core()
+    folder = read_model_folder(cli.find_model(arguments.model))
+    bundle = ensure_bundle(
+        folder,
+        weights=arguments.weights,
+        windows=tuple(sorted(set(arguments.windows))),
+        progress=_print,
+    )
+    _print(_describe(bundle))
+    if arguments.device == NO_DEVICE:
+        return cli.EXIT_OK
+    if arguments.platform:
+        target = resolve_platform(core, arguments.platform)
+    else:
+        target = resolve(core, arguments.device)
+    cache = default_cache()
+    _, names = graph_names(bundle, PARTS)
+    engine = OpenVINOEngine(
+        core, bundle, target, cache=cache, at_once=(), names=names, progress=_print
+    )
+    missing = [name for name in names if not engine.is_kept(name)]
+    if missing:
+        raise DeviceError(
+            f"{', '.join(missing)} could not be kept in {cache.folder}; is the disk full, or "
+            "the limit WHISPER_NPU_CACHE_LIMIT too low?"
+        )
+    seconds = time.perf_counter() - started
+    _print(
+        f"{len(names)} graphs are compiled for {target.label} in {cache.folder} ({seconds:.0f} s)"
+    )
+    return cli.EXIT_OK
+
+
+def _describe(bundle: "Bundle") -> str:
+    size = sum(path.stat().st_size for path in bundle.path.iterdir())
+    return (
+        f"{bundle.path}: {len(bundle.graphs)} static graphs, {size / 1e6:.0f} MB, prompts up to "
+        f"{bundle.buckets[-1]} tokens at once, windows of "
+        f"{', '.join(f'{frames / 100:g}' for frames in bundle.frames)} s, weights {bundle.weights}"
+    )
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(compile_model, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

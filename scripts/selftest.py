@@ -1,0 +1,161 @@
+"""Checks that a device decodes as the model should: `whisper-npu selftest MODEL --device NPU`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_npu.errors import UsageError
+from whisper_npu.scripts import cli
+
+if TYPE_CHECKING:
+    from whisper_npu.npu.selftest import Check, Reference
+    from whisper_npu.runtime.backend import Float32Array
+    from whisper_npu.runtime.transcribe import WhisperModel
+
+EPILOG = """\
+Without --audio the built-in sample is taken, as a whole and cut in two.
+
+examples:
+  whisper-npu selftest models/tiny.en --record            where the model was exported
+  whisper-npu selftest models/tiny.en --device NPU        on the target machine
+  whisper-npu selftest models/tiny.en --audio a.wav b.wav --device NPU
+  whisper-npu selftest models/tiny.en --audio a.wav b.wav --transcript a.wav=theirs.json
+
+exit codes:
+  0  everything is as it should be
+  1  something differs; each line says where first
+  2  the command line is wrong
+  3  the model or the device cannot be used
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="whisper-npu selftest",
+        description="Compare a device's tokens with a reference, and with themselves whatever was "
+        "decoded before or beside.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", nargs="?", default=cli.DEFAULT_MODEL, help="model folder (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="CPU", help="as for transcribe (default: %(default)s)")
+    parser.add_argument("--backend", default="openvino", help="openvino or onnxruntime")
+    parser.add_argument("--precision", default="auto", help="as for transcribe")
+    parser.add_argument(
+        "--audio", nargs="+", type=Path, default=[], metavar="FILE", help="two recordings or more"
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="record the reference in the model folder (from the CPU, in f32), and check nothing",
+    )
+    parser.add_argument(
+        "--transcript",
+        action="append",
+        default=[],
+        metavar="RECORDING=FILE",
+        help="compare another runtime's transcript (JSON or text) of a recording, and nothing else",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def selftest(arguments: argparse.Namespace) -> int:
+    """Run the self test; returns the exit code."""
+    from whisper_npu.api import load_model  # noqa: PLC0415
+    from whisper_npu.npu import selftest as tests  # noqa: PLC0415
+
+    folder = cli.find_model(arguments.model)
+    recordings = _recordings(arguments.audio)
+    if arguments.record:
+        exact = load_model(folder, kv_cache="concat", precision="f32")
+        path = tests.write_reference(folder, tests.make_reference(exact, recordings))
+        print(f"wrote {path}")
+        return cli.EXIT_OK
+    reference = tests.read_reference(folder)
+    if reference is None or recordings.keys() - reference.tokens.keys():
+        print("computing the reference on the CPU, in f32", file=sys.stderr)
+        exact = load_model(folder, kv_cache="concat", precision="f32")
+        reference = tests.make_reference(exact, recordings)
+    model = load_model(
+        folder,
+        device=arguments.device,
+        backend=arguments.backend,
+        precision=arguments.precision,
+    )
+    if arguments.transcript:
+        checks = [_transcript(model, reference, entry) for entry in arguments.transcript]
+    else:
+        checks = []
+        for check in tests.run(model, recordings, reference):
+            checks.append(check)
+            if not arguments.json:
+                print(_line(check), flush=True)
+    failed = sum(check.passed is False for check in checks)
+    device = f"{model.backend.device}, {model.backend.precision}"
+    if arguments.json:
+        content = {
+            "model": model.folder.name,
+            "device": model.backend.device,
+            "precision": model.backend.precision,
+            "passed": not failed,
+            "checks": [asdict(check) for check in checks],
+        }
+        print(json.dumps(content, indent=2))
+    else:
+        if arguments.transcript:
+            print("\n".join(map(_line, checks)))
+        outcome = f"{failed} of {len(checks)} checks failed" if failed else "everything passed"
+        print(f"{model.folder.name} on {device}: {outcome}")
+    return cli.EXIT_SOME_FAILED if failed else cli.EXIT_OK
+
+
+def _recordings(paths: Sequence[Path]) -> "dict[str, Float32Array]":
+    import numpy as np  # noqa: PLC0415
+
+    from whisper_npu.runtime.audio import open_audio  # noqa: PLC0415
+
+    def read(path: Path) -> "Float32Array":
+        with open_audio(path) as stream:
+            return np.concatenate(list(stream))
+
+    if paths:
+        return {path.name: read(path) for path in paths}
+    from whisper_npu.export.assets import fetch  # noqa: PLC0415
+
+    sample = read(fetch("beckett"))
+    half = len(sample) // 2
+    return {"sample": sample, "first half": sample[:half], "second half": sample[half:]}
+
+
+def _transcript(model: "WhisperModel", reference: "Reference", entry: str) -> "Check":
+    from whisper_npu.npu.selftest import compare_transcript  # noqa: PLC0415
+
+    name, equals, file = entry.partition("=")
+    if not equals or name not in reference.tokens:
+        raise UsageError(
+            f"--transcript takes RECORDING=FILE with one of {', '.join(reference.tokens)}, "
+            f"not {entry!r}"
+        )
+    return compare_transcript(model, Path(file), reference.tokens[name])
+
+
+def _line(check: "Check") -> str:
+    marks = {True: "passed", False: "FAILED", None: "n/a"}
+    return f"{marks[check.passed]:<7} {check.name}: {check.detail}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(selftest, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
