@@ -96,3 +96,21 @@ class Backend(Protocol):
                 `[i * rows_per_window, (i + 1) * rows_per_window)` belong to window `i`.
         """
         ...
+
+    def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """What the tokens of finished texts attend to, for word times.
+
+        Args:
+            audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `encode`.
+            tokens: int64 `(windows, n)`, each row from `<|startoftranscript|>` on.
+
+        Returns:
+            float32 `(windows, n - 1)`, the probability of each token but the first after those
+            before it, among text tokens (of others it means nothing); and float32 `(windows,
+            alignment heads, n, n_audio_ctx)`, the cross-attention of the model's alignment heads,
+            which adds up to 1 over the audio.
+
+        Raises:
+            ModelError: the model folder lacks the graph for it.
+        """
+        ...

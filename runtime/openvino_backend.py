@@ -30,7 +30,14 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+from whisper_npu.runtime.model_dir import (
+    ALIGNMENT,
+    DECODER,
+    DECODER_WITH_PAST,
+    ENCODER,
+    ModelFolder,
+)
+from whisper_npu.runtime.openvino_alignment import align, read_alignment_graph
 
 logger = logging.getLogger("whisper_npu")
 
@@ -89,6 +96,9 @@ class OpenVINOBackend:
             DeviceError: the device is missing or refuses a graph.
         """
         self._core = ov.Core()
+        self._folder = folder
+        self._alignment: RequestPool | None = None
+        self._alignment_lock = Lock()
         self._device = device
         self._kv_cache: CacheKind = kv_cache
         self._check_device()
@@ -244,6 +254,22 @@ class OpenVINOBackend:
         finally:
             pool.give(request)
         return out
+
+    def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """What the tokens of finished texts attend to; see `Backend.align`.
+
+        The graph for it is compiled at the first call.
+        """
+        with self._alignment_lock:
+            if self._alignment is None:
+                model = read_alignment_graph(self._core, self._folder)
+                self._alignment = RequestPool(self._compile(model, ALIGNMENT))
+        pool = self._alignment
+        request = pool.take()
+        try:
+            return align(request, audio, tokens)
+        finally:
+            pool.give(request)
 
     def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
         """Begin decoding encoded windows; see `Backend.start`."""

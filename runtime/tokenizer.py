@@ -163,10 +163,26 @@ class Tokenizer:
                 groups.append(pending)
                 offset += len(text)
                 pending = []
+        if pending:  # a character cut short at the end, its replacement given already
+            if groups:
+                groups[-1].extend(pending)
+            else:
+                texts.append(self._decode_with_specials(pending))
+                groups.append(pending)
         return texts, groups
 
     def _decode_with_specials(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+def sot_sequence(
+    special: SpecialTokens, *, is_multilingual: bool, language: str, task: str
+) -> tuple[int, ...]:
+    """The tokens that begin a transcript; English-only models take neither language nor task."""
+    if not is_multilingual:
+        return (special.sot,)
+    task_token = special.translate if task == "translate" else special.transcribe
+    return (special.sot, special.languages[language], task_token)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marks = {
         "shared_audio": pytest.mark.shared_audio,
         "tiny_en_folder": pytest.mark.real_weights,
+        "base_folder": pytest.mark.real_weights,
         "beckett": pytest.mark.real_weights,
         "real_asset": pytest.mark.real_weights,
     }
@@ -61,19 +62,29 @@ def tiny_folder(
 @pytest.fixture(scope="session")
 def tiny_en_folder() -> Path:
     """The model folder of real tiny.en: `models/tiny.en`, exported if it is not up to date."""
+    return _exported("tiny.en")
+
+
+@pytest.fixture(scope="session")
+def base_folder() -> Path:
+    """The model folder of real base, which knows 99 languages: `models/base`, likewise."""
+    return _exported("base")
+
+
+def _exported(name: str) -> Path:
     from whisper_npu.errors import AssetError
     from whisper_npu.export.manifest import is_up_to_date
     from whisper_npu.export.source import find_source
 
-    folder = ROOT / "models" / "tiny.en"
-    if is_up_to_date(folder, find_source("tiny.en"), verified=True):
+    folder = ROOT / "models" / name
+    if is_up_to_date(folder, find_source(name), verified=True):
         return folder
     from whisper_npu.export.onnx_export import export_model
 
     try:
-        return export_model("tiny.en", folder)
+        return export_model(name, folder)
     except AssetError as error:
-        pytest.skip(f"no tiny.en weights (make setup fetches them): {error}")
+        pytest.skip(f"no {name} weights (make setup fetches tiny.en's): {error}")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,95 @@
+"""Tells text that was likely made up from words that sit strangely in time.
+
+openai/whisper's rules for its `hallucination_silence_threshold` (`transcribe.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from whisper_npu.runtime.results import Segment, Word
+from whisper_npu.runtime.word_timing import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
+
+_IMPROBABLE = 0.15
+_SHORT = 0.133  # seconds
+_LONG = 2.0  # seconds
+_SCORE_PER_SHORT_SECOND = 15
+_WORDS_JUDGED = 8
+_ANOMALOUS_SCORE = 3.0
+_EDGE = 2.0  # seconds: as near to an edge of the window as counts for silence there
+_PUNCTUATION = PREPEND_PUNCTUATIONS + APPEND_PUNCTUATIONS
+
+
+def word_anomaly_score(word: Word) -> float:
+    """How strange a word is: very improbable, very short or very long; 0 for a usual one."""
+    duration = word.end - word.start
+    return (
+        float(word.probability < _IMPROBABLE)
+        + max(0.0, _SHORT - duration) * _SCORE_PER_SHORT_SECOND
+        + max(0.0, duration - _LONG)
+    )
+
+
+def is_segment_anomaly(segment: Segment | None) -> bool:
+    """Whether the first words of a segment are strange all in all; without words it is not."""
+    if segment is None or not segment.words:
+        return False
+    judged = [word for word in _without_gaps(segment.words) if word.word not in _PUNCTUATION]
+    judged = judged[:_WORDS_JUDGED]
+    score = sum(word_anomaly_score(word) for word in judged)
+    return score >= _ANOMALOUS_SCORE or score + 0.01 >= len(judged)
+
+
+def _without_gaps(words: Sequence[Word]) -> list[Word]:
+    """Words that each begin where the one before ends.
+
+    The rules above were made for such words. Here words begin with their sound, and a short gap is
+    only what the ear takes for one: without it, "the" would count as too short.
+    """
+    joined = list(words[:1])
+    for before, word in pairwise(words):
+        near = word.start - before.end < _SHORT
+        joined.append(replace(word, start=before.end) if near else word)
+    return joined
+
+
+def first_hallucination(
+    segments: Sequence[Segment],
+    *,
+    threshold: float,
+    window_start: float,
+    window_end: float,
+    last_speech_end: float,
+) -> int | None:
+    """The first segment that looks made up and has silence or more of the kind around it.
+
+    Args:
+        segments: all segments of a window, with words.
+        threshold: seconds without words that count for silence.
+        window_start: seconds from the start of the recording.
+        window_end: seconds from the start of the recording, without padding.
+        last_speech_end: end of the last word before the window, in seconds.
+
+    Returns:
+        its place in `segments`; None if there is none.
+    """
+    for place, segment in enumerate(segments):
+        if not segment.words:
+            continue
+        if is_segment_anomaly(segment):
+            following = next((s for s in segments[place + 1 :] if s.words), None)
+            next_start = following.start if following is not None else window_end
+            silence_before = (
+                segment.start - last_speech_end > threshold
+                or segment.start < threshold
+                or segment.start - window_start < _EDGE
+            )
+            silence_behind = (
+                next_start - segment.end > threshold
+                or is_segment_anomaly(following)
+                or window_end - segment.end < _EDGE
+            )
+            if silence_before and silence_behind:
+                return place
+        last_speech_end = segment.end
+    return None
