@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from whisper_npu.errors import UsageError
 
@@ -42,6 +43,9 @@ class TranscribeOptions:
             its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched
             for recordings longer than one window.
         batch_size: windows decoded together in batched mode.
+        elastic: follow a window shorter than the encoder's by 6 s of silence instead of filling it
+            up, which is faster; what looks wrong then is decoded again as a whole window. None:
+            unless the precision is f32, which promises PyTorch's tokens.
         vad: pass over audio without speech, and end windows at long pauses.
     """
 
@@ -67,6 +71,7 @@ class TranscribeOptions:
     sample_len: int | None = None
     mode: str = "auto"
     batch_size: int = 16
+    elastic: bool | None = None
     vad: bool = True
 
     def __post_init__(self) -> None:
@@ -91,9 +96,10 @@ class TranscribeOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; give 1 or more")
-        if self.patience <= 0:
+        if not 0 < self.patience < inf:
             raise UsageError(f"patience is {self.patience}; give a number above 0")
         if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
             raise UsageError(f"length_penalty is {self.length_penalty}; give a number from 0 to 1")
-        if self.max_initial_timestamp is not None and self.max_initial_timestamp < 0:
-            raise UsageError("max_initial_timestamp is negative; give seconds, 0 or more")
+        limit = self.max_initial_timestamp
+        if limit is not None and not 0 <= limit < inf:
+            raise UsageError(f"max_initial_timestamp is {limit}; give seconds, 0 or more, or None")

@@ -107,6 +107,13 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         help="pass over audio without speech (default: %(default)s)",
     )
     long.add_argument(
+        "--elastic",
+        type=cli.boolean,
+        metavar="True|False",
+        help="encode short recordings as what they are, not as 30 s: faster; what looks wrong then "
+        "is decoded again (default: True, but False with f32, which promises PyTorch's tokens)",
+    )
+    long.add_argument(
         "--condition-on-previous-text",
         type=cli.boolean,
         default=True,
@@ -187,6 +194,7 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
         max_initial_timestamp=arguments.max_initial_timestamp,
         mode=arguments.mode,
         batch_size=arguments.batch_size,
+        elastic=arguments.elastic,
         vad=arguments.vad,
         condition_on_previous_text=arguments.condition_on_previous_text,
         temperature=_ladder(arguments.temperature, arguments.temperature_increment_on_fallback),
@@ -205,8 +213,10 @@ def _ladder(start: float, step: float | None) -> tuple[float, ...]:
     """Temperatures from `start` to 1 in steps."""
     if step is None:
         return (start,)
-    if step <= 0:
+    if not step > 0:  # NaN is not, either
         raise UsageError("--temperature-increment-on-fallback takes a number above 0, or None")
+    if not 0 <= start <= 1:
+        return (start,)
     rungs = int((1.0 - start) / step + 1e-6)
     return tuple(round(start + rung * step, 6) for rung in range(max(0, rungs) + 1))
 

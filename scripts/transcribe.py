@@ -4,6 +4,7 @@ Option names are openai/whisper's.
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -116,17 +117,19 @@ def transcribe(arguments: argparse.Namespace) -> int:
     options = model.resolve(options)
     for file, name in zip(files, output_names(files), strict=True):
         try:
-            stream = model.transcribe(_source(file), options)
-            if len(files) > 1 and arguments.verbose:
-                print(f"==> {file} <==")
-            if formats:
-                with OutputFiles(file, arguments.output_dir or ".", formats, name=name) as outputs:
-                    _follow(stream, file, outputs, verbose=arguments.verbose)
-                    for path in outputs.finish(stream.result()):
+            with contextlib.ExitStack() as stack:
+                outputs = None
+                if formats:  # first: what cannot be written need not be heard
+                    folder = arguments.output_dir or "."
+                    outputs = stack.enter_context(OutputFiles(file, folder, formats, name=name))
+                stream = model.transcribe(_source(file), options)
+                if len(files) > 1 and arguments.verbose:
+                    print(f"==> {file} <==")
+                _follow(stream, file, outputs, verbose=arguments.verbose)
+                result = stream.result()
+                if outputs is not None:
+                    for path in outputs.finish(result):
                         logger.debug("wrote %s", path)
-            else:
-                _follow(stream, file, None, verbose=arguments.verbose)
-            result = stream.result()
             for warning in result.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
             if arguments.report:
