@@ -88,7 +88,7 @@ class FakeSession:
         if self.length + n_new > N_TEXT_CTX:
             raise UsageError("too many tokens for the fake context")
         for row, new in zip(self.asked.tokens, tokens.tolist(), strict=True):
-            row += new
+            row.extend(new)
         self.length += n_new
         logits = np.zeros((rows, n_new, self.backend.n_vocab), np.float32)
         for place, token in enumerate(tokens[0]):
