@@ -10,6 +10,10 @@ COMMANDS = {
     "transcribe": ("transcribe", "audio and video files to text"),
     "export": ("export_onnx", "a Whisper checkpoint to a verified ONNX model folder"),
     "wer": ("evaluate_wer", "the word error rate and speed of models on references"),
+    "compile": ("compile_model", "a model's static graphs for the NPU, compiled ahead of time"),
+    "cache": ("cache", "the compiled graphs that make later starts fast"),
+    "doctor": ("check_npu", "what the NPU needs, what is missing here, and how to get it"),
+    "selftest": ("selftest", "whether a device decodes as the model should"),
     "fetch-assets": ("fetch_assets", "the built-in models and the sample recording"),
 }
 

@@ -1,0 +1,64 @@
+"""Says what the NPU needs and what of it is missing here: `whisper-npu doctor`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from whisper_npu.scripts import cli
+
+EPILOG = """\
+exit codes:
+  0  --device NPU runs here
+  2  the command line is wrong
+  3  --device NPU would exit with code 3 here; the first failed line is why, and how to mend it
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="whisper-npu doctor",
+        description="Walk through everything an Intel NPU needs, from the hardware to a small "
+        "graph, and say how to get what is missing.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        help="read the machine's files below this folder, say of a mounted disk (default: /)",
+    )
+    return parser
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Diagnose this machine; returns the exit code."""
+    from whisper_npu.npu.doctor import diagnose, installed_distributions  # noqa: PLC0415
+    from whisper_npu.npu.doctor_engine import OpenVINOEngine  # noqa: PLC0415
+    from whisper_npu.npu.host import Host  # noqa: PLC0415
+
+    root = arguments.root if arguments.root != Path("/") else Path(Path.cwd().anchor)
+    diagnosis = diagnose(Host(root), OpenVINOEngine(), installed_distributions)
+    if arguments.json:
+        print(json.dumps(asdict(diagnosis), indent=2))
+    else:
+        for finding in diagnosis.findings:
+            print(f"{finding.status:<7} {finding.name}: {finding.detail}")
+            if finding.fix:
+                print(f"        -> {finding.fix}")
+        print(diagnosis.verdict)
+    return cli.EXIT_OK if diagnosis.usable else cli.EXIT_NO_MODEL
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(check, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
