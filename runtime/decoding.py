@@ -37,7 +37,8 @@ class DecodingOptions:
         patience: how many times `beam_size` finished candidates beam search waits for.
         length_penalty: Google NMT's alpha in ranking candidates; None divides by their length.
         prompt: tokens of the text before, or of the user's prompt.
-        prefix: tokens the transcript of each window begins with.
+        prefix: tokens the transcript of each window goes on from; they are not part of it.
+        begun: tokens the transcript of each window is known to begin with, timestamps included.
         without_timestamps: sample text only.
         max_initial_timestamp: seconds into the window at which the first segment begins at most.
         suppress_tokens: tokens never sampled.
@@ -54,6 +55,7 @@ class DecodingOptions:
     length_penalty: float | None = None
     prompt: tuple[int, ...] = ()
     prefix: tuple[int, ...] = ()
+    begun: tuple[int, ...] = ()
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
     suppress_tokens: tuple[int, ...] = ()
@@ -73,9 +75,10 @@ class DecodedWindow:
     """What was decoded from one window.
 
     Attributes:
-        tokens: sampled tokens without prompt and end of text, timestamps included.
+        tokens: sampled tokens without prompt and end of text, timestamps included; where the
+            transcript was begun, those it was begun with come first.
         text: their text, stripped.
-        avg_logprob: mean log probability of the tokens, end of text included.
+        avg_logprob: mean log probability of the sampled tokens, end of text included.
         no_speech_prob: probability of `<|nospeech|>` at the start of the transcript.
         temperature: temperature it was decoded at.
         compression_ratio: bytes of the text by its bytes after zlib; loops compress well.
@@ -92,6 +95,7 @@ class DecodedWindow:
 
 
 TokenCallback = Callable[[list[tuple[int, ...]]], None]
+"""Takes the tokens of each window so far: of several beams or samples, the likeliest."""
 
 
 def compression_ratio(text: str) -> float:
@@ -119,7 +123,7 @@ def initial_tokens(
         tokens.append(special.translate if options.task == "translate" else special.transcribe)
     if options.without_timestamps:
         tokens.append(special.no_timestamps)
-    tokens += options.prefix
+    tokens += (*options.prefix, *options.begun)
     if len(tokens) >= n_text_ctx:
         raise UsageError(f"prompt and prefix fill the decoder's context of {n_text_ctx} tokens")
     return tokens, sot_index
@@ -156,13 +160,19 @@ class Candidate:
 class TokenChooser:
     """Greedy choice at temperature 0, independent samples above; every row goes its own way."""
 
-    def __init__(self, temperature: float, eot: int, rngs: Sequence[np.random.Generator]) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        eot: int,
+        rngs: Sequence[np.random.Generator],
+        begun: Sequence[int] = (),
+    ) -> None:
         """One generator of chance per row, so that a row does not depend on its neighbours."""
         n_rows = len(rngs)
         self._temperature = temperature
         self._eot = eot
         self._rngs = rngs
-        self.tokens = np.empty((n_rows, 0), np.int64)
+        self.tokens = _rows_of(begun, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self.finished = np.zeros(n_rows, bool)
 
@@ -203,11 +213,13 @@ class TokenChooser:
 class BeamSearch:
     """The likeliest continuations of each window's beams (openai/whisper, `BeamSearchDecoder`)."""
 
-    def __init__(self, n_rows: int, beam_size: int, patience: float, eot: int) -> None:
+    def __init__(
+        self, n_rows: int, beam_size: int, patience: float, eot: int, begun: Sequence[int] = ()
+    ) -> None:
         self._beam_size = beam_size
         self._eot = eot
         self._max_candidates = round(beam_size * patience)
-        self.tokens = np.empty((n_rows, 0), np.int64)
+        self.tokens = _rows_of(begun, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self._ended: list[dict[tuple[int, ...], float]] = [{} for _ in range(n_rows // beam_size)]
 
@@ -267,6 +279,10 @@ class BeamSearch:
         return found
 
 
+def _rows_of(tokens: Sequence[int], n_rows: int) -> Int64Array:
+    return np.tile(np.array(tokens, np.int64), (n_rows, 1))
+
+
 def rank(candidates: Sequence[Candidate], length_penalty: float | None) -> Candidate:
     """The best candidate: highest log probability by length, or by Google NMT's penalty."""
 
@@ -301,7 +317,7 @@ def decode_windows(
         times: where stage times are added.
         seeds: a number per window that makes its sampling repeatable, whatever it is batched
             with; by default its place in the batch.
-        on_tokens: called after each step with the tokens sampled so far, row by row.
+        on_tokens: called after each step with the tokens of each window so far.
 
     Returns:
         one result per window.
@@ -316,14 +332,14 @@ def decode_windows(
     limit = room if options.sample_len is None else min(options.sample_len, room)
     chooser: TokenChooser | BeamSearch
     if options.temperature == 0 and options.beam_size is not None:
-        chooser = BeamSearch(n_rows, options.beam_size, options.patience, eot)
+        chooser = BeamSearch(n_rows, options.beam_size, options.patience, eot, options.begun)
     else:
         rngs = [
             np.random.default_rng((seed, row))
             for seed in (seeds or range(len(audio)))
             for row in range(options.rows_per_window)
         ]
-        chooser = TokenChooser(options.temperature, eot, rngs)
+        chooser = TokenChooser(options.temperature, eot, rngs, options.begun)
     filters = logit_filters(tokenizer, options)
 
     with times.measure("cross-attention projection"):
@@ -338,7 +354,7 @@ def decode_windows(
                     rule.apply(logits, chooser.tokens)
                 sources = chooser.choose(logits)
             if on_tokens is not None:
-                on_tokens([tuple(row.tolist()) for row in chooser.tokens])
+                on_tokens(_leading(chooser, options.rows_per_window))
             if chooser.done or sampled == limit:
                 break
             with times.measure("decoder"):
@@ -351,20 +367,28 @@ def decode_windows(
     results = []
     for window, candidates in enumerate(chooser.candidates(len(audio))):
         best = rank(candidates, options.length_penalty)
+        n_sampled = len(best.tokens) - len(options.begun)
         with times.measure("text"):
             text = tokenizer.decode(best.tokens).strip()
         results.append(
             DecodedWindow(
                 tokens=best.tokens,
                 text=text,
-                avg_logprob=best.sum_logprob / (len(best.tokens) + 1),
+                avg_logprob=best.sum_logprob / (n_sampled + 1),
                 no_speech_prob=float(no_speech[window]),
                 temperature=options.temperature,
                 compression_ratio=compression_ratio(text),
-                reached_limit=len(best.tokens) >= limit,
+                reached_limit=n_sampled >= limit,
             )
         )
     return results
+
+
+def _leading(chooser: TokenChooser | BeamSearch, rows_per_window: int) -> list[tuple[int, ...]]:
+    """The tokens of the likeliest row of each window."""
+    best = chooser.sum_logprobs.reshape(-1, rows_per_window).argmax(axis=1)
+    rows = np.arange(len(best)) * rows_per_window + best
+    return [tuple(row) for row in chooser.tokens[rows].tolist()]
 
 
 def _prefill(

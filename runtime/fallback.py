@@ -5,7 +5,7 @@ loop under a prompt are so without it, for the prompt is what most often leads t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from whisper_npu.runtime.backend import Backend, Float32Array
@@ -19,6 +19,10 @@ logger = logging.getLogger("whisper_npu")
 
 _LOOP_REPEATS = 5  # a phrase said this often in a row...
 _LOOP_TOKENS = 15  # ...over at least this many tokens is a loop, not speech
+
+
+WindowCallback = Callable[[int, float, tuple[int, ...]], None]
+"""Takes the number of a window, the temperature, and the window's tokens so far."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def decode_with_fallback(
     decoding: DecodingOptions,
     options: TranscribeOptions,
     times: StageTimes,
+    *,
+    on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
     """Decode a batch of encoded windows.
 
@@ -61,6 +67,7 @@ def decode_with_fallback(
         decoding: how to decode; its temperature is replaced by each of `options.temperature`.
         options: thresholds and temperatures.
         times: where stage times are added.
+        on_tokens: called after each step for each window being decoded.
 
     Returns:
         one outcome per window.
@@ -70,6 +77,12 @@ def decode_with_fallback(
 
     def attempt(windows: list[int], wanted: DecodingOptions) -> list[int]:
         """Decode some windows; returns those that look wrong."""
+
+        def report(tokens: list[tuple[int, ...]]) -> None:
+            if on_tokens is not None:
+                for window, so_far in zip(windows, tokens, strict=True):
+                    on_tokens(window, wanted.temperature, so_far)
+
         decoded = decode_windows(
             backend,
             tokenizer,
@@ -78,6 +91,7 @@ def decode_with_fallback(
             wanted,
             times,
             seeds=[seeds[window] for window in windows],
+            on_tokens=None if on_tokens is None else report,
         )
         flawed = []
         for window, tried in zip(windows, decoded, strict=True):

@@ -103,22 +103,36 @@ class FeatureStream:
         self._frames = self._frames[:, drop:]
         self._first += drop
 
+    def push(self, block: Float32Array) -> None:
+        """Take the next samples of a recording that is still being made."""
+        if self._speech is not None:
+            with self._times.measure("speech detection"):
+                self._speech.hear(block)
+        self._n_samples += len(block)
+        self._add(block)
+
+    def end(self) -> None:
+        """Take what was read for the whole recording."""
+        if self._speech is not None:
+            with self._times.measure("speech detection"):
+                self._speech.finish()
+        self._ended = True
+        self._add(np.zeros(2 * N_FFT, np.float32))  # the frames that reach over the end
+
+    @property
+    def n_ready(self) -> int:
+        """Frames of the recording that can be given without reading on."""
+        ready = self._first + self._frames.shape[1]
+        return ready if self.n_frames is None else min(ready, self.n_frames)
+
     def _read_to(self, frame: int) -> None:
         while not self._ended and self._first + self._frames.shape[1] < frame:
             with self._times.measure("audio decoding"):
                 block = next(self._blocks, None)
-            if self._speech is not None:
-                with self._times.measure("speech detection"):
-                    if block is None:
-                        self._speech.finish()
-                    else:
-                        self._speech.hear(block)
             if block is None:
-                self._ended = True
-                block = np.zeros(2 * N_FFT, np.float32)  # the frames that reach over the end
+                self.end()
             else:
-                self._n_samples += len(block)
-            self._add(block)
+                self.push(block)
 
     def _add(self, block: Float32Array) -> None:
         self._samples = np.concatenate((self._samples, block))
