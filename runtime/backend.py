@@ -59,6 +59,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def window_frames(self) -> tuple[int, ...]:
+        """Frames of 10 ms that a window may have, the fewest first; the last is a whole window."""
+        ...
+
+    @property
     def n_text_ctx(self) -> int:
         """Positions the decoder has."""
         ...

@@ -40,22 +40,22 @@ def _transcribe_batch(job: Job, windows: list[Window]) -> list[Segment]:
     unheard = dict(enumerate(windows))
     while unheard:
         batch = list(unheard.values())
-        outcomes = job.decode(batch, job.encode(batch), job.prompts.initial)
         rests = {}
-        for place, window, outcome in zip(unheard, batch, outcomes, strict=True):
-            if outcome.is_silence:
-                job.skip(window, outcome)
+        for place, heard in zip(unheard, job.hear(batch, job.prompts.initial), strict=True):
+            window = heard.window
+            if heard.outcome.is_silence:
+                job.skip(heard)
                 continue
             parts, _ = split_at_timestamps(
-                outcome.decoded.tokens,
+                heard.outcome.decoded.tokens,
                 job.tokenizer.special.timestamp_begin,
                 window.n_frames,
                 keep_open_end=True,
             )
-            segments[place] += job.segments(window, outcome, parts)
+            segments[place] += job.segments(heard, parts)
             rest = _rest(job, window, parts[-1].end)
-            heard = window.end if rest is None else rest.start
-            job.coverage.add(window.offset, heard / FRAMES_PER_SECOND, "transcribed")
+            done = window.end if rest is None else rest.start
+            job.coverage.add(window.offset, done / FRAMES_PER_SECOND, "transcribed")
             if rest is not None:
                 rests[place] = rest
         unheard = rests

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +22,25 @@ from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
 
 logger = logging.getLogger("whisper_npu")
+
+
+# Frames of silence behind a window shorter than the encoder's: with fewer, the decoder loops.
+_MARGIN = 6 * FRAMES_PER_SECOND
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A window that has been decoded.
+
+    Attributes:
+        window: where it is in the recording.
+        outcome: what was decoded.
+        audio: the window encoded, float32 `(1, n_audio_ctx, n_audio_state)`.
+    """
+
+    window: Window
+    outcome: Outcome
+    audio: Float32Array
 
 
 @dataclass
@@ -47,8 +66,15 @@ class Job:
 
     @property
     def window_frames(self) -> int:
-        """Frames of 10 ms that the encoder hears at once."""
-        return 2 * self.backend.n_audio_ctx
+        """Frames of 10 ms in a whole window."""
+        return self.backend.window_frames[-1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether short windows are encoded short: unless asked for, not where f32 is exact."""
+        if self.options.elastic is None:
+            return self.backend.precision != "f32"
+        return self.options.elastic
 
     def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
         """The next window; what is passed over on the way is accounted for as silent."""
@@ -58,41 +84,68 @@ class Job:
         self.coverage.add(seek / FRAMES_PER_SECOND, silence_ends, "silent", "no speech")
         return window
 
-    def encode(self, windows: Sequence[Window]) -> Float32Array:
-        """Encoded audio of some windows, `(windows, n_audio_ctx, n_audio_state)`."""
-        with self.times.measure("features"):
-            features = [
-                self.features.window(window.start, self.window_frames, window.n_frames)
-                for window in windows
-            ]
-        with self.times.measure("encoder"):
-            return self.backend.encode(np.stack(features))
-
-    def decode(
-        self, windows: Sequence[Window], audio: Float32Array, context: Sequence[int]
-    ) -> list[Outcome]:
-        """Decode encoded windows that share a context, the tokens of the text before them.
+    def hear(self, windows: Sequence[Window], context: Sequence[int]) -> list[Heard]:
+        """Encode and decode windows that share a context, the tokens of the text before them.
 
         The language is detected first where it is not known: from the first window that has
         speech, or for each window if the recording is multilingual.
+
+        Windows shorter than the encoder's are followed by no more silence than they need. What
+        looks wrong then is heard again as a whole window, before any higher temperature is tried.
         """
         prompt, prefix = self.prompts.before(context), self.prompts.take_prefix()
+        frames = self._frames(windows)
+        if frames == self.window_frames:
+            return self._decode(windows, frames, prompt, prefix, self.options)
+        first_try = replace(self.options, temperature=self.options.temperature[:1])
+        heard = self._decode(windows, frames, prompt, prefix, first_try)
+        flawed = [place for place, one in enumerate(heard) if one.outcome.flaw is not None]
+        if flawed:
+            whole = [windows[place] for place in flawed]
+            again = self._decode(whole, self.window_frames, prompt, prefix, self.options)
+            for place, one in zip(flawed, again, strict=True):
+                retries = (*heard[place].outcome.retries, *one.outcome.retries)
+                heard[place] = replace(one, outcome=replace(one.outcome, retries=retries))
+        return heard
+
+    def _frames(self, windows: Sequence[Window]) -> int:
+        """Frames to encode for each of some windows."""
+        if not self.elastic:
+            return self.window_frames
+        needed = max(window.n_frames for window in windows) + _MARGIN
+        return next((n for n in self.backend.window_frames if n >= needed), self.window_frames)
+
+    def _decode(
+        self,
+        windows: Sequence[Window],
+        frames: int,
+        prompt: tuple[int, ...],
+        prefix: tuple[int, ...],
+        options: TranscribeOptions,
+    ) -> list[Heard]:
+        with self.times.measure("features"):
+            features = np.stack(
+                [self.features.window(w.start, frames, w.n_frames) for w in windows]
+            )
+        with self.times.measure("encoder"):
+            audio = self.backend.encode(features)
         languages = self._languages(audio)
-        outcomes: dict[int, Outcome] = {}
+        heard: dict[int, Heard] = {}
         for language in dict.fromkeys(languages):
             places = [place for place, found in enumerate(languages) if found == language]
-            decoded = decode_with_fallback(
+            outcomes = decode_with_fallback(
                 self.backend,
                 self.tokenizer,
                 self.vocabulary,
                 audio if len(places) == len(windows) else audio[places],
                 [windows[place].start for place in places],
                 self._decoding_options(language, prompt, prefix),
-                self.options,
+                options,
                 self.times,
             )
-            outcomes.update(zip(places, decoded, strict=True))
-        return [outcomes[place] for place in range(len(windows))]
+            for place, outcome in zip(places, outcomes, strict=True):
+                heard[place] = Heard(windows[place], outcome, audio[place : place + 1])
+        return [heard[place] for place in range(len(windows))]
 
     def _languages(self, audio: Float32Array) -> list[str]:
         """The language of each window."""
@@ -129,16 +182,15 @@ class Job:
             sample_len=options.sample_len,
         )
 
-    def skip(self, window: Window, outcome: Outcome) -> None:
+    def skip(self, heard: Heard) -> None:
         """Account for a window that the model holds for silence."""
-        probability = outcome.decoded.no_speech_prob
+        probability = heard.outcome.decoded.no_speech_prob
         reason = f"the model hears no speech (probability {probability:.2f})"
-        self.coverage.add(window.offset, window.end_time, "skipped", reason)
+        self.coverage.add(heard.window.offset, heard.window.end_time, "skipped", reason)
 
-    def segments(
-        self, window: Window, outcome: Outcome, parts: Sequence[TokenSegment]
-    ) -> list[Segment]:
+    def segments(self, heard: Heard, parts: Sequence[TokenSegment]) -> list[Segment]:
         """Segments of a window; parts without text or length are left out."""
+        window, outcome = heard.window, heard.outcome
         decoded = outcome.decoded
         made = []
         for part in parts:

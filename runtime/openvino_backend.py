@@ -45,6 +45,7 @@ CacheKind = Literal["stateful", "concat", "static", "off"]
 CACHE_KINDS: tuple[str, ...] = get_args(CacheKind)
 Precision = Literal["auto", "f32", "bf16", "f16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+_WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 
@@ -119,6 +120,7 @@ class OpenVINOBackend:
             source = "manifest" if stated else "graph"
             logger.debug("KV contract: %s (from the %s)", contract, source)
 
+        self._elastic = graphs.make_elastic(encoder, self._dimensions.n_audio_ctx)
         graphs.keep_last_logits(decoder)
         graphs.keep_last_logits(with_past)
         wanted: dict[str, tuple[str, ov.Model]] = {"encoder": (ENCODER, encoder)}
@@ -204,6 +206,13 @@ class OpenVINOBackend:
         return self._dimensions.n_audio_ctx
 
     @property
+    def window_frames(self) -> tuple[int, ...]:
+        """Frames a window may have: every 2 s, where the encoder could be made elastic."""
+        whole = 2 * self.n_audio_ctx
+        shorter = range(_WINDOW_STEP, whole, _WINDOW_STEP) if self._elastic else ()
+        return (*shorter, whole)
+
+    @property
     def n_text_ctx(self) -> int:
         """Positions the decoder has."""
         return self._n_text_ctx
@@ -237,13 +246,13 @@ class OpenVINOBackend:
         """Encode windows, one at a time: a batch is no faster and needs more memory.
 
         Args:
-            features: float32 `(windows, n_mels, 2 * n_audio_ctx)`.
+            features: float32 `(windows, n_mels, frames)`, `frames` one of `window_frames`.
 
         Returns:
-            float32 `(windows, n_audio_ctx, n_audio_state)`.
+            float32 `(windows, frames // 2, n_audio_state)`.
         """
         d = self._dimensions
-        out = np.empty((len(features), d.n_audio_ctx, d.n_audio_state), np.float32)
+        out = np.empty((len(features), features.shape[2] // 2, d.n_audio_state), np.float32)
         pool = self._pools["encoder"]
         request = pool.take()
         try:
@@ -448,6 +457,7 @@ class _StatefulSession(_Session):
         super().__init__(n_text_ctx)
         self._batch = len(audio) * rows_per_window
         self._dimensions = dimensions
+        self._n_audio_ctx = audio.shape[1]
         self._length = 0
         self._request = self._take(with_past)
         projection = self._take(cross)
@@ -478,7 +488,7 @@ class _StatefulSession(_Session):
         d = self._dimensions
         self._log_step(
             (self._batch, d.n_text_head, self._length, d.head_dim),
-            (self._batch, d.n_text_head, d.n_audio_ctx, d.head_dim),
+            (self._batch, d.n_text_head, self._n_audio_ctx, d.head_dim),
         )
         logits: Float32Array = self._request.get_tensor("logits").data
         return logits

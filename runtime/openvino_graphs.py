@@ -145,6 +145,42 @@ def contract_of(n_present: int, n_past: int, n_new: int) -> Contract:
     )
 
 
+def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
+    """Let the encoder take windows of any even number of frames, in place.
+
+    Adds only as many rows of the positional embedding as the window has positions.
+
+    Returns:
+        whether the graph could be changed; it is left as it was if not.
+    """
+    found = []
+    for node in encoder.get_ordered_ops():
+        if node.get_type_name() != "Add":
+            continue
+        for side in (0, 1):
+            table = node.input_value(side)
+            shape = table.get_partial_shape()
+            is_constant = table.get_node().get_type_name() == "Constant"
+            if is_constant and shape.rank.get_length() > 1 and shape[-2] == n_audio_ctx:
+                found.append((node, side, shape.rank.get_length() - 2))
+    if len(found) != 1:
+        return False
+    node, side, axis = found[0]
+    hidden, table = node.input_value(1 - side), node.input_value(side)
+    length = ops.gather(ops.shape_of(hidden), ops.constant([1]), ops.constant(0))
+    rows = ops.slice(table, [0], length, [1], [axis])
+    node.input(side).replace_source_output(rows.output(0))
+    features = port(encoder.inputs, "input_features")
+    fixed = features.partial_shape
+    try:
+        encoder.reshape({features: [-1, fixed[1], -1]})
+    except RuntimeError:  # another place in the graph holds the length
+        node.input(side).replace_source_output(table)
+        encoder.reshape({features: fixed})
+        return False
+    return True
+
+
 def keep_last_logits(decoder: ov.Model) -> None:
     """Project only the last `N_LOGITS` positions to the vocabulary, in place.
 

@@ -22,21 +22,21 @@ def transcribe_sequentially(job: Job) -> Iterator[Segment]:
     context_from = 0
     seek = 0
     while window := job.next_window(seek, cut_at_pause=False):
-        audio = job.encode([window])
-        outcome = job.decode([window], audio, context[context_from:])[0]
-        if outcome.is_silence:
-            job.skip(window, outcome)
+        heard = job.hear([window], context[context_from:])[0]
+        decoded = heard.outcome.decoded
+        if heard.outcome.is_silence:
+            job.skip(heard)
             seek = window.end
             continue
         parts, advance = split_at_timestamps(
-            outcome.decoded.tokens, tokenizer.special.timestamp_begin, window.n_frames
+            decoded.tokens, tokenizer.special.timestamp_begin, window.n_frames
         )
         seek = window.start + advance
         job.coverage.add(window.offset, seek / FRAMES_PER_SECOND, "transcribed")
-        for segment in job.segments(window, outcome, parts):
+        for segment in job.segments(heard, parts):
             context.extend(segment.tokens)
             yield segment
-        poor_context = outcome.decoded.temperature > _CONTEXT_TEMPERATURE
+        poor_context = decoded.temperature > _CONTEXT_TEMPERATURE
         if not options.condition_on_previous_text or poor_context:
             context_from = len(context)
         job.features.forget(seek)

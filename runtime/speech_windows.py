@@ -93,6 +93,8 @@ class WindowChooser:
                 seek += n_frames if at_end else n_frames - round(_LOOK_AHEAD * FRAMES_PER_SECOND)
                 continue
             start = max(seek, _frame(spans[0][0] - _PAD))
+            if not cut_at_pause and (start - seek) / FRAMES_PER_SECOND < self._long_pause:
+                start = seek  # as the reference has it: a short silence does no harm
             if start > seek:
                 n_frames = self._features.available(start, self._window_frames)
                 spans = self._spans(start, n_frames)

@@ -49,6 +49,7 @@ class FakeBackend:
 
     n_mels = 80
     n_audio_ctx = 1500
+    window_frames = (3000,)
     n_text_ctx = N_TEXT_CTX
     device = "FAKE"
     kv_cache = "none"
