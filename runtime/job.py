@@ -14,6 +14,7 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.partial import PartialCallback, partial_reporter
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
@@ -50,6 +51,7 @@ class Job:
     Attributes:
         language: its language code; None until it has been detected.
         language_probabilities: of all languages, likeliest first; empty if none was detected.
+        on_partial: takes the text of each window after each decoding step; None: nobody does.
     """
 
     backend: Backend
@@ -63,6 +65,7 @@ class Job:
     coverage: Coverage
     language: str | None
     language_probabilities: dict[str, float] = field(default_factory=dict)
+    on_partial: PartialCallback | None = None
 
     @property
     def window_frames(self) -> int:
@@ -84,25 +87,29 @@ class Job:
         self.coverage.add(seek / FRAMES_PER_SECOND, silence_ends, "silent", "no speech")
         return window
 
-    def hear(self, windows: Sequence[Window], context: Sequence[int]) -> list[Heard]:
+    def hear(
+        self, windows: Sequence[Window], context: Sequence[int], begun: Sequence[int] = ()
+    ) -> list[Heard]:
         """Encode and decode windows that share a context, the tokens of the text before them.
 
         The language is detected first where it is not known: from the first window that has
         speech, or for each window if the recording is multilingual.
 
+        The transcript of each window begins with `begun`, tokens decoded from it before.
+
         Windows shorter than the encoder's are followed by no more silence than they need. What
         looks wrong then is heard again as a whole window, before any higher temperature is tried.
         """
-        prompt, prefix = self.prompts.before(context), self.prompts.take_prefix()
+        wanted = self._decoding_options(context, begun)
         frames = self._frames(windows)
         if frames == self.window_frames:
-            return self._decode(windows, frames, prompt, prefix, self.options)
+            return self._decode(windows, frames, wanted, self.options)
         first_try = replace(self.options, temperature=self.options.temperature[:1])
-        heard = self._decode(windows, frames, prompt, prefix, first_try)
+        heard = self._decode(windows, frames, wanted, first_try)
         flawed = [place for place, one in enumerate(heard) if one.outcome.flaw is not None]
         if flawed:
             whole = [windows[place] for place in flawed]
-            again = self._decode(whole, self.window_frames, prompt, prefix, self.options)
+            again = self._decode(whole, self.window_frames, wanted, self.options)
             for place, one in zip(flawed, again, strict=True):
                 retries = (*heard[place].outcome.retries, *one.outcome.retries)
                 heard[place] = replace(one, outcome=replace(one.outcome, retries=retries))
@@ -119,8 +126,7 @@ class Job:
         self,
         windows: Sequence[Window],
         frames: int,
-        prompt: tuple[int, ...],
-        prefix: tuple[int, ...],
+        wanted: DecodingOptions,
         options: TranscribeOptions,
     ) -> list[Heard]:
         with self.times.measure("features"):
@@ -133,15 +139,19 @@ class Job:
         heard: dict[int, Heard] = {}
         for language in dict.fromkeys(languages):
             places = [place for place, found in enumerate(languages) if found == language]
+            of_language = [windows[place] for place in places]
             outcomes = decode_with_fallback(
                 self.backend,
                 self.tokenizer,
                 self.vocabulary,
                 audio if len(places) == len(windows) else audio[places],
-                [windows[place].start for place in places],
-                self._decoding_options(language, prompt, prefix),
+                [window.start for window in of_language],
+                replace(wanted, language=language),
                 options,
                 self.times,
+                on_tokens=None
+                if self.on_partial is None
+                else partial_reporter(self.tokenizer, of_language, self.on_partial),
             )
             for place, outcome in zip(places, outcomes, strict=True):
                 heard[place] = Heard(windows[place], outcome, audio[place : place + 1])
@@ -161,20 +171,19 @@ class Job:
             return [self.language] * len(audio)
         return [next(iter(probabilities)) for probabilities in found]
 
-    def _decoding_options(
-        self, language: str, prompt: tuple[int, ...], prefix: tuple[int, ...]
-    ) -> DecodingOptions:
+    def _decoding_options(self, context: Sequence[int], begun: Sequence[int]) -> DecodingOptions:
+        """How windows behind `context` are decoded; the language is not settled yet."""
         options, vocabulary = self.options, self.vocabulary
         chosen = options.suppress_tokens
         return DecodingOptions(
             task=options.task,
-            language=language,
             best_of=options.best_of,
             beam_size=options.beam_size,
             patience=options.patience,
             length_penalty=options.length_penalty,
-            prompt=prompt,
-            prefix=prefix,
+            prompt=self.prompts.before(context),
+            prefix=self.prompts.take_prefix(),
+            begun=tuple(begun),
             without_timestamps=options.without_timestamps,
             max_initial_timestamp=options.max_initial_timestamp,
             suppress_tokens=vocabulary.suppress if chosen is None else tuple(chosen),

@@ -1,7 +1,7 @@
 """A loaded model, and a transcription under way."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,12 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.partial import (
+    AbandonedError,
+    Partial,
+    PartialCallback,
+    in_background,
+)
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.sequential import transcribe_sequentially
@@ -47,13 +53,20 @@ class WhisperModel:
         return self.vocabulary.is_multilingual
 
     def transcribe(
-        self, audio: AudioSource, options: TranscribeOptions | None = None, **changes: Any
+        self,
+        audio: AudioSource,
+        options: TranscribeOptions | None = None,
+        *,
+        on_partial: PartialCallback | None = None,
+        **changes: Any,
     ) -> "TranscriptionStream":
         """Transcribe a recording.
 
         Args:
             audio: a path, an open binary file, or float samples `(n_samples,)` at 16 kHz mono.
             options: how to transcribe.
+            on_partial: called with the text of a window after each decoding step, from the thread
+                that takes the segments; in batched mode with each window in turn.
             changes: options by name, over those in `options`.
 
         Returns:
@@ -65,7 +78,7 @@ class WhisperModel:
             UsageError: an option is unknown or does not fit the model.
         """
         wanted = self.resolve(options, **changes)
-        return TranscriptionStream(self, open_audio(audio), wanted)
+        return TranscriptionStream(self, open_audio(audio), wanted, on_partial)
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Any
@@ -96,7 +109,13 @@ class TranscriptionStream:
         duration_estimate: seconds of audio the recording's header announces; None if it does not.
     """
 
-    def __init__(self, model: WhisperModel, audio: AudioStream, options: TranscribeOptions) -> None:
+    def __init__(
+        self,
+        model: WhisperModel,
+        audio: AudioStream,
+        options: TranscribeOptions,
+        on_partial: PartialCallback | None = None,
+    ) -> None:
         """Read and decode nothing yet."""
         self.duration_estimate = audio.duration_estimate
         self._model = model
@@ -124,6 +143,7 @@ class TranscriptionStream:
             times=times,
             coverage=Coverage(),
             language=options.language,
+            on_partial=on_partial,
         )
         self._steps = _segments(self._job)
 
@@ -154,6 +174,32 @@ class TranscriptionStream:
             raise
         self._segments.append(replace(segment, id=len(self._segments)))
         return True
+
+    def updates(self) -> Iterator[Partial | Segment]:
+        """The text as it comes: partial texts after each decoding step, and finished segments.
+
+        Decoding runs in a thread of its own, a few steps ahead. A loop that is left early gives
+        the transcription up: the thread ends with its decoding step, and the recording is closed.
+        One loop at a time; segments decoded before it come first.
+        """
+
+        def produce(emit: Callable[[Partial | Segment], None]) -> None:
+            def report(partial: Partial) -> None:
+                if callback is not None:
+                    callback(partial)
+                emit(partial)
+
+            callback, self._job.on_partial = self._job.on_partial, report
+            try:
+                for segment in self:
+                    emit(segment)
+            except AbandonedError:
+                self._error = UsageError("this transcription was given up; begin it anew")
+                self._end()
+            finally:
+                self._job.on_partial = callback
+
+        return in_background(produce)
 
     def _end(self) -> None:
         self._ended = True
