@@ -11,6 +11,7 @@ from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.speech_windows import Window
+from whisper_npu.runtime.word_timing import last_word_end
 
 _UNHEARD = 1.0  # seconds of speech behind the last timestamp that are worth another window
 
@@ -52,10 +53,12 @@ def _transcribe_batch(job: Job, windows: list[Window]) -> list[Segment]:
                 window.n_frames,
                 keep_open_end=True,
             )
-            segments[place] += job.segments(heard, parts)
+            last_speech_end = last_word_end(segments[place]) or 0.0
+            text = job.write(heard, parts, last_speech_end)
+            segments[place] += text.segments
             rest = _rest(job, window, parts[-1].end)
             done = window.end if rest is None else rest.start
-            job.coverage.add(window.offset, done / FRAMES_PER_SECOND, "transcribed")
+            job.account(window.offset, done / FRAMES_PER_SECOND, text.made_up)
             if rest is not None:
                 rests[place] = rest
         unheard = rests

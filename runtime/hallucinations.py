@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from whisper_npu.runtime.options import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 from whisper_npu.runtime.results import Segment, Word
-from whisper_npu.runtime.word_timing import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 
 _IMPROBABLE = 0.15
 _SHORT = 0.133  # seconds

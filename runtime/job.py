@@ -12,6 +12,7 @@ from whisper_npu.runtime.decoding import DecodingOptions, detect_language
 from whisper_npu.runtime.fallback import Outcome, decode_with_fallback
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.hallucinations import first_hallucination
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import PartialCallback, partial_reporter
@@ -20,7 +21,8 @@ from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
 from whisper_npu.runtime.speech_windows import Window, WindowChooser
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
+from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, sot_sequence
+from whisper_npu.runtime.word_timing import add_word_timestamps
 
 logger = logging.getLogger("whisper_npu")
 
@@ -44,11 +46,20 @@ class Heard:
     audio: Float32Array
 
 
+@dataclass(frozen=True)
+class Text:
+    """What a window's tokens say: its segments, and those left out for being made up."""
+
+    segments: list[Segment]
+    made_up: list[Segment]
+
+
 @dataclass
 class Job:
     """A recording being transcribed.
 
     Attributes:
+        attention_delay: seconds by which the model's attention is behind the sound.
         language: its language code; None until it has been detected.
         language_probabilities: of all languages, likeliest first; empty if none was detected.
         on_partial: takes the text of each window after each decoding step; None: nobody does.
@@ -63,6 +74,7 @@ class Job:
     prompts: Prompts
     times: StageTimes
     coverage: Coverage
+    attention_delay: float
     language: str | None
     language_probabilities: dict[str, float] = field(default_factory=dict)
     on_partial: PartialCallback | None = None
@@ -83,8 +95,9 @@ class Job:
         """The next window; what is passed over on the way is accounted for as silent."""
         with self.times.measure("features"):
             window = self.windows.next(seek, cut_at_pause=cut_at_pause)
-        silence_ends = self.features.duration if window is None else window.offset
-        self.coverage.add(seek / FRAMES_PER_SECOND, silence_ends, "silent", "no speech")
+        silent_until = (self.features.n_frames or seek) if window is None else window.start
+        start, end = seek / FRAMES_PER_SECOND, silent_until / FRAMES_PER_SECOND
+        self.coverage.add(start, end, "silent", "no speech")
         return window
 
     def hear(
@@ -197,8 +210,68 @@ class Job:
         reason = f"the model hears no speech (probability {probability:.2f})"
         self.coverage.add(heard.window.offset, heard.window.end_time, "skipped", reason)
 
-    def segments(self, heard: Heard, parts: Sequence[TokenSegment]) -> list[Segment]:
-        """Segments of a window; parts without text or length are left out."""
+    def write(self, heard: Heard, parts: Sequence[TokenSegment], last_speech_end: float) -> Text:
+        """The text of a window: its segments, with words if they were asked for.
+
+        Args:
+            heard: the window.
+            parts: its tokens, cut at timestamps; those without text or length are left out.
+            last_speech_end: when the last word before the window ends, in seconds.
+        """
+        segments = self._segments(heard, parts)
+        if not self.options.word_timestamps:
+            return Text(segments, [])
+        with self.times.measure("word times"):
+            segments = self._with_words(heard, segments, last_speech_end)
+        made_up: list[Segment] = []
+        threshold = self.options.hallucination_silence_threshold
+        while threshold is not None:
+            place = first_hallucination(
+                segments,
+                threshold=threshold,
+                window_start=heard.window.offset,
+                window_end=heard.window.end_time,
+                last_speech_end=last_speech_end,
+            )
+            if place is None:
+                break
+            made_up.append(segments.pop(place))
+        return Text(segments, made_up)
+
+    def _with_words(
+        self, heard: Heard, segments: Sequence[Segment], last_speech_end: float
+    ) -> list[Segment]:
+        language = heard.outcome.language
+        return add_word_timestamps(
+            segments,
+            heard.audio,
+            backend=self.backend,
+            tokenizer=self.tokenizer,
+            language=language,
+            sot_sequence=sot_sequence(
+                self.tokenizer.special,
+                is_multilingual=self.vocabulary.is_multilingual,
+                language=language,
+                task=self.options.task,
+            ),
+            n_frames=heard.window.n_frames,
+            offset=heard.window.offset,
+            attention_delay=self.attention_delay,
+            not_before=last_speech_end,
+            prepend_punctuations=self.options.prepend_punctuations,
+            append_punctuations=self.options.append_punctuations,
+        )
+
+    def account(self, start: float, end: float, made_up: Sequence[Segment]) -> None:
+        """Account for the time of a window: transcribed, but for text that was left out."""
+        for segment in made_up:
+            self.coverage.add(start, segment.start, "transcribed")
+            reason = f"made up, judging by its words' times: {segment.text.strip()!r}"
+            self.coverage.add(segment.start, segment.end, "dropped", reason)
+            start = segment.end
+        self.coverage.add(start, end, "transcribed")
+
+    def _segments(self, heard: Heard, parts: Sequence[TokenSegment]) -> list[Segment]:
         window, outcome = heard.window, heard.outcome
         decoded = outcome.decoded
         made = []

@@ -6,6 +6,8 @@ from math import inf
 
 from whisper_npu.errors import UsageError
 
+PREPEND_PUNCTUATIONS = "\"'“¿([{-"
+APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 MODES = ("auto", "sequential", "batched")
 TASKS = ("transcribe", "translate")
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -30,6 +32,11 @@ class TranscribeOptions:
         prefix: text the transcript of the first window goes on from; it is not part of the result.
         multilingual: detect the language of every window, and end windows at short pauses, for
             recordings in several languages.
+        word_timestamps: give every word its time; needs the folder's alignment graph.
+        prepend_punctuations: marks that count as part of the word behind them.
+        append_punctuations: marks that count as part of the word before them.
+        hallucination_silence_threshold: seconds of silence around text that sits strangely in
+            time at which it is taken for made up and left out; needs `word_timestamps`.
         without_timestamps: sample text only; a segment is then a whole window.
         max_initial_timestamp: seconds into a window at which its first segment begins at most.
         suppress_tokens: tokens never sampled; None takes the model's list.
@@ -60,6 +67,10 @@ class TranscribeOptions:
     hotwords: str | None = None
     prefix: str | None = None
     multilingual: bool = False
+    word_timestamps: bool = False
+    prepend_punctuations: str = PREPEND_PUNCTUATIONS
+    append_punctuations: str = APPEND_PUNCTUATIONS
+    hallucination_silence_threshold: float | None = None
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
     suppress_tokens: Sequence[int] | None = None
@@ -86,12 +97,6 @@ class TranscribeOptions:
             raise UsageError("temperature takes one or more numbers from 0 to 2")
         if self.mode not in MODES:
             raise UsageError(f"mode is {self.mode!r}; give {', '.join(MODES)}")
-        if not self.vad and self.mode == "batched":
-            raise UsageError("batched mode cuts windows at pauses: it cannot do without vad")
-        if not self.vad and self.multilingual:
-            raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
-        if self.multilingual and self.language is not None:
-            raise UsageError("multilingual detects languages: do not give one")
         for name in ("beam_size", "best_of", "sample_len", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -103,3 +108,15 @@ class TranscribeOptions:
         limit = self.max_initial_timestamp
         if limit is not None and not 0 <= limit < inf:
             raise UsageError(f"max_initial_timestamp is {limit}; give seconds, 0 or more, or None")
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        silence = self.hallucination_silence_threshold
+        if silence is not None and not self.word_timestamps:
+            raise UsageError("hallucination_silence_threshold judges words: set word_timestamps")
+        if not self.vad and self.mode == "batched":
+            raise UsageError("batched mode cuts windows at pauses: it cannot do without vad")
+        if not self.vad and self.multilingual:
+            raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
+        if self.multilingual and self.language is not None:
+            raise UsageError("multilingual detects languages: do not give one")

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.results import Segment
-from whisper_npu.runtime.segments import split_at_timestamps
+from whisper_npu.runtime.segments import ends_on_single_timestamp, split_at_timestamps
+from whisper_npu.runtime.word_timing import last_word_end
 
 # A window that needed a temperature above this is no good context for the next.
 _CONTEXT_TEMPERATURE = 0.5
@@ -17,9 +18,10 @@ _CONTEXT_TEMPERATURE = 0.5
 
 def transcribe_sequentially(job: Job) -> Iterator[Segment]:
     """Segments of the recording, in order."""
-    options, tokenizer = job.options, job.tokenizer
+    options, timestamp_begin = job.options, job.tokenizer.special.timestamp_begin
     context = list(job.prompts.initial)
     context_from = 0
+    last_speech_end = 0.0
     seek = 0
     while window := job.next_window(seek, cut_at_pause=False):
         heard = job.hear([window], context[context_from:])[0]
@@ -28,15 +30,21 @@ def transcribe_sequentially(job: Job) -> Iterator[Segment]:
             job.skip(heard)
             seek = window.end
             continue
-        parts, advance = split_at_timestamps(
-            decoded.tokens, tokenizer.special.timestamp_begin, window.n_frames
-        )
+        parts, advance = split_at_timestamps(decoded.tokens, timestamp_begin, window.n_frames)
+        text = job.write(heard, parts, last_speech_end)
+        spoken_until = last_word_end(text.segments)
         seek = window.start + advance
-        job.coverage.add(window.offset, seek / FRAMES_PER_SECOND, "transcribed")
-        for segment in job.segments(heard, parts):
+        if spoken_until is not None:
+            last_speech_end = spoken_until
+            if options.word_timestamps and not ends_on_single_timestamp(
+                decoded.tokens, timestamp_begin
+            ):
+                # Words know better where speech ends than the timestamp behind them.
+                seek = max(window.start + 1, round(spoken_until * FRAMES_PER_SECOND))
+        job.account(window.offset, seek / FRAMES_PER_SECOND, text.made_up)
+        for segment in text.segments:
             context.extend(segment.tokens)
             yield segment
-        poor_context = decoded.temperature > _CONTEXT_TEMPERATURE
-        if not options.condition_on_previous_text or poor_context:
+        if not options.condition_on_previous_text or decoded.temperature > _CONTEXT_TEMPERATURE:
             context_from = len(context)
         job.features.forget(seek)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.alignment import attention_delay
 from whisper_npu.runtime.audio import AudioSource, AudioStream, open_audio
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.batched import transcribe_in_batches
@@ -142,6 +143,7 @@ class TranscriptionStream:
             prompts=Prompts(model.tokenizer, options, backend.n_text_ctx),
             times=times,
             coverage=Coverage(),
+            attention_delay=attention_delay(model.folder.generation_config),
             language=options.language,
             on_partial=on_partial,
         )

@@ -14,11 +14,9 @@ import numpy as np
 from whisper_npu.runtime.alignment import token_times
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.options import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 from whisper_npu.runtime.results import Segment, Word
 from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer
-
-PREPEND_PUNCTUATIONS = "\"'“¿([{-"
-APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 
 FRAMES_PER_POSITION = round(FRAMES_PER_SECOND * TIMESTAMP_STEP)
 
@@ -58,6 +56,8 @@ def add_word_timestamps(
     sot_sequence: Sequence[int],
     n_frames: int,
     offset: float,
+    attention_delay: float,
+    not_before: float = 0.0,
     prepend_punctuations: str = PREPEND_PUNCTUATIONS,
     append_punctuations: str = APPEND_PUNCTUATIONS,
 ) -> list[Segment]:
@@ -76,6 +76,9 @@ def add_word_timestamps(
         sot_sequence: the tokens that begin its transcript (`tokenizer.sot_sequence`).
         n_frames: frames of 10 ms of real audio in the window, without padding.
         offset: seconds from the start of the recording to the window.
+        attention_delay: the model's (`alignment.attention_delay`), in seconds.
+        not_before: when the last word of the window before ended, in seconds from the start of the
+            recording; windows may overlap a little, words must not.
         prepend_punctuations: what is merged with the word behind it.
         append_punctuations: what is merged with the word before it.
 
@@ -94,14 +97,15 @@ def add_word_timestamps(
         language=language,
         sot_sequence=sot_sequence,
         n_frames=n_frames,
+        attention_delay=attention_delay,
     )
     typical = typical_duration(timings)
     timed = []
     for segment, of_segment in zip(segments, timings, strict=True):
         words = [
             Word(
-                start=round(offset + timing.start, 2),
-                end=round(offset + timing.end, 2),
+                start=round(max(not_before, offset + timing.start), 2),
+                end=round(max(not_before, offset + timing.end), 2),
                 word=timing.word,
                 probability=timing.probability,
             )
@@ -128,6 +132,7 @@ def find_alignment(
     language: str,
     sot_sequence: Sequence[int],
     n_frames: int,
+    attention_delay: float,
 ) -> list[list[WordTiming]]:
     """The words of a window's text, and when in the window they were spoken.
 
@@ -139,6 +144,7 @@ def find_alignment(
         language: language code of the text.
         sot_sequence: the tokens that begin its transcript.
         n_frames: frames of 10 ms of real audio in the window.
+        attention_delay: seconds by which the attention is behind the sound.
 
     Returns:
         the words of each segment; their texts make up the segment's.
@@ -153,6 +159,10 @@ def find_alignment(
     probabilities, attentions = backend.align(audio, np.array([tokens], np.int64))
     n_positions = max(1, n_frames // FRAMES_PER_POSITION)
     times = token_times(attentions[0], len(text), len(before), n_positions)
+    starts, ends = (
+        np.maximum(0.0, positions * TIMESTAMP_STEP - attention_delay)
+        for positions in (times.starts, times.ends)
+    )
     of_text = probabilities[0, len(before) - 1 :]
     timings: list[list[WordTiming]] = []
     first = 0
@@ -164,8 +174,8 @@ def find_alignment(
             timings[-1].append(
                 WordTiming(
                     word=word,
-                    start=float(times.starts[first] * TIMESTAMP_STEP),
-                    end=float(times.ends[stop - 1] * TIMESTAMP_STEP),
+                    start=float(starts[first]),
+                    end=float(ends[stop - 1]),
                     probability=float(of_text[first:stop].mean()),
                 )
             )

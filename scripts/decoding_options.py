@@ -6,7 +6,13 @@ Names are openai/whisper's where it has the option.
 import argparse
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.options import MODES, TASKS, TranscribeOptions
+from whisper_npu.runtime.options import (
+    APPEND_PUNCTUATIONS,
+    MODES,
+    PREPEND_PUNCTUATIONS,
+    TASKS,
+    TranscribeOptions,
+)
 from whisper_npu.scripts import cli
 
 # Spelt out, so that `--help` loads no engine.
@@ -72,6 +78,32 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--prefix", metavar="TEXT", help="what the transcript goes on from; not part of it"
+    )
+    what.add_argument(
+        "--word-timestamps",
+        type=cli.boolean,
+        default=False,
+        metavar="True|False",
+        help="give every word its time (default: %(default)s)",
+    )
+    what.add_argument(
+        "--prepend-punctuations",
+        default=PREPEND_PUNCTUATIONS,
+        metavar="MARKS",
+        help="punctuation that counts as part of the word behind it",
+    )
+    what.add_argument(
+        "--append-punctuations",
+        default=APPEND_PUNCTUATIONS,
+        metavar="MARKS",
+        help="punctuation that counts as part of the word before it",
+    )
+    what.add_argument(
+        "--hallucination-silence-threshold",
+        type=cli.optional(float),
+        metavar="SECONDS",
+        help="leave out text that sits strangely in time with that much silence around it; "
+        "needs --word-timestamps True",
     )
     what.add_argument(
         "--without-timestamps", action="store_true", help="text only, one segment per window"
@@ -190,6 +222,10 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
         initial_prompt=arguments.initial_prompt,
         hotwords=arguments.hotwords,
         prefix=arguments.prefix,
+        word_timestamps=arguments.word_timestamps,
+        prepend_punctuations=arguments.prepend_punctuations,
+        append_punctuations=arguments.append_punctuations,
+        hallucination_silence_threshold=arguments.hallucination_silence_threshold,
         without_timestamps=arguments.without_timestamps,
         max_initial_timestamp=arguments.max_initial_timestamp,
         mode=arguments.mode,

@@ -63,6 +63,20 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: nothing is written without --output-dir, all with it)",
     )
     out.add_argument(
+        "--highlight-words",
+        type=cli.boolean,
+        default=False,
+        metavar="True|False",
+        help="underline each word as it is spoken, in srt and vtt; needs --word-timestamps True",
+    )
+    for limit, what in (
+        ("--max-line-width", "characters in a line of srt and vtt"),
+        ("--max-line-count", "lines in a cue, with --max-line-width"),
+        ("--max-words-per-line", "words in a cue, without --max-line-width"),
+    ):
+        needs = f"{what}, at most; needs --word-timestamps True"
+        out.add_argument(limit, type=int, metavar="N", help=needs)
+    out.add_argument(
         "--verbose",
         type=cli.boolean,
         default=True,
@@ -90,10 +104,19 @@ def transcribe(arguments: argparse.Namespace) -> int:
     from whisper_npu.api import load_model  # noqa: PLC0415
     from whisper_npu.runtime.audio import list_audio_files  # noqa: PLC0415
     from whisper_npu.runtime.formats import expand_formats  # noqa: PLC0415
+    from whisper_npu.runtime.subtitles import SubtitleOptions  # noqa: PLC0415
     from whisper_npu.runtime.writers import OutputFiles, output_names  # noqa: PLC0415
 
     _set_up_logging(debug=arguments.debug)
     options = decoding_options(arguments)
+    layout = SubtitleOptions(
+        highlight_words=arguments.highlight_words,
+        max_line_width=arguments.max_line_width,
+        max_line_count=arguments.max_line_count,
+        max_words_per_line=arguments.max_words_per_line,
+    )
+    for note in layout.check(word_timestamps=options.word_timestamps):
+        print(f"warning: {note}", file=sys.stderr)
     formats: tuple[str, ...] = ()
     if arguments.output_format or arguments.output_dir:
         formats = expand_formats(arguments.output_format or "all")
@@ -121,7 +144,9 @@ def transcribe(arguments: argparse.Namespace) -> int:
                 outputs = None
                 if formats:  # first: what cannot be written need not be heard
                     folder = arguments.output_dir or "."
-                    outputs = stack.enter_context(OutputFiles(file, folder, formats, name=name))
+                    outputs = stack.enter_context(
+                        OutputFiles(file, folder, formats, layout, name=name)
+                    )
                 stream = model.transcribe(_source(file), options)
                 if len(files) > 1 and arguments.verbose:
                     print(f"==> {file} <==")
