@@ -38,7 +38,7 @@ def ensure_bundle(
     folder: ModelFolder,
     *,
     weights: str = "lossless",
-    windows: tuple[int, ...] = (),
+    windows: tuple[int, ...] | None = None,
     batch: int = 1,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -47,7 +47,8 @@ def ensure_bundle(
     Args:
         folder: the model.
         weights: `lossless`, `f16` or `int8`.
-        windows: seconds of the shorter windows the encoder is to take too.
+        windows: seconds of the shorter windows the encoder is to take too; None for those of
+            the bundle there is.
         batch: rows each decoder graph takes.
         progress: is given a line of text per graph.
 
@@ -59,8 +60,10 @@ def ensure_bundle(
     if weights not in bundles.WEIGHT_FORMATS:
         raise UsageError(f"weights is {weights!r}; give {', '.join(bundles.WEIGHT_FORMATS)}")
     path = bundles.bundle_path(folder.path, weights)
-    recipe = bundles.recipe(folder, weights, windows, batch)
     existing = bundles.read_manifest(path)
+    if windows is None:
+        windows = () if existing is None else tuple(existing["recipe"]["windows"])
+    recipe = bundles.recipe(folder, weights, windows, batch)
     if existing is not None and existing["recipe"] == recipe:
         return bundles.read_bundle(path)
     try:

@@ -7,7 +7,7 @@ import openvino as ov
 
 from whisper_npu.errors import UsageError
 from whisper_npu.npu.build_bundle import ensure_bundle
-from whisper_npu.npu.devices import EMULATED, NPU, resolve
+from whisper_npu.npu.devices import EMULATED, NPU, require_npu, resolve
 from whisper_npu.npu.placement import AUTO, Placement, candidates, choose, machine, parse_device
 from whisper_npu.npu.split_backend import SplitBackend
 from whisper_npu.npu.static_backend import ENCODER_PART, PARTS, StaticBackend, graph_names
@@ -25,7 +25,8 @@ from whisper_npu.runtime.openvino_backend import (
 
 logger = logging.getLogger("whisper_npu")
 
-BACKENDS = ("openvino",)
+OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
+BACKENDS = (OPENVINO, ONNXRUNTIME)
 STATIC_CACHES = ("auto", "static")
 
 
@@ -50,7 +51,7 @@ def load_backend(
     Args:
         folder: the model.
         device: `CPU`, `GPU`, `NPU`, `NPU_EMULATED`, `AUTO`, or `encoder=NPU,decoder=CPU`.
-        backend: `openvino`.
+        backend: `openvino` or `onnxruntime`.
         kv_cache: see `OpenVINOBackend`; `auto` takes the device's fastest.
         precision: arithmetic; `auto` takes the device's.
         threads: processor threads; 0 leaves it to OpenVINO.
@@ -80,12 +81,21 @@ def load_backend(
             return load_static(
                 folder,
                 name,
+                backend=backend,
                 kv_cache=kv_cache,
                 precision=precision,
                 threads=threads,
                 weights=weights,
                 cache=cache,
                 parts=parts,
+            )
+        if backend == ONNXRUNTIME:
+            from whisper_npu.runtime.onnxruntime_backend import (  # noqa: PLC0415 - an extra
+                OnnxRuntimeBackend,
+            )
+
+            return OnnxRuntimeBackend(
+                folder, device=name, kv_cache=kv_cache, precision=precision, threads=threads
             )
         kind = "stateful" if kv_cache == "auto" else kv_cache
         return OpenVINOBackend(
@@ -108,6 +118,7 @@ def load_static(
     folder: ModelFolder,
     device: str,
     *,
+    backend: str = OPENVINO,
     kv_cache: str = "auto",
     precision: str = "auto",
     threads: int = 0,
@@ -120,6 +131,7 @@ def load_static(
     Args:
         folder: the model.
         device: `NPU`, `NPU_EMULATED` or `CPU`.
+        backend: `openvino` or `onnxruntime`.
         kv_cache: `auto` or `static`.
         precision: arithmetic.
         threads: processor threads, where the processor computes.
@@ -132,6 +144,8 @@ def load_static(
             f"{device} keeps past states in buffers of fixed size; give --kv-cache auto or static, "
             f"not {kv_cache}"
         )
+    if backend == ONNXRUNTIME:
+        return _load_static_onnxruntime(folder, device, precision, threads, weights, parts)
     core = ov.Core()
     target = resolve(core, device, precision, threads)  # before any work is done
     bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
@@ -144,6 +158,30 @@ def load_static(
         at_once=at_once,
         names=names,
         progress=logger.info,
+    )
+    return StaticBackend(bundle, engine)
+
+
+def _load_static_onnxruntime(
+    folder: ModelFolder,
+    device: str,
+    precision: str,
+    threads: int,
+    weights: str,
+    parts: tuple[str, ...],
+) -> StaticBackend:
+    from whisper_npu.npu.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415 - an extra
+    from whisper_npu.runtime.onnxruntime_backend import arithmetic  # noqa: PLC0415
+
+    if device == EMULATED:
+        raise UsageError("ONNX Runtime cannot emulate an NPU; give --backend openvino")
+    arithmetic(device, precision)  # before any work is done
+    if device == NPU:
+        require_npu(ov.Core())
+    bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
+    at_once, names = graph_names(bundle, parts)
+    engine = OnnxRuntimeEngine(
+        bundle, device, precision, threads=threads, at_once=at_once, names=names
     )
     return StaticBackend(bundle, engine)
 

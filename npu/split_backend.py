@@ -30,6 +30,12 @@ class SplitBackend:
         return self._encoder.n_audio_ctx
 
     @property
+    def window_frames(self) -> tuple[int, ...]:
+        """Lengths of windows that both take, shortest first."""
+        decoder = self._decoder.window_frames
+        return tuple(frames for frames in self._encoder.window_frames if frames in decoder)
+
+    @property
     def n_text_ctx(self) -> int:
         """Positions the decoder has."""
         return self._decoder.n_text_ctx

@@ -65,9 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--windows",
         nargs="*",
         type=int,
-        default=[],
         metavar="SECONDS",
-        help="also make encoders for windows shorter than the model's",
+        help="also make encoders for windows shorter than the model's (default: as before)",
     )
     return parser
 
@@ -91,7 +90,7 @@ def compile_model(arguments: argparse.Namespace) -> int:
     bundle = ensure_bundle(
         folder,
         weights=arguments.weights,
-        windows=tuple(sorted(set(arguments.windows))),
+        windows=None if arguments.windows is None else tuple(sorted(set(arguments.windows))),
         progress=_print,
     )
     _print(_describe(bundle))

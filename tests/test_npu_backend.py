@@ -13,6 +13,7 @@ from model_surgery import copy_folder
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.npu import static_backend
+from whisper_npu.npu.build_bundle import ensure_bundle
 from whisper_npu.npu.devices import EMULATED, EMULATED_LABEL
 from whisper_npu.npu.load import load_backend, load_static
 from whisper_npu.npu.split_backend import SplitBackend
@@ -125,6 +126,22 @@ def test_full_context(emulated, oracle, audio):
     with pytest.raises(UsageError, match=r"448 \+ 1 tokens do not fit"):
         session.step(row[:, :1])
     session.close()
+
+
+def test_shorter_windows(tiny_folder, tmp_path, cache, oracle):
+    copy = read_model_folder(copy_folder(tiny_folder, tmp_path / "elastic"))
+    ensure_bundle(copy, windows=(10,))
+    elastic = load_static(copy, EMULATED, cache=cache)
+    assert elastic.window_frames == (1000, 3000)
+    features = np.random.default_rng(5).standard_normal((1, 80, 3000)).astype(np.float32)
+    row = tokens(1, 6)
+    for frames in (3000, 1000, 3000):  # nothing of the longer window is left in the shorter
+        ours, theirs = (item.encode(features[:, :, :frames]) for item in (elastic, oracle))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        both_step([elastic, oracle], theirs, 1, [row, row[:, :1], row[:, 1:2]])
+        aligned = zip(elastic.align(theirs, row), oracle.align(theirs, row), strict=True)
+        for mine, other in aligned:
+            np.testing.assert_allclose(mine, other, atol=1e-4)
 
 
 def test_word_times(emulated, oracle, audio):

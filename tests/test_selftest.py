@@ -15,6 +15,14 @@ from whisper_npu.runtime.transcribe import WhisperModel
 from whisper_npu.scripts import selftest as script
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_texts():
+    """A random model decodes to the end of its context; a few tokens tell as much."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(selftest._PLAIN, "sample_len", 24)
+        yield
+
+
 @pytest.fixture(scope="module")
 def recordings():
     return {name: tiny_whisper.synthetic_speech(seed, 4) for seed, name in enumerate("ab")}

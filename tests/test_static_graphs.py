@@ -143,6 +143,7 @@ def test_shorter_windows_hide_the_end_of_the_audio(folder, tmp_path):
     for name in [name for name in feed if ".encoder." in name]:
         feed[name][:, :, 500:] = 1000.0
     np.testing.assert_array_equal(run(path, feed)["logits"], first)
+    assert ensure_bundle(read_model_folder(copy)).frames == bundle.frames, "loading keeps them"
     with pytest.raises(UsageError, match="shorter than the model's 30 s"):
         ensure_bundle(read_model_folder(copy), windows=(30,))
 

@@ -22,7 +22,7 @@ def load_model(
         path: the model folder.
         device: `CPU`, `GPU`, `NPU`, `AUTO` (whichever proves fastest), `encoder=NPU,decoder=CPU`,
             or `NPU_EMULATED`, the NPU's graphs on the CPU. Never replaced by another.
-        backend: what runs the graphs: `openvino`.
+        backend: what runs the graphs: `openvino` or `onnxruntime`.
         kv_cache: where the decoder's past states are kept: `stateful` (by the device), `concat` or
             `static` (by the host), `off` (recomputed at each step); `auto` takes the fastest.
         precision: arithmetic: `f32` reproduces PyTorch token by token; `bf16` and `f16` are faster
