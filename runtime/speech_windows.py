@@ -15,13 +15,13 @@ from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap, speech_spans
 
 # Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
-_SILENCE = -7.0
-_PAD = 0.4  # seconds kept before and after speech: onsets are soft, and so are ends
+SILENCE = -7.0
+PAD = 0.4  # seconds kept before and after speech: onsets are soft, and so are ends
 LONG_PAUSE = 3.0  # seconds without speech that end a window
 SHORT_PAUSE = 0.5  # the same where the language may change at any of them
-_LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
+LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
-_PAUSE = 0.2  # seconds without speech at which a window may be cut as well as anywhere
+_LONG_ENOUGH = 1.0  # seconds without speech above which the later of two pauses is the better cut
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class WindowChooser:
             n_frames = self._features.available(seek, self._window_frames)
             if n_frames == 0:
                 return None
-            if self._features.peak(seek, n_frames) < _SILENCE:
+            if self._features.peak(seek, n_frames) < SILENCE:
                 seek += n_frames
                 continue
             if self._speech is None:
@@ -90,9 +90,9 @@ class WindowChooser:
             spans = self._spans(seek, n_frames)
             if not spans:
                 at_end = self._features.available(seek + n_frames, 1) == 0
-                seek += n_frames if at_end else n_frames - round(_LOOK_AHEAD * FRAMES_PER_SECOND)
+                seek += n_frames if at_end else n_frames - round(LOOK_AHEAD * FRAMES_PER_SECOND)
                 continue
-            start = max(seek, _frame(spans[0][0] - _PAD))
+            start = max(seek, _frame(spans[0][0] - PAD))
             if not cut_at_pause and (start - seek) / FRAMES_PER_SECOND < self._long_pause:
                 start = seek  # as the reference has it: a short silence does no harm
             if start > seek:
@@ -107,33 +107,35 @@ class WindowChooser:
         edges = [*(begin for begin, _ in spans[1:]), end / FRAMES_PER_SECOND]
         for (_, speech_end), next_speech in zip(spans, edges, strict=True):
             if next_speech - speech_end >= self._long_pause:
-                pad = min(_PAD, (next_speech - speech_end) / 2)
+                pad = min(PAD, (next_speech - speech_end) / 2)
                 return Window(start, _frame(speech_end + pad))
         more = self._features.available(end, 1) > 0
         if cut_at_pause and more:
             end = self._pause(start, end, spans)
         return Window(start, end)
 
-    def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
-        """The frame at which to cut a full window: the middle of its best late pause.
+    def best_cut(self, start: int, end: int) -> int:
+        """The frame at which to cut frames `[start, end)` with speech, if cut they must be."""
+        if self._speech is None:
+            return end
+        return self._pause(start, end, self._spans(start, end - start))
 
-        The latest pause long enough to be one, else the longest, else where speech is least
-        probable.
+    def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
+        """The frame at which to cut a full window: the middle of its longest late pause.
+
+        The longer a pause, the surer a sentence ends there. Without any, it is cut where speech is
+        least probable.
         """
         earliest = (start + _EARLIEST_CUT * (end - start)) / FRAMES_PER_SECOND
         limit = end / FRAMES_PER_SECOND
         edges = [*(begin for begin, _ in spans[1:]), limit]
         pauses = [
-            (speech_end, next_speech)
+            (min(next_speech - speech_end, _LONG_ENOUGH), (speech_end + next_speech) / 2)
             for (_, speech_end), next_speech in zip(spans, edges, strict=True)
             if speech_end >= earliest and next_speech > speech_end
         ]
-        long_enough = [pause for pause in pauses if pause[1] - pause[0] >= _PAUSE]
-        if long_enough:
-            return _frame(sum(long_enough[-1]) / 2)
         if pauses:
-            lengths = [begin - stop for stop, begin in pauses]
-            return _frame(sum(pauses[lengths.index(max(lengths))]) / 2)
+            return _frame(max(pauses)[1])
         probabilities, first = self._judged(earliest, limit)
         quietest = int(np.argmin(probabilities))
         return _frame(first + (quietest + 0.5) / CHUNKS_PER_SECOND)

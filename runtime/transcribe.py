@@ -124,29 +124,11 @@ class TranscriptionStream:
         self._segments: list[Segment] = []
         self._ended = False
         self._error: BaseException | None = None
-        backend = model.backend
         speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
         times = StageTimes()
-        features = FeatureStream(iter(audio), backend.n_mels, speech, times)
-        self._job = Job(
-            backend=backend,
-            tokenizer=model.tokenizer,
-            vocabulary=model.vocabulary,
-            options=options,
-            features=features,
-            windows=WindowChooser(
-                features,
-                speech,
-                2 * backend.n_audio_ctx,
-                SHORT_PAUSE if options.multilingual else LONG_PAUSE,
-            ),
-            prompts=Prompts(model.tokenizer, options, backend.n_text_ctx),
-            times=times,
-            coverage=Coverage(),
-            attention_delay=attention_delay(model.folder.generation_config),
-            language=options.language,
-            on_partial=on_partial,
-        )
+        features = FeatureStream(iter(audio), model.backend.n_mels, speech, times)
+        self._job = new_job(model, options, features, speech, times)
+        self._job.on_partial = on_partial
         self._steps = _segments(self._job)
 
     def __iter__(self) -> Iterator[Segment]:
@@ -254,6 +236,31 @@ class TranscriptionStream:
     def duration(self) -> float:
         """Seconds of audio, known at its end."""
         return self.result().duration
+
+
+def new_job(
+    model: WhisperModel,
+    options: TranscribeOptions,
+    features: FeatureStream,
+    speech: SpeechMap | None,
+    times: StageTimes,
+) -> Job:
+    """A recording about to be transcribed; `options` are those `resolve` gives."""
+    backend = model.backend
+    long_pause = SHORT_PAUSE if options.multilingual else LONG_PAUSE
+    return Job(
+        backend=backend,
+        tokenizer=model.tokenizer,
+        vocabulary=model.vocabulary,
+        options=options,
+        features=features,
+        windows=WindowChooser(features, speech, 2 * backend.n_audio_ctx, long_pause),
+        prompts=Prompts(model.tokenizer, options, backend.n_text_ctx),
+        times=times,
+        coverage=Coverage(),
+        attention_delay=attention_delay(model.folder.generation_config),
+        language=options.language,
+    )
 
 
 def _segments(job: Job) -> Iterator[Segment]:

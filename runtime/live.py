@@ -1,0 +1,442 @@
+"""Speech to text while it is being spoken: text that stays, as early as it is safe.
+
+The audio since the last cut, at most one encoder window, is decoded again and again as it grows.
+What two decodings in a row agree on is committed (`agreement.py`) and never changes: later
+decodings go on from it. A pause commits the rest. Audio whose text is committed is let go of at a
+pause, at the end of a segment, or at the latest when the window is full, so that neither memory nor
+latency grow with the length of the session.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.runtime.agreement import HeardWord, agreed, heard_words
+from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.feature_stream import FeatureStream
+from whisper_npu.runtime.features import FRAMES_PER_SECOND, HOP_LENGTH
+from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.speech_windows import (
+    LONG_PAUSE,
+    LOOK_AHEAD,
+    PAD,
+    SILENCE,
+    Window,
+)
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP
+from whisper_npu.runtime.transcribe import WhisperModel, new_job
+from whisper_npu.runtime.vad import SpeechMap, speech_spans
+
+# Options that speak of a whole recording, or need words that will not be heard again.
+_NOT_LIVE = (
+    "prefix",
+    "mode",
+    "batch_size",
+    "word_timestamps",
+    "prepend_punctuations",
+    "append_punctuations",
+    "hallucination_silence_threshold",
+)
+_STEP = round(TIMESTAMP_STEP * FRAMES_PER_SECOND)  # frames between two timestamps
+_PADDING = round(PAD * FRAMES_PER_SECOND)
+_CONTEXT_TEMPERATURE = 0.5  # text sampled at a higher one is no good context for what follows
+_TAIL = round(0.2 * FRAMES_PER_SECOND)  # heard behind speech, it shows that a word has ended
+_LARGEST_SAMPLE = 1e9  # more is garbage, and would overflow in the spectrogram
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Words that will not change any more. The text of a session is all of these, joined.
+
+    Attributes:
+        start: Seconds from the start of the session; the words begin about here.
+        end: Seconds from the start of the session by which they have ended.
+        text: The words, their leading space included.
+        language: Code of their language.
+        flaw: What looks wrong with them after the last temperature; None if nothing does.
+    """
+
+    start: float
+    end: float
+    text: str
+    language: str
+    flaw: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tentative:
+    """The words behind the last committed ones, as they look now. Replaces the one before.
+
+    Attributes:
+        start: Seconds from the start of the session.
+        end: Seconds from the start of the session: how far they have been heard.
+        text: The words, their leading space included; empty once there are none.
+    """
+
+    start: float
+    end: float
+    text: str
+
+
+LiveUpdate = Committed | Tentative
+
+
+@dataclass(frozen=True)
+class _Speech:
+    """The first speech in the buffer, in frames.
+
+    Attributes:
+        start: where it begins.
+        end: where it ends, as far as has been heard.
+        paused: a pause follows.
+        over: a long pause follows, or the end of the session.
+    """
+
+    start: int
+    end: int
+    paused: bool
+    over: bool
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    """What the buffer was decoded to.
+
+    Attributes:
+        end: frame up to which it was heard.
+        tokens: all of them, committed ones included.
+        words: those behind the committed ones.
+        language: code of the language.
+        temperature: it was decoded at.
+        flaw: what looks wrong with it.
+    """
+
+    end: int
+    tokens: tuple[int, ...]
+    words: tuple[HeardWord, ...]
+    language: str
+    temperature: float
+    flaw: str | None
+
+    @property
+    def text(self) -> str:
+        return "".join(word.text for word in self.words)
+
+
+class LiveTranscriber:
+    """One session of live speech. Not for use by several threads at once.
+
+    Give `feed` all that has arrived since the last call, however much: it decodes once for it, or
+    once for every full window. Decoding slower than speech thus makes for fewer decodings, not for
+    a growing delay.
+    """
+
+    def __init__(
+        self,
+        model: WhisperModel,
+        options: TranscribeOptions | None = None,
+        *,
+        min_chunk: float = 1.0,
+        pause: float = 0.5,
+        trim_after: float = 15.0,
+        **changes: Any,
+    ) -> None:
+        """Hear nothing yet.
+
+        Args:
+            model: to decode with; sessions do not touch each other.
+            options: how to transcribe. With `vad=False` there are no pauses.
+            min_chunk: seconds of new audio between two decodings.
+            pause: seconds without speech after which everything is committed.
+            trim_after: seconds of audio from which on what is committed is let go of.
+            changes: options by name, over those in `options`.
+
+        Raises:
+            UsageError: an option is unknown, out of range or means nothing for live speech.
+        """
+        options = model.resolve(options, **changes)
+        _refuse_what_is_not_live(options)
+        self._capacity = model.backend.window_frames[-1]
+        window = self._capacity / FRAMES_PER_SECOND
+        self._min_chunk = _frames("min_chunk", min_chunk, 0.1, window / 2)
+        self._pause = _frames("pause", pause, 0.2, LONG_PAUSE)
+        self._trim_after = _frames("trim_after", trim_after, min_chunk, window)
+        if options.multilingual:
+            self._trim_after = 0  # the language may change at any pause
+        self._multilingual = options.multilingual
+        self._given_language = options.language
+        self._tokenizer = model.tokenizer
+        self._speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
+        self._job = _new_job(model, replace(options, multilingual=False), self._speech)
+        self._features = self._job.features
+        self._finished = False
+
+        self._begin = 0  # first frame of the buffer
+        self._decoded = 0  # frame up to which it has been decoded
+        self._settled = 0  # frame up to which all that was said is committed
+        self._said = 0.0  # seconds at which the committed text ends
+        self._begun: tuple[int, ...] = ()  # committed tokens of the buffer
+        self._pieces: list[tuple[int, int]] = []  # each: number of those, and the frame they end at
+        self._context = self._job.prompts.initial  # tokens of the text before the buffer
+        self._poor_context = False
+        self._language = options.language
+        self._hypothesis: _Hypothesis | None = None
+        self._shown = ""  # tentative text
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio heard."""
+        return self._features.duration
+
+    @property
+    def times(self) -> StageTimes:
+        """Where the time went, so far."""
+        return self._job.times
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know, one line each: prompts that were cut."""
+        return tuple(self._job.prompts.warnings)
+
+    def feed(self, samples: npt.NDArray[Any]) -> list[LiveUpdate]:
+        """Hear more, and say what can be said.
+
+        Args:
+            samples: any number of them, `(n,)`, mono at 16 kHz: floats in [-1, 1] or int16.
+
+        Returns:
+            in order of time: committed text, and the tentative text behind it if that changed.
+
+        Raises:
+            AudioError: an array of another kind, or values that are no finite numbers.
+            UsageError: the session is finished.
+        """
+        if self._finished:
+            raise UsageError("this live session is finished; make another LiveTranscriber")
+        rest = _as_float(samples)
+        updates: list[LiveUpdate] = []
+        while len(rest):
+            room = (self._begin + self._capacity - self._features.n_ready) * HOP_LENGTH
+            self._features.push(rest[:room])
+            rest = rest[room:]
+            updates += self._listen()
+        return [*updates, *self._tentative()]
+
+    def finish(self) -> list[LiveUpdate]:
+        """Commit what is left; afterwards nothing can be fed. A second call returns nothing."""
+        if self._finished:
+            return []
+        self._finished = True
+        self._features.end()
+        return [*self._listen(), *self._tentative()]
+
+    def _listen(self) -> list[LiveUpdate]:
+        """Decode what is due, commit what can be, let go of what need not be kept."""
+        updates: list[LiveUpdate] = []
+        while speech := self._next_speech():
+            if not self._begun and self._hypothesis is None:
+                self._begin = max(self._begin, speech.start - _PADDING)
+            if not speech.paused:
+                updates += self._agree(speech)
+                break
+            updates += self._settle(speech.end)
+            if speech.over or self._settled - self._begin > self._trim_after:
+                self._cut(self._settled, len(self._begun))
+            if not speech.over:
+                break
+        else:  # nothing but silence, in the end of which speech may just begin
+            keep = 0 if self._finished else round(LOOK_AHEAD * FRAMES_PER_SECOND)
+            self._cut(max(self._begin, self._features.n_ready - keep), len(self._begun))
+        if self._features.n_ready - self._begin >= self._capacity:
+            updates += self._make_room()
+        return updates
+
+    def _next_speech(self) -> _Speech | None:
+        """The first speech in the buffer, up to a long pause."""
+        heard = self._features.n_ready
+        if self._speech is None:
+            if self._features.peak(self._begin, heard - self._begin) < SILENCE:
+                return None
+            return _Speech(self._begin, heard, self._finished, self._finished)
+        spans = self._spans(self._begin, heard)
+        if not spans:
+            return None
+        long = round(LONG_PAUSE * FRAMES_PER_SECOND)
+        for (_, end), (following, _) in pairwise(spans):
+            if following - end >= long:
+                return _Speech(spans[0][0], end, paused=True, over=True)
+        silence = heard - spans[-1][1]
+        over = self._finished or silence >= long
+        return _Speech(spans[0][0], spans[-1][1], over or silence >= self._pause, over)
+
+    def _spans(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Speech between two frames; all of it without a detector."""
+        if self._speech is None:
+            return [(start, end)] if start < end else []
+        judged, first = self._speech.between(start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
+        spans = speech_spans(judged, first)
+        return [
+            (round(begin * FRAMES_PER_SECOND), min(end, round(stop * FRAMES_PER_SECOND)))
+            for begin, stop in spans
+        ]
+
+    def _agree(self, speech: _Speech) -> list[LiveUpdate]:
+        """Decode the buffer if that is due; commit what the last two decodings have in common."""
+        heard = self._features.n_ready
+        if heard - max(self._begin, self._decoded) < self._min_chunk or speech.end <= self._decoded:
+            return []
+        before, found = self._hypothesis, self._decode(heard, draft=True)
+        self._hypothesis = None if found.flaw else found
+        if before is None or found.flaw:
+            return []
+        count = agreed(before.words, found.words)
+        self._hypothesis = replace(found, words=found.words[count:])
+        if not count:
+            return []
+        tokens = found.tokens[: len(self._begun) + found.words[count - 1].stop]
+        common = replace(found, tokens=tokens, words=found.words[:count])
+        updates = self._commit(common, before.end)
+        if heard - self._begin > self._trim_after:
+            self._cut_at_segment()
+        return updates
+
+    def _settle(self, end: int) -> list[LiveUpdate]:
+        """Commit all that was said up to frame `end`, behind which nobody speaks."""
+        if end <= self._settled:
+            return []
+        heard_to = min(self._features.n_ready, end + _PADDING)
+        found = self._hypothesis
+        if found is None or found.end < min(heard_to, end + _TAIL):
+            found = self._decode(heard_to, draft=False)
+        self._hypothesis = None
+        self._settled = heard_to
+        return self._commit(found, end)
+
+    def _decode(self, end: int, *, draft: bool) -> _Hypothesis:
+        """Decode the buffer up to frame `end`; a draft tries the first temperature only."""
+        job = replace(self._job, language=self._language)
+        if draft:
+            first = job.options.temperature[:1]
+            job = replace(job, options=replace(job.options, temperature=first))
+        outcome = job.hear([Window(self._begin, end)], self._context, self._begun)[0].outcome
+        self._decoded = max(self._decoded, end)
+        tokens = self._begun if outcome.is_silence else outcome.decoded.tokens
+        words = heard_words(self._tokenizer, tokens[len(self._begun) :], outcome.language)
+        return _Hypothesis(
+            end=end,
+            tokens=tokens,
+            words=tuple(words),
+            language=outcome.language,
+            temperature=outcome.decoded.temperature,
+            flaw=outcome.flaw,
+        )
+
+    def _commit(self, found: _Hypothesis, end: int) -> list[LiveUpdate]:
+        """Make a hypothesis' words final; they end before frame `end`."""
+        if not found.text.strip():
+            return []
+        self._begun = found.tokens
+        self._pieces.append((len(self._begun), end))
+        self._language = found.language
+        self._poor_context |= found.temperature > _CONTEXT_TEMPERATURE
+        spans = self._spans(round(self._said * FRAMES_PER_SECOND), end)
+        start = max(self._said, spans[0][0] / FRAMES_PER_SECOND) if spans else self._said
+        self._said = max(start, (spans[-1][1] if spans else end) / FRAMES_PER_SECOND)
+        return [Committed(start, self._said, found.text, found.language, found.flaw)]
+
+    def _tentative(self) -> list[LiveUpdate]:
+        """The tentative text, if it has changed."""
+        found = self._hypothesis
+        text = "" if found is None else found.text
+        if text == self._shown:
+            return []
+        self._shown = text
+        end = self.duration if found is None else found.end / FRAMES_PER_SECOND
+        return [Tentative(self._said, max(self._said, end), text)]
+
+    def _cut_at_segment(self) -> None:
+        """Let go of the segments that are committed as a whole."""
+        begin = self._tokenizer.special.timestamp_begin
+        stamps = [token >= begin for token in self._begun]
+        pairs = [i for i in range(1, len(stamps)) if stamps[i - 1] and stamps[i]]
+        if pairs:
+            segment_end = self._begin + (self._begun[pairs[-1] - 1] - begin) * _STEP
+            self._cut(min(segment_end, self._features.n_ready), pairs[-1])
+
+    def _make_room(self) -> list[LiveUpdate]:
+        """Let go of half of a full buffer, at a commit or else at a pause."""
+        if self._pieces:
+            half = self._begin + self._capacity // 2
+            early = [piece for piece in self._pieces if piece[1] <= half]
+            n_tokens, end = early[-1] if early else self._pieces[0]
+            self._cut(max(end, self._begin + 1), n_tokens)
+            return []
+        end = self._job.windows.best_cut(self._begin, self._features.n_ready)
+        self._hypothesis = None
+        updates = self._settle(end)
+        self._cut(end, len(self._begun))
+        return updates
+
+    def _cut(self, frame: int, n_tokens: int) -> None:
+        """Begin the buffer at `frame`; its first committed tokens are now text before it."""
+        if self._poor_context or not self._job.options.condition_on_previous_text:
+            self._context = ()
+        else:
+            text = (*self._context, *self._begun[:n_tokens])
+            self._context = text[-self._job.backend.n_text_ctx :]
+        self._begun = self._later(self._begun[n_tokens:], frame)
+        self._pieces = [(n - n_tokens, end) for n, end in self._pieces if n > n_tokens]
+        found = self._hypothesis
+        if found is not None:
+            tokens = self._later(found.tokens[n_tokens:], frame)
+            self._hypothesis = replace(found, tokens=tokens)
+        self._begin = frame
+        self._features.forget(frame)
+        if not self._begun:
+            self._poor_context = False
+            if self._multilingual:
+                self._language = None
+
+    def _later(self, tokens: tuple[int, ...], frame: int) -> tuple[int, ...]:
+        """Tokens with the timestamps they have in a buffer that begins at `frame`."""
+        begin = self._tokenizer.special.timestamp_begin
+        steps = (frame - self._begin) // _STEP
+        return tuple(t if t < begin else max(begin, t - steps) for t in tokens)
+
+
+def _refuse_what_is_not_live(options: TranscribeOptions) -> None:
+    usual = TranscribeOptions()
+    for name in _NOT_LIVE:
+        if getattr(options, name) != getattr(usual, name):
+            raise UsageError(f"{name} does not work with live speech; leave it out")
+
+
+def _frames(name: str, seconds: float, least: float, most: float) -> int:
+    if not least <= seconds <= most:
+        raise UsageError(f"{name} is {seconds}; give seconds from {least:g} to {most:g}")
+    return round(seconds * FRAMES_PER_SECOND)
+
+
+def _new_job(model: WhisperModel, options: TranscribeOptions, speech: SpeechMap | None) -> Job:
+    times = StageTimes()
+    features = FeatureStream(iter(()), model.backend.n_mels, speech, times)
+    return new_job(model, options, features, speech, times)
+
+
+def _as_float(samples: npt.NDArray[Any]) -> Float32Array:
+    """Float32 samples of a piece of audio."""
+    if samples.ndim != 1:
+        raise AudioError(f"audio of shape {samples.shape}; feed one channel of shape (n_samples,)")
+    if samples.dtype == np.int16:
+        return samples.astype(np.float32) / np.float32(32_768)
+    if samples.dtype.kind != "f":
+        raise AudioError(f"audio of dtype {samples.dtype}; feed floats in [-1, 1] or int16")
+    if not (np.abs(samples) < _LARGEST_SAMPLE).all():  # false for NaN as well
+        raise AudioError("audio with samples that are no finite numbers; feed silence instead")
+    return samples.astype(np.float32)
