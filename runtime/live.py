@@ -20,7 +20,7 @@ from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND, HOP_LENGTH
 from whisper_npu.runtime.job import Job
-from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.options import NOT_LIVE, TranscribeOptions
 from whisper_npu.runtime.speech_windows import (
     LONG_PAUSE,
     LOOK_AHEAD,
@@ -33,16 +33,6 @@ from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP
 from whisper_npu.runtime.transcribe import WhisperModel, new_job
 from whisper_npu.runtime.vad import SpeechMap, speech_spans
 
-# Options that speak of a whole recording, or need words that will not be heard again.
-_NOT_LIVE = (
-    "prefix",
-    "mode",
-    "batch_size",
-    "word_timestamps",
-    "prepend_punctuations",
-    "append_punctuations",
-    "hallucination_silence_threshold",
-)
 _STEP = round(TIMESTAMP_STEP * FRAMES_PER_SECOND)  # frames between two timestamps
 _PADDING = round(PAD * FRAMES_PER_SECOND)
 _CONTEXT_TEMPERATURE = 0.5  # text sampled at a higher one is no good context for what follows
@@ -412,7 +402,7 @@ class LiveTranscriber:
 
 def _refuse_what_is_not_live(options: TranscribeOptions) -> None:
     usual = TranscribeOptions()
-    for name in _NOT_LIVE:
+    for name in NOT_LIVE:
         if getattr(options, name) != getattr(usual, name):
             raise UsageError(f"{name} does not work with live speech; leave it out")
 

@@ -10,6 +10,16 @@ PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 MODES = ("auto", "sequential", "batched")
 TASKS = ("transcribe", "translate")
+# Options that need a whole recording: live speech does without them.
+NOT_LIVE = (
+    "prefix",
+    "mode",
+    "batch_size",
+    "word_timestamps",
+    "prepend_punctuations",
+    "append_punctuations",
+    "hallucination_silence_threshold",
+)
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 

@@ -9,6 +9,7 @@ from whisper_npu.errors import UsageError
 from whisper_npu.runtime.options import (
     APPEND_PUNCTUATIONS,
     MODES,
+    NOT_LIVE,
     PREPEND_PUNCTUATIONS,
     TASKS,
     TranscribeOptions,
@@ -60,8 +61,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """Add everything that `decoding_options` reads."""
+def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False) -> None:
+    """Add everything that `decoding_options` reads; live, without what needs a whole recording."""
     what = parser.add_argument_group("what to transcribe")
     what.add_argument("--language", help="code or English name (default: detected)")
     what.add_argument("--task", default="transcribe", choices=TASKS, help="translate: into English")
@@ -77,35 +78,6 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         "--hotwords", metavar="TEXT", help="names and terms to expect, given to every window"
     )
     what.add_argument(
-        "--prefix", metavar="TEXT", help="what the transcript goes on from; not part of it"
-    )
-    what.add_argument(
-        "--word-timestamps",
-        type=cli.boolean,
-        default=False,
-        metavar="True|False",
-        help="give every word its time (default: %(default)s)",
-    )
-    what.add_argument(
-        "--prepend-punctuations",
-        default=PREPEND_PUNCTUATIONS,
-        metavar="MARKS",
-        help="punctuation that counts as part of the word behind it",
-    )
-    what.add_argument(
-        "--append-punctuations",
-        default=APPEND_PUNCTUATIONS,
-        metavar="MARKS",
-        help="punctuation that counts as part of the word before it",
-    )
-    what.add_argument(
-        "--hallucination-silence-threshold",
-        type=cli.optional(float),
-        metavar="SECONDS",
-        help="leave out text that sits strangely in time with that much silence around it; "
-        "needs --word-timestamps True",
-    )
-    what.add_argument(
         "--without-timestamps", action="store_true", help="text only, one segment per window"
     )
     what.add_argument(
@@ -117,20 +89,6 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     )
 
     long = parser.add_argument_group("long recordings")
-    long.add_argument(
-        "--mode",
-        default="auto",
-        choices=MODES,
-        help="sequential: window after window, each with the text before it; batched: windows cut "
-        "at pauses, decoded together; auto: batched beyond one window (default)",
-    )
-    long.add_argument(
-        "--batch-size",
-        type=int,
-        default=TranscribeOptions.batch_size,
-        metavar="N",
-        help="windows decoded together in batched mode (default: %(default)s)",
-    )
     long.add_argument(
         "--vad",
         type=cli.boolean,
@@ -152,6 +110,12 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         metavar="True|False",
         help="sequential mode gives each window the text before it (default: %(default)s)",
     )
+
+    if live:
+        usual = TranscribeOptions()
+        parser.set_defaults(**{name: getattr(usual, name) for name in NOT_LIVE})
+    else:
+        _add_recording_options(what, long)
 
     how = parser.add_argument_group("decoding")
     how.add_argument(
@@ -206,6 +170,53 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         type=cli.optional(float),
         metavar="ALPHA",
         help="Google NMT's, in ranking candidates (default: divide by length)",
+    )
+
+
+def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._ArgumentGroup) -> None:
+    """Add the options that need a whole recording: `NOT_LIVE`."""
+    what.add_argument(
+        "--prefix", metavar="TEXT", help="what the transcript goes on from; not part of it"
+    )
+    what.add_argument(
+        "--word-timestamps",
+        type=cli.boolean,
+        default=False,
+        metavar="True|False",
+        help="give every word its time (default: %(default)s)",
+    )
+    what.add_argument(
+        "--prepend-punctuations",
+        default=PREPEND_PUNCTUATIONS,
+        metavar="MARKS",
+        help="punctuation that counts as part of the word behind it",
+    )
+    what.add_argument(
+        "--append-punctuations",
+        default=APPEND_PUNCTUATIONS,
+        metavar="MARKS",
+        help="punctuation that counts as part of the word before it",
+    )
+    what.add_argument(
+        "--hallucination-silence-threshold",
+        type=cli.optional(float),
+        metavar="SECONDS",
+        help="leave out text that sits strangely in time with that much silence around it; "
+        "needs --word-timestamps True",
+    )
+    long.add_argument(
+        "--mode",
+        default="auto",
+        choices=MODES,
+        help="sequential: window after window, each with the text before it; batched: windows cut "
+        "at pauses, decoded together; auto: batched beyond one window (default)",
+    )
+    long.add_argument(
+        "--batch-size",
+        type=int,
+        default=TranscribeOptions.batch_size,
+        metavar="N",
+        help="windows decoded together in batched mode (default: %(default)s)",
     )
 
 
