@@ -13,6 +13,7 @@ from whisper_npu.runtime.results import Segment, Word
 _IMPROBABLE = 0.15
 _SHORT = 0.133  # seconds
 _LONG = 2.0  # seconds
+_PAUSE = 0.3  # seconds: a gap between words that is not just the next one's onset
 _SCORE_PER_SHORT_SECOND = 15
 _WORDS_JUDGED = 8
 _ANOMALOUS_SCORE = 3.0
@@ -41,16 +42,16 @@ def is_segment_anomaly(segment: Segment | None) -> bool:
 
 
 def _without_gaps(words: Sequence[Word]) -> list[Word]:
-    """Words that each begin where the one before ends.
+    """Words that each last until the next one begins, but for pauses.
 
-    The rules above were made for such words. Here words begin with their sound, and a short gap is
-    only what the ear takes for one: without it, "the" would count as too short.
+    The rules above were made for such words. Here words end a little early where the next follows
+    at once: "the" would count as too short.
     """
-    joined = list(words[:1])
-    for before, word in pairwise(words):
-        near = word.start - before.end < _SHORT
-        joined.append(replace(word, start=before.end) if near else word)
-    return joined
+    lasting = [
+        replace(word, end=following.start) if following.start - word.end < _PAUSE else word
+        for word, following in pairwise(words)
+    ]
+    return [*lasting, *words[-1:]]
 
 
 def first_hallucination(

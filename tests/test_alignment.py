@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from whisper_npu.runtime.alignment import median_filter, token_times, warp
+from whisper_npu.runtime.alignment import (
+    UNKNOWN_DELAY,
+    attention_delay,
+    median_filter,
+    token_times,
+    warp,
+)
 
 
 def cheapest_by_trying_all(cost: np.ndarray) -> float:
@@ -96,6 +102,13 @@ def test_median_filter_leaves_what_is_too_short_to_reflect() -> None:
     np.testing.assert_array_equal(median_filter(values, 7), values)
 
 
+def test_delay_is_that_of_the_heads() -> None:
+    base = [[5, 6], [3, 1], [4, 2], [4, 3], [4, 7], [5, 1], [5, 2], [5, 4]]
+    assert attention_delay({"alignment_heads": base}) == 0
+    assert attention_delay({"alignment_heads": base[1:]}) == UNKNOWN_DELAY
+    assert attention_delay({}) == UNKNOWN_DELAY
+
+
 def _attentions(spans: list[tuple[int, int]], n_positions: int, n_before: int = 3) -> np.ndarray:
     """Two heads whose text tokens attend to given spans, and to little else; padding is loud."""
     rows = np.full((2, n_before + len(spans) + 1, n_positions), 1e-4, np.float32)
@@ -108,15 +121,14 @@ def _attentions(spans: list[tuple[int, int]], n_positions: int, n_before: int = 
 def test_tokens_take_the_audio_they_attend_to() -> None:
     times = token_times(_attentions([(0, 21), (21, 50), (50, 71)], 100), 3, 3, 100)
     assert times.ends.tolist() == [21, 50, 71]
-    # Half of the attention lies before the middle, from which two positions are taken off.
-    assert times.starts.tolist() == [10 - 2, 35 - 2, 60 - 2]
+    assert times.starts.tolist() == [10, 35, 60]  # half of the attention lies before the middle
 
 
 def test_a_pause_belongs_to_no_token() -> None:
     """The stretch of a token takes in the pause before it, its start does not."""
     spans = [(0, 20), (60, 64), (64, 90)]
     times = token_times(_attentions(spans, 100), 3, 3, 100)
-    assert 55 <= times.starts[1] <= 62
+    assert 58 <= times.starts[1] <= 62
     assert times.ends[0] < 60
 
 

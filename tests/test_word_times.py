@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from whisper_npu.runtime.alignment import attention_delay
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.decoding import DecodingOptions, decode_windows
 from whisper_npu.runtime.features import HOP_LENGTH, log_mel_spectrogram
@@ -28,6 +29,7 @@ class Model:
         folder = read_model_folder(path)
         self.backend = OpenVINOBackend(folder, precision="f32")
         self.tokenizer = Tokenizer(folder.tokenizer)
+        self.attention_delay = attention_delay(folder.generation_config)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
 
     def transcribe(self, samples: Float32Array, language: str) -> list[Segment]:
@@ -76,6 +78,7 @@ class Model:
             ),
             n_frames=n_frames,
             offset=0.0,
+            attention_delay=self.attention_delay,
         )
 
 
@@ -106,8 +109,8 @@ def test_tiny_en_times_words(tiny_en_folder: Path, shared_audio: Path) -> None:
     folder = shared_audio / "words"
     (clip,) = (clip for clip in _clips(folder) if clip["language"] == "en")
     errors = _start_errors(Model(tiny_en_folder), clip, folder)
-    assert np.median(errors) <= 0.15  # it hears words late
-    assert np.percentile(errors, 90) <= 0.30
+    assert np.median(errors) <= 0.08
+    assert np.percentile(errors, 90) <= 0.20
 
 
 def test_base_times_words_in_three_languages(base_folder: Path, shared_audio: Path) -> None:

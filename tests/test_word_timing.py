@@ -76,6 +76,7 @@ def _add(tokenizer: Tokenizer, texts: list[str], **changes) -> tuple[list[Segmen
         ),
         "n_frames": 3000,
         "offset": 100.0,
+        "attention_delay": 0.0,
     }
     audio = np.zeros((1, 1500, 4), np.float32)
     return add_word_timestamps(segments, audio, **(options | changes)), backend
@@ -109,14 +110,32 @@ def test_times_and_probabilities_are_those_of_the_tokens(tokenizer: Tokenizer) -
     first, second = segment.words
     assert first.end == pytest.approx(100 + step * len(a))
     assert second.end == pytest.approx(100 + step * len(text))
-    assert second.start == pytest.approx(first.end + 0.04)  # the middle less two positions
+    assert second.start == pytest.approx(first.end + 0.08)  # half of the attention
     assert first.probability == pytest.approx(probabilities[: len(a)].mean())
     assert second.probability == pytest.approx(probabilities[len(a) :][: len(b)].mean())
+
+
+def test_delay_of_the_attention_is_taken_off(tokenizer: Tokenizer) -> None:
+    (prompt,), _ = _add(tokenizer, [" one two three"])
+    (late,), _ = _add(tokenizer, [" one two three"], attention_delay=0.1)
+    for word, earlier in zip(prompt.words[1:], late.words[1:], strict=True):
+        assert (earlier.start, earlier.end) == pytest.approx((word.start - 0.1, word.end - 0.1))
+    assert late.words[0].start >= 100
 
 
 def test_no_word_lies_in_the_padding(tokenizer: Tokenizer) -> None:
     segments, _ = _add(tokenizer, [" one two three four five six"], n_frames=100)
     assert segments[0].words[-1].end <= 101
+
+
+def test_no_word_overlaps_the_window_before(tokenizer: Tokenizer) -> None:
+    segments, _ = _add(tokenizer, [" one two", " three"], not_before=101.0)
+    words = [word for s in segments for word in s.words]
+    assert words[0].start == 101.0
+    assert all(word.start <= word.end for word in words)
+    free, _ = _add(tokenizer, [" one two", " three"])
+    assert free[0].words[0].start < 101.0
+    assert free[1] == segments[1]  # later words stay where they are
 
 
 def test_languages_without_spaces_are_timed_by_character(tokenizer: Tokenizer) -> None:
