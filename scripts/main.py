@@ -8,6 +8,7 @@ from whisper_npu.version import __version__
 
 COMMANDS = {
     "transcribe": ("transcribe", "audio and video files to text"),
+    "stream": ("stream", "live audio from a pipe to text, as it is spoken"),
     "export": ("export_onnx", "a Whisper checkpoint to a verified ONNX model folder"),
     "wer": ("evaluate_wer", "the word error rate and speed of models on references"),
     "compile": ("compile_model", "a model's static graphs for the NPU, compiled ahead of time"),
