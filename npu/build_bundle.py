@@ -39,7 +39,6 @@ def ensure_bundle(
     *,
     weights: str = "lossless",
     windows: tuple[int, ...] | None = None,
-    batch: int = 1,
     progress: Progress | None = None,
 ) -> Bundle:
     """The model's bundle, made now if it is missing, damaged or out of date.
@@ -49,7 +48,6 @@ def ensure_bundle(
         weights: `lossless`, `f16` or `int8`.
         windows: seconds of the shorter windows the encoder is to take too; None for those of
             the bundle there is.
-        batch: rows each decoder graph takes.
         progress: is given a line of text per graph.
 
     Raises:
@@ -63,7 +61,7 @@ def ensure_bundle(
     existing = bundles.read_manifest(path)
     if windows is None:
         windows = () if existing is None else tuple(existing["recipe"]["windows"])
-    recipe = bundles.recipe(folder, weights, windows, batch)
+    recipe = bundles.recipe(folder, weights, windows)
     if existing is not None and existing["recipe"] == recipe:
         return bundles.read_bundle(path)
     try:
@@ -109,20 +107,19 @@ def _build(
             f"{recipe['windows']}"
         )
     frames = (*shorter, whole)
-    batch, audio_mask = recipe["batch"], bool(shorter)
+    audio_mask = bool(shorter)
 
     def graphs() -> "Iterator[tuple[str, Graph]]":
         for length in frames:
             yield f"{bundles.ENCODER}_{length}", static_graphs.encoder_graph(encoder, sizes, length)
-            cross = static_graphs.cross_graph(decoder, sizes, length, batch)
+            cross = static_graphs.cross_graph(decoder, sizes, length)
             yield f"{bundles.CROSS}_{length}", cross
         for size in recipe["buckets"]:
-            prefill = static_graphs.prefill_graph(
-                with_past, sizes, size, batch=batch, audio_mask=audio_mask
-            )
+            prefill = static_graphs.prefill_graph(with_past, sizes, size, audio_mask=audio_mask)
             yield f"{bundles.PREFILL}_{size}", prefill
-        step = static_graphs.step_graph(with_past, sizes, batch=batch, audio_mask=audio_mask)
-        yield bundles.STEP, step
+        for rows in recipe["step_rows"]:
+            step = static_graphs.step_graph(with_past, sizes, rows=rows, audio_mask=audio_mask)
+            yield f"{bundles.STEP}_{rows}", step
         if (folder.path / ALIGNMENT).is_file():
             source = read_graph(folder.path / ALIGNMENT)
             for length in frames:

@@ -17,13 +17,14 @@ FOLDER = "npu"
 MANIFEST = "npu_manifest.json"
 DATA_FILE = "weights.bin"
 FORMAT = 1
-REVISION = 1  # raise it when the same source would make different graphs
+REVISION = 2  # raise it when the same source would make different graphs
 _SHORT_BUCKETS = (4, 32, 128)
 
 ENCODER = "encoder"
 CROSS = "cross"
 PREFILL = "prefill"
 STEP = "step"
+STEP_ROWS = (1, 4)  # four rows at once take twice as long as one: weights are read once
 ALIGN = "align"
 
 WEIGHT_FORMATS = ("lossless", "f16", "int8")
@@ -37,7 +38,7 @@ class StaticGraph:
     """One graph of a bundle.
 
     Attributes:
-        name: `encoder_3000`, `cross_3000`, `prefill_4`, `step`.
+        name: `encoder_3000`, `cross_3000`, `prefill_4`, `step_1`.
         path: its file.
         sha256: of the file; with the data file's it identifies the graph.
         inputs: shapes of the inputs.
@@ -60,7 +61,7 @@ class Bundle:
         weights: `lossless`, `f16` or `int8`.
         frames: window lengths the encoder takes, shortest first; the last is the whole window.
         buckets: prompt lengths with a graph of their own, shortest first.
-        batch: rows each decoder graph takes.
+        step_rows: how many rows the step graphs take, fewest first.
         data_sha256: of the data file.
         sizes: of the model, by the names of `static_graphs.Sizes`: `n_mels`, `n_text_ctx`, ...
         graphs: by name.
@@ -70,7 +71,7 @@ class Bundle:
     weights: str
     frames: tuple[int, ...]
     buckets: tuple[int, ...]
-    batch: int
+    step_rows: tuple[int, ...]
     data_sha256: str
     sizes: dict[str, int]
     graphs: dict[str, StaticGraph]
@@ -121,7 +122,7 @@ def buckets(n_text_ctx: int) -> tuple[int, ...]:
     return (*(size for size in _SHORT_BUCKETS if size < longest), longest)
 
 
-def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...], batch: int) -> Recipe:
+def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recipe:
     """Everything that decides what a bundle holds."""
     return {
         "format": FORMAT,
@@ -131,7 +132,7 @@ def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...], batch: i
         "weights": weights,
         "windows": sorted(windows),
         "buckets": list(buckets(folder.n_text_ctx)),
-        "batch": batch,
+        "step_rows": list(STEP_ROWS),
     }
 
 
@@ -174,7 +175,7 @@ def read_bundle(path: Path) -> Bundle:
         weights=made_for["weights"],
         frames=tuple(content["frames"]),
         buckets=tuple(made_for["buckets"]),
-        batch=made_for["batch"],
+        step_rows=tuple(made_for["step_rows"]),
         data_sha256=content["data_sha256"],
         sizes=dict(content["sizes"]),
         graphs=graphs,

@@ -1,12 +1,13 @@
 """Decodes with the static graphs of a bundle: fixed shapes outside, any prompt and batch inside.
 
-Each token row has a lane: a request of the step graph with buffers for the whole context, written
-in place. A session takes lanes, clears them, and gives them back. Rows of one window share its
-cross-attention states.
+Token rows are decoded in lanes: a lane is a request of a step graph for one row or several, with
+buffers for the whole context, written in place. A session takes lanes, clears them, and gives them
+back.
 """
 
 from collections.abc import Sequence
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,7 +44,8 @@ def graph_names(bundle: Bundle, parts: Sequence[str]) -> tuple[list[str], list[s
         at_once.append(f"{bundles.ENCODER}_{whole}")
         names += encoders
     if DECODER_PART in parts:
-        first = (f"{bundles.CROSS}_{whole}", f"{bundles.PREFILL}_{shortest}", bundles.STEP)
+        step = f"{bundles.STEP}_{bundle.step_rows[0]}"
+        first = (f"{bundles.CROSS}_{whole}", f"{bundles.PREFILL}_{shortest}", step)
         at_once += first
         names += decoders
     return at_once, names
@@ -54,11 +56,9 @@ class StaticBackend:
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         """Decode with the graphs of `bundle`, which `engine` runs."""
-        if bundle.batch != 1:
-            raise ModelError(f"{bundle.path} holds graphs for {bundle.batch} rows, not 1")
         self._bundle = bundle
         self._engine = engine
-        self._lanes: list[_Lane] = []
+        self._lanes: dict[int, list[_Lane]] = {rows: [] for rows in bundle.step_rows}
         self._lock = Lock()
 
     @property
@@ -168,26 +168,38 @@ class StaticBackend:
             self._engine.give(name, request)
         return np.stack(probabilities), np.stack(attentions)
 
-    def take_lane(self) -> "_Lane":
-        """A cleared lane nobody else uses."""
+    def take_lanes(self, n_rows: int) -> "list[_Lane]":
+        """Cleared lanes nobody else uses, for `n_rows` rows in all, the widest first."""
+        lanes: list[_Lane] = []
+        while n_rows > 0:
+            # A wide lane with idle rows is still cheaper than a narrow one for each.
+            fitting = [rows for rows in self._bundle.step_rows if rows <= n_rows + n_rows // 2]
+            rows = fitting[-1]
+            lanes.append(self._take_lane(rows))
+            n_rows -= rows
+        return lanes
+
+    def _take_lane(self, rows: int) -> "_Lane":
         with self._lock:
-            lane = self._lanes.pop() if self._lanes else None
+            free = self._lanes[rows]
+            lane = free.pop() if free else None
         if lane is None:
-            lane = _Lane(self._engine.take(bundles.STEP), self._bundle)
+            name = f"{bundles.STEP}_{rows}"
+            lane = _Lane(self._engine.take(name), self._bundle, rows)
         lane.clear()
         return lane
 
     def give_lane(self, lane: "_Lane") -> None:
         """Give a lane back."""
         with self._lock:
-            self._lanes.append(lane)
+            self._lanes[lane.rows].append(lane)
 
     def project(self, hidden: Float32Array) -> "_CrossStates":
         """Cross-attention states of one window `(n_audio_ctx, n_audio_state)`."""
         return _CrossStates(self._engine, self._bundle, hidden)
 
-    def prefill(self, tokens: Int64Array, cross: "_CrossStates", lane: "_Lane") -> Float32Array:
-        """Run up to the longest bucket of tokens `(n,)` on an empty lane.
+    def prefill(self, tokens: Int64Array, cross: "_CrossStates", place: "_Place") -> Float32Array:
+        """Run up to the longest bucket of tokens `(n,)` as the first of a row.
 
         Returns:
             float32 logits `(min(n, N_LOGITS), n_vocab)` of the last positions.
@@ -206,7 +218,7 @@ class StaticBackend:
             positions[:] = n_tokens - 1
             positions[:wanted] = np.arange(n_tokens - wanted, n_tokens)
             request.run()
-            lane.take_up(request, n_tokens)
+            place.lane.fill(place.row, request, n_tokens)
             return request.output(LOGITS)[0, :wanted].copy()
         finally:
             self._engine.give(name, request)
@@ -230,12 +242,13 @@ class _CrossStates:
         self._request.buffer("encoder_hidden_states")[0] = hidden
         self._request.run()
 
-    def attach(self, request: Request) -> None:
-        """Let a decoder graph's request read these states."""
+    def attach(self, request: Request, row: int = 0, rows: int = 1) -> None:
+        """Let a row of a decoder graph's request read these states."""
         for name in self._states:
             past = past_name(name)
-            if self._has_shorter_windows:  # the graph does not look behind `audio_length`
-                request.buffer(past)[:, :, : self._length] = self._request.output(name)
+            if self._has_shorter_windows or rows > 1:
+                # Behind `audio_length` the graph does not look.
+                request.buffer(past)[row, :, : self._length] = self._request.output(name)[0]
             else:
                 request.share(past, self._request, name)
         if self._has_shorter_windows:
@@ -247,65 +260,71 @@ class _CrossStates:
 
 
 class _Lane:
-    """One token row: a request of the step graph and its buffers for the whole context."""
+    """A request of a step graph for some rows, and their buffers for the whole context."""
 
-    def __init__(self, request: Request, bundle: Bundle) -> None:
-        graph = bundle.graphs[bundles.STEP]
+    def __init__(self, request: Request, bundle: Bundle, rows: int) -> None:
+        graph = bundle.graphs[f"{bundles.STEP}_{rows}"]
         self._pasts = [name for name in graph.inputs if is_self_attention(name)]
         self.request = request
-        self.length = 0
+        self.rows = rows
 
     def clear(self) -> None:
         """Forget the last session."""
         for name in self._pasts:
             self.request.buffer(name)[:] = 0
-        self.length = 0
 
-    def step(self, token: int) -> Float32Array:
-        """Run one token; logits `(1, n_vocab)`, valid until the next step."""
-        self.request.buffer(INPUT_IDS)[:] = token
-        self.request.buffer(CACHE_POSITION)[:] = self.length
+    def step(self, tokens: Int64Array, position: int) -> Float32Array:
+        """Run one token per row; logits `(len(tokens), 1, n_vocab)`, valid until the next step."""
+        self.request.buffer(INPUT_IDS)[: len(tokens), 0] = tokens
+        self.request.buffer(CACHE_POSITION)[:] = position
         self.request.run()
-        self.take_up(self.request, 1)
-        logits: Float32Array = self.request.output(LOGITS)[0]
+        for name in self._pasts:
+            new = self.request.output(present_name(name))
+            self.request.buffer(name)[:, :, position] = new[:, :, 0]
+        logits: Float32Array = self.request.output(LOGITS)[: len(tokens)]
         return logits
 
-    def take_up(self, request: Request, n_new: int) -> None:
-        """Write the first `n_new` states a request returned behind those held."""
-        start, stop = self.length, self.length + n_new
+    def fill(self, row: int, request: Request, n_new: int) -> None:
+        """Take up the first `n_new` states that a prefill returned."""
         for name in self._pasts:
             new = request.output(present_name(name))
-            self.request.buffer(name)[:, :, start:stop] = new[:, :, :n_new]
-        self.length = stop
+            self.request.buffer(name)[row, :, :n_new] = new[0, :, :n_new]
 
-    def states(self) -> dict[str, Float32Array]:
-        """A copy of the states held, by input name."""
-        held = slice(0, self.length)
-        return {name: self.request.buffer(name)[:, :, held].copy() for name in self._pasts}
+    def states(self, row: int, length: int) -> dict[str, Float32Array]:
+        """A copy of a row's states, by input name."""
+        return {name: self.request.buffer(name)[row, :, :length].copy() for name in self._pasts}
 
-    def continue_from(self, states: dict[str, Float32Array]) -> None:
-        """Go on from another lane's states of the same length."""
+    def replace(self, row: int, length: int, states: dict[str, Float32Array]) -> None:
+        """Let a row go on from another's states."""
         for name, state in states.items():
-            self.request.buffer(name)[:, :, : self.length] = state
+            self.request.buffer(name)[row, :, :length] = state
+
+
+class _Place(NamedTuple):
+    """Where a row of a session is decoded."""
+
+    lane: _Lane
+    row: int
 
 
 class StaticSession:
-    """A batch of token rows being decoded, each in its lane. Close it when done."""
+    """A batch of token rows being decoded in lanes. Close it when done."""
 
     def __init__(self, backend: StaticBackend, audio: Float32Array, rows_per_window: int) -> None:
         self._backend = backend
+        self._length = 0
         self._cross: list[_CrossStates] = []
         self._lanes: list[_Lane] = []
-        self._rows: list[_CrossStates] = []
+        n_rows = len(audio) * rows_per_window
         try:
             for hidden in audio:
-                cross = backend.project(hidden)
-                self._cross.append(cross)
-                self._rows += [cross] * rows_per_window
-            for cross in self._rows:
-                lane = backend.take_lane()
-                self._lanes.append(lane)
-                cross.attach(lane.request)
+                self._cross.append(backend.project(hidden))
+            self._lanes = backend.take_lanes(n_rows)
+            places = [_Place(lane, row) for lane in self._lanes for row in range(lane.rows)]
+            self._places = places[:n_rows]
+            self._rows = [cross for cross in self._cross for _ in range(rows_per_window)]
+            for place, cross in zip(self._places, self._rows, strict=True):
+                cross.attach(place.lane.request, place.row, place.lane.rows)
         except BaseException:
             self.close()
             raise
@@ -313,41 +332,54 @@ class StaticSession:
     @property
     def length(self) -> int:
         """Positions decoded so far."""
-        return self._lanes[0].length
+        return self._length
 
     def step(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
-        if self.length + n_new > self._backend.n_text_ctx:
+        if self._length + n_new > self._backend.n_text_ctx:
             raise UsageError(
-                f"{self.length} + {n_new} tokens do not fit the decoder's context of "
+                f"{self._length} + {n_new} tokens do not fit the decoder's context of "
                 f"{self._backend.n_text_ctx}"
             )
-        if self.length > 0 and n_new == 1:
-            rows = [lane.step(row[0]) for lane, row in zip(self._lanes, tokens, strict=True)]
-        else:
-            rows = [
-                self._several(lane, cross, row)
-                for lane, cross, row in zip(self._lanes, self._rows, tokens, strict=True)
-            ]
-        return np.stack(rows)
-
-    def _several(self, lane: _Lane, cross: _CrossStates, tokens: Int64Array) -> Float32Array:
-        """Logits of the last positions, `(min(n, N_LOGITS), n_vocab)`."""
         found: list[Float32Array] = []
         rest = tokens
-        if lane.length == 0:
-            first, rest = np.split(tokens, [self._backend.longest_prefill])
-            found.extend(self._backend.prefill(first, cross, lane))
-        found.extend(lane.step(token)[0].copy() for token in rest)
-        return np.stack(found[-N_LOGITS:])
+        if self._length == 0:
+            first, rest = np.split(tokens, [self._backend.longest_prefill], axis=1)
+            found.append(self._prefill(first))
+        found.extend(self._step(column) for column in rest.T)
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)[:, -N_LOGITS:]
+
+    def _prefill(self, tokens: Int64Array) -> Float32Array:
+        """Logits of the last positions, `(rows, min(n, N_LOGITS), n_vocab)`."""
+        logits = [
+            self._backend.prefill(row, cross, place)
+            for row, cross, place in zip(tokens, self._rows, self._places, strict=True)
+        ]
+        self._length = tokens.shape[1]
+        return np.stack(logits)
+
+    def _step(self, tokens: Int64Array) -> Float32Array:
+        """Logits `(rows, 1, n_vocab)` after one token per row `(rows,)`."""
+        logits = []
+        start = 0
+        for lane in self._lanes:
+            mine = tokens[start : start + lane.rows]
+            logits.append(lane.step(mine, self._length))
+            start += lane.rows
+        self._length += 1
+        return np.concatenate(logits)  # a copy: the lanes write theirs again
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Make row `i` continue what was row `rows[i]`."""
         moved = {target: source for target, source in enumerate(rows) if target != source}
-        states = {source: self._lanes[source].states() for source in set(moved.values())}
+        states = {
+            source: self._places[source].lane.states(self._places[source].row, self._length)
+            for source in set(moved.values())
+        }
         for target, source in moved.items():
-            self._lanes[target].continue_from(states[source])
+            place = self._places[target]
+            place.lane.replace(place.row, self._length, states[source])
 
     def close(self) -> None:
         """Give lanes and requests back."""

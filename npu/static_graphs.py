@@ -99,7 +99,7 @@ def read_sizes(encoder: Graph, decoder_with_past: Graph, n_text_ctx: int) -> Siz
     )
 
 
-def encoder_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> Graph:
+def encoder_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
     """The encoder for windows of `frames` frames; shorter ones take the first positions.
 
     Raises:
@@ -115,20 +115,19 @@ def encoder_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> G
         cut = np.ascontiguousarray(table[..., :length, :])
         node.input[index] = graph.add_constant("encoder_positions", cut)
     _free_dims(graph, FEATURES)
-    graph.set_input_shapes({FEATURES: (batch, sizes.n_mels, frames)})
+    graph.set_input_shapes({FEATURES: (1, sizes.n_mels, frames)})
     graph.set_outputs([HIDDEN])
     graph.fold_shapes()
     return graph
 
 
-def cross_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> Graph:
+def cross_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
     """From hidden states to the cross-attention's `present.{i}.encoder.{key,value}`.
 
     Args:
         source: the graph of `decoder_model.onnx`.
         sizes: the model's.
         frames: of the window.
-        batch: windows at once.
 
     Raises:
         ModelError: the states depend on more than the audio.
@@ -142,7 +141,7 @@ def cross_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> Gra
         )
     _free_dims(graph, ENCODER_HIDDEN)
     graph.set_input_shapes(
-        {INPUT_IDS: (batch, 1), ENCODER_HIDDEN: (batch, frames // 2, sizes.n_audio_state)}
+        {INPUT_IDS: (1, 1), ENCODER_HIDDEN: (1, frames // 2, sizes.n_audio_state)}
     )
     graph.set_outputs(states)
     graph.fold_shapes()
@@ -154,16 +153,13 @@ def cross_graph(source: Graph, sizes: Sizes, frames: int, batch: int = 1) -> Gra
     return graph
 
 
-def prefill_graph(
-    source: Graph, sizes: Sizes, n_tokens: int, *, batch: int = 1, audio_mask: bool = False
-) -> Graph:
+def prefill_graph(source: Graph, sizes: Sizes, n_tokens: int, *, audio_mask: bool = False) -> Graph:
     """Up to `n_tokens` tokens on an empty past.
 
     Args:
         source: the graph of `decoder_with_past_model.onnx`.
         sizes: the model's.
         n_tokens: tokens it takes; fewer are padded at the end.
-        batch: rows at once.
         audio_mask: whether an input `audio_length` hides the end of the cross-attention states.
     """
     graph = _without_nan_guards(source)
@@ -184,11 +180,11 @@ def prefill_graph(
     )
     graph.insert(product, chosen)
     product.input[0] = chosen.output[0]
-    return _finish_decoder(graph, sizes, n_tokens, batch, audio_mask=audio_mask)
+    return _finish_decoder(graph, sizes, n_tokens, 1, audio_mask=audio_mask)
 
 
-def step_graph(source: Graph, sizes: Sizes, *, batch: int = 1, audio_mask: bool = False) -> Graph:
-    """One token at `cache_position`, on a buffer of the whole context; see `prefill_graph`."""
+def step_graph(source: Graph, sizes: Sizes, *, rows: int = 1, audio_mask: bool = False) -> Graph:
+    """One token of each row at `cache_position`, on buffers for the whole context."""
     graph = _without_nan_guards(source)
     graph.set_outputs([LOGITS])
     position = graph.add_input(CACHE_POSITION, onnx.TensorProto.INT64, (1,))
@@ -219,7 +215,7 @@ def step_graph(source: Graph, sizes: Sizes, *, batch: int = 1, audio_mask: bool 
         if past.endswith(".key"):
             _mask_scores(graph, joined, mask)
         _return_new_state(graph, concat, past, new)
-    return _finish_decoder(graph, sizes, 1, batch, audio_mask=audio_mask)
+    return _finish_decoder(graph, sizes, 1, rows, audio_mask=audio_mask)
 
 
 def alignment_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
@@ -240,7 +236,7 @@ def alignment_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
 
 
 def _finish_decoder(
-    graph: Graph, sizes: Sizes, n_tokens: int, batch: int, *, audio_mask: bool
+    graph: Graph, sizes: Sizes, n_tokens: int, rows: int, *, audio_mask: bool
 ) -> Graph:
     states = _self_states(graph)
     if audio_mask:
@@ -249,16 +245,16 @@ def _finish_decoder(
         if name not in (CACHE_POSITION, LOGIT_POSITIONS, AUDIO_LENGTH):
             _free_dims(graph, name)
     shapes: dict[str, tuple[int, ...]] = {
-        INPUT_IDS: (batch, n_tokens),
+        INPUT_IDS: (rows, n_tokens),
         CACHE_POSITION: (1,),
         LOGIT_POSITIONS: (N_LOGITS,),
         AUDIO_LENGTH: (1,),
     }
     for name in graph.inputs:
         if is_self_attention(name):
-            shapes[name] = (batch, sizes.n_text_head, sizes.n_text_ctx, sizes.head_dim)
+            shapes[name] = (rows, sizes.n_text_head, sizes.n_text_ctx, sizes.head_dim)
         elif is_cross_attention(name):
-            shapes[name] = (batch, sizes.n_text_head, sizes.n_audio_ctx, sizes.head_dim)
+            shapes[name] = (rows, sizes.n_text_head, sizes.n_audio_ctx, sizes.head_dim)
     graph.set_input_shapes(shapes)
     graph.set_outputs(
         [LOGITS, *(state.replace("past_key_values.", "present.") for state in states)]
