@@ -393,7 +393,7 @@ class TestBrokenCachesAreNoticed:
     def test_state_that_leaks_from_one_session_into_the_next(
         self, folders, tiny_audio, audio, rows, expected, monkeypatch
     ):
-        right = openvino_backend._StatefulSession
+        right = openvino_backend.StatefulSession
 
         class Leaks(right):
             def __init__(self, cross, with_past, *rest):
@@ -407,7 +407,7 @@ class TestBrokenCachesAreNoticed:
                     if state.ndim == 4:
                         variable.state = ov.Tensor(state)
 
-        monkeypatch.setattr(openvino_backend, "_StatefulSession", Leaks)
+        monkeypatch.setattr(openvino_backend, "StatefulSession", Leaks)
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             self.check(folders["accumulated"], "stateful", audio, rows, expected)
         model = load_model(folders["accumulated"], kv_cache="stateful", precision="f32")

@@ -1,0 +1,239 @@
+"""Decoding sessions on OpenVINO requests: one for each way of keeping past states.
+
+Which is which: see `openvino_backend`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+import numpy as np
+import openvino as ov
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.backend import Float32Array, Int64Array
+from whisper_npu.runtime.kv_cache import (
+    KVCache,
+    State,
+    is_cross_attention,
+    is_self_attention,
+    past_name,
+)
+
+logger = logging.getLogger("whisper_npu")
+
+
+class RequestPool:
+    """Inference requests of one compiled graph, each used by one caller at a time."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self.compiled = compiled
+        self._free: list[ov.InferRequest] = []
+        self._lock = Lock()
+
+    def take(self) -> ov.InferRequest:
+        """A request nobody else uses."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return self.compiled.create_infer_request()
+
+    def give(self, request: ov.InferRequest) -> None:
+        """Give a request back."""
+        with self._lock:
+            self._free.append(request)
+
+
+def _check_room(length: int, n_new: int, n_text_ctx: int) -> None:
+    if length + n_new > n_text_ctx:
+        raise UsageError(
+            f"{length} + {n_new} tokens do not fit the decoder's context of {n_text_ctx}"
+        )
+
+
+class _Session:
+    """What the kinds of sessions share: requests to give back, steps to log."""
+
+    def __init__(self, n_text_ctx: int) -> None:
+        self._n_text_ctx = n_text_ctx
+        self._steps = 0
+        self._release: list[Callable[[], None]] = []
+
+    def _take(self, pool: RequestPool) -> ov.InferRequest:
+        request = pool.take()
+        self._release.append(lambda: pool.give(request))
+        return request
+
+    def close(self) -> None:
+        """Give the requests back."""
+        while self._release:
+            self._release.pop()()
+
+    def _log_step(self, self_shape: Sequence[int], cross_shape: Sequence[int]) -> None:
+        self._steps += 1
+        logger.debug(
+            "step %d: self %s, cross %s", self._steps, tuple(self_shape), tuple(cross_shape)
+        )
+
+
+class UncachedSession(_Session):
+    """Computes the whole context anew at each step."""
+
+    def __init__(self, decoder: RequestPool, audio: Float32Array, n_text_ctx: int) -> None:
+        super().__init__(n_text_ctx)
+        self._request = self._take(decoder)
+        self._request.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
+        self._tokens = np.empty((len(audio), 0), np.int64)
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._tokens.shape[1]
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens; see `DecoderSession.step`."""
+        n_new = tokens.shape[1]
+        _check_room(self.length, n_new, self._n_text_ctx)
+        self._tokens = np.concatenate((self._tokens, tokens), axis=1)
+        self._request.set_tensor("input_ids", ov.Tensor(self._tokens))
+        self._request.infer()
+        self._log_step(
+            self._request.get_tensor("present.0.decoder.key").shape,
+            self._request.get_tensor("present.0.encoder.key").shape,
+        )
+        logits: Float32Array = self._request.get_tensor("logits").data
+        return logits[:, -n_new:]
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row `i` continue what was row `rows[i]`."""
+        self._tokens = self._tokens[list(rows)]
+
+
+class CachedSession(_Session):
+    """Prefills with `decoder_model`, steps with `decoder_with_past_model` and a host's cache."""
+
+    def __init__(
+        self,
+        decoder: RequestPool,
+        with_past: RequestPool,
+        audio: Float32Array,
+        cache: KVCache,
+        n_text_ctx: int,
+    ) -> None:
+        super().__init__(n_text_ctx)
+        self._cache = cache
+        self._prefill = self._take(decoder)
+        self._prefill.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
+        self._step = self._take(with_past)
+        self._inputs = {name for name in map(graphs.state_name, with_past.compiled.inputs) if name}
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._cache.length
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens; see `DecoderSession.step`."""
+        _check_room(self.length, tokens.shape[1], self._n_text_ctx)
+        first = self._cache.length == 0
+        request = self._prefill if first else self._step
+        if not first:
+            for name, state in self._cache.past().items():
+                request.set_tensor(name, ov.Tensor(np.ascontiguousarray(state)))
+        request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
+        request.infer()
+        present = _present_states(request)
+        self._cache.update(
+            {name: state for name, state in present.items() if is_self_attention(name)},
+            tokens.shape[1],
+        )
+        if first:
+            for name, state in present.items():
+                if is_cross_attention(name) and past_name(name) in self._inputs:
+                    self._step.set_tensor(past_name(name), ov.Tensor(state))
+        key = next(state for name, state in self._cache.past().items() if name.endswith(".key"))
+        cross = self._prefill.get_tensor("present.0.encoder.key")
+        self._log_step(key.shape, cross.shape)
+        logits: Float32Array = request.get_tensor("logits").data
+        return logits
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row `i` continue what was row `rows[i]`."""
+        self._cache.reorder(rows)
+
+
+def _repeat_rows(state: ov.Tensor, times: int) -> ov.Tensor:
+    """Each row of `state` `times` times over, in the same element type."""
+    rows = np.repeat(state.data, times, axis=0)
+    repeated = ov.Tensor(state.element_type, ov.Shape(rows.shape))
+    repeated.data[:] = rows
+    return repeated
+
+
+def _present_states(request: ov.InferRequest) -> dict[str, State]:
+    """Views of the states a request has just returned, by name."""
+    return {
+        name: request.get_tensor(tensor).data
+        for tensor in request.model_outputs
+        if (name := graphs.state_name(tensor))
+    }
+
+
+class StatefulSession(_Session):
+    """Leaves the self-attention states with the plugin; one graph prefills and steps."""
+
+    def __init__(
+        self,
+        cross: RequestPool,
+        with_past: RequestPool,
+        audio: Float32Array,
+        rows_per_window: int,
+        dimensions: graphs.GraphDimensions,
+        n_text_ctx: int,
+    ) -> None:
+        super().__init__(n_text_ctx)
+        self._batch = len(audio) * rows_per_window
+        self._dimensions = dimensions
+        self._n_audio_ctx = audio.shape[1]
+        self._length = 0
+        self._request = self._take(with_past)
+        projection = self._take(cross)
+        projection.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
+        projection.infer()
+        for tensor in projection.model_outputs:
+            state = projection.get_tensor(tensor)
+            if rows_per_window > 1:
+                state = _repeat_rows(state, rows_per_window)
+            self._request.set_tensor(next(iter(tensor.get_names())), state)
+        empty = np.zeros((self._batch, dimensions.n_text_head, 0, dimensions.head_dim), np.float32)
+        self._states = self._request.query_state()
+        for variable in self._states:
+            variable.state = ov.Tensor(empty)  # whatever the last session left is gone
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._length
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens; see `DecoderSession.step`."""
+        n_new = tokens.shape[1]
+        _check_room(self._length, n_new, self._n_text_ctx)
+        self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
+        self._request.infer()
+        self._length += n_new
+        d = self._dimensions
+        self._log_step(
+            (self._batch, d.n_text_head, self._length, d.head_dim),
+            (self._batch, d.n_text_head, self._n_audio_ctx, d.head_dim),
+        )
+        logits: Float32Array = self._request.get_tensor("logits").data
+        return logits
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row `i` continue what was row `rows[i]`."""
+        if list(rows) == list(range(self._batch)):
+            return
+        for variable in self._states:
+            variable.state = ov.Tensor(variable.state.data[list(rows)])
