@@ -15,11 +15,6 @@ class TokenSegment:
     tokens: tuple[int, ...]
 
 
-def ends_on_single_timestamp(tokens: tuple[int, ...], timestamp_begin: int) -> bool:
-    """Whether a window's tokens end on one timestamp: there is no speech behind it."""
-    return [token >= timestamp_begin for token in tokens[-2:]] == [False, True]
-
-
 def split_at_timestamps(
     tokens: tuple[int, ...], timestamp_begin: int, n_frames: int, *, keep_open_end: bool = False
 ) -> tuple[list[TokenSegment], int]:
@@ -41,7 +36,7 @@ def split_at_timestamps(
     """
     is_stamp = [token >= timestamp_begin for token in tokens]
     pairs = [i for i in range(1, len(tokens)) if is_stamp[i - 1] and is_stamp[i]]
-    ends_on_single = ends_on_single_timestamp(tokens, timestamp_begin)
+    ends_on_single = is_stamp[-2:] == [False, True]
 
     def seconds(token: int) -> float:
         return (token - timestamp_begin) * TIMESTAMP_STEP

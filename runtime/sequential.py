@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.results import Segment
-from whisper_npu.runtime.segments import ends_on_single_timestamp, split_at_timestamps
+from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.word_timing import last_word_end
 
 # A window that needed a temperature above this is no good context for the next.
@@ -32,15 +32,10 @@ def transcribe_sequentially(job: Job) -> Iterator[Segment]:
             continue
         parts, advance = split_at_timestamps(decoded.tokens, timestamp_begin, window.n_frames)
         text = job.write(heard, parts, last_speech_end)
-        spoken_until = last_word_end(text.segments)
+        # The reference seeks to the end of the last word where it has one. Here the text does not
+        # depend on whether words are timed: they end a little early, and would be heard twice.
         seek = window.start + advance
-        if spoken_until is not None:
-            last_speech_end = spoken_until
-            if options.word_timestamps and not ends_on_single_timestamp(
-                decoded.tokens, timestamp_begin
-            ):
-                # Words know better where speech ends than the timestamp behind them.
-                seek = max(window.start + 1, round(spoken_until * FRAMES_PER_SECOND))
+        last_speech_end = last_word_end(text.segments) or last_speech_end
         job.account(window.offset, seek / FRAMES_PER_SECOND, text.made_up)
         for segment in text.segments:
             context.extend(segment.tokens)
