@@ -3,8 +3,12 @@
 The audio since the last cut, at most one encoder window, is decoded again and again as it grows.
 What two decodings in a row agree on is committed (`agreement.py`) and never changes: later
 decodings go on from it. A pause commits the rest. Audio whose text is committed is let go of at a
-pause, at the end of a segment, or at the latest when the window is full, so that neither memory nor
-latency grow with the length of the session.
+pause, or at the latest when the window is full, so that neither memory nor latency grow with the
+length of the session.
+
+Text is decoded without timestamps. Near the end of what has been heard they are wrong by seconds,
+beyond it even, and as timestamps never go back, one that is committed too late bars the decoder
+from all speech before it.
 """
 
 from dataclasses import dataclass, replace
@@ -29,11 +33,9 @@ from whisper_npu.runtime.speech_windows import (
     Window,
 )
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP
 from whisper_npu.runtime.transcribe import WhisperModel, new_job
 from whisper_npu.runtime.vad import SpeechMap, speech_spans
 
-_STEP = round(TIMESTAMP_STEP * FRAMES_PER_SECOND)  # frames between two timestamps
 _PADDING = round(PAD * FRAMES_PER_SECOND)
 _CONTEXT_TEMPERATURE = 0.5  # text sampled at a higher one is no good context for what follows
 _TAIL = round(0.2 * FRAMES_PER_SECOND)  # heard behind speech, it shows that a word has ended
@@ -144,7 +146,7 @@ class LiveTranscriber:
             options: how to transcribe. With `vad=False` there are no pauses.
             min_chunk: seconds of new audio between two decodings.
             pause: seconds without speech after which everything is committed.
-            trim_after: seconds of audio from which on what is committed is let go of.
+            trim_after: seconds of audio from which on a pause lets go of all of it.
             changes: options by name, over those in `options`.
 
         Raises:
@@ -153,6 +155,8 @@ class LiveTranscriber:
         options = model.resolve(options, **changes)
         _refuse_what_is_not_live(options)
         self._capacity = model.backend.window_frames[-1]
+        # Committed tokens share the decoder's context with the text before and that to come.
+        self._most_begun = model.backend.n_text_ctx // 3
         window = self._capacity / FRAMES_PER_SECOND
         self._min_chunk = _frames("min_chunk", min_chunk, 0.1, window / 2)
         self._pause = _frames("pause", pause, 0.2, LONG_PAUSE)
@@ -160,10 +164,10 @@ class LiveTranscriber:
         if options.multilingual:
             self._trim_after = 0  # the language may change at any pause
         self._multilingual = options.multilingual
-        self._given_language = options.language
+        options = replace(options, multilingual=False, without_timestamps=True)
         self._tokenizer = model.tokenizer
         self._speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
-        self._job = _new_job(model, replace(options, multilingual=False), self._speech)
+        self._job = _new_job(model, options, self._speech)
         self._features = self._job.features
         self._finished = False
 
@@ -243,7 +247,8 @@ class LiveTranscriber:
         else:  # nothing but silence, in the end of which speech may just begin
             keep = 0 if self._finished else round(LOOK_AHEAD * FRAMES_PER_SECOND)
             self._cut(max(self._begin, self._features.n_ready - keep), len(self._begun))
-        if self._features.n_ready - self._begin >= self._capacity:
+        too_long = self._features.n_ready - self._begin >= self._capacity
+        if too_long or len(self._begun) > self._most_begun:
             updates += self._make_room()
         return updates
 
@@ -291,10 +296,7 @@ class LiveTranscriber:
             return []
         tokens = found.tokens[: len(self._begun) + found.words[count - 1].stop]
         common = replace(found, tokens=tokens, words=found.words[:count])
-        updates = self._commit(common, before.end)
-        if heard - self._begin > self._trim_after:
-            self._cut_at_segment()
-        return updates
+        return self._commit(common, before.end)
 
     def _settle(self, end: int) -> list[LiveUpdate]:
         """Commit all that was said up to frame `end`, behind which nobody speaks."""
@@ -350,21 +352,11 @@ class LiveTranscriber:
         end = self.duration if found is None else found.end / FRAMES_PER_SECOND
         return [Tentative(self._said, max(self._said, end), text)]
 
-    def _cut_at_segment(self) -> None:
-        """Let go of the segments that are committed as a whole."""
-        begin = self._tokenizer.special.timestamp_begin
-        stamps = [token >= begin for token in self._begun]
-        pairs = [i for i in range(1, len(stamps)) if stamps[i - 1] and stamps[i]]
-        if pairs:
-            segment_end = self._begin + (self._begun[pairs[-1] - 1] - begin) * _STEP
-            self._cut(min(segment_end, self._features.n_ready), pairs[-1])
-
     def _make_room(self) -> list[LiveUpdate]:
-        """Let go of half of a full buffer, at a commit or else at a pause."""
+        """Let go of half of what is committed; if nothing is, commit all up to a pause."""
         if self._pieces:
-            half = self._begin + self._capacity // 2
-            early = [piece for piece in self._pieces if piece[1] <= half]
-            n_tokens, end = early[-1] if early else self._pieces[0]
+            half = len(self._begun) / 2
+            n_tokens, end = next(piece for piece in self._pieces if piece[0] >= half)
             self._cut(max(end, self._begin + 1), n_tokens)
             return []
         end = self._job.windows.best_cut(self._begin, self._features.n_ready)
@@ -380,24 +372,17 @@ class LiveTranscriber:
         else:
             text = (*self._context, *self._begun[:n_tokens])
             self._context = text[-self._job.backend.n_text_ctx :]
-        self._begun = self._later(self._begun[n_tokens:], frame)
+        self._begun = self._begun[n_tokens:]
         self._pieces = [(n - n_tokens, end) for n, end in self._pieces if n > n_tokens]
         found = self._hypothesis
         if found is not None:
-            tokens = self._later(found.tokens[n_tokens:], frame)
-            self._hypothesis = replace(found, tokens=tokens)
+            self._hypothesis = replace(found, tokens=found.tokens[n_tokens:])
         self._begin = frame
         self._features.forget(frame)
         if not self._begun:
             self._poor_context = False
             if self._multilingual:
                 self._language = None
-
-    def _later(self, tokens: tuple[int, ...], frame: int) -> tuple[int, ...]:
-        """Tokens with the timestamps they have in a buffer that begins at `frame`."""
-        begin = self._tokenizer.special.timestamp_begin
-        steps = (frame - self._begin) // _STEP
-        return tuple(t if t < begin else max(begin, t - steps) for t in tokens)
 
 
 def _refuse_what_is_not_live(options: TranscribeOptions) -> None:

@@ -19,6 +19,7 @@ NOT_LIVE = (
     "prepend_punctuations",
     "append_punctuations",
     "hallucination_silence_threshold",
+    "max_initial_timestamp",
 )
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 

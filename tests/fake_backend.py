@@ -86,7 +86,7 @@ class FakeSession:
         special = self.backend.special
         rows, n_new = tokens.shape
         assert rows == self.rows
-        if self.length + n_new > N_TEXT_CTX:
+        if self.length + n_new > self.backend.n_text_ctx:
             raise UsageError("too many tokens for the fake context")
         for row, new in zip(self.asked.tokens, tokens.tolist(), strict=True):
             row.extend(new)
