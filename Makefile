@@ -13,13 +13,16 @@ INSTALLED := $(VENV)/.installed
 ASSETS := $(VENV)/.assets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export transcribe wer test lint format typecheck clean
+.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers test lint format typecheck clean
 
 help:
 	@echo "make setup       a virtual environment with everything, and the embedded model and recording"
 	@echo "make transcribe  transcribe AUDIO (default: the embedded recording) with MODEL"
 	@echo "make export      export MODEL (default tiny.en: a name, hub id, folder or .pt file) to OUT"
 	@echo "make wer         word error rate of MODEL on REFERENCES (a TSV manifest or LibriSpeech folder)"
+	@echo "make bench-rtf   speed of MODEL on AUDIO, stage by stage (BENCH_FLAGS: further options)"
+	@echo "make bench-kv    what each kind of decoder cache costs and saves"
+	@echo "make bench-peers speed and accuracy beside other recognisers on REFERENCES"
 	@echo "make test        run the tests"
 	@echo "make lint        check style"
 	@echo "make format      put style right"
@@ -58,6 +61,19 @@ wer:
 		"(lines of audio<TAB>reference) or a LibriSpeech folder; see docs/accuracy.md"; exit 2; }
 	@$(MAKE) --no-print-directory $(OUT)/export_manifest.json
 	$(BIN)/python scripts/evaluate_wer.py $(REFERENCES) --model $(OUT) $(WER_FLAGS)
+
+BENCH_FLAGS ?=
+bench-rtf: $(ASSETS) $(OUT)/export_manifest.json
+	$(BIN)/python scripts/benchmark_rtf.py $(AUDIO) --model $(OUT) --language en $(BENCH_FLAGS)
+
+bench-kv: $(OUT)/export_manifest.json
+	$(BIN)/python scripts/benchmark_kv_cache.py --model $(OUT) $(BENCH_FLAGS)
+
+bench-peers:
+	@test -n "$(REFERENCES)" || { echo "give the references: make bench-peers" \
+		"REFERENCES=\"long.tsv utterances.tsv\" (lines of audio<TAB>reference); see docs/performance.md"; exit 2; }
+	@$(MAKE) --no-print-directory $(OUT)/export_manifest.json
+	$(BIN)/python scripts/benchmark_peers.py $(REFERENCES) --model $(OUT) $(BENCH_FLAGS)
 
 test: $(ASSETS)
 	$(BIN)/python -m pytest

@@ -22,8 +22,13 @@ KV_CACHES = ("auto", "stateful", "concat", "static", "off")
 PRECISIONS = ("auto", "f32", "bf16", "f16")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, `--device`, `--backend`, `--kv-cache`, `--precision` and `--threads`."""
+def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
+    """Add `--model`, `--device`, `--backend`, `--kv-cache`, `--precision` and `--threads`.
+
+    Args:
+        parser: the command line.
+        kv_cache: with `--kv-cache`; a program that uses every kind does without.
+    """
     group = parser.add_argument_group("model and device")
     group.add_argument(
         "--model",
@@ -42,13 +47,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=BACKENDS,
         help="what runs the graphs (default: %(default)s)",
     )
-    group.add_argument(
-        "--kv-cache",
-        default="auto",
-        choices=KV_CACHES,
-        help="who keeps the decoder's past: the device (stateful), the host (concat, static), "
-        "nobody (off: slow, for comparison); auto takes the fastest",
-    )
+    if kv_cache:
+        group.add_argument(
+            "--kv-cache",
+            default="auto",
+            choices=KV_CACHES,
+            help="who keeps the decoder's past: the device (stateful), the host (concat, static), "
+            "nobody (off: slow, for comparison); auto takes the fastest",
+        )
     group.add_argument(
         "--precision",
         default="auto",

@@ -11,6 +11,9 @@ COMMANDS = {
     "stream": ("stream", "live audio from a pipe to text, as it is spoken"),
     "export": ("export_onnx", "a Whisper checkpoint to a verified ONNX model folder"),
     "wer": ("evaluate_wer", "the word error rate and speed of models on references"),
+    "benchmark": ("benchmark_rtf", "the speed of a model, stage by stage"),
+    "benchmark-kv-cache": ("benchmark_kv_cache", "what each kind of decoder cache costs and saves"),
+    "benchmark-peers": ("benchmark_peers", "speed and accuracy beside other recognisers"),
     "compile": ("compile_model", "a model's static graphs for the NPU, compiled ahead of time"),
     "cache": ("cache", "the compiled graphs that make later starts fast"),
     "doctor": ("check_npu", "what the NPU needs, what is missing here, and how to get it"),
@@ -21,7 +24,8 @@ COMMANDS = {
 
 def usage() -> str:
     """What `whisper-npu --help` prints."""
-    lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: whisper-npu COMMAND [OPTIONS]",

@@ -1,0 +1,246 @@
+"""Measures the decoder's cache: `whisper-npu benchmark-kv-cache`, `scripts/benchmark_kv_cache.py`.
+
+Every kind of cache decodes the same tokens from the same window, in many lengths: how long it
+takes, what it computes, what it keeps. If any kind decodes other tokens, that is a failure.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
+from whisper_npu.scripts import cli
+from whisper_npu.scripts.decoding_options import add_model_options
+from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
+
+if TYPE_CHECKING:
+    from whisper_npu.runtime.backend import Float32Array
+    from whisper_npu.runtime.transcribe import WhisperModel
+    from whisper_npu.scripts.kv_cache_figures import Kind
+
+KINDS = ("off", "concat", "static", "stateful")
+NEW_TOKENS = (5, 10, 15, 20, 25, 30, 50, 80, 128, 256, 440)
+
+EPILOG = """\
+examples:
+  whisper-npu benchmark-kv-cache --model tiny.en
+  whisper-npu benchmark-kv-cache --model base --json kv.json --plots pictures/ talk.flac
+  whisper-npu benchmark-kv-cache --model tiny.en --kinds off,stateful --new-tokens 30,128
+
+The last line printed is the verdict: PASS or FAIL, and why.
+
+exit codes:
+  0  every kind decoded the same tokens
+  1  one did not, or could not be used
+  2  the command line is wrong
+  3  the model or the device cannot be used
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark_kv_cache",
+        description="Measure what each kind of decoder cache costs and saves.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # --precision has another default here
+    )
+    add_model_options(parser, kv_cache=False)
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="recording whose first window is decoded (default: synthetic noise)",
+    )
+    what = parser.add_argument_group("what to measure")
+    what.add_argument(
+        "--kinds",
+        default=",".join(KINDS),
+        metavar="LIST",
+        help="kinds of cache (default: %(default)s)",
+    )
+    what.add_argument(
+        "--new-tokens",
+        default=",".join(map(str, NEW_TOKENS)),
+        metavar="LIST",
+        help="numbers of tokens to decode (default: %(default)s)",
+    )
+    what.add_argument(
+        "--precision",
+        default="f32",
+        choices=["auto", "f32", "bf16", "f16"],
+        help="arithmetic of every kind; only in f32 are equal tokens sure (default: %(default)s)",
+    )
+    what.add_argument("--language", default="en", help="code or English name (default: en)")
+    what.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="counted runs, three times as many of short decodes (default: %(default)s)",
+    )
+    out = parser.add_argument_group("results")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write everything, tokens included")
+    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    out.add_argument(
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        help="write kv_cache_time.png and kv_cache_throughput.png there",
+    )
+    return parser
+
+
+def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
+    """Measure what the command line asks for; returns the exit code."""
+    from whisper_npu.scripts.conditions import busy_warning, conditions, conditions_line  # noqa: PLC0415
+    from whisper_npu.scripts.kv_cache_report import (  # noqa: PLC0415
+        cell_table,
+        draw,
+        growth_table,
+        markdown,
+        to_json,
+        verdict,
+    )
+
+    names = _kinds(arguments.kinds)
+    new_tokens = _numbers(arguments.new_tokens)
+    if arguments.repeats < 1:
+        raise UsageError(f"--repeats is {arguments.repeats}; give 1 or more")
+    check_outputs((arguments.json, arguments.markdown))
+    if arguments.plots:
+        with needing_the_extra("drawing plots"):
+            from whisper_npu.scripts import plots as _  # noqa: PLC0415, F401
+        if not arguments.plots.is_dir():
+            raise UsageError(f"{arguments.plots}: no such folder; make it first")
+    folder = cli.find_model(arguments.model)
+    found = conditions(arguments.threads)
+    if warning := busy_warning(found):
+        print(f"warning: {warning}", file=sys.stderr)
+
+    kinds, auto = _measure(arguments, folder, names, new_tokens)
+    sound = Path(arguments.file).name if arguments.file else "synthetic noise"
+    subject = f"{folder.name} on {arguments.device}, {sound}, forced decoding of one window"
+
+    print(f"{subject}\n{conditions_line(found)}\n")
+    print(f"{cell_table(kinds)}\n\n{growth_table(kinds)}\n")
+    passed, line = verdict(kinds, auto)
+    if arguments.json:
+        content = to_json(kinds, found, auto, subject)
+        write_text(arguments.json, json.dumps(content, indent=2) + "\n")
+    if arguments.markdown:
+        write_text(arguments.markdown, markdown(kinds, found, auto, subject))
+    if arguments.plots:
+        draw(kinds, arguments.plots, subject)
+    print(line)
+    return cli.EXIT_OK if passed else cli.EXIT_SOME_FAILED
+
+
+def _kinds(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in KINDS]
+    if unknown or not names:
+        raise UsageError(f"--kinds takes some of {', '.join(KINDS)}, not {text!r}")
+    return list(dict.fromkeys(names))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = sorted({int(part) for part in text.split(",") if part.strip()})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 1:
+        raise UsageError(f"--new-tokens takes numbers from 1 on, not {text!r}")
+    return numbers
+
+
+def _measure(
+    arguments: argparse.Namespace, folder: Path, names: Sequence[str], new_tokens: Sequence[int]
+) -> "tuple[list[Kind], str]":
+    """The figures of every kind, and which kind `auto` takes."""
+    from tqdm import tqdm  # noqa: PLC0415
+
+    from whisper_npu.api import load_model  # noqa: PLC0415
+    from whisper_npu.scripts.kv_cache_figures import (  # noqa: PLC0415
+        Kind,
+        measure,
+        n_decodes,
+        room,
+    )
+
+    def load(kind: str) -> "WhisperModel":
+        return load_model(
+            folder,
+            device=arguments.device,
+            backend=arguments.backend,
+            kv_cache=kind,
+            precision=arguments.precision,
+            threads=arguments.threads,
+        )
+
+    automatic = load("auto")
+    auto = automatic.backend.kv_cache
+    language = automatic.resolve(language=arguments.language).language or "en"
+    limit = room(automatic, language)
+    if max(new_tokens) > limit:
+        raise UsageError(
+            f"--new-tokens: {max(new_tokens)} do not fit; the decoder's context holds {limit} "
+            "behind its prompt"
+        )
+    kinds = {name: Kind(name) for name in names}
+    models: dict[str, WhisperModel] = {}
+    encoded: dict[str, Float32Array] = {}
+    features = _window(automatic, arguments.file)
+    for name, kind in kinds.items():
+        try:
+            model = automatic if name == auto else load(name)
+            encoded[name] = model.backend.encode(features[None])
+        except WhisperNpuError as error:
+            kind.error = str(error)
+            continue
+        models[name] = model
+        kind.precision = model.backend.precision
+    if not models:
+        raise ModelError(f"no kind of cache can be used: {kinds[names[0]].error}")
+    total = n_decodes(len(models), new_tokens, arguments.repeats)
+    with tqdm(total=total, desc=folder.name, unit="decode", disable=None) as bar:
+        measure(
+            models,
+            encoded,
+            kinds,
+            language,
+            new_tokens,
+            arguments.repeats,
+            bar.update,
+        )
+    return list(kinds.values()), auto
+
+
+def _window(model: "WhisperModel", file: str | None) -> "Float32Array":
+    """Features of the window that is decoded, `(n_mels, frames)`.
+
+    Raises:
+        AudioError: The recording cannot be read.
+    """
+    from whisper_npu.runtime.audio import open_audio  # noqa: PLC0415
+    from whisper_npu.runtime.feature_stream import FeatureStream  # noqa: PLC0415
+    from whisper_npu.scripts.kv_cache_figures import synthetic_window  # noqa: PLC0415
+
+    if file is None:
+        return synthetic_window(model)
+    with open_audio(file) as audio:
+        features = FeatureStream(iter(audio), model.backend.n_mels)
+        return features.window(0, 2 * model.backend.n_audio_ctx)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(benchmark_kv_cache, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

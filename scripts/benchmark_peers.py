@@ -1,0 +1,231 @@
+"""Compares with other recognisers: `whisper-npu benchmark-peers`, `scripts/benchmark_peers.py`.
+
+OpenVINO GenAI, faster-whisper, whisper.cpp and transformers run the same checkpoint on the same
+recordings in processes of their own, taking turns with ours run by run. They are installed in an
+environment of their own, and the checkpoint is converted for each.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisper_npu.errors import UsageError, WhisperNpuError
+from whisper_npu.scripts import cli
+from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
+from whisper_npu.scripts.peer_models import PEERS
+
+if TYPE_CHECKING:
+    from whisper_npu.scripts.peer_comparison import Contestant, Result
+    from whisper_npu.scripts.recordings import Recording
+
+EPILOG = f"""\
+examples:
+  whisper-npu benchmark-peers long/references.tsv --model tiny.en
+  whisper-npu benchmark-peers long.tsv utterances.tsv --model base --language en \\
+      --peers openvino-genai-int8,faster-whisper-batched --json peers.json --plot peers.png
+
+Every manifest is a set of recordings with figures of its own. All decode greedily. Otherwise each
+recogniser is left at its own defaults; where it has to be asked for timestamps, it is asked only
+for recordings longer than 30 s, which it cannot do without them.
+
+{cli.EXIT_CODES}"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark_peers",
+        description="Compare speed, accuracy, memory and start-up with other recognisers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "references",
+        nargs="+",
+        type=Path,
+        metavar="REFERENCES",
+        help="TSV manifests (audio<TAB>reference) and LibriSpeech folders",
+    )
+    what = parser.add_argument_group("what to compare")
+    what.add_argument(
+        "--model",
+        default=cli.DEFAULT_MODEL,
+        metavar="DIR",
+        help="our model folder, or a built-in model (default: %(default)s)",
+    )
+    what.add_argument(
+        "--checkpoint",
+        metavar="SOURCE",
+        help="what it was exported from (default: what its manifest says)",
+    )
+    what.add_argument("--language", default="en", help="code (default: %(default)s)")
+    what.add_argument(
+        "--peers",
+        default=",".join(PEERS),
+        metavar="LIST",
+        help="which to compare with (default: %(default)s)",
+    )
+    what.add_argument(
+        "--threads", type=int, default=0, help="for all; 0 leaves it to each (default)"
+    )
+    what.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="counted runs (default: %(default)s)"
+    )
+    what.add_argument(
+        "--environment",
+        type=Path,
+        metavar="DIR",
+        help="virtual environment of the others, made there if it is not (default: in the user's "
+        "cache)",
+    )
+    out = parser.add_argument_group("results")
+    out.add_argument("--json", type=Path, metavar="FILE", help="write everything, texts included")
+    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    out.add_argument("--plot", type=Path, metavar="FILE", help="draw the speeds (png, svg, pdf)")
+    return parser
+
+
+def benchmark_peers(arguments: argparse.Namespace) -> int:
+    """Compare what the command line asks for; returns the exit code."""
+    with needing_the_extra("comparing accuracy"):
+        from whisper_npu.scripts import peer_report as report  # noqa: PLC0415
+    from whisper_npu.scripts.conditions import (  # noqa: PLC0415
+        busy_warning,
+        conditions,
+        conditions_line,
+    )
+    from whisper_npu.scripts.recordings import find_recordings  # noqa: PLC0415
+
+    if arguments.repeats < 1:
+        raise UsageError(f"--repeats is {arguments.repeats}; give 1 or more")
+    if arguments.threads < 0:
+        raise UsageError(f"--threads is {arguments.threads}; give 0 or more")
+    check_outputs((arguments.json, arguments.markdown), arguments.plot)
+    names = _peer_names(arguments.peers)
+    sets = {
+        _set_name(path, arguments.references): find_recordings([], [path])
+        for path in arguments.references
+    }
+    contestants, failed = _contestants(arguments, names)
+    found = conditions(arguments.threads)
+    if warning := busy_warning(found):
+        print(f"warning: {warning}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="whisper-npu-") as folder:
+        result = _compare(contestants, sets, arguments, Path(folder))
+    failed = failed or len(result.contestants) < len(contestants)
+
+    model = cli.find_model(arguments.model).name
+    print(f"{model}; {conditions_line(found)}")
+    print(f"{report.versions_line(result)}\n")
+    for compared in result.sets:
+        print(f"{report.set_line(compared)}\n\n{report.set_table(result, compared)}\n")
+    print(f"{report.start_line(result)}\n\n{report.start_table(result)}\n")
+    if arguments.json:
+        content = report.to_json(result, found, model)
+        write_text(arguments.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    if arguments.markdown:
+        write_text(arguments.markdown, report.markdown(result, found, model))
+    if arguments.plot:
+        report.draw(result, arguments.plot, model)
+    for line in report.verdicts(result):
+        print(line)
+    return cli.EXIT_SOME_FAILED if failed else cli.EXIT_OK
+
+
+def _peer_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in PEERS]
+    if unknown or not names:
+        raise UsageError(f"--peers takes some of {', '.join(PEERS)}, not {text!r}")
+    return list(dict.fromkeys(names))
+
+
+def _set_name(path: Path, paths: Sequence[Path]) -> str:
+    """What reports call a manifest: its folder, since most are called references.tsv."""
+    short = path.name if path.is_dir() else path.resolve().parent.name
+    alike = [other for other in paths if other.resolve().parent.name == short]
+    return short if len(alike) <= 1 else str(path)
+
+
+def _contestants(
+    arguments: argparse.Namespace, names: Sequence[str]
+) -> "tuple[list[Contestant], bool]":
+    """Ours and every peer ready to be started, and whether any had to be left out.
+
+    Raises:
+        AssetError: The environment cannot be made.
+        UsageError: The checkpoint is not known.
+    """
+    from whisper_npu.export.assets import cache_directory  # noqa: PLC0415
+    from whisper_npu.runtime.model_dir import read_model_folder  # noqa: PLC0415
+    from whisper_npu.scripts.peer_comparison import OURS, Contestant  # noqa: PLC0415
+    from whisper_npu.scripts.peer_environment import PeerEnvironment, ours  # noqa: PLC0415
+    from whisper_npu.scripts.peer_models import PeerModels  # noqa: PLC0415
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    folder = read_model_folder(cli.find_model(arguments.model).resolve())
+    environment = PeerEnvironment(
+        (arguments.environment or cache_directory() / "peers").resolve(), progress
+    )
+    models = PeerModels(environment, folder, arguments.checkpoint, progress)
+    shared: dict[str, Any] = {"language": arguments.language, "threads": arguments.threads}
+    job = {"engine": "whisper-npu", "model": str(folder.path), **shared}
+    contestants = [Contestant(OURS, ours(), job)]
+    failed = False
+    for name in names:
+        peer = PEERS[name]
+        try:
+            path = models.path(peer.form)
+        except WhisperNpuError as error:
+            print(f"error: {name} is left out: {error}", file=sys.stderr)
+            failed = True
+            continue
+        job = {"engine": peer.engine, "model": str(path), **shared, **peer.settings}
+        if peer.engine == "openvino-genai":
+            job["cache"] = str(environment.folder / "cache" / f"{folder.name}-{peer.form}")
+        contestants.append(Contestant(name, str(environment.python), job))
+    return contestants, failed
+
+
+def _compare(
+    contestants: "Sequence[Contestant]",
+    sets: "dict[str, list[Recording]]",
+    arguments: argparse.Namespace,
+    folder: Path,
+) -> "Result":
+    from tqdm import tqdm  # noqa: PLC0415
+
+    from whisper_npu.scripts.peer_comparison import compare, n_runs  # noqa: PLC0415
+
+    total = n_runs(len(contestants), len(sets), arguments.repeats)
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, unit="run", disable=None))
+
+        def failed(name: str, error: WhisperNpuError) -> None:
+            tqdm.write(f"error: {name} is left out: {error}", file=sys.stderr)
+
+        return compare(
+            contestants,
+            sets,
+            arguments.repeats,
+            arguments.language,
+            folder,
+            on_run=bar.update,
+            on_failure=failed,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(benchmark_peers, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Drives `engine_runner.py`: a recogniser in a process of its own, clean of everything else."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from whisper_npu.errors import DeviceError
+
+RUNNER = Path(__file__).with_name("engine_runner.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a list of recordings.
+
+    Attributes:
+        texts: In order.
+        seconds: From a file to its text, per recording.
+        peak_bytes: Memory the process has held at most so far; None where that is not told.
+    """
+
+    texts: tuple[str, ...]
+    seconds: tuple[float, ...]
+    peak_bytes: int | None
+
+
+class EngineProcess:
+    """A recogniser loaded in a process of its own. A context manager that ends it.
+
+    Attributes:
+        versions: Of the packages it consists of.
+    """
+
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        *,
+        python: str | Path = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it and wait until the model is loaded.
+
+        Args:
+            job: What `engine_runner.py` is to load.
+            python: The Python that has the recogniser.
+            environment: Variables over those of this process.
+
+        Raises:
+            DeviceError: It did not start; the message has its last words.
+        """
+        self._name = str(job["engine"])
+        self.started = time.perf_counter()
+        self._complaints = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            # -P: the files beside the runner must not pass for modules of the recogniser.
+            [str(python), "-P", str(RUNNER), json.dumps(dict(job))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **(environment or {})},
+        )
+        try:
+            self.versions: dict[str, str] = self._answer()["versions"]
+        except BaseException:
+            self.close()
+            raise
+
+    def transcribe(self, files: Sequence[str | Path]) -> Answer:
+        """Transcribe 16 kHz mono WAV files one after the other.
+
+        Raises:
+            DeviceError: It failed.
+        """
+        if self._process.stdin is None:
+            raise ValueError("standard input is a pipe")
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its answer tells why
+            self._process.stdin.write(json.dumps([str(file) for file in files]) + "\n")
+            self._process.stdin.flush()
+        answer = self._answer()
+        return Answer(tuple(answer["texts"]), tuple(answer["seconds"]), answer["peak_bytes"])
+
+    def _answer(self) -> dict[str, Any]:
+        if self._process.stdout is None:
+            raise ValueError("standard output is a pipe")
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            self._complaints.seek(0)
+            said = [text.strip() for text in self._complaints.read().splitlines() if text.strip()]
+            reason = said[-1] if said else "it said nothing"
+            raise DeviceError(f"{self._name} ended with code {code}: {reason}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process; a second call does nothing."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # it has ended already
+                    pipe.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._complaints.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A recogniser started for one recording.
+
+    Attributes:
+        seconds: From the start of its process to the text.
+        peak_bytes: Memory it has held at most; None where that is not told.
+    """
+
+    seconds: float
+    peak_bytes: int | None
+
+
+def start_once(
+    job: Mapping[str, Any],
+    files: Sequence[str | Path],
+    *,
+    python: str | Path = sys.executable,
+    environment: Mapping[str, str] | None = None,
+) -> Start:
+    """Start a recogniser, transcribe `files`, and end it.
+
+    Raises:
+        DeviceError: It failed.
+    """
+    with EngineProcess(job, python=python, environment=environment) as process:
+        answer = process.transcribe(files)
+        return Start(time.perf_counter() - process.started, answer.peak_bytes)

@@ -1,0 +1,96 @@
+"""A virtual environment with the recognisers that ours is compared with, apart from ours."""
+
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from whisper_npu.errors import AssetError
+
+Progress = Callable[[str], None]
+
+REQUIREMENTS = (
+    "openvino-genai>=2026.4",
+    "optimum-intel>=2.2",
+    "nncf>=3",
+    "transformers>=4.57,<4.58",
+    "torch==2.13.0",
+    "faster-whisper>=1.2",
+    "pywhispercpp>=1.5",
+)
+# Nothing is fetched from a hub: every model is converted from the checkpoint at hand.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+_WORKS = "import optimum.intel, transformers.models.whisper.modeling_whisper"
+_PIP_RETRIES = "2"
+_TOLD = 3  # last lines of a failed program that are repeated
+
+
+class PeerEnvironment:
+    """The environment in `folder`, made when it is not there."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        """Make it or complete it.
+
+        Raises:
+            AssetError: It cannot be made, or a package cannot be installed.
+        """
+        self.folder = folder
+        self._programs = folder / ("Scripts" if os.name == "nt" else "bin")
+        self.python = self._programs / ("python.exe" if os.name == "nt" else "python")
+        if not self.python.exists():
+            progress(f"making a virtual environment in {folder}")
+            try:
+                venv.create(folder, with_pip=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise AssetError(f"{folder}: cannot hold an environment: {error}") from None
+        progress("installing the other recognisers, where they are missing")
+        pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+        self.run([str(self.python), *pip, "--retries", _PIP_RETRIES, *REQUIREMENTS])
+        if not self._works():
+            # It comes with nncf, built for another torch, and keeps transformers from loading.
+            pip = ["-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"]
+            self.run([str(self.python), *pip])
+
+    def _works(self) -> bool:
+        return (
+            subprocess.run(
+                [str(self.python), "-c", _WORKS], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
+
+    def program(self, name: str) -> str:
+        """The path of a command that a package brought."""
+        return str(self._programs / (f"{name}.exe" if os.name == "nt" else name))
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Run a program to its end.
+
+        Raises:
+            AssetError: It failed; the message has its last words.
+        """
+        result = subprocess.run(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, **OFFLINE, **(environment or {})}
+            if "pip" not in command
+            else dict(os.environ),
+            check=False,
+        )
+        if result.returncode:
+            said = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+            name = Path(command[0]).name
+            reason = " / ".join(said[-_TOLD:]) or "it said nothing"
+            raise AssetError(f"{name} failed with code {result.returncode}: {reason}")
+
+
+def ours() -> str:
+    """The Python that runs this package."""
+    return sys.executable

@@ -1,0 +1,265 @@
+"""How near each stage comes to what the machine can do at all.
+
+Williams, Waterman & Patterson 2009, "Roofline: an insightful visual performance model for
+multicore architectures": a computation takes at least its operations by the machine's peak
+throughput, and at least the bytes it must read by the memory's bandwidth.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.scripts.observed_backend import Observations, Step
+
+ENCODER, PROJECTION = "encoder", "cross-attention projection"
+
+_SIDE = 2048  # of the square matrices whose product is timed: large enough to reach the peak
+_VECTOR_SIDE = 8192  # of the matrix read for the bandwidth: 256 MiB, beyond any cache
+_SECONDS = 0.5  # spent on each measurement at least
+_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
+_ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the processor reaches through OpenVINO.
+
+    Attributes:
+        flops: Operations per second of a matrix product by precision; an addition and a
+            multiplication are two.
+        bandwidth: Bytes per second read from memory.
+    """
+
+    flops: dict[str, float]
+    bandwidth: float
+
+
+def measure_machine(threads: int = 0) -> Machine:
+    """Time large matrix products in every precision the processor has, and a large read."""
+    core = ov.Core()
+    has = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    flops = {}
+    for precision, capability in _CAPABILITIES.items():
+        if capability in has:
+            model = _product(_SIDE, _SIDE, quantized=precision == "int8")
+            hint = "f32" if precision == "int8" else precision
+            flops[precision] = 2 * _SIDE**3 / _shortest(core, model, hint, threads)
+    vector = _product(1, _VECTOR_SIDE, quantized=False)
+    seconds = _shortest(core, vector, "f32", threads)
+    return Machine(flops, _VECTOR_SIDE**2 * _ELEMENT_BYTES["f32"] / seconds)
+
+
+def _product(rows: int, side: int, *, quantized: bool) -> ov.Model:
+    """`(rows, side)` times a constant `(side, side)`."""
+    random = np.random.default_rng(0)
+    left = ops.parameter([rows, side], np.float32, name="left")
+    right = ops.constant(random.standard_normal((side, side), np.float32))
+    factors = [left, right]
+    if quantized:  # the pattern that OpenVINO turns into arithmetic on 8-bit integers
+        low, high = ops.constant(np.float32(-4)), ops.constant(np.float32(4))
+        levels = (256, 255)  # weights are symmetric round 0
+        factors = [
+            ops.fake_quantize(each, low, high, low, high, n)
+            for each, n in zip(factors, levels, strict=True)
+        ]
+    return ov.Model([ops.matmul(*factors, False, False)], [left], "product")
+
+
+def _shortest(core: ov.Core, model: ov.Model, precision: str, threads: int) -> float:
+    """Seconds of the fastest of many runs: others only show what else the machine did."""
+    config: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    shape = model.inputs[0].shape
+    request.set_input_tensor(ov.Tensor(np.full(shape, 0.5, np.float32)))
+    request.infer()
+    times: list[float] = []
+    while sum(times) < _SECONDS:
+        start = time.perf_counter()
+        request.infer()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Operations to compute and bytes to read."""
+
+    flops: float
+    n_bytes: float
+
+    def seconds(self, flops: float, bandwidth: float) -> float:
+        """The least time it takes at these peaks."""
+        return max(self.flops / flops, self.n_bytes / bandwidth)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a Whisper model that its work follows from.
+
+    Attributes:
+        element: Bytes of a number in the arithmetic that is used.
+    """
+
+    n_mels: int
+    n_state: int
+    n_vocab: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_ffn: int
+    decoder_ffn: int
+    element: int
+
+    @property
+    def _encoder_weights(self) -> int:
+        """Of one layer's matrices: query, key, value, output; and the two of its MLP."""
+        return 4 * self.n_state**2 + 2 * self.n_state * self.encoder_ffn
+
+    @property
+    def _decoder_weights(self) -> int:
+        """The same, with cross-attention's query and output; its keys and values are kept."""
+        return 6 * self.n_state**2 + 2 * self.n_state * self.decoder_ffn
+
+    def encoder(self, audio_ctx: int) -> Work:
+        """Encoding a window of `2 * audio_ctx` frames; its weights are read once."""
+        d, ctx = self.n_state, audio_ctx
+        convolutions = 2 * (2 * ctx) * 3 * self.n_mels * d + 2 * ctx * 3 * d * d
+        layer = 2 * ctx * self._encoder_weights + 4 * ctx * ctx * d
+        weights = 3 * d * (self.n_mels + d) + self.encoder_layers * self._encoder_weights
+        return Work(convolutions + self.encoder_layers * layer, weights * self.element)
+
+    def projection(self, audio_ctx: int) -> Work:
+        """Keys and values of the cross-attention for one window."""
+        weights = self.decoder_layers * 2 * self.n_state**2
+        return Work(2 * audio_ctx * weights, weights * self.element)
+
+    def step(self, step: Step) -> Work:
+        """One step of the decoder: weights are read once, keys and values once per row."""
+        d = self.n_state
+        length = step.past + step.tokens
+        tokens = step.rows * step.tokens
+        logits = step.rows * min(step.tokens, N_LOGITS)
+        attention = 4 * d * (length + step.audio_ctx)
+        layer = tokens * (2 * self._decoder_weights + attention)
+        weights = self.decoder_layers * self._decoder_weights + d * self.n_vocab
+        states = self.decoder_layers * 2 * d * step.rows * (length + step.audio_ctx)
+        return Work(
+            self.decoder_layers * layer + 2 * logits * d * self.n_vocab,
+            (weights + states) * self.element,
+        )
+
+
+def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
+    """Sizes of a model folder.
+
+    Raises:
+        ModelError: Its config.json does not tell.
+    """
+    names = {
+        "n_mels": "num_mel_bins",
+        "n_state": "d_model",
+        "n_vocab": "vocab_size",
+        "encoder_layers": "encoder_layers",
+        "decoder_layers": "decoder_layers",
+        "encoder_ffn": "encoder_ffn_dim",
+        "decoder_ffn": "decoder_ffn_dim",
+    }
+    missing = [theirs for theirs in names.values() if theirs not in folder.config]
+    if missing:
+        raise ModelError(f"{folder.path / 'config.json'} lacks {', '.join(missing)}: no roofline")
+    sizes = {ours: int(folder.config[theirs]) for ours, theirs in names.items()}
+    return Sizes(**sizes, element=_ELEMENT_BYTES[precision])
+
+
+@dataclass(frozen=True)
+class StageRoof:
+    """A stage beside the machine's peak.
+
+    Attributes:
+        stage: Its name.
+        seconds: What it took.
+        share: Of all processing time, 0 to 1.
+        flops: Operations per second it reached; None where its work is not known.
+        bandwidth: Bytes per second it read at least; None likewise.
+        roof_seconds: The least it would take on this machine; None likewise.
+        bound: `arithmetic` or `memory`: which of the two it would then wait for.
+    """
+
+    stage: str
+    seconds: float
+    share: float
+    flops: float | None = None
+    bandwidth: float | None = None
+    roof_seconds: float | None = None
+    bound: str = ""
+
+    @property
+    def above(self) -> float:
+        """Seconds more than the least; all of them where the least is not known."""
+        return self.seconds - (self.roof_seconds or 0.0)
+
+
+def roofline(
+    stages: dict[str, float], seen: Observations, sizes: Sizes, machine: Machine, precision: str
+) -> list[StageRoof]:
+    """Every stage beside the machine's peak in the precision it ran in.
+
+    Args:
+        stages: Seconds by stage of one run.
+        seen: The work of that run.
+        sizes: Of the model.
+        machine: Its peaks.
+        precision: Arithmetic of the model.
+    """
+    work: dict[str, list[Work]] = {
+        ENCODER: [sizes.encoder(ctx) for ctx in seen.windows],
+        PROJECTION: [sizes.projection(ctx) for ctx in seen.projected],
+    }
+    for step in seen.steps:
+        work.setdefault(step.stage, []).append(sizes.step(step))
+    total = sum(stages.values())
+    return [
+        _roof(stage, seconds, total, work.get(stage, ()), machine, precision)
+        for stage, seconds in stages.items()
+    ]
+
+
+def _roof(
+    stage: str,
+    seconds: float,
+    total: float,
+    work: Sequence[Work],
+    machine: Machine,
+    precision: str,
+) -> StageRoof:
+    share = seconds / total if total else 0.0
+    if not work or not seconds:
+        return StageRoof(stage, seconds, share)
+    peak = machine.flops[precision]
+    flops = _sum(part.flops for part in work)
+    n_bytes = _sum(part.n_bytes for part in work)
+    return StageRoof(
+        stage=stage,
+        seconds=seconds,
+        share=share,
+        flops=flops / seconds,
+        bandwidth=n_bytes / seconds,
+        roof_seconds=_sum(part.seconds(peak, machine.bandwidth) for part in work),
+        bound="arithmetic" if flops / peak >= n_bytes / machine.bandwidth else "memory",
+    )
+
+
+def _sum(values: Iterable[float]) -> float:
+    return float(sum(values))
