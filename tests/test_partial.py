@@ -1,0 +1,149 @@
+"""Text while it is being decoded: by callback, by iterator, and what becomes of the thread."""
+
+import threading
+from itertools import pairwise
+
+import pytest
+import tiny_whisper
+from fake_backend import Say, fake_model
+
+from whisper_npu import load_model
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.partial import Partial, in_background
+from whisper_npu.runtime.results import Segment
+
+ENGLISH = {"vad": False, "mode": "sequential", "language": "en"}
+INVENT = {**ENGLISH, "no_speech_threshold": None, "temperature": (0.0,)}
+
+
+def threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("whisper-npu")}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Says "One two." of any sound."""
+    model = fake_model(tmp_path, [Say(())])
+    begin = model.tokenizer.special.timestamp_begin
+    model.backend.script = [Say((begin, *model.tokenizer.encode(" One two."), begin + 90))]
+    return model
+
+
+class TestCallback:
+    def test_text_grows_to_the_whole(self, model):
+        seen = []
+        sound = tiny_whisper.synthetic_speech(0, 3)
+        stream = model.transcribe(sound, on_partial=seen.append, **ENGLISH)
+        assert seen == []
+        assert stream.text == "One two."
+        assert seen[-1] == Partial(0.0, 3.0, " One two.", 0.0)
+        texts = [partial.text for partial in seen]
+        assert all(late.startswith(early) for early, late in pairwise(texts))
+        assert len(set(texts)) > 3
+
+    def test_a_retry_begins_anew(self, model):
+        model.backend.script = [
+            Say(tuple(model.tokenizer.encode(" bad")), logit=3.0),
+            Say(tuple(model.tokenizer.encode(" good"))),
+        ]
+        seen = []
+        sound = tiny_whisper.synthetic_speech(0, 3)
+        model.transcribe(
+            sound, on_partial=seen.append, without_timestamps=True, best_of=1, **ENGLISH
+        ).result()
+        assert [partial.temperature for partial in seen] == sorted(p.temperature for p in seen)
+        assert {partial.temperature for partial in seen} == {0.0, 0.2}
+
+    def test_half_a_character_is_not_shown(self, model):
+        model.backend.script = [Say(tuple(model.tokenizer.encode(" é好")))]
+        seen = []
+        sound = tiny_whisper.synthetic_speech(0, 3)
+        stream = model.transcribe(sound, on_partial=seen.append, without_timestamps=True, **ENGLISH)
+        assert stream.text == "é好"
+        assert not any("\ufffd" in partial.text for partial in seen)
+
+    @pytest.mark.parametrize("beam_size", [None, 3])
+    @pytest.mark.parametrize("mode", ["sequential", "batched"])
+    def test_every_window_in_every_mode(self, tiny_folder, mode, beam_size):
+        model = load_model(tiny_folder)
+        options = {**INVENT, "mode": mode, "vad": mode == "batched", "beam_size": beam_size}
+        if mode == "batched":
+            model.voice_activity = AlwaysSpeech()
+        seen = []
+        sound = tiny_whisper.synthetic_speech(1, 40)
+        result = model.transcribe(sound, on_partial=seen.append, **options).result()
+        windows = {round(partial.start * 100) for partial in seen}
+        assert len(windows) > 1
+        assert {segment.seek for segment in result.segments} <= windows
+        assert result.text == model.transcribe(sound, **options).text
+
+
+class AlwaysSpeech:
+    def detector(self):
+        return self
+
+    def judge(self, chunks):
+        return (abs(chunks).max(axis=1) * 0 + 1).astype("float32")
+
+
+class TestIterator:
+    def test_partial_texts_then_their_segments(self, model):
+        sound = tiny_whisper.synthetic_speech(0, 3)
+        stream = model.transcribe(sound, **ENGLISH)
+        updates = list(stream.updates())
+        assert isinstance(updates[-1], Segment)
+        assert updates[-2].text == updates[-1].text == " One two."
+        assert all(isinstance(update, Partial) for update in updates[:-1])
+        assert stream.text == "One two."
+        assert threads() == set()
+
+    def test_with_a_callback_as_well(self, model):
+        seen = []
+        stream = model.transcribe(
+            tiny_whisper.synthetic_speech(0, 3), on_partial=seen.append, **ENGLISH
+        )
+        assert seen == [u for u in stream.updates() if isinstance(u, Partial)] != []
+
+    def test_left_early(self, model):
+        stream = model.transcribe(tiny_whisper.synthetic_speech(0, 300), **ENGLISH)
+        updates = stream.updates()
+        next(updates)
+        updates.close()
+        assert threads() == set()
+        assert model.backend.open_sessions == 0
+        assert len(model.backend.windows) < 5
+        for _ in range(2):
+            with pytest.raises(UsageError, match="given up"):
+                stream.result()
+
+    def test_never_begun(self, model):
+        model.transcribe(tiny_whisper.synthetic_speech(0, 3), **ENGLISH).updates()
+        assert threads() == set()
+        assert model.backend.windows == []
+
+
+class TestInBackground:
+    def test_an_error_comes_after_the_items_before_it(self):
+        def produce(emit):
+            emit(1)
+            raise ValueError("broken")
+
+        items = in_background(produce)
+        assert next(items) == 1
+        with pytest.raises(ValueError, match="broken"):
+            next(items)
+        assert threads() == set()
+
+    def test_it_does_not_run_far_ahead(self):
+        produced = []
+
+        def produce(emit):
+            for number in range(1000):
+                produced.append(number)
+                emit(number)
+
+        items = in_background(produce)
+        next(items)
+        items.close()
+        assert len(produced) < 20
+        assert threads() == set()
