@@ -21,11 +21,15 @@ from whisper_npu.version import __version__
 if TYPE_CHECKING:
     from whisper_npu.api import load_model
     from whisper_npu.errors import WhisperNpuError
+    from whisper_npu.runtime.live import LiveTranscriber
     from whisper_npu.runtime.options import TranscribeOptions
+    from whisper_npu.runtime.partial import Partial
     from whisper_npu.runtime.results import Segment, Transcription, Word
     from whisper_npu.runtime.transcribe import TranscriptionStream, WhisperModel
 
 __all__ = [
+    "LiveTranscriber",
+    "Partial",
     "Segment",
     "TranscribeOptions",
     "Transcription",
@@ -39,6 +43,8 @@ __all__ = [
 
 # Loaded on first use: `whisper-npu --help` has no need of an inference engine.
 _HOMES = {
+    "LiveTranscriber": "runtime.live",
+    "Partial": "runtime.partial",
     "Segment": "runtime.results",
     "TranscribeOptions": "runtime.options",
     "Transcription": "runtime.results",
