@@ -164,7 +164,7 @@ def _contestants(
     from whisper_npu.export.assets import cache_directory  # noqa: PLC0415
     from whisper_npu.runtime.model_dir import read_model_folder  # noqa: PLC0415
     from whisper_npu.scripts.peer_comparison import OURS, Contestant  # noqa: PLC0415
-    from whisper_npu.scripts.peer_environment import PeerEnvironment, ours  # noqa: PLC0415
+    from whisper_npu.scripts.peer_environment import PeerEnvironment  # noqa: PLC0415
     from whisper_npu.scripts.peer_models import PeerModels  # noqa: PLC0415
 
     def progress(line: str) -> None:
@@ -177,7 +177,7 @@ def _contestants(
     models = PeerModels(environment, folder, arguments.checkpoint, progress)
     shared: dict[str, Any] = {"language": arguments.language, "threads": arguments.threads}
     job = {"engine": "whisper-npu", "model": str(folder.path), **shared}
-    contestants = [Contestant(OURS, ours(), job)]
+    contestants = [Contestant(OURS, sys.executable, job)]
     failed = False
     for name in names:
         peer = PEERS[name]

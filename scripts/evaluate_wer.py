@@ -24,6 +24,7 @@ from whisper_npu.scripts.decoding_options import (
     add_decoding_options,
     decoding_options,
 )
+from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.transcribe import WhisperModel
@@ -145,13 +146,15 @@ def build_parser() -> argparse.ArgumentParser:
 def evaluate_wer(arguments: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
     # Heavy imports wait until the command line is known to be right.
-    with _needing_the_extra():
+    with needing_the_extra("measuring error rates"):
         from whisper_npu.scripts import evaluation_report as report  # noqa: PLC0415
         from whisper_npu.scripts.evaluation import evaluate  # noqa: PLC0415
         from whisper_npu.scripts.wer import metric_for  # noqa: PLC0415
     from whisper_npu.scripts.references import read_references  # noqa: PLC0415
 
-    _check_outputs(arguments)
+    if arguments.worst < 0:
+        raise UsageError(f"--worst is {arguments.worst}; give 0 or more")
+    check_outputs((arguments.json, arguments.markdown), arguments.plot)
     references = [reference for path in arguments.references for reference in read_references(path)]
     runs, exit_code = _measure(arguments, references)
     if not runs:
@@ -165,9 +168,9 @@ def evaluate_wer(arguments: argparse.Namespace) -> int:
 
     if arguments.json:
         content = report.to_json(evaluations, [str(path) for path in arguments.references])
-        _write(arguments.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_text(arguments.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if arguments.markdown:
-        _write(arguments.markdown, report.markdown(evaluations, arguments.worst))
+        write_text(arguments.markdown, report.markdown(evaluations, arguments.worst))
     if arguments.plot:
         _plot(evaluations, arguments.plot)
     for evaluation in evaluations:
@@ -308,42 +311,6 @@ def _judge(evaluations: "Sequence[Evaluation]", limit: float | None) -> int:
         )
         code = cli.EXIT_SOME_FAILED
     return code
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Find out before hours of measuring, not after, that a result cannot be written."""
-    if arguments.worst < 0:
-        raise UsageError(f"--worst is {arguments.worst}; give 0 or more")
-    for path in filter(None, (arguments.json, arguments.markdown, arguments.plot)):
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder; name a file to write")
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"{path}: its folder does not exist; make it first")
-    if arguments.plot:
-        with _needing_the_extra():
-            from whisper_npu.scripts import plots  # noqa: PLC0415
-        plots.check_format(arguments.plot)
-
-
-@contextmanager
-def _needing_the_extra() -> Iterator[None]:
-    """One clear line where a library of the `eval` extra is missing."""
-    try:
-        yield
-    except ImportError as error:
-        library = (error.name or str(error)).partition(".")[0]
-        if library == "whisper_npu":
-            raise
-        raise UsageError(
-            f"measuring error rates needs {library}: pip install 'whisper-npu[eval]'"
-        ) from None
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _plot(evaluations: "Sequence[Evaluation]", path: Path) -> None:

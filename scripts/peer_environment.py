@@ -2,9 +2,8 @@
 
 import os
 import subprocess
-import sys
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whisper_npu.errors import AssetError
@@ -47,27 +46,29 @@ class PeerEnvironment:
             except (OSError, subprocess.CalledProcessError) as error:
                 raise AssetError(f"{folder}: cannot hold an environment: {error}") from None
         progress("installing the other recognisers, where they are missing")
-        pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-        self.run([str(self.python), *pip, "--retries", _PIP_RETRIES, *REQUIREMENTS])
+        self._pip("install", "--retries", _PIP_RETRIES, *REQUIREMENTS)
         if not self._works():
             # It comes with nncf, built for another torch, and keeps transformers from loading.
-            pip = ["-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"]
-            self.run([str(self.python), *pip])
+            self._pip("uninstall", "--yes", "torchvision")
+
+    def _pip(self, command: str, *arguments: str) -> None:
+        pip = [str(self.python), "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
+        self.run([*pip, "--no-input", *arguments], offline=False)
 
     def _works(self) -> bool:
-        return (
-            subprocess.run(
-                [str(self.python), "-c", _WORKS], capture_output=True, check=False
-            ).returncode
-            == 0
-        )
+        command = [str(self.python), "-c", _WORKS]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def program(self, name: str) -> str:
         """The path of a command that a package brought."""
         return str(self._programs / (f"{name}.exe" if os.name == "nt" else name))
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def run(self, command: Sequence[str], *, offline: bool = True) -> None:
         """Run a program to its end.
+
+        Args:
+            command: The program and its arguments.
+            offline: Keep it from looking at a hub.
 
         Raises:
             AssetError: It failed; the message has its last words.
@@ -79,9 +80,7 @@ class PeerEnvironment:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, **OFFLINE, **(environment or {})}
-            if "pip" not in command
-            else dict(os.environ),
+            env={**os.environ, **(OFFLINE if offline else {})},
             check=False,
         )
         if result.returncode:
@@ -89,8 +88,3 @@ class PeerEnvironment:
             name = Path(command[0]).name
             reason = " / ".join(said[-_TOLD:]) or "it said nothing"
             raise AssetError(f"{name} failed with code {result.returncode}: {reason}")
-
-
-def ours() -> str:
-    """The Python that runs this package."""
-    return sys.executable

@@ -222,7 +222,7 @@ class FakeEnvironment:
     def program(self, name: str) -> str:
         return name
 
-    def run(self, command, environment=None) -> None:
+    def run(self, command, *, offline=True) -> None:
         self.ran.append(list(command))
 
 
