@@ -10,10 +10,11 @@ from threading import Lock
 import numpy as np
 import openvino as ov
 
-from whisper_npu.errors import UsageError
+from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.backend import Float32Array, Int64Array
 from whisper_npu.runtime.kv_cache import (
+    SEQUENCE_AXIS,
     KVCache,
     State,
     is_cross_attention,
@@ -223,6 +224,8 @@ class StatefulSession(_Session):
         self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
         self._request.infer()
         self._length += n_new
+        if self._steps == 1:  # the first step with a past shows which contract the graph keeps
+            self._check_states()
         d = self._dimensions
         self._log_step(
             (self._batch, d.n_text_head, self._length, d.head_dim),
@@ -230,6 +233,14 @@ class StatefulSession(_Session):
         )
         logits: Float32Array = self._request.get_tensor("logits").data
         return logits
+
+    def _check_states(self) -> None:
+        held = self._states[0].state.shape[SEQUENCE_AXIS]
+        if held != self._length:
+            raise ModelError(
+                f"the device holds {held} positions after {self._length} tokens: the model "
+                "folder's manifest and graphs disagree on the KV contract; export the model again"
+            )
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Make row `i` continue what was row `rows[i]`."""

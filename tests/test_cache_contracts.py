@@ -173,19 +173,7 @@ class TestDetection:
 
 
 class TestContradictions:
-    @pytest.mark.parametrize(
-        "kind",
-        [
-            "concat",
-            "static",
-            pytest.param(
-                "stateful",
-                marks=pytest.mark.xfail(
-                    strict=True, reason="the manifest is believed, and the text garbled"
-                ),
-            ),
-        ],
-    )
+    @pytest.mark.parametrize("kind", CACHED)
     @pytest.mark.parametrize(
         ("graph", "said"), [("accumulated", "delta"), ("delta", "accumulated")]
     )
