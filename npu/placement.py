@@ -23,6 +23,10 @@ from whisper_npu.runtime.compile_cache import cache_directory
 
 logger = logging.getLogger("whisper_npu")
 
+ENCODER_PART = "encoder"
+DECODER_PART = "decoder"
+PARTS = (ENCODER_PART, DECODER_PART)
+
 AUTO = "AUTO"
 GPU = "GPU"
 PROBE_TOKENS = 24  # what a window of speech makes a decoder write, roughly

@@ -14,6 +14,7 @@ import numpy as np
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu import bundle as bundles
 from whisper_npu.npu.bundle import Bundle
+from whisper_npu.npu.placement import DECODER_PART, ENCODER_PART
 from whisper_npu.npu.static_engine import Engine, Request
 from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array
 from whisper_npu.runtime.kv_cache import is_self_attention, past_name
@@ -23,10 +24,6 @@ CACHE_POSITION = "cache_position"
 LOGIT_POSITIONS = "logit_positions"
 AUDIO_LENGTH = "audio_length"
 LOGITS = "logits"
-
-ENCODER_PART = "encoder"
-DECODER_PART = "decoder"
-PARTS = (ENCODER_PART, DECODER_PART)
 
 
 def present_name(past: str) -> str:

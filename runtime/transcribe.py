@@ -36,11 +36,19 @@ logger = logging.getLogger("whisper_npu")
 class WhisperModel:
     """A loaded model. Call `transcribe` as often as you like, from as many threads as you like."""
 
-    def __init__(self, folder: ModelFolder, backend: Backend) -> None:
-        """Read the tokenizer of `folder`; `backend` runs its graphs."""
+    def __init__(
+        self, folder: ModelFolder, backend: Backend, tokenizer: Tokenizer | None = None
+    ) -> None:
+        """Put a model together.
+
+        Args:
+            folder: the model folder.
+            backend: runs its graphs.
+            tokenizer: its tokenizer, where it has been read already.
+        """
         self.folder = folder
         self.backend = backend
-        self.tokenizer = Tokenizer(folder.tokenizer)
+        self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
 
     @cached_property

@@ -15,7 +15,8 @@ from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.npu import static_backend
 from whisper_npu.npu.build_bundle import ensure_bundle
 from whisper_npu.npu.devices import EMULATED, EMULATED_LABEL
-from whisper_npu.npu.load import load_backend, load_static
+from whisper_npu.npu.load import load_backend
+from whisper_npu.npu.load_static import load_static
 from whisper_npu.npu.split_backend import SplitBackend
 from whisper_npu.runtime.backend import N_LOGITS
 from whisper_npu.runtime.compile_cache import CompileCache

@@ -8,7 +8,8 @@ from decoding_checks import PLAIN, assert_repeatable
 from model_surgery import copy_folder, make_delta
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
-from whisper_npu.npu.load import load_backend, load_static
+from whisper_npu.npu.load import load_backend
+from whisper_npu.npu.load_static import load_static
 from whisper_npu.runtime import onnxruntime_backend
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.onnxruntime_backend import OnnxRuntimeBackend, open_graph

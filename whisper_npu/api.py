@@ -1,9 +1,11 @@
 """Where the layers meet: a model folder, a device and a kind of cache become a model."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.model_dir import read_model_folder
+from whisper_npu.runtime.tokenizer import Tokenizer
 from whisper_npu.runtime.transcribe import WhisperModel
 
 
@@ -41,12 +43,15 @@ def load_model(
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
     folder = read_model_folder(path)
-    loaded = load_backend(
-        folder,
-        device,
-        backend=backend,
-        kv_cache=kv_cache,
-        precision=precision,
-        threads=threads,
-    )
-    return WhisperModel(folder, loaded)
+    # Compiling the graphs takes longest; what else a model needs is made ready meanwhile.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        tokenizer = beside.submit(Tokenizer, folder.tokenizer)
+        loaded = load_backend(
+            folder,
+            device,
+            backend=backend,
+            kv_cache=kv_cache,
+            precision=precision,
+            threads=threads,
+        )
+        return WhisperModel(folder, loaded, tokenizer.result())

@@ -1,0 +1,91 @@
+"""Loads a model's static graphs on OpenVINO or ONNX Runtime: all that only an NPU's users need."""
+
+import logging
+
+import openvino as ov
+
+from whisper_npu.errors import UsageError
+from whisper_npu.npu.build_bundle import ensure_bundle
+from whisper_npu.npu.devices import EMULATED, NPU, require_npu, resolve
+from whisper_npu.npu.placement import PARTS
+from whisper_npu.npu.static_backend import StaticBackend, graph_names
+from whisper_npu.npu.static_engine import Engine, OpenVINOEngine
+from whisper_npu.runtime.compile_cache import CompileCache, default_cache
+from whisper_npu.runtime.model_dir import ModelFolder
+
+logger = logging.getLogger("whisper_npu")
+
+OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
+STATIC_CACHES = ("auto", "static")
+
+
+def load_static(
+    folder: ModelFolder,
+    device: str,
+    *,
+    backend: str = OPENVINO,
+    kv_cache: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    weights: str = "lossless",
+    cache: CompileCache | None = None,
+    parts: tuple[str, ...] = PARTS,
+) -> StaticBackend:
+    """Load the static graphs of a model, made now if need be; see `load_backend`.
+
+    Args:
+        folder: the model.
+        device: `NPU`, `NPU_EMULATED` or `CPU`.
+        backend: `openvino` or `onnxruntime`.
+        kv_cache: `auto` or `static`.
+        precision: arithmetic.
+        threads: processor threads, where the processor computes.
+        weights: how the graphs keep weights.
+        cache: of compiled graphs; None for the user's.
+        parts: which of `encoder` and `decoder` will be asked for.
+    """
+    if kv_cache not in STATIC_CACHES:
+        raise UsageError(
+            f"{device} keeps past states in buffers of fixed size; give --kv-cache auto or static, "
+            f"not {kv_cache}"
+        )
+    if backend == ONNXRUNTIME:
+        return _load_static_onnxruntime(folder, device, precision, threads, weights, parts)
+    core = ov.Core()
+    target = resolve(core, device, precision, threads)  # before any work is done
+    bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
+    at_once, names = graph_names(bundle, parts)
+    engine: Engine = OpenVINOEngine(
+        core,
+        bundle,
+        target,
+        cache=default_cache() if cache is None else cache,
+        at_once=at_once,
+        names=names,
+        progress=logger.info,
+    )
+    return StaticBackend(bundle, engine)
+
+
+def _load_static_onnxruntime(
+    folder: ModelFolder,
+    device: str,
+    precision: str,
+    threads: int,
+    weights: str,
+    parts: tuple[str, ...],
+) -> StaticBackend:
+    from whisper_npu.npu.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415 - an extra
+    from whisper_npu.runtime.onnxruntime_backend import arithmetic  # noqa: PLC0415
+
+    if device == EMULATED:
+        raise UsageError("ONNX Runtime cannot emulate an NPU; give --backend openvino")
+    arithmetic(device, precision)  # before any work is done
+    if device == NPU:
+        require_npu(ov.Core())
+    bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
+    at_once, names = graph_names(bundle, parts)
+    engine = OnnxRuntimeEngine(
+        bundle, device, precision, threads=threads, at_once=at_once, names=names
+    )
+    return StaticBackend(bundle, engine)
