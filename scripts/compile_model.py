@@ -77,7 +77,7 @@ def compile_model(arguments: argparse.Namespace) -> int:
 
     from whisper_npu.npu.build_bundle import ensure_bundle  # noqa: PLC0415
     from whisper_npu.npu.devices import resolve, resolve_platform  # noqa: PLC0415
-    from whisper_npu.npu.placement import PARTS
+    from whisper_npu.npu.placement import PARTS  # noqa: PLC0415
     from whisper_npu.npu.static_backend import graph_names  # noqa: PLC0415
     from whisper_npu.npu.static_engine import OpenVINOEngine  # noqa: PLC0415
     from whisper_npu.runtime.compile_cache import default_cache  # noqa: PLC0415
