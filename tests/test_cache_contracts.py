@@ -396,8 +396,9 @@ class TestBrokenCachesAreNoticed:
                         variable.state = ov.Tensor(state)
 
         monkeypatch.setattr(openvino_backend, "StatefulSession", Leaks)
-        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        noticed = (AssertionError, ModelError)  # by the length of the states, or by values
+        with pytest.raises(noticed):
             self.check(folders["accumulated"], "stateful", audio, rows, expected)
         model = load_model(folders["accumulated"], kv_cache="stateful", precision="f32")
-        with pytest.raises(AssertionError):
+        with pytest.raises(noticed):
             assert_repeatable(model, tiny_audio[:2], **PLAIN, sample_len=20)
