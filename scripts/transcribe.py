@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from whisper_npu.errors import AudioError
 from whisper_npu.scripts import cli
@@ -20,6 +20,8 @@ from whisper_npu.scripts.decoding_options import (
 )
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from whisper_npu.runtime.results import Transcription
     from whisper_npu.runtime.transcribe import TranscriptionStream
     from whisper_npu.runtime.writers import OutputFiles
@@ -180,27 +182,28 @@ def _follow(
     stream: "TranscriptionStream", file: Path, outputs: "OutputFiles | None", *, verbose: bool
 ) -> None:
     """Show and write segments as they come."""
-    from tqdm import tqdm  # noqa: PLC0415
-
     from whisper_npu.runtime.subtitles import format_timestamp  # noqa: PLC0415
 
-    estimate = stream.duration_estimate
-    with tqdm(
-        total=None if estimate is None else round(estimate, 2),
-        desc=file.name,
-        unit="s",
-        disable=verbose,
-        bar_format=None
-        if estimate is None
-        else "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {rate_fmt}",
-    ) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = None if verbose else stack.enter_context(_progress_bar(stream, file))
         for segment in stream:
-            if verbose:
-                start, end = format_timestamp(segment.start), format_timestamp(segment.end)
-                print(f"[{start} --> {end}] {segment.text}", flush=True)
             if outputs is not None:
                 outputs.segment(segment)
-            bar.update(max(0.0, segment.end - bar.n))
+            if bar is not None:
+                bar.update(max(0.0, segment.end - bar.n))
+            else:
+                start, end = format_timestamp(segment.start), format_timestamp(segment.end)
+                print(f"[{start} --> {end}] {segment.text}", flush=True)
+
+
+def _progress_bar(stream: "TranscriptionStream", file: Path) -> "tqdm[NoReturn]":
+    from tqdm import tqdm  # noqa: PLC0415 - only imported where it is shown
+
+    seconds = stream.duration_estimate
+    if seconds is None:
+        return tqdm(desc=file.name, unit="s")
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {rate_fmt}"
+    return tqdm(desc=file.name, unit="s", total=round(seconds, 2), bar_format=layout)
 
 
 def _report(result: "Transcription") -> None:
