@@ -141,8 +141,8 @@ class Transcription:
     kv_cache: str
     precision: str = "f32"
     warnings: tuple[str, ...] = ()
-    language_probabilities: dict[str, float] = field(default_factory=dict)
-    coverage: Coverage = field(default_factory=Coverage)
+    language_probabilities: dict[str, float] = field(default_factory=dict, hash=False)
+    coverage: Coverage = field(default_factory=Coverage, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """openai/whisper's `text`, `segments`, `language`, in its order, followed by ours."""

@@ -38,6 +38,7 @@ def test_folder_holds_the_trio_and_its_companions(tiny_folder: Path) -> None:
         *(f"{name}.onnx" for name in GRAPHS),
         "decoder_alignment_model.onnx",
         "model.onnx_data",
+        "vad_model.onnx",
         "config.json",
         "generation_config.json",
         "preprocessor_config.json",
