@@ -114,12 +114,14 @@ class OpenVINOBackend:
             cross = graphs.cross_attention_projection(decoder, element_type)
             graphs.convert_cross_states(with_past, element_type)
             graphs.make_stateful(with_past)
-            wanted["cross"] = (DECODER, cross)
             wanted["with_past"] = (DECODER_WITH_PAST, with_past)
+            wanted["cross"] = (DECODER, cross)
         else:
             wanted["decoder"] = (DECODER, decoder)
             if kv_cache != "off":
                 wanted["with_past"] = (DECODER_WITH_PAST, with_past)
+        # The decoder with past takes longest, so it goes first.
+        wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "with_past"))
         with ThreadPoolExecutor(max_workers=2) as compilers:
             jobs = {
                 name: compilers.submit(self._compile, model, file)

@@ -1,5 +1,6 @@
 """What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -288,8 +289,8 @@ def append_new_states(decoder_with_past: ov.Model) -> None:
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
     """The encoder, the decoder, and the decoder with past."""
-    return (
-        read_graph(core, folder.path / ENCODER),
-        read_graph(core, folder.path / DECODER),
-        read_graph(core, folder.path / DECODER_WITH_PAST),
-    )
+    with ThreadPoolExecutor(max_workers=3) as readers:
+        encoder, decoder, with_past = readers.map(
+            lambda name: read_graph(core, folder.path / name), (ENCODER, DECODER, DECODER_WITH_PAST)
+        )
+    return encoder, decoder, with_past

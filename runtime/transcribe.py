@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from whisper_npu.errors import UsageError
@@ -37,7 +36,11 @@ class WhisperModel:
     """A loaded model. Call `transcribe` as often as you like, from as many threads as you like."""
 
     def __init__(
-        self, folder: ModelFolder, backend: Backend, tokenizer: Tokenizer | None = None
+        self,
+        folder: ModelFolder,
+        backend: Backend,
+        tokenizer: Tokenizer | None = None,
+        voice_activity: VoiceActivity | None = None,
     ) -> None:
         """Put a model together.
 
@@ -45,16 +48,13 @@ class WhisperModel:
             folder: the model folder.
             backend: runs its graphs.
             tokenizer: its tokenizer, where it has been read already.
+            voice_activity: its judge of where there is speech, where it has been loaded already.
         """
         self.folder = folder
         self.backend = backend
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
+        self.voice_activity = voice_activity or VoiceActivity(folder.path)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
-
-    @cached_property
-    def voice_activity(self) -> VoiceActivity:
-        """Judges where there is speech."""
-        return VoiceActivity(self.folder.path)
 
     @property
     def is_multilingual(self) -> bool:

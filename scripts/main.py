@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from whisper_npu.scripts.cli import leave
 from whisper_npu.version import __version__
 
 COMMANDS = {
@@ -57,5 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def program() -> None:
+    """The console command."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -7,6 +7,7 @@ from whisper_npu.errors import UsageError
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.tokenizer import Tokenizer
 from whisper_npu.runtime.transcribe import WhisperModel
+from whisper_npu.runtime.vad import VoiceActivity
 
 
 def load_model(
@@ -46,6 +47,7 @@ def load_model(
     # Compiling the graphs takes longest; what else a model needs is made ready meanwhile.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)
+        detector = beside.submit(VoiceActivity, folder.path)
         loaded = load_backend(
             folder,
             device,
@@ -54,4 +56,4 @@ def load_model(
             precision=precision,
             threads=threads,
         )
-        return WhisperModel(folder, loaded, tokenizer.result())
+        return WhisperModel(folder, loaded, tokenizer.result(), detector.result())
