@@ -1,10 +1,16 @@
 """A model whose encoder runs on one device and whose decoder on another."""
 
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.backend import Backend, DecoderSession, Float32Array, Int64Array
+from whisper_npu.runtime.backend import (
+    Backend,
+    DecoderSession,
+    Float32Array,
+    Int64Array,
+    SingleStream,
+)
 
 
-class SplitBackend:
+class SplitBackend(SingleStream):
     """Encodes with one backend and decodes with another; both hold the same model."""
 
     def __init__(self, encoder: Backend, decoder: Backend) -> None:

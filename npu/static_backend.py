@@ -16,7 +16,7 @@ from whisper_npu.npu import bundle as bundles
 from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.placement import DECODER_PART, ENCODER_PART
 from whisper_npu.npu.static_engine import Engine, Request
-from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array
+from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array, SingleStream
 from whisper_npu.runtime.kv_cache import is_self_attention, past_name
 
 INPUT_IDS = "input_ids"
@@ -48,7 +48,7 @@ def graph_names(bundle: Bundle, parts: Sequence[str]) -> tuple[list[str], list[s
     return at_once, names
 
 
-class StaticBackend:
+class StaticBackend(SingleStream):
     """A bundle of static graphs on an engine. Safe to use from several threads."""
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:

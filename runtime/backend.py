@@ -3,11 +3,14 @@
 The protocol is the seam for tests (a fake backend) and for other engines.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from whisper_npu.runtime.features import SILENCE_FEATURE
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -102,6 +105,19 @@ class Backend(Protocol):
         """
         ...
 
+    def silence(self) -> Float32Array:
+        """A whole window of digital silence encoded, `(1, n_audio_ctx, n_audio_state)`."""
+        ...
+
+    @property
+    def n_streams(self) -> int:
+        """Batches that `in_streams` decodes side by side."""
+        ...
+
+    def in_streams(self) -> "Backend":
+        """The same model for several callers at once: each is slower, together they are faster."""
+        ...
+
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
         """What the tokens of finished texts attend to, for word times.
 
@@ -119,3 +135,35 @@ class Backend(Protocol):
             ModelError: the model folder lacks the graph for it.
         """
         ...
+
+
+class SingleStream(ABC):
+    """What backends share that decode one batch at a time."""
+
+    n_streams = 1
+    _silence: Float32Array | None = None
+
+    @property
+    @abstractmethod
+    def n_mels(self) -> int:
+        """Mel bands the encoder takes."""
+
+    @property
+    @abstractmethod
+    def window_frames(self) -> tuple[int, ...]:
+        """Frames of 10 ms that a window may have; the last is a whole window."""
+
+    @abstractmethod
+    def encode(self, features: Float32Array) -> Float32Array:
+        """Encode windows."""
+
+    def in_streams(self) -> Self:
+        """This backend: it is no faster with several callers."""
+        return self
+
+    def silence(self) -> Float32Array:
+        """A whole window of digital silence encoded; computed once."""
+        if self._silence is None:
+            shape = (1, self.n_mels, self.window_frames[-1])
+            self._silence = self.encode(np.full(shape, SILENCE_FEATURE, np.float32))
+        return self._silence

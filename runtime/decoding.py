@@ -15,6 +15,7 @@ from whisper_npu.errors import UsageError
 from whisper_npu.runtime.backend import N_LOGITS, Backend, DecoderSession, Float32Array, Int64Array
 from whisper_npu.runtime.logits import (
     LogitFilter,
+    ReachEnd,
     SuppressFirst,
     SuppressTokens,
     TimestampRules,
@@ -304,6 +305,7 @@ def decode_windows(
     times: StageTimes,
     *,
     seeds: Sequence[int] = (),
+    reach: Sequence[float] = (),
     on_tokens: TokenCallback | None = None,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
@@ -317,6 +319,8 @@ def decode_windows(
         times: where stage times are added.
         seeds: a number per window that makes its sampling repeatable, whatever it is batched
             with; by default its place in the batch.
+        reach: seconds into each window that its text must reach before it may end, if it has
+            timestamps; by default it may end anywhere.
         on_tokens: called after each step with the tokens of each window so far.
 
     Returns:
@@ -341,6 +345,16 @@ def decode_windows(
         ]
         chooser = TokenChooser(options.temperature, eot, rngs, options.begun)
     filters = logit_filters(tokenizer, options)
+    if any(reach) and not options.without_timestamps:
+        special = tokenizer.special
+        filters.append(
+            ReachEnd(
+                np.repeat(np.asarray(reach), options.rows_per_window),
+                timestamp_begin=special.timestamp_begin,
+                eot=special.eot,
+                step=TIMESTAMP_STEP,
+            )
+        )
 
     with times.measure("cross-attention projection"):
         session = backend.start(audio, options.rows_per_window)

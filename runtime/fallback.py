@@ -54,6 +54,7 @@ def decode_with_fallback(
     options: TranscribeOptions,
     times: StageTimes,
     *,
+    reach: Sequence[float] = (),
     on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
     """Decode a batch of encoded windows.
@@ -67,6 +68,7 @@ def decode_with_fallback(
         decoding: how to decode; its temperature is replaced by each of `options.temperature`.
         options: thresholds and temperatures.
         times: where stage times are added.
+        reach: see `decode_windows`.
         on_tokens: called after each step for each window being decoded.
 
     Returns:
@@ -91,6 +93,7 @@ def decode_with_fallback(
             wanted,
             times,
             seeds=[seeds[window] for window in windows],
+            reach=[reach[window] for window in windows] if reach else (),
             on_tokens=None if on_tokens is None else report,
         )
         flawed = []

@@ -21,6 +21,7 @@ HOP_LENGTH = 160  # 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 LOG_FLOOR = 1e-10  # mel power of digital silence, before the logarithm
 DYNAMIC_RANGE = 8.0  # in log10 of power: 80 dB
+SILENCE_FEATURE = (np.log10(LOG_FLOOR) + 4) / 4  # what `normalize` makes of digital silence
 _BLOCK_FRAMES = 750  # frames transformed at once: what fits in the processor's second cache
 
 

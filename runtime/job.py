@@ -2,20 +2,19 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.decoding import DecodingOptions, detect_language
-from whisper_npu.runtime.fallback import Outcome, decode_with_fallback
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hallucinations import first_hallucination
+from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode, hear
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.runtime.partial import PartialCallback, partial_reporter
+from whisper_npu.runtime.partial import PartialCallback
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
@@ -25,25 +24,6 @@ from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, sot_sequence
 from whisper_npu.runtime.word_timing import add_word_timestamps
 
 logger = logging.getLogger("whisper_npu")
-
-
-# Frames of silence behind a window shorter than the encoder's: with fewer, the decoder loops.
-_MARGIN = 6 * FRAMES_PER_SECOND
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A window that has been decoded.
-
-    Attributes:
-        window: where it is in the recording.
-        outcome: what was decoded.
-        audio: the window encoded, float32 `(1, n_audio_ctx, n_audio_state)`.
-    """
-
-    window: Window
-    outcome: Outcome
-    audio: Float32Array
 
 
 @dataclass(frozen=True)
@@ -100,96 +80,58 @@ class Job:
         self.coverage.add(start, end, "silent", "no speech")
         return window
 
-    def hear(
-        self, windows: Sequence[Window], context: Sequence[int], begun: Sequence[int] = ()
-    ) -> list[Heard]:
-        """Encode and decode windows that share a context, the tokens of the text before them.
-
-        The language is detected first where it is not known: from the first window that has
-        speech, or for each window if the recording is multilingual.
-
-        The transcript of each window begins with `begun`, tokens decoded from it before.
-
-        Windows shorter than the encoder's are followed by no more silence than they need. What
-        looks wrong then is heard again as a whole window, before any higher temperature is tried.
-        """
-        wanted = self._decoding_options(context, begun)
-        frames = self._frames(windows)
-        if frames == self.window_frames:
-            return self._decode(windows, frames, wanted, self.options)
-        first_try = replace(self.options, temperature=self.options.temperature[:1])
-        heard = self._decode(windows, frames, wanted, first_try)
-        flawed = [place for place, one in enumerate(heard) if one.outcome.flaw is not None]
-        if flawed:
-            whole = [windows[place] for place in flawed]
-            again = self._decode(whole, self.window_frames, wanted, self.options)
-            for place, one in zip(flawed, again, strict=True):
-                retries = (*heard[place].outcome.retries, *one.outcome.retries)
-                heard[place] = replace(one, outcome=replace(one.outcome, retries=retries))
-        return heard
-
-    def _frames(self, windows: Sequence[Window]) -> int:
-        """Frames to encode for each of some windows."""
-        if not self.elastic:
-            return self.window_frames
-        needed = max(window.n_frames for window in windows) + _MARGIN
-        return next((n for n in self.backend.window_frames if n >= needed), self.window_frames)
-
-    def _decode(
+    def task(
         self,
-        windows: Sequence[Window],
-        frames: int,
-        wanted: DecodingOptions,
-        options: TranscribeOptions,
-    ) -> list[Heard]:
-        with self.times.measure("features"):
-            features = np.stack(
-                [self.features.window(w.start, frames, w.n_frames) for w in windows]
-            )
-        with self.times.measure("encoder"):
-            audio = self.backend.encode(features)
-        languages = self._languages(audio)
-        heard: dict[int, Heard] = {}
-        for language in dict.fromkeys(languages):
-            places = [place for place, found in enumerate(languages) if found == language]
-            of_language = [windows[place] for place in places]
-            outcomes = decode_with_fallback(
-                self.backend,
-                self.tokenizer,
-                self.vocabulary,
-                audio if len(places) == len(windows) else audio[places],
-                [window.start for window in of_language],
-                replace(wanted, language=language),
-                options,
-                self.times,
-                on_tokens=None
-                if self.on_partial is None
-                else partial_reporter(self.tokenizer, of_language, self.on_partial),
-            )
-            for place, outcome in zip(places, outcomes, strict=True):
-                heard[place] = Heard(windows[place], outcome, audio[place : place + 1])
-        return [heard[place] for place in range(len(windows))]
+        window: Window,
+        context: Sequence[int],
+        begun: Sequence[int] = (),
+        *,
+        reach: float = 0.0,
+        shares: bool = False,
+    ) -> Task:
+        """A window to be decoded behind `context`, the tokens of the text before it.
 
-    def _languages(self, audio: Float32Array) -> list[str]:
-        """The language of each window."""
-        if self.language is not None and not self.options.multilingual:
-            return [self.language] * len(audio)
-        to_judge = audio if self.options.multilingual else audio[:1]
-        found = detect_language(self.backend, self.tokenizer, to_judge, self.times)
-        if self.language is None:
-            self.language_probabilities = found[0]
-            self.language = next(iter(found[0]))
-            logger.info("language: %s", LANGUAGES[self.language])
-        if not self.options.multilingual:
-            return [self.language] * len(audio)
-        return [next(iter(probabilities)) for probabilities in found]
+        The language is detected first where it is not known.
+
+        Args:
+            window: which.
+            context: the tokens of the text before it.
+            begun: tokens its transcript begins with, decoded from it before.
+            reach: seconds into the window that its text must reach.
+            shares: whether it will share its batch with windows of other lengths.
+        """
+        choices = self.backend.window_frames if self.elastic else (self.window_frames,)
+        frames = frames_to_encode(window.n_frames, choices)
+        with self.times.measure("features"):
+            features = self.features.window(window.start, frames, window.n_frames)
+        encoded: Future[Float32Array] | None = None
+        if self.language is None and not self.options.multilingual:
+            with self.times.measure("encoder"):
+                audio = self.backend.encode(features[None])
+            encoded = Future()
+            encoded.set_result(audio)
+            found = detect_language(self.backend, self.tokenizer, audio, self.times)
+            self.settle_language(found[0])
+        wanted = self._decoding_options(context, begun)
+        return Task(self, window, features, wanted, reach, shares, encoded)
+
+    def hear(self, window: Window, context: Sequence[int], begun: Sequence[int] = ()) -> Heard:
+        """Decode one window by itself; see `task`."""
+        return hear([self.task(window, context, begun)], self.backend, self.times)[0]
+
+    def settle_language(self, probabilities: dict[str, float]) -> None:
+        """Take the likeliest for the recording's language."""
+        self.language_probabilities = probabilities
+        self.language = next(iter(probabilities))
+        logger.info("language: %s", LANGUAGES[self.language])
 
     def _decoding_options(self, context: Sequence[int], begun: Sequence[int]) -> DecodingOptions:
-        """How windows behind `context` are decoded; the language is not settled yet."""
+        """How a window behind `context` is decoded; its language as far as it is settled."""
         options, vocabulary = self.options, self.vocabulary
         chosen = options.suppress_tokens
         return DecodingOptions(
             task=options.task,
+            language=self.language or "en",
             best_of=options.best_of,
             beam_size=options.beam_size,
             patience=options.patience,

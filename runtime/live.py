@@ -316,7 +316,7 @@ class LiveTranscriber:
         if draft:
             first = job.options.temperature[:1]
             job = replace(job, options=replace(job.options, temperature=first))
-        outcome = job.hear([Window(self._begin, end)], self._context, self._begun)[0].outcome
+        outcome = job.hear(Window(self._begin, end), self._context, self._begun).outcome
         self._decoded = max(self._decoded, end)
         tokens = self._begun if outcome.is_silence else outcome.decoded.tokens
         words = heard_words(self._tokenizer, tokens[len(self._begun) :], outcome.language)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from whisper_npu.runtime.backend import Float32Array, Int64Array
 
@@ -102,6 +103,40 @@ class TimestampRules:
             shifted = logits[rows, begin:] - stamps_max[rows, None]
             total = stamps_max[rows] + np.log(np.exp(shifted).sum(axis=1))
             logits[rows[total > text[rows]], :begin] = -np.inf
+
+
+class ReachEnd:
+    """Forbids the end of text behind a timestamp from which speech goes on.
+
+    Whisper leaves the last sentence of a full window to the next one. A window that was cut at a
+    pause has no next one for it: what is left unsaid would be lost.
+    """
+
+    def __init__(
+        self, reach: npt.NDArray[np.float64], *, timestamp_begin: int, eot: int, step: float
+    ) -> None:
+        """Set the rule up.
+
+        Args:
+            reach: seconds that the text of each row must reach, float64 `(rows,)`.
+            timestamp_begin: the token `<|0.00|>`.
+            eot: the token `<|endoftext|>`.
+            step: seconds from one timestamp to the next.
+        """
+        self._earliest = timestamp_begin + np.ceil(reach / step).astype(np.int64)
+        self._begin = timestamp_begin
+        self._eot = eot
+
+    def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
+        """Forbid the end where it would be too early and anything else is possible."""
+        if tokens.shape[1] == 0:
+            return
+        last = tokens[:, -1]
+        for row in np.flatnonzero((last >= self._begin) & (last < self._earliest)):
+            end = logits[row, self._eot].copy()
+            logits[row, self._eot] = -np.inf
+            if not np.isfinite(logits[row].max()):
+                logits[row, self._eot] = end
 
 
 def log_softmax(logits: Float32Array) -> Float32Array:

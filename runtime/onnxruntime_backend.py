@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
-from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array
+from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array, SingleStream
 from whisper_npu.runtime.compile_cache import cache_directory
 from whisper_npu.runtime.kv_cache import (
     ConcatCache,
@@ -176,7 +176,7 @@ def _open_in_context(path: Path, options: Mapping[str, str], identity: str) -> A
     return session
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(SingleStream):
     """The three graphs of a model folder on the CPU. Safe to use from several threads."""
 
     def __init__(

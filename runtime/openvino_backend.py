@@ -10,6 +10,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from threading import Lock
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,7 @@ import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime import openvino_graphs as graphs
-from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array
+from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array, SingleStream
 from whisper_npu.runtime.kv_cache import (
     ConcatCache,
     Contract,
@@ -47,11 +48,21 @@ CacheKind = Literal["stateful", "concat", "static", "off"]
 CACHE_KINDS: tuple[str, ...] = get_args(CacheKind)
 Precision = Literal["auto", "f32", "bf16", "f16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+_MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 
-class OpenVINOBackend:
+def _config(precision: str, threads: int, streams: int) -> dict[str, Any]:
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    if streams > 1:
+        config["NUM_STREAMS"] = streams
+    return config
+
+
+class OpenVINOBackend(SingleStream):
     """A model folder compiled for one device. Safe to use from several threads."""
 
     def __init__(
@@ -62,6 +73,7 @@ class OpenVINOBackend:
         kv_cache: CacheKind = "stateful",
         precision: Precision = "f32",
         threads: int = 0,
+        streams: int = 1,
     ) -> None:
         """Read and compile the graphs that `kv_cache` needs.
 
@@ -72,6 +84,7 @@ class OpenVINOBackend:
             precision: arithmetic the device is asked for; `auto` is bf16 for the
                 stateful cache on a processor that computes in it, else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
+            streams: callers the threads are divided among.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
@@ -85,12 +98,7 @@ class OpenVINOBackend:
         self._kv_cache: CacheKind = kv_cache
         self._check_device()
         self._precision = self._pick_precision() if precision == "auto" else precision
-        self._config: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": self._precision,
-        }
-        if threads:
-            self._config["INFERENCE_NUM_THREADS"] = threads
+        self._config = _config(self._precision, threads, streams)
 
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         self._dimensions = graphs.read_dimensions(encoder, with_past)
@@ -131,6 +139,34 @@ class OpenVINOBackend:
         if contract is None and kv_cache != "off":
             contract = self._contract_by_step(self._pools["with_past"].take())
         self._contract: Contract | None = contract
+        self._n_threads = threads
+        self._streams: OpenVINOBackend | None = self if streams > 1 else None
+        self._streams_lock = Lock()
+
+    @cached_property
+    def n_streams(self) -> int:  # type: ignore[override]
+        """Streams of one thread each; one where the device is no processor."""
+        if self._device != "CPU" or self._kv_cache != "stateful":
+            return 1
+        threads = self._pools["encoder"].compiled.get_property("INFERENCE_NUM_THREADS")
+        return min(int(threads), _MOST_STREAMS)
+
+    def in_streams(self) -> "OpenVINOBackend":
+        """The same model compiled for `n_streams` callers at once, the first time it is wanted."""
+        if self.n_streams == 1:
+            return self
+        with self._streams_lock:
+            if self._streams is None:
+                self._streams = OpenVINOBackend(
+                    self._folder,
+                    device=self._device,
+                    kv_cache=self._kv_cache,
+                    precision=self._precision,
+                    threads=self._n_threads,
+                    streams=self.n_streams,
+                )
+                self._streams._silence = self.silence()
+        return self._streams
 
     def _check_device(self) -> None:
         available = self._core.available_devices

@@ -4,9 +4,10 @@ Radford et al. 2022, section 4.5, "Strategies for Reliable Long-form Transcripti
 openai/whisper's `transcribe.py` carries it out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import split_at_timestamps
@@ -16,30 +17,50 @@ from whisper_npu.runtime.word_timing import last_word_end
 _CONTEXT_TEMPERATURE = 0.5
 
 
-def transcribe_sequentially(job: Job) -> Iterator[Segment]:
-    """Segments of the recording, in order."""
-    options, timestamp_begin = job.options, job.tokenizer.special.timestamp_begin
-    context = list(job.prompts.initial)
-    context_from = 0
-    last_speech_end = 0.0
-    seek = 0
-    while window := job.next_window(seek, cut_at_pause=False):
-        heard = job.hear([window], context[context_from:])[0]
-        decoded = heard.outcome.decoded
+class SequentialReading:
+    """A recording gone through window by window; see `rounds.Reading`."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._context = list(job.prompts.initial)
+        self._context_from = 0
+        self._last_speech_end = 0.0
+        self._seek = 0
+        self._waits = False
+
+    def plan(self, room: int) -> list[Task]:
+        """The next window, once the one before it has been heard."""
+        if self._waits or room == 0:
+            return []
+        window = self._job.next_window(self._seek, cut_at_pause=False)
+        if window is None:
+            return []
+        self._waits = True
+        return [self._job.task(window, self._context[self._context_from :])]
+
+    def take(self, heard: Sequence[Heard]) -> list[Segment]:
+        """Segments of the window that was planned."""
+        self._waits = False
+        return self._take(heard[0])
+
+    def _take(self, heard: Heard) -> list[Segment]:
+        job, window, decoded = self._job, heard.window, heard.outcome.decoded
         if heard.outcome.is_silence:
             job.skip(heard)
-            seek = window.end
-            continue
-        parts, advance = split_at_timestamps(decoded.tokens, timestamp_begin, window.n_frames)
-        text = job.write(heard, parts, last_speech_end)
+            self._seek = window.end
+            return []
+        begin = job.tokenizer.special.timestamp_begin
+        parts, advance = split_at_timestamps(decoded.tokens, begin, window.n_frames)
+        text = job.write(heard, parts, self._last_speech_end)
         # The reference seeks to the end of the last word where it has one. Here the text does not
         # depend on whether words are timed: they end a little early, and would be heard twice.
-        seek = window.start + advance
-        last_speech_end = last_word_end(text.segments) or last_speech_end
-        job.account(window.offset, seek / FRAMES_PER_SECOND, text.made_up)
+        self._seek = window.start + advance
+        self._last_speech_end = last_word_end(text.segments) or self._last_speech_end
+        job.account(window.offset, self._seek / FRAMES_PER_SECOND, text.made_up)
         for segment in text.segments:
-            context.extend(segment.tokens)
-            yield segment
-        if not options.condition_on_previous_text or decoded.temperature > _CONTEXT_TEMPERATURE:
-            context_from = len(context)
-        job.features.forget(seek)
+            self._context.extend(segment.tokens)
+        condition = job.options.condition_on_previous_text
+        if not condition or decoded.temperature > _CONTEXT_TEMPERATURE:
+            self._context_from = len(self._context)
+        job.features.forget(self._seek)
+        return text.segments

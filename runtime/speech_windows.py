@@ -21,7 +21,9 @@ LONG_PAUSE = 3.0  # seconds without speech that end a window
 SHORT_PAUSE = 0.5  # the same where the language may change at any of them
 LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
-_LONG_ENOUGH = 1.0  # seconds without speech above which the later of two pauses is the better cut
+# Share of the encoder's window that is filled where it is cut at a pause: without silence behind
+# the last word, the model takes it for one cut in two.
+_FILL = 14 / 15
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,11 @@ class WindowChooser:
             cut_at_pause: end a full window at a pause, so that no word is cut in two. Otherwise
                 it takes all it can, and the caller goes on from the last timestamp.
         """
+        limit = self._window_frames
+        if cut_at_pause and self._speech is not None:
+            limit = round(_FILL * limit)
         while True:
-            n_frames = self._features.available(seek, self._window_frames)
+            n_frames = self._features.available(seek, limit)
             if n_frames == 0:
                 return None
             if self._features.peak(seek, n_frames) < SILENCE:
@@ -96,7 +101,7 @@ class WindowChooser:
             if not cut_at_pause and (start - seek) / FRAMES_PER_SECOND < self._long_pause:
                 start = seek  # as the reference has it: a short silence does no harm
             if start > seek:
-                n_frames = self._features.available(start, self._window_frames)
+                n_frames = self._features.available(start, limit)
                 spans = self._spans(start, n_frames)
             return self._end(start, n_frames, spans, cut_at_pause=cut_at_pause)
 
@@ -121,21 +126,21 @@ class WindowChooser:
         return self._pause(start, end, self._spans(start, end - start))
 
     def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
-        """The frame at which to cut a full window: the middle of its longest late pause.
+        """The frame at which to cut a full window: the middle of its latest pause.
 
-        The longer a pause, the surer a sentence ends there. Without any, it is cut where speech is
-        least probable.
+        The longer a window, the more the model knows of what was said before. Without any pause,
+        it is cut where speech is least probable.
         """
         earliest = (start + _EARLIEST_CUT * (end - start)) / FRAMES_PER_SECOND
         limit = end / FRAMES_PER_SECOND
         edges = [*(begin for begin, _ in spans[1:]), limit]
         pauses = [
-            (min(next_speech - speech_end, _LONG_ENOUGH), (speech_end + next_speech) / 2)
+            (speech_end + next_speech) / 2
             for (_, speech_end), next_speech in zip(spans, edges, strict=True)
             if speech_end >= earliest and next_speech > speech_end
         ]
         if pauses:
-            return _frame(max(pauses)[1])
+            return _frame(pauses[-1])
         probabilities, first = self._judged(earliest, limit)
         quietest = int(np.argmin(probabilities))
         return _frame(first + (quietest + 0.5) / CHUNKS_PER_SECOND)
@@ -144,6 +149,16 @@ class WindowChooser:
         start = seek / FRAMES_PER_SECOND
         probabilities, first = self._judged(start, (seek + n_frames) / FRAMES_PER_SECOND)
         return speech_spans(probabilities, first)
+
+    def speech_end(self, window: Window) -> float:
+        """Seconds from the start of the recording at which the last speech in a window ends.
+
+        Where nobody looks for speech, or there is none, the start of the window.
+        """
+        if self._speech is None:
+            return window.offset
+        spans = self._spans(window.start, window.n_frames)
+        return spans[-1][1] if spans else window.offset
 
     def speech_seconds(self, start: float, end: float) -> float:
         """Seconds of speech between two times; all of them without a detector."""

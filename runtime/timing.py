@@ -37,6 +37,12 @@ class StageTimes:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
             self._calls[stage] = self._calls.get(stage, 0) + calls
 
+    def add_share(self, other: "StageTimes", share: float) -> None:
+        """Add `share` of the seconds of `other`, and its calls where there were any."""
+        calls = other.calls
+        for stage, seconds in other.seconds.items():
+            self.add(stage, share * seconds, calls[stage])
+
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by stage."""

@@ -1,17 +1,19 @@
 """A loaded model, and a transcription under way."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from whisper_npu.errors import UsageError
+from whisper_npu.errors import AudioError, UsageError, WhisperNpuError
 from whisper_npu.runtime.alignment import attention_delay
-from whisper_npu.runtime.audio import AudioSource, AudioStream, open_audio
+from whisper_npu.runtime.audio import AudioSource, open_audio
 from whisper_npu.runtime.backend import Backend
-from whisper_npu.runtime.batched import transcribe_in_batches
+from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.feature_stream import FeatureStream
+from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
@@ -23,7 +25,8 @@ from whisper_npu.runtime.partial import (
 )
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment, Transcription
-from whisper_npu.runtime.sequential import transcribe_sequentially
+from whisper_npu.runtime.rounds import Reading, Rounds
+from whisper_npu.runtime.sequential import SequentialReading
 from whisper_npu.runtime.speech_windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
@@ -86,8 +89,44 @@ class WhisperModel:
             AudioError: the recording cannot be opened.
             UsageError: an option is unknown or does not fit the model.
         """
+        return TranscriptionStream(self, audio, self.resolve(options, **changes), on_partial)
+
+    def transcribe_all(
+        self,
+        recordings: Iterable[AudioSource],
+        options: TranscribeOptions | None = None,
+        **changes: Any,
+    ) -> "Iterator[TranscriptionStream | AudioError]":
+        """Transcribe recordings, windows of several of them decoded together: much the fastest way.
+
+        Args:
+            recordings: see `transcribe`. They are opened some way ahead.
+            options: how to transcribe, all of them.
+            changes: options by name, over those in `options`.
+
+        Yields:
+            for each recording, in order, its stream, or why it cannot be opened. A recording that
+            turns out to be damaged raises when its segments are asked for; the others go on.
+
+        Raises:
+            UsageError: an option is unknown or does not fit the model.
+        """
         wanted = self.resolve(options, **changes)
-        return TranscriptionStream(self, open_audio(audio), wanted, on_partial)
+        opened: deque[TranscriptionStream | AudioError] = deque()
+
+        def streams() -> Iterator[TranscriptionStream]:
+            for recording in recordings:
+                try:
+                    stream = TranscriptionStream(self, recording, wanted)
+                except AudioError as error:
+                    opened.append(error)
+                    continue
+                stream.rounds = rounds
+                opened.append(stream)
+                yield stream
+
+        rounds = Rounds(self.backend, wanted.batch_size, streams())
+        return _in_order(rounds, opened)
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Any
@@ -111,33 +150,92 @@ class WhisperModel:
         return replace(wanted, language=language)
 
 
-class TranscriptionStream:
-    """A transcription under way: an iterator over segments that becomes the whole result.
+def _in_order(
+    rounds: Rounds, opened: "deque[TranscriptionStream | AudioError]"
+) -> "Iterator[TranscriptionStream | AudioError]":
+    try:
+        while True:
+            while not opened and rounds.advance():
+                pass
+            if not opened:
+                return
+            yield opened.popleft()
+    finally:
+        rounds.close()
 
-    Attributes:
-        duration_estimate: seconds of audio the recording's header announces; None if it does not.
-    """
+
+class TranscriptionStream:
+    """A transcription under way: an iterator over segments that becomes the whole result."""
 
     def __init__(
         self,
         model: WhisperModel,
-        audio: AudioStream,
+        source: AudioSource,
         options: TranscribeOptions,
         on_partial: PartialCallback | None = None,
     ) -> None:
-        """Read and decode nothing yet."""
-        self.duration_estimate = audio.duration_estimate
+        """Open the recording; decode nothing yet.
+
+        Raises:
+            AudioError: the recording cannot be opened.
+        """
         self._model = model
-        self._audio = audio
+        self._audio = open_audio(source)
         self._segments: list[Segment] = []
         self._ended = False
         self._error: BaseException | None = None
         speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
         times = StageTimes()
-        features = FeatureStream(iter(audio), model.backend.n_mels, speech, times)
+        features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._job = new_job(model, options, features, speech, times)
         self._job.on_partial = on_partial
-        self._steps = _segments(self._job)
+        self._reading: Reading | None = None
+        self.rounds = Rounds(model.backend, options.batch_size, iter([self]))
+
+    @property
+    def duration_estimate(self) -> float | None:
+        """Seconds of audio the recording's header announces; None if it does not."""
+        return self._audio.duration_estimate
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is to be planned, because of its end or of an error."""
+        return self._ended
+
+    def plan(self, room: int) -> list[Task]:
+        """The next windows to be decoded; called by the rounds it takes part in."""
+        try:
+            if self._reading is None:
+                self._reading = _reading(self._job)
+            if self._job.prompts.has_prefix:  # it belongs to the first window alone
+                room = min(room, 1)
+            return self._reading.plan(room)
+        except WhisperNpuError as error:  # of this recording; the others go on
+            self.fail(error)
+            return []
+
+    def take(self, heard: Sequence[Heard]) -> None:
+        """Take up windows that have been decoded; called by the rounds it takes part in."""
+        if self._error is not None or self._reading is None:
+            return
+        for segment in self._reading.take(heard):
+            self._segments.append(replace(segment, id=len(self._segments)))
+
+    def end(self) -> None:
+        """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
+        if not self._ended:
+            self._close()
+            self._job.coverage.finish(self._job.features.duration)
+            logger.debug("stages: %s", self.times)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the transcription up; whoever asks for what is missing is told why."""
+        self._error = error
+        self._close()
+
+    def _close(self) -> None:
+        self._ended = True
+        self._audio.close()
 
     def __iter__(self) -> Iterator[Segment]:
         """Segments from the first on; what has been decoded already is not decoded again."""
@@ -149,22 +247,18 @@ class TranscriptionStream:
             position += 1
 
     def _advance(self) -> bool:
-        if self._error is not None:
-            raise self._error  # again: what was decoded before it is not the whole result
-        if self._ended:
-            return False
-        try:
-            segment = next(self._steps)
-        except StopIteration:
-            self._end()
-            self._job.coverage.finish(self._job.features.duration)
-            logger.debug("stages: %s", self.times)
-            return False
-        except BaseException as error:
-            self._error = error
-            self._end()
-            raise
-        self._segments.append(replace(segment, id=len(self._segments)))
+        """Decode on until there is another segment; False at the end."""
+        n_segments = len(self._segments)
+        while len(self._segments) == n_segments:
+            if self._error is not None:
+                raise self._error  # again: what was decoded before it is not the whole result
+            if self._ended:
+                return False
+            try:
+                self.rounds.advance()
+            except BaseException as error:
+                self.fail(error)
+                raise
         return True
 
     def updates(self) -> Iterator[Partial | Segment]:
@@ -186,16 +280,11 @@ class TranscriptionStream:
                 for segment in self:
                     emit(segment)
             except AbandonedError:
-                self._error = UsageError("this transcription was given up; begin it anew")
-                self._end()
+                self.fail(UsageError("this transcription was given up; begin it anew"))
             finally:
                 self._job.on_partial = callback
 
         return in_background(produce)
-
-    def _end(self) -> None:
-        self._ended = True
-        self._audio.close()
 
     def result(self) -> Transcription:
         """The whole transcription; decodes what is left.
@@ -271,11 +360,10 @@ def new_job(
     )
 
 
-def _segments(job: Job) -> Iterator[Segment]:
-    """Segments in the mode that was asked for; nothing is read before the first is."""
+def _reading(job: Job) -> Reading:
+    """A way through the recording in the mode that was asked for."""
     mode = job.options.mode
     if mode == "auto":
         longer = job.features.available(0, job.window_frames + 1) > job.window_frames
         mode = "batched" if longer and job.options.vad else "sequential"
-    steps = transcribe_in_batches if mode == "batched" else transcribe_sequentially
-    yield from steps(job)
+    return BatchedReading(job) if mode == "batched" else SequentialReading(job)

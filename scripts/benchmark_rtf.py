@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="counted runs (default: %(default)s)"
     )
+    _add_one_by_one(what)
     what.add_argument(
         "--no-start",
         action="store_true",
@@ -109,6 +110,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add_decoding_options(parser)
     return parser
+
+
+def _add_one_by_one(parser: "argparse._ActionsContainer") -> None:
+    parser.add_argument(
+        "--one-by-one",
+        action="store_true",
+        help="let each recording wait for the text of the one before it (by default windows of "
+        "several recordings are decoded together, as `transcribe` does)",
+    )
 
 
 def benchmark_rtf(arguments: argparse.Namespace) -> int:
@@ -205,6 +215,7 @@ def _configurations(arguments: argparse.Namespace) -> "list[Configuration]":
     parser = _OptionParser(add_help=False, allow_abbrev=False)
     add_model_options(parser)
     add_decoding_options(parser)
+    _add_one_by_one(parser)
     found = [_configuration(AS_GIVEN, arguments)]
     for text in arguments.compare:
         changes = cli.hyphenate([f"--{change.lstrip('-')}" for change in shlex.split(text)])
@@ -229,6 +240,7 @@ def _configuration(label: str, arguments: argparse.Namespace) -> "Configuration"
         },
         threads=arguments.threads,
         options=decoding_options(arguments),
+        one_by_one=arguments.one_by_one,
     )
 
 

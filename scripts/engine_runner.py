@@ -12,14 +12,15 @@ import os
 import sys
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 Job = dict[str, Any]
-Transcribe = Callable[[str], str]
+Transcribe = Callable[[list[str]], Iterable[str]]
+"""Takes files, gives the text of each as it comes."""
 
 WINDOW = 30.0  # seconds that Whisper hears at once: longer recordings need timestamps
 _RATE = 16_000
@@ -57,13 +58,27 @@ def _is_long(samples: Any) -> bool:
     return len(samples) > WINDOW * _RATE
 
 
+def _each(transcribe: Callable[[str], str]) -> Transcribe:
+    """For engines that take one file at a time."""
+    return lambda paths: (transcribe(path) for path in paths)
+
+
 def _whisper_npu(job: Job) -> Transcribe:
     from whisper_npu import load_model  # noqa: PLC0415
     from whisper_npu.runtime.options import TranscribeOptions  # noqa: PLC0415
 
     model = load_model(job["model"], threads=job["threads"], **job.get("load", {}))
     options = TranscribeOptions(**{"language": job["language"], **job.get("options", {})})
-    return lambda path: model.transcribe(path, options).text
+    if job.get("one_by_one"):
+        return _each(lambda path: model.transcribe(path, options).text)
+
+    def transcribe(paths: list[str]) -> Iterator[str]:
+        for stream in model.transcribe_all(paths, options):
+            if isinstance(stream, Exception):
+                raise stream
+            yield stream.text
+
+    return transcribe
 
 
 def _openvino_genai(job: Job) -> Transcribe:
@@ -83,7 +98,7 @@ def _openvino_genai(job: Job) -> Transcribe:
         config.return_timestamps = _is_long(samples)
         return str(pipeline.generate(samples, config))
 
-    return transcribe
+    return _each(transcribe)
 
 
 def _faster_whisper(job: Job) -> Transcribe:
@@ -101,7 +116,7 @@ def _faster_whisper(job: Job) -> Transcribe:
         segments, _ = pipeline.transcribe(path, **options)
         return "".join(segment.text for segment in segments)
 
-    return transcribe
+    return _each(transcribe)
 
 
 def _whisper_cpp(job: Job) -> Transcribe:
@@ -112,7 +127,7 @@ def _whisper_cpp(job: Job) -> Transcribe:
         options["language"] = job["language"]
     loader = import_module("pywhispercpp.model").Model
     model = loader(job["model"], params_sampling_strategy=0, **options)  # 0 is greedy
-    return lambda path: " ".join(segment.text for segment in model.transcribe(_read(path)))
+    return _each(lambda path: " ".join(part.text for part in model.transcribe(_read(path))))
 
 
 def _transformers(job: Job) -> Transcribe:
@@ -136,7 +151,7 @@ def _transformers(job: Job) -> Transcribe:
             tokens = model.generate(**inputs, return_timestamps=long, **options)
         return str(processor.batch_decode(tokens, skip_special_tokens=True)[0])
 
-    return transcribe
+    return _each(transcribe)
 
 
 ENGINES: dict[str, tuple[Callable[[Job], Transcribe], tuple[str, ...]]] = {
@@ -169,10 +184,11 @@ def _serve(job: Job, lists: IO[str], answers: IO[str]) -> None:
     answer({"load_seconds": time.perf_counter() - start, "versions": _versions(packages)})
     for line in lists:
         texts, seconds = [], []
-        for file in json.loads(line):
-            start = time.perf_counter()
-            texts.append(transcribe(file).strip())
+        start = time.perf_counter()
+        for text in transcribe(json.loads(line)):
+            texts.append(text.strip())
             seconds.append(time.perf_counter() - start)
+            start = time.perf_counter()
         answer({"texts": texts, "seconds": seconds, "peak_bytes": peak_memory()})
 
 

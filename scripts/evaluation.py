@@ -91,15 +91,18 @@ def transcribe_all(
     _warm_up(model, options, references)
     transcripts: list[Transcript] = []
     failures: list[Failure] = []
-    for reference in references:
+    streams = model.transcribe_all((reference.audio for reference in references), options)
+    start = time.perf_counter()
+    for reference, stream in zip(references, streams, strict=True):
         try:
-            start = time.perf_counter()
-            result = model.transcribe(reference.audio, options).result()
-            seconds = time.perf_counter() - start
+            if isinstance(stream, AudioError):
+                raise stream
+            result = stream.result()
         except AudioError as error:
             failures.append(Failure(reference, str(error)))
             on_result(failures[-1])
             continue
+        seconds, start = time.perf_counter() - start, time.perf_counter()
         transcripts.append(
             Transcript(
                 reference, result.text, result.language, result.duration, seconds, result.warnings

@@ -1,14 +1,15 @@
 """Measures how fast configurations of a model transcribe, alternating between them run by run."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from whisper_npu.errors import AudioError
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.runtime.transcribe import WhisperModel
+from whisper_npu.runtime.transcribe import TranscriptionStream, WhisperModel
 from whisper_npu.scripts.engine_process import Start
 from whisper_npu.scripts.observed_backend import Observations, observe
 from whisper_npu.scripts.recordings import Recording
@@ -31,6 +32,8 @@ class Configuration:
         load: Arguments of `load_model` besides the folder and `threads`.
         threads: Processor threads; 0 for one per core.
         options: How to transcribe.
+        one_by_one: Whether a recording waits for the text of the one before it; otherwise windows
+            of several recordings are decoded together.
     """
 
     label: str
@@ -38,6 +41,7 @@ class Configuration:
     load: dict[str, str]
     threads: int
     options: TranscribeOptions
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Loaded:
         model: Loaded, and observed.
         seen: What the model's backend is asked to do.
         options: As the model follows them.
-        settings: What really runs: model, device, kv_cache, precision and mode.
+        settings: What really runs: model, device, kv_cache, precision, mode and, in `files`,
+            whether recordings are decoded together.
     """
 
     configuration: Configuration
@@ -76,21 +81,23 @@ def load(configuration: Configuration) -> Loaded:
         "kv_cache": loaded.backend.kv_cache,
         "precision": loaded.backend.precision,
         "mode": options.mode,
+        "files": "one by one" if configuration.one_by_one else "together",
     }
     return Loaded(configuration, model, seen, options, settings)
 
 
 @dataclass(frozen=True)
 class Run:
-    """All recordings transcribed once, one after the other.
+    """All recordings transcribed once.
 
     Attributes:
         audio_seconds: Their length.
         seconds: Time from the first file to the last text, reading included.
         stages: Seconds by stage, and what is left over as `OTHER`.
         tokens: Tokens in the results, timestamps included.
-        first_token: Seconds from a file to the first token, per recording where known.
-        first_segment: Seconds from a file to the first segment, per recording that has one.
+        first_token: Seconds from a file to the first token, per recording where known; of
+            recordings decoded together, for the first.
+        first_segment: The same to the first segment, of those that have one.
         texts: Per recording.
     """
 
@@ -220,7 +227,11 @@ def measure(
 
 
 def run_once(loaded: Loaded, recordings: Sequence[Recording]) -> Run:
-    """Transcribe all recordings, one after the other."""
+    """Transcribe all recordings once.
+
+    Raises:
+        AudioError: A recording cannot be read.
+    """
     model, options, seen = loaded.model, loaded.options, loaded.seen
     stages: dict[str, float] = {}
     first_token: list[float] = []
@@ -228,23 +239,30 @@ def run_once(loaded: Loaded, recordings: Sequence[Recording]) -> Run:
     texts: list[str] = []
     audio_seconds = 0.0
     tokens = 0
+    one_by_one = loaded.configuration.one_by_one
+    paths = [recording.path for recording in recordings]
     seen.clear()
-    begin = time.perf_counter()
-    for recording in recordings:
-        seen.first_token = None
-        start = time.perf_counter()
-        stream = model.transcribe(recording.path, options)
-        segments = iter(stream)
-        if next(segments, None) is not None:
+    begin = start = time.perf_counter()
+    streams: Iterable[TranscriptionStream | AudioError]
+    if one_by_one:
+        streams = (model.transcribe(path, options) for path in paths)
+    else:
+        streams = model.transcribe_all(paths, options)
+    for stream in streams:
+        if isinstance(stream, AudioError):
+            raise stream
+        observed = one_by_one or not texts
+        if next(iter(stream), None) is not None and observed:
             first_segment.append(time.perf_counter() - start)
-        result = stream.result()
-        if seen.first_token is not None:
+        if seen.first_token is not None and observed:
             first_token.append(seen.first_token - start)
+        result = stream.result()
         texts.append(result.text)
         audio_seconds += result.duration
         tokens += sum(len(segment.tokens) for segment in result.segments)
         for stage, seconds in stream.times.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
+        seen.first_token, start = None, time.perf_counter()
     seconds = time.perf_counter() - begin
     stages[OTHER] = max(0.0, seconds - sum(stages.values()))
     return Run(
@@ -266,5 +284,6 @@ def job(configuration: Configuration, options: TranscribeOptions) -> dict[str, A
         "threads": configuration.threads,
         "language": options.language,
         "load": configuration.load,
+        "one_by_one": configuration.one_by_one,
         "options": {name: value for name, value in vars(options).items() if name != "language"},
     }

@@ -139,32 +139,43 @@ def transcribe(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         threads=arguments.threads,
     )
-    options = model.resolve(options)
-    for file, name in zip(files, output_names(files), strict=True):
+    streams = model.transcribe_all((_source(file) for file in files), options)
+    show_names = len(files) > 1 and arguments.verbose
+    for file, name, stream in zip(files, output_names(files), streams, strict=True):
+        if show_names:
+            print(f"==> {file} <==")
         try:
+            if isinstance(stream, AudioError):
+                raise stream
             with contextlib.ExitStack() as stack:
                 outputs = None
-                if formats:  # first: what cannot be written need not be heard
+                if formats:
                     folder = arguments.output_dir or "."
-                    outputs = stack.enter_context(
-                        OutputFiles(file, folder, formats, layout, name=name)
-                    )
-                stream = model.transcribe(_source(file), options)
-                if len(files) > 1 and arguments.verbose:
-                    print(f"==> {file} <==")
-                _follow(stream, file, outputs, verbose=arguments.verbose)
-                result = stream.result()
-                if outputs is not None:
-                    for path in outputs.finish(result):
-                        logger.debug("wrote %s", path)
-            for warning in result.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
-            if arguments.report:
-                _report(result)
+                    writing = OutputFiles(file, folder, formats, layout, name=name)
+                    outputs = stack.enter_context(writing)
+                _finish(stream, file, outputs, arguments)
         except AudioError as error:
             failures += 1
             print(f"error: {error}", file=sys.stderr)
     return cli.EXIT_SOME_FAILED if failures else cli.EXIT_OK
+
+
+def _finish(
+    stream: "TranscriptionStream",
+    file: Path,
+    outputs: "OutputFiles | None",
+    arguments: argparse.Namespace,
+) -> None:
+    """Follow a transcription to its end, and say what there is to say of it."""
+    _follow(stream, file, outputs, verbose=arguments.verbose)
+    result = stream.result()
+    if outputs is not None:
+        for path in outputs.finish(result):
+            logger.debug("wrote %s", path)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if arguments.report:
+        _report(result)
 
 
 def _set_up_logging(*, debug: bool) -> None:

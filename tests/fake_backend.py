@@ -10,7 +10,7 @@ import numpy as np
 import tiny_whisper
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.backend import N_LOGITS, SingleStream
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.tokenizer import Tokenizer
 from whisper_npu.runtime.transcribe import WhisperModel
@@ -44,7 +44,7 @@ class Asked:
     tokens: list[list[int]] = field(default_factory=list)
 
 
-class FakeBackend:
+class FakeBackend(SingleStream):
     """Says the next entry of `script` in each session that decodes, and the last one ever after."""
 
     n_mels = 80

@@ -30,6 +30,13 @@ class FakeModel:
             return replace(options, language=options.language or "en")
         return options
 
+    def transcribe_all(self, recordings, options):
+        for recording in recordings:
+            try:
+                yield self.transcribe(recording, options)
+            except AudioError as error:
+                yield error
+
     def transcribe(self, audio, options):
         self.calls.append((self.folder.name, audio, options))
         if isinstance(audio, np.ndarray):

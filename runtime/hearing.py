@@ -1,0 +1,212 @@
+"""Encodes and decodes windows, of one recording or of several, as one batch.
+
+Short windows are encoded short ("elastic"): the audio and a few seconds of silence behind it. Where
+windows of different lengths share a batch, what is missing to a whole window is filled with what
+the encoder makes of silence, so that a row never depends on its neighbours.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from whisper_npu.runtime.backend import Backend, Float32Array
+from whisper_npu.runtime.decoding import DecodingOptions, detect_language
+from whisper_npu.runtime.fallback import Outcome, decode_with_fallback
+from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.partial import partial_reporter
+from whisper_npu.runtime.speech_windows import Window
+from whisper_npu.runtime.timing import StageTimes
+
+if TYPE_CHECKING:
+    from whisper_npu.runtime.job import Job
+
+# Frames of silence encoded behind a window shorter than the encoder's: with fewer, the decoder
+# more often takes the end of the audio for a place to begin anew.
+_MARGIN = 3 * FRAMES_PER_SECOND
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A window to be decoded.
+
+    Attributes:
+        job: the transcription it belongs to.
+        window: where it is in the recording.
+        features: float32 `(n_mels, frames)`, the window with silence behind it.
+        wanted: how to decode it; of the language only what is settled already.
+        reach: seconds into the window that its text must reach: there is speech up to there.
+        shares: whether it shares its batch with windows of other lengths.
+        encoded: the features encoded, where that has been done, or begun, already.
+    """
+
+    job: "Job"
+    window: Window
+    features: Float32Array
+    wanted: DecodingOptions
+    reach: float = 0.0
+    shares: bool = False
+    encoded: "Future[Float32Array] | None" = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A window that has been decoded.
+
+    Attributes:
+        window: where it is in the recording.
+        outcome: what was decoded.
+        audio: the window encoded, float32 `(1, n_audio_ctx, n_audio_state)`.
+    """
+
+    window: Window
+    outcome: Outcome
+    audio: Float32Array
+
+
+def frames_to_encode(n_frames: int, choices: Sequence[int]) -> int:
+    """Frames to encode of a window of `n_frames`: with silence behind them, one of `choices`."""
+    return next((n for n in choices if n >= n_frames + _MARGIN), choices[-1])
+
+
+def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Heard]:
+    """Decode windows together; the tasks share their transcription options.
+
+    What looks wrong in a window that was encoded short is heard again as a whole window, before
+    any higher temperature is tried.
+
+    Args:
+        tasks: of any number of recordings.
+        backend: the model.
+        times: where stage times are added.
+
+    Returns:
+        one result per task.
+    """
+    heard: list[Heard | None] = [None] * len(tasks)
+    whole = backend.window_frames[-1]
+    groups: dict[int, list[int]] = {}
+    for place, task in enumerate(tasks):
+        groups.setdefault(whole if task.shares else task.features.shape[1], []).append(place)
+    for frames, places in groups.items():
+        mine = [tasks[place] for place in places]
+        for place, result in zip(places, _hear_alike(mine, frames, backend, times), strict=True):
+            heard[place] = result
+    return [result for result in heard if result is not None]
+
+
+def encode_ahead(task: Task, backend: Backend, pool: Executor, times: StageTimes) -> Task:
+    """Have a task's features encoded while others are planned, if that has not begun already."""
+    if task.encoded is not None:
+        return task
+
+    def encode() -> Float32Array:
+        with times.measure("encoder"):
+            return backend.encode(task.features[None])
+
+    return replace(task, encoded=pool.submit(encode))
+
+
+def _hear_alike(
+    tasks: Sequence[Task], frames: int, backend: Backend, times: StageTimes
+) -> list[Heard]:
+    """Decode windows that are given the same number of frames."""
+    whole = backend.window_frames[-1]
+    temperatures = tasks[0].job.options.temperature
+    is_short = [task.features.shape[1] < whole for task in tasks]
+    if not any(is_short):
+        return _decode(tasks, frames, backend, times, temperatures)
+    heard = _decode(tasks, frames, backend, times, temperatures[:1])
+    flawed = [place for place, one in enumerate(heard) if one.outcome.flaw is not None]
+    if not flawed:
+        return heard
+    wholes = [_as_whole(tasks[place], whole) for place in flawed]
+    again = _decode(wholes, whole, backend, times, temperatures)
+    for place, one in zip(flawed, again, strict=True):
+        # A window that was whole has only been decoded the same way once more.
+        before = heard[place].outcome.retries if is_short[place] else ()
+        retries = (*before, *one.outcome.retries)
+        heard[place] = replace(one, outcome=replace(one.outcome, retries=retries))
+    return heard
+
+
+def _as_whole(task: Task, frames: int) -> Task:
+    """The same window followed by silence up to `frames`."""
+    missing = frames - task.features.shape[1]
+    if missing == 0:
+        return task
+    # The silence behind a short window is the quietest there is in it.
+    padded = np.pad(task.features, ((0, 0), (0, missing)), constant_values=task.features.min())
+    return replace(task, features=padded, encoded=None)
+
+
+def _decode(
+    tasks: Sequence[Task],
+    frames: int,
+    backend: Backend,
+    times: StageTimes,
+    temperatures: Sequence[float],
+) -> list[Heard]:
+    """Decode windows once, all against encoded audio of `frames // 2` positions."""
+    with times.measure("encoder"):
+        audio = _encode(tasks, frames, backend)
+    wanted = _with_languages(tasks, audio, backend, times)
+    heard: dict[int, Heard] = {}
+    for decoding in dict.fromkeys(wanted):
+        places = [place for place, one in enumerate(wanted) if one == decoding]
+        job = tasks[places[0]].job
+        outcomes = decode_with_fallback(
+            backend,
+            job.tokenizer,
+            job.vocabulary,
+            audio if len(places) == len(tasks) else audio[places],
+            [tasks[place].window.start for place in places],
+            decoding,
+            replace(job.options, temperature=temperatures),
+            times,
+            reach=[tasks[place].reach for place in places],
+            on_tokens=None
+            if job.on_partial is None
+            else partial_reporter(
+                job.tokenizer, [tasks[place].window for place in places], job.on_partial
+            ),
+        )
+        for place, outcome in zip(places, outcomes, strict=True):
+            heard[place] = Heard(tasks[place].window, outcome, audio[place : place + 1])
+    return [heard[place] for place in range(len(tasks))]
+
+
+def _encode(tasks: Sequence[Task], frames: int, backend: Backend) -> Float32Array:
+    """The windows encoded, each as long as its features, silence behind it up to `frames`."""
+    if all(task.encoded is None and task.features.shape[1] == frames for task in tasks):
+        return backend.encode(np.stack([task.features for task in tasks]))
+    parts = [
+        backend.encode(task.features[None]) if task.encoded is None else task.encoded.result()
+        for task in tasks
+    ]
+    n_positions = frames // 2
+    if all(part.shape[1] == n_positions for part in parts):
+        return np.concatenate(parts)
+    audio = np.repeat(backend.silence()[:, :n_positions], len(parts), axis=0)
+    for row, part in zip(audio, parts, strict=True):
+        row[: part.shape[1]] = part[0]
+    return audio
+
+
+def _with_languages(
+    tasks: Sequence[Task], audio: Float32Array, backend: Backend, times: StageTimes
+) -> list[DecodingOptions]:
+    """How each window is to be decoded, its language settled."""
+    job = tasks[0].job
+    if not job.options.multilingual:
+        return [task.wanted for task in tasks]
+    found = detect_language(backend, job.tokenizer, audio, times)
+    for task, probabilities in zip(tasks, found, strict=True):
+        if task.job.language is None:
+            task.job.settle_language(probabilities)
+    return [
+        replace(task.wanted, language=next(iter(probabilities)))
+        for task, probabilities in zip(tasks, found, strict=True)
+    ]

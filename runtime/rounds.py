@@ -1,0 +1,198 @@
+"""Goes through recordings in rounds: windows decoded together, of as many recordings as it takes.
+
+Which windows share a batch depends on the recordings and their order alone, never on what is ready
+first, so that a run can be repeated. While one round is decoded, the next is read and planned.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+from whisper_npu.runtime.backend import Backend
+from whisper_npu.runtime.hearing import Heard, Task, encode_ahead, hear
+from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.timing import StageTimes
+
+_WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
+
+
+class Reading(Protocol):
+    """A way through a recording."""
+
+    def plan(self, room: int) -> list[Task]:
+        """The next windows to be decoded, at most `room`.
+
+        None of them waits for another. No window means that none can be planned now: if none is
+        being heard either, the recording is at its end.
+        """
+        ...
+
+    def take(self, heard: Sequence[Heard]) -> list[Segment]:
+        """The segments that are complete, now that the windows of one plan have been heard."""
+        ...
+
+
+class Recording(Protocol):
+    """A recording on its way through the rounds; it sees to its own errors."""
+
+    @property
+    def times(self) -> StageTimes:
+        """Where the times of its stages are added."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is to be planned, because of its end or of an error."""
+        ...
+
+    def plan(self, room: int) -> list[Task]:
+        """See `Reading.plan`."""
+        ...
+
+    def take(self, heard: Sequence[Heard]) -> None:
+        """Take up the windows of one plan."""
+        ...
+
+    def end(self) -> None:
+        """Nothing is left to be planned or heard."""
+        ...
+
+
+@dataclass
+class _Batch:
+    """Tasks decoded together; `heard` gives the results once it is done."""
+
+    tasks: list[Task]
+    times: StageTimes
+    heard: "Future[list[Heard]]"
+
+
+@dataclass
+class _Round:
+    """What is being decoded: batches, and how many tasks each recording has in them, in order."""
+
+    shares: list[tuple[Recording, int]]
+    batches: list[_Batch]
+    encoding: StageTimes
+
+
+class Rounds:
+    """Decodes recordings one after the other, several windows at a time."""
+
+    def __init__(self, backend: Backend, batch_size: int, recordings: Iterator[Recording]) -> None:
+        """Nothing is read yet.
+
+        Args:
+            backend: the model.
+            batch_size: windows decoded side by side in one stream at most.
+            recordings: opened when there is room for their windows.
+        """
+        self._backend = backend
+        self._batch_size = batch_size
+        self._upcoming = recordings
+        self._open: list[Recording] = []
+        self._busy: dict[Recording, int] = {}  # rounds each recording has windows in
+        self._under_way: deque[_Round] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        self._failure: BaseException | None = None
+
+    def advance(self) -> bool:
+        """Decode one round, and begin the next; False if there is nothing left to do.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+        if self._failure is not None:
+            raise self._failure  # again: the windows of that round are lost
+        try:
+            if not self._under_way and not self._begin():
+                self.close()
+                return False
+            if len(self._under_way[0].batches) > 1:
+                self._begin()  # read on while the streams are busy
+            self._finish(self._under_way.popleft())
+        except BaseException as error:
+            self._failure = error
+            raise
+        return True
+
+    def _begin(self) -> bool:
+        """Plan a round and set the streams to work on it; False if there is nothing to plan."""
+        encoding = StageTimes()
+        shares, tasks = self._plan(encoding)
+        if not tasks:
+            return False
+        n_streams = self._backend.n_streams if len(tasks) >= _WORTH_SPLITTING else 1
+        n_batches = max(n_streams, -(-len(tasks) // self._batch_size))
+        edges = [len(tasks) * i // n_batches for i in range(n_batches + 1)]
+        parts = [tasks[a:b] for a, b in pairwise(edges) if b > a]
+        batches = [self._start(part, n_streams) for part in parts]
+        self._under_way.append(_Round(shares, batches, encoding))
+        return True
+
+    def _plan(self, encoding: StageTimes) -> tuple[list[tuple[Recording, int]], list[Task]]:
+        """What the next round decodes; much of it is being encoded already."""
+        room = self._batch_size * self._backend.n_streams
+        shares: list[tuple[Recording, int]] = []
+        tasks: list[Task] = []
+        number = 0
+        while len(tasks) < room:
+            if number == len(self._open):
+                recording = next(self._upcoming, None)
+                if recording is None:
+                    break
+                self._open.append(recording)
+            recording = self._open[number]
+            planned = [] if recording.has_ended else recording.plan(room - len(tasks))
+            if planned:
+                shares.append((recording, len(planned)))
+                self._busy[recording] = self._busy.get(recording, 0) + 1
+                tasks += planned
+                if self._backend.n_streams > 1 and len(tasks) >= _WORTH_SPLITTING:
+                    pool, streams = self._streams()
+                    tasks = [encode_ahead(task, streams, pool, encoding) for task in tasks]
+            elif not self._busy.get(recording):
+                recording.end()
+                self._open.pop(number)
+                continue
+            number += 1
+        return shares, tasks
+
+    def _start(self, tasks: list[Task], n_streams: int) -> _Batch:
+        batch = _Batch(tasks, StageTimes(), Future())
+        if n_streams == 1:
+            batch.heard.set_result(hear(tasks, self._backend, batch.times))
+            return batch
+        pool, streams = self._streams()
+        batch.heard = pool.submit(hear, tasks, streams, batch.times)
+        return batch
+
+    def _streams(self) -> tuple[ThreadPoolExecutor, Backend]:
+        if self._pool is None:
+            n_streams = self._backend.n_streams
+            self._pool = ThreadPoolExecutor(n_streams, thread_name_prefix="whisper-npu")
+        return self._pool, self._backend.in_streams()
+
+    def _finish(self, under_way: _Round) -> None:
+        heard: list[Heard] = []
+        n_batches = len(under_way.batches)
+        n_tasks = sum(len(batch.tasks) for batch in under_way.batches)
+        for batch in under_way.batches:
+            heard += batch.heard.result()
+            for task in batch.tasks:
+                task.job.times.add_share(batch.times, 1 / (len(batch.tasks) * n_batches))
+                task.job.times.add_share(under_way.encoding, 1 / (n_tasks * n_batches))
+        done = 0
+        for recording, n_tasks in under_way.shares:
+            self._busy[recording] -= 1
+            recording.take(heard[done : done + n_tasks])
+            done += n_tasks
+
+    def close(self) -> None:
+        """Let the streams go; they finish what they have begun."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+            self._pool = None

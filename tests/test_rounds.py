@@ -1,0 +1,262 @@
+"""Windows of several recordings decoded together: composition, order, errors, exactness."""
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_whisper
+
+from whisper_npu.errors import AudioError, DeviceError, UsageError
+from whisper_npu.runtime.hearing import frames_to_encode
+from whisper_npu.runtime.logits import ReachEnd
+from whisper_npu.runtime.rounds import Rounds
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcribe import WhisperModel
+
+STREAMS = 2
+OPTIONS = {
+    "language": "en",
+    "temperature": (0.0,),
+    "sample_len": 12,
+    "compression_ratio_threshold": None,
+    "no_speech_threshold": None,
+}
+
+
+class FakeJob:
+    def __init__(self):
+        self.times = StageTimes()
+
+
+class FakeTask:
+    def __init__(self, name):
+        self.name = name
+        self.job = FakeJob()
+
+
+class FakeRecording:
+    """Has `n` windows; at most `at_once` of them are ready at the same time."""
+
+    def __init__(self, name, n, at_once=100):
+        self.name, self.left, self.at_once = name, n, at_once
+        self.times = StageTimes()
+        self.has_ended = False
+        self.waiting = 0
+        self.taken = []
+
+    def plan(self, room):
+        n = min(room, self.left, self.at_once - self.waiting)
+        tasks = [FakeTask(f"{self.name}{self.left - i}") for i in range(n)]
+        self.left -= n
+        self.waiting += n
+        return tasks
+
+    def take(self, heard):
+        self.waiting -= len(heard)
+        self.taken += heard
+
+    def end(self):
+        self.has_ended = True
+
+
+class FakeStreams:
+    def __init__(self, n_streams=STREAMS):
+        self.n_streams = n_streams
+
+    def in_streams(self):
+        return self
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """What was decoded together, by names; hearing a task gives its name."""
+    seen = []
+
+    def hear(tasks, backend, times):
+        seen.append([task.name for task in tasks])
+        return [task.name for task in tasks]
+
+    monkeypatch.setattr("whisper_npu.runtime.rounds.hear", hear)
+    monkeypatch.setattr("whisper_npu.runtime.rounds.encode_ahead", lambda task, *_: task)
+    return seen
+
+
+def go_through(recordings, batch_size, n_streams=STREAMS):
+    rounds = Rounds(FakeStreams(n_streams), batch_size, iter(recordings))
+    n_rounds = 0
+    while rounds.advance():
+        n_rounds += 1
+    return n_rounds
+
+
+class TestRounds:
+    def test_every_recording_gets_what_it_planned_in_order(self, batches):
+        recordings = [FakeRecording(name, n) for name, n in (("a", 3), ("b", 0), ("c", 12))]
+        go_through(recordings, 4)
+        for recording, n in zip(recordings, (3, 0, 12), strict=True):
+            assert recording.taken == [f"{recording.name}{n - i}" for i in range(n)]
+            assert recording.has_ended
+
+    def test_windows_of_several_recordings_share_a_batch(self, batches):
+        go_through([FakeRecording("a", 2), FakeRecording("b", 2)], 4)
+        assert batches == [["a2", "a1", "b2", "b1"]]
+
+    def test_few_windows_are_one_batch_and_many_are_divided_evenly(self, batches):
+        go_through([FakeRecording("a", 7)], 16)
+        go_through([FakeRecording("b", 9)], 16)
+        assert sorted(len(batch) for batch in batches) == [4, 5, 7]
+
+    def test_no_batch_is_larger_than_asked_for(self, batches):
+        go_through([FakeRecording("a", 100)], 5)
+        assert max(len(batch) for batch in batches) == 5
+        assert sum(len(batch) for batch in batches) == 100
+
+    def test_without_streams_a_round_is_one_batch(self, batches):
+        assert go_through([FakeRecording("a", 10)], 4, n_streams=1) == 3
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+
+    def test_recordings_that_wait_for_their_last_window_go_on_side_by_side(self, batches):
+        go_through([FakeRecording("a", 3, at_once=1), FakeRecording("b", 3, at_once=1)], 4)
+        assert batches == [["a3", "b3"], ["a2", "b2"], ["a1", "b1"]]
+
+    def test_the_batches_do_not_depend_on_chance(self, batches):
+        def compose():
+            batches.clear()
+            go_through([FakeRecording(c, 11, at_once=6) for c in "abcde"], 6)
+            return sorted(batches)
+
+        assert compose() == compose()
+
+    def test_a_recording_that_ended_by_itself_is_not_planned_again(self, batches):
+        broken = FakeRecording("a", 5)
+        broken.has_ended = True
+        go_through([broken, FakeRecording("b", 1)], 4)
+        assert batches == [["b1"]]
+
+    def test_recordings_are_opened_when_there_is_room(self, batches):
+        opened = []
+
+        def recordings():
+            for name in "abc":
+                opened.append(name)
+                yield FakeRecording(name, 4)
+
+        rounds = Rounds(FakeStreams(1), 4, recordings())
+        rounds.advance()
+        assert opened == ["a"]
+
+    def test_after_a_failure_there_is_no_going_on(self, batches, monkeypatch):
+        def fail(tasks, backend, times):
+            raise DeviceError("gone")
+
+        monkeypatch.setattr("whisper_npu.runtime.rounds.hear", fail)
+        rounds = Rounds(FakeStreams(), 16, iter([FakeRecording("a", 20)]))
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="gone"):
+                rounds.advance()
+
+
+class TestReachEnd:
+    EOT, BEGIN = 5, 10
+
+    def apply(self, reach, tokens, logits=None):
+        rule = ReachEnd(np.array(reach), timestamp_begin=self.BEGIN, eot=self.EOT, step=0.02)
+        logits = np.zeros((len(reach), 20), np.float32) if logits is None else logits
+        rule.apply(logits, np.array(tokens))
+        return np.isfinite(logits[:, self.EOT]).tolist()
+
+    def test_the_text_may_not_end_where_speech_goes_on(self):
+        assert self.apply([0.1, 0.1, 0.0], [[11, 14], [11, 15], [11, 11]]) == [False, True, True]
+
+    def test_text_behind_the_last_timestamp_may_end(self):
+        assert self.apply([0.1], [[11, 3]]) == [True]
+
+    def test_nothing_sampled_yet(self):
+        assert self.apply([0.1], np.zeros((1, 0), int)) == [True]
+
+    def test_an_end_is_better_than_nothing(self):
+        logits = np.full((1, 20), -np.inf, np.float32)
+        logits[0, self.EOT] = 1
+        assert self.apply([0.1], [[11, 14]], logits) == [True]
+
+
+def test_short_windows_are_encoded_with_silence_behind_them():
+    assert frames_to_encode(100, range(200, 3001, 200)) == 400
+    assert frames_to_encode(2900, range(200, 3001, 200)) == 3000
+    assert frames_to_encode(100, (3000,)) == 3000
+
+
+class PausesEverySoOften:
+    """Hears speech, and a pause of a quarter of a second in every four."""
+
+    def detector(self):
+        return PausesEverySoOften()
+
+    def judge(self, chunks):
+        self.heard += len(chunks)
+        numbers = np.arange(self.heard - len(chunks), self.heard)
+        return (numbers % 125 >= 8).astype(np.float32)
+
+    heard = 0
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    from whisper_npu import load_model
+
+    loaded = load_model(tiny_folder, precision="f32")
+    return WhisperModel(loaded.folder, loaded.backend, loaded.tokenizer, PausesEverySoOften())
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds")
+    paths = []
+    for seed, seconds in enumerate((70, 5, 95, 31)):
+        paths.append(folder / f"{seed}.wav")
+        samples = tiny_whisper.synthetic_speech(seed, seconds)
+        soundfile.write(paths[-1], samples, 16000, "FLOAT")
+    return paths
+
+
+class TestRealGraphs:
+    """The tiny random model, in f32: what it says is no text, but the same every time."""
+
+    @pytest.mark.parametrize("mode", ["sequential", "batched"])
+    def test_together_they_say_what_each_says_alone(self, model, recordings, mode):
+        options = {**OPTIONS, "mode": mode}
+        alone = [model.transcribe(path, **options).result() for path in recordings]
+        together = [stream.result() for stream in model.transcribe_all(recordings, **options)]
+        assert [result.segments for result in together] == [result.segments for result in alone]
+        assert [result.coverage.spans for result in together] == [
+            result.coverage.spans for result in alone
+        ]
+        assert any(result.segments for result in alone)
+
+    def test_streams_change_nothing(self, model, recordings):
+        options = {**OPTIONS, "mode": "batched"}
+        one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
+        many = [s.result() for s in model.transcribe_all(recordings, **options, batch_size=16)]
+        assert [result.segments for result in many] == [result.segments for result in one]
+
+    def test_a_bad_recording_costs_nothing_but_itself(self, model, recordings, tmp_path):
+        damaged = tmp_path / "damaged.wav"
+        damaged.write_bytes(b"no audio at all")
+        missing = tmp_path / "missing.wav"
+        files = [recordings[1], missing, damaged, recordings[0]]
+        found = list(model.transcribe_all(files, **OPTIONS))
+        assert len(found) == 4
+        assert isinstance(found[1], AudioError)
+        assert found[0].result().duration == pytest.approx(5)
+        assert found[3].result().duration == pytest.approx(70)
+        assert isinstance(found[2], AudioError)
+
+    def test_an_option_that_is_wrong_is_told_at_once(self, model, recordings):
+        with pytest.raises(UsageError, match="nonsense"):
+            model.transcribe_all(recordings, nonsense=1)
+
+    def test_silent_fill_does_not_depend_on_the_batch(self, model, recordings):
+        """Windows of several lengths, encoded short, alone and together."""
+        options = {**OPTIONS, "mode": "batched", "elastic": True}
+        one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
+        many = [s.result() for s in model.transcribe_all(recordings, **options, batch_size=3)]
+        assert [result.segments for result in many] == [result.segments for result in one]
