@@ -3,7 +3,8 @@
 #   make test          sets up and passes the tests
 
 MODEL ?= tiny.en
-OUT ?= models/$(notdir $(MODEL))
+PRECISION ?= fp32
+OUT ?= models/$(notdir $(MODEL))$(if $(filter-out fp32,$(PRECISION)),-$(PRECISION))
 AUDIO ?= $(shell $(BIN)/python scripts/fetch_assets.py --quiet beckett)
 PYTHON ?= python3
 
@@ -19,6 +20,7 @@ help:
 	@echo "make setup       a virtual environment with everything, and the embedded model and recording"
 	@echo "make transcribe  transcribe AUDIO (default: the embedded recording) with MODEL"
 	@echo "make export      export MODEL (default tiny.en: a name, hub id, folder or .pt file) to OUT"
+	@echo "                 in PRECISION (fp32, fp16 or int8; EXPORT_FLAGS: further options)"
 	@echo "make wer         word error rate of MODEL on REFERENCES (a TSV manifest or LibriSpeech folder)"
 	@echo "make bench-rtf   speed of MODEL on AUDIO, stage by stage (BENCH_FLAGS: further options)"
 	@echo "make bench-kv    what each kind of decoder cache costs and saves"
@@ -29,7 +31,7 @@ help:
 	@echo "make typecheck   check types"
 	@echo "make clean       remove what these made, except the user's cache of assets"
 	@echo
-	@echo "MODEL=$(MODEL) OUT=$(OUT)"
+	@echo "MODEL=$(MODEL) PRECISION=$(PRECISION) OUT=$(OUT)"
 
 setup: $(INSTALLED) $(ASSETS)
 
@@ -43,13 +45,17 @@ $(ASSETS): $(INSTALLED)
 	$(BIN)/python scripts/fetch_assets.py
 	@touch $@
 
+EXPORT_FLAGS ?=
+EXPORT = $(BIN)/python scripts/export_onnx.py $(MODEL) --precision $(PRECISION) --output $(OUT) \
+	$(EXPORT_FLAGS)
+
 # `export` is a word of make's own language: it must stand alone before its colon.
 export:
 	@$(MAKE) --no-print-directory $(INSTALLED)
-	$(BIN)/python scripts/export_onnx.py $(MODEL) --output $(OUT)
+	$(EXPORT)
 
 $(OUT)/export_manifest.json: | $(INSTALLED)
-	$(BIN)/python scripts/export_onnx.py $(MODEL) --output $(OUT)
+	$(EXPORT)
 
 transcribe: $(ASSETS) $(OUT)/export_manifest.json
 	$(BIN)/python scripts/transcribe.py $(AUDIO) --model $(OUT)

