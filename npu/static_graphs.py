@@ -43,6 +43,8 @@ MASKED = np.float32(np.finfo(np.float16).min)
 
 # What lies between a state and the softmax over it, whichever way attention was exported.
 _SCORE_OPERATORS = {"Transpose", "MatMul", "Mul", "Div", "Add", "Cast", "Identity", "Reshape"}
+# What may lie between the logits' weights as they are stored and the product they are used in.
+_WEIGHT_OPERATORS = {"Transpose", "Identity", "Cast", "DequantizeLinear"}
 
 
 @dataclass(frozen=True)
@@ -337,7 +339,7 @@ def _logit_projection(graph: Graph) -> tuple[onnx.NodeProto, int]:
     transposed = False
     while weight not in graph.initializers():
         node = graph.producer(weight)
-        if node is None or node.op_type not in ("Transpose", "Identity", "Cast"):
+        if node is None or node.op_type not in _WEIGHT_OPERATORS:
             raise ModelError(f"{graph.name}: the logits' weights are not constant")
         transposed ^= node.op_type == "Transpose"
         weight = node.input[0]

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+from model_surgery import copy_folder
 from onnx import TensorProto, helper, numpy_helper
 
 from whisper_npu.errors import AudioError, ExportError, UsageError
@@ -18,7 +19,10 @@ from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.manifest import read_manifest, verify_files
 from whisper_npu.export.onnx_export import export_model
 from whisper_npu.export.quantize import CONVERTED, convert_graphs, halve_weights, quantize_weights
+from whisper_npu.npu.devices import EMULATED
+from whisper_npu.npu.load_static import load_static
 from whisper_npu.runtime import openvino_graphs
+from whisper_npu.runtime.compile_cache import CompileCache
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
@@ -112,6 +116,16 @@ def test_alignment_graph_still_runs(converted, windows) -> None:
     attentions = backend.align(hidden, np.array([[321, 5, 6, 7]], np.int64))
     assert any(array.ndim == 4 for array in attentions)
     assert all(np.isfinite(array).all() for array in attentions)
+
+
+def test_static_graphs_can_be_made_from_it(converted, windows, tmp_path) -> None:
+    precision, source = converted
+    folder = read_model_folder(copy_folder(source, tmp_path / precision))
+    static = load_static(folder, EMULATED, cache=CompileCache(tmp_path / "cache", 8 << 30))
+    tokens = [321, 322, 328]
+    expected = _decode(OpenVINOBackend(folder, precision="f32"), windows[0], tokens)
+    close = {"fp16": 1e-4, "int8": 0.1}[precision]  # roundings to 8 bits fall here or there
+    assert _relative(_decode(static, windows[0], tokens), expected) < close
 
 
 def test_step_multiplies_the_stored_integers(tiny_folder, windows, tmp_path) -> None:
