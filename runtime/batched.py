@@ -86,8 +86,7 @@ class BatchedReading:
     def _take(self, place: _Place, heard: Heard) -> None:
         job, window = self._job, heard.window
         place.planned = False
-        if heard.outcome.is_silence:
-            job.skip(heard)
+        if job.leave_out(heard):
             return
         parts, _ = split_at_timestamps(
             heard.outcome.decoded.tokens,

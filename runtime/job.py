@@ -26,6 +26,12 @@ from whisper_npu.runtime.word_timing import add_word_timestamps
 logger = logging.getLogger("whisper_npu")
 
 
+# Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
+_SHORT = 2.0  # seconds
+_SYLLABLE = 8  # characters that no time is too short for
+_FASTEST_SPEECH = 25  # characters in a second; audio books have about 15
+
+
 @dataclass(frozen=True)
 class Text:
     """What a window's tokens say: its segments, and those left out for being made up."""
@@ -146,11 +152,19 @@ class Job:
             sample_len=options.sample_len,
         )
 
-    def skip(self, heard: Heard) -> None:
-        """Account for a window that the model holds for silence."""
-        probability = heard.outcome.decoded.no_speech_prob
-        reason = f"the model hears no speech (probability {probability:.2f})"
-        self.coverage.add(heard.window.offset, heard.window.end_time, "skipped", reason)
+    def leave_out(self, heard: Heard) -> bool:
+        """Whether a window's text is not to be believed; if so, its time is accounted for."""
+        window, decoded = heard.window, heard.outcome.decoded
+        if heard.outcome.is_silence:
+            reason = f"the model hears no speech (probability {decoded.no_speech_prob:.2f})"
+            self.coverage.add(window.offset, window.end_time, "skipped", reason)
+            return True
+        seconds = window.end_time - window.offset
+        if seconds < _SHORT and len(decoded.text) > _SYLLABLE + _FASTEST_SPEECH * seconds:
+            reason = f"more than can be said in {seconds:.2f} s: {decoded.text!r}"
+            self.coverage.add(window.offset, window.end_time, "dropped", reason)
+            return True
+        return False
 
     def write(self, heard: Heard, parts: Sequence[TokenSegment], last_speech_end: float) -> Text:
         """The text of a window: its segments, with words if they were asked for.

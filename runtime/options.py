@@ -61,8 +61,8 @@ class TranscribeOptions:
             its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched
             for recordings longer than one window.
         batch_size: windows decoded together in batched mode.
-        elastic: follow a window shorter than the encoder's by 6 s of silence instead of filling it
-            up, which is faster; what looks wrong then is decoded again as a whole window. None:
+        elastic: encode a window shorter than the encoder's with 3 s of silence behind it instead
+            of filling it up, which is faster; what looks wrong then is decoded again as a whole window. None:
             unless the precision is f32, which promises PyTorch's tokens.
         vad: pass over audio without speech, and end windows at long pauses.
     """

@@ -45,8 +45,7 @@ class SequentialReading:
 
     def _take(self, heard: Heard) -> list[Segment]:
         job, window, decoded = self._job, heard.window, heard.outcome.decoded
-        if heard.outcome.is_silence:
-            job.skip(heard)
+        if job.leave_out(heard):
             self._seek = window.end
             return []
         begin = job.tokenizer.special.timestamp_begin

@@ -21,6 +21,7 @@ LONG_PAUSE = 3.0  # seconds without speech that end a window
 SHORT_PAUSE = 0.5  # the same where the language may change at any of them
 LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
+_SHORTEST_PAUSE = 0.1  # seconds: what looks shorter is cut off by the end of the window
 # Share of the encoder's window that is filled where it is cut at a pause: without silence behind
 # the last word, the model takes it for one cut in two.
 _FILL = 14 / 15
@@ -137,7 +138,7 @@ class WindowChooser:
         pauses = [
             (speech_end + next_speech) / 2
             for (_, speech_end), next_speech in zip(spans, edges, strict=True)
-            if speech_end >= earliest and next_speech > speech_end
+            if speech_end >= earliest and next_speech - speech_end >= _SHORTEST_PAUSE
         ]
         if pauses:
             return _frame(pauses[-1])

@@ -202,6 +202,16 @@ class TestSilence:
         model = make(Say(tuple(words(" Yes.")), no_speech=SURE))
         assert model.transcribe(sound(5), **ENGLISH, without_timestamps=True).text == "Yes."
 
+    @pytest.mark.parametrize(("seconds", "fits"), [(0.5, False), (1.5, True), (3.0, True)])
+    def test_more_than_can_be_said(self, make, words, seconds, fits):
+        text = "I'll see you next time."
+        model = make(Say(tuple(words(" " + text))))
+        result = model.transcribe(sound(seconds), **ENGLISH, without_timestamps=True).result()
+        assert result.text == (text if fits else "")
+        dropped = [span for span in result.coverage.spans if span.fate == "dropped"]
+        assert bool(dropped) != fits
+        assert all(text in span.reason for span in dropped)
+
     def test_or_the_threshold_is_off(self, make, words):
         model = make(Say(tuple(words(" Yes.")), logit=9.0, no_speech=SURE))
         options = {**ENGLISH, "without_timestamps": True, "temperature": (0.0,)}
