@@ -108,7 +108,7 @@ def quantize_encoder(path: Path, windows: Sequence[Float32]) -> onnx.ModelProto:
 
         model = onnx.load(path)
         try:
-            return nncf.quantize(
+            quantized: onnx.ModelProto = nncf.quantize(
                 model,
                 nncf.Dataset(list(windows), lambda window: {FEATURES: window}),
                 model_type=nncf.ModelType.TRANSFORMER,
@@ -119,6 +119,7 @@ def quantize_encoder(path: Path, windows: Sequence[Float32]) -> onnx.ModelProto:
         except (RuntimeError, ValueError, nncf.errors.NNCFError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ExportError(f"NNCF could not quantize {path.name}: {reason}") from error
+    return quantized
 
 
 def quantize_weights(model: onnx.ModelProto, folder: Path) -> int:
@@ -150,10 +151,11 @@ def quantize_weights(model: onnx.ModelProto, folder: Path) -> int:
         quantized = np.rint(values / np.expand_dims(scales, 1 - axis)).astype(np.int8)
         # ONNX Runtime moves conversions about, and takes one without a zero point for uint8.
         zeros = np.zeros(scales.shape, np.int8)
-        names = [f"{tensor.name}_{part}" for part in ("int8", "scale", "zero")]
+        parts = {"int8": quantized, "scale": scales, "zero": zeros}
+        names = [f"{tensor.name}_{part}" for part in parts]
         stored = [
-            numpy_helper.from_array(array, name)
-            for array, name in zip((quantized, scales, zeros), names, strict=True)
+            numpy_helper.from_array(np.asarray(array), name)
+            for array, name in zip(parts.values(), names, strict=True)
         ]
         return stored, helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis)
 
