@@ -116,7 +116,13 @@ def quantize_encoder(path: Path, windows: Sequence[Float32]) -> onnx.ModelProto:
                 subset_size=len(windows),
                 ignored_scope=nncf.IgnoredScope(types=["Conv"]),
             )
-        except (RuntimeError, ValueError, nncf.errors.NNCFError) as error:
+        except (
+            RuntimeError,
+            ValueError,  # of protobuf: a model above 2 GB
+            nncf.errors.InternalError,
+            nncf.errors.UnsupportedModelError,
+            nncf.errors.ValidationError,
+        ) as error:
             reason = " ".join(str(error).split())[:300]
             raise ExportError(f"NNCF could not quantize {path.name}: {reason}") from error
     return quantized

@@ -18,7 +18,13 @@ from whisper_npu.export.conversion import Conversion
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.manifest import read_manifest, verify_files
 from whisper_npu.export.onnx_export import export_model
-from whisper_npu.export.quantize import CONVERTED, convert_graphs, halve_weights, quantize_weights
+from whisper_npu.export.quantize import (
+    CONVERTED,
+    convert_graphs,
+    halve_weights,
+    quantize_encoder,
+    quantize_weights,
+)
 from whisper_npu.npu.devices import EMULATED
 from whisper_npu.npu.load_static import load_static
 from whisper_npu.runtime import openvino_graphs
@@ -137,6 +143,17 @@ def test_step_multiplies_the_stored_integers(tiny_folder, windows, tmp_path) -> 
         if op.get_rt_info()["layerType"].astype(str) == "FullyConnected"
     ]
     assert weights == ["i8"] * 17  # 8 in each of 2 layers, and the logits
+
+
+def test_failure_of_the_library_is_one_line(tiny_folder, monkeypatch) -> None:
+    import nncf
+
+    def fail(*_args, **_kwargs) -> None:
+        raise nncf.errors.ValidationError("no such\nnode")
+
+    monkeypatch.setattr(nncf, "quantize", fail)
+    with pytest.raises(ExportError, match=r"could not quantize encoder_model\.onnx: no such node"):
+        quantize_encoder(tiny_folder / "encoder_model.onnx", [])
 
 
 def _matmul_model(weight: np.ndarray, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
