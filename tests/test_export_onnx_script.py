@@ -6,6 +6,7 @@ import pytest
 
 from whisper_npu.errors import AssetError, ParityError
 from whisper_npu.export import alignment, onnx_export
+from whisper_npu.export.conversion import Conversion
 from whisper_npu.scripts import export_onnx, fetch_assets
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -49,6 +50,22 @@ def test_options_arrive(calls) -> None:
     assert options["parity_audio"] == [Path("a.wav"), Path("b.wav")]
 
 
+def test_precision_and_what_belongs_to_it(calls) -> None:
+    arguments = ["base", "--precision", "int8", "--calibration-audio", "a.wav", "b.wav"]
+    assert export_onnx.main([*arguments, "--wer-references", "said.tsv"]) == 0
+    (args, options) = calls[0]
+    assert args[1] == Path("models/base-int8")
+    assert options["conversion"] == Conversion(
+        "int8", (Path("a.wav"), Path("b.wav")), Path("said.tsv"), 0.3
+    )
+
+
+def test_calibration_of_fp16_is_a_usage_error(calls, capsys) -> None:
+    assert export_onnx.main(["--precision", "fp16", "--calibration-audio", "a.wav"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert calls == []
+
+
 def test_no_verify(calls) -> None:
     export_onnx.main(["--no-verify"])
     assert calls[0][1]["verify"] is False
@@ -63,6 +80,11 @@ def test_no_verify(calls) -> None:
         ["a", "b"],
         ["base", "--add-alignment", "x"],
         ["--force", "--add-alignment", "x"],
+        ["--precision", "int8", "--add-alignment", "x"],
+        ["--precision", "int4"],
+        ["--calibration-audio", "a.wav"],
+        ["--max-wer-increase", "0"],
+        ["--precision", "int8", "--no-verify", "--wer-references", "a.tsv"],
     ],
 )
 def test_contradictions_are_usage_errors(calls, arguments) -> None:
