@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MARGIN = 3 * FRAMES_PER_SECOND
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Task:
     """A window to be decoded.
 
@@ -39,7 +39,8 @@ class Task:
         wanted: how to decode it; of the language only what is settled already.
         reach: seconds into the window that its text must reach: there is speech up to there.
         shares: whether it shares its batch with windows of other lengths.
-        encoded: the features encoded, where that has been done, or begun, already.
+        encoded: the features encoded, where that has been done, or begun, already; used up when
+            the window is decoded.
     """
 
     job: "Job"
@@ -58,12 +59,13 @@ class Heard:
     Attributes:
         window: where it is in the recording.
         outcome: what was decoded.
-        audio: the window encoded, float32 `(1, n_audio_ctx, n_audio_state)`.
+        audio: the window encoded, float32 `(1, n_audio_ctx, n_audio_state)`; None where words are
+            not timed.
     """
 
     window: Window
     outcome: Outcome
-    audio: Float32Array
+    audio: Float32Array | None
 
 
 def frames_to_encode(n_frames: int, choices: Sequence[int]) -> int:
@@ -174,24 +176,27 @@ def _decode(
             ),
         )
         for place, outcome in zip(places, outcomes, strict=True):
-            heard[place] = Heard(tasks[place].window, outcome, audio[place : place + 1])
+            kept = audio[place : place + 1] if job.options.word_timestamps else None
+            heard[place] = Heard(tasks[place].window, outcome, kept)
     return [heard[place] for place in range(len(tasks))]
 
 
 def _encode(tasks: Sequence[Task], frames: int, backend: Backend) -> Float32Array:
     """The windows encoded, each as long as its features, silence behind it up to `frames`."""
-    if all(task.encoded is None and task.features.shape[1] == frames for task in tasks):
-        return backend.encode(np.stack([task.features for task in tasks]))
-    parts = [
-        backend.encode(task.features[None]) if task.encoded is None else task.encoded.result()
-        for task in tasks
-    ]
     n_positions = frames // 2
-    if all(part.shape[1] == n_positions for part in parts):
-        return np.concatenate(parts)
-    audio = np.repeat(backend.silence()[:, :n_positions], len(parts), axis=0)
-    for row, part in zip(audio, parts, strict=True):
-        row[: part.shape[1]] = part[0]
+    audio: Float32Array | None = None
+    for number, task in enumerate(tasks):
+        if task.encoded is None:
+            part = backend.encode(task.features[None])[0]
+        else:
+            part, task.encoded = task.encoded.result()[0], None
+        if audio is None:
+            audio = np.empty((len(tasks), n_positions, part.shape[1]), np.float32)
+        audio[number, : len(part)] = part
+        if len(part) < n_positions:
+            audio[number, len(part) :] = backend.silence()[0, len(part) : n_positions]
+    if audio is None:
+        raise ValueError("no window to encode")
     return audio
 
 

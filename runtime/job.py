@@ -175,10 +175,10 @@ class Job:
             last_speech_end: when the last word before the window ends, in seconds.
         """
         segments = self._segments(heard, parts)
-        if not self.options.word_timestamps:
+        if heard.audio is None:
             return Text(segments, [])
         with self.times.measure("word times"):
-            segments = self._with_words(heard, segments, last_speech_end)
+            segments = self._with_words(heard, heard.audio, segments, last_speech_end)
         made_up: list[Segment] = []
         threshold = self.options.hallucination_silence_threshold
         while threshold is not None:
@@ -195,12 +195,16 @@ class Job:
         return Text(segments, made_up)
 
     def _with_words(
-        self, heard: Heard, segments: Sequence[Segment], last_speech_end: float
+        self,
+        heard: Heard,
+        audio: Float32Array,
+        segments: Sequence[Segment],
+        last_speech_end: float,
     ) -> list[Segment]:
         language = heard.outcome.language
         return add_word_timestamps(
             segments,
-            heard.audio,
+            audio,
             backend=self.backend,
             tokenizer=self.tokenizer,
             language=language,

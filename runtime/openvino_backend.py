@@ -277,7 +277,8 @@ class OpenVINOBackend(SingleStream):
         try:
             for i, window in enumerate(features):
                 request.set_tensor("input_features", ov.Tensor(np.ascontiguousarray(window[None])))
-                request.infer()
+                request.start_async()  # `infer` would copy the output
+                request.wait()
                 out[i] = request.get_tensor("last_hidden_state").data[0]
         finally:
             pool.give(request)

@@ -164,14 +164,6 @@ class CachedSession(_Session):
         self._cache.reorder(rows)
 
 
-def _repeat_rows(state: ov.Tensor, times: int) -> ov.Tensor:
-    """Each row of `state` `times` times over, in the same element type."""
-    rows = np.repeat(state.data, times, axis=0)
-    repeated = ov.Tensor(state.element_type, ov.Shape(rows.shape))
-    repeated.data[:] = rows
-    return repeated
-
-
 def _present_states(request: ov.InferRequest) -> dict[str, State]:
     """Views of the states a request has just returned, by name."""
     return {
@@ -199,18 +191,38 @@ class StatefulSession(_Session):
         self._n_audio_ctx = audio.shape[1]
         self._length = 0
         self._request = self._take(with_past)
-        projection = self._take(cross)
-        projection.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
-        projection.infer()
-        for tensor in projection.model_outputs:
-            state = projection.get_tensor(tensor)
-            if rows_per_window > 1:
-                state = _repeat_rows(state, rows_per_window)
-            self._request.set_tensor(next(iter(tensor.get_names())), state)
+        self._project(self._take(cross), audio, rows_per_window)
         empty = np.zeros((self._batch, dimensions.n_text_head, 0, dimensions.head_dim), np.float32)
         self._states = self._request.query_state()
         for variable in self._states:
             variable.state = ov.Tensor(empty)  # whatever the last session left is gone
+
+    def _project(
+        self, projection: ov.InferRequest, audio: Float32Array, rows_per_window: int
+    ) -> None:
+        """Compute the cross-attention states, window by window: memory for one at a time.
+
+        They are written to the tensors the request had before, if those have the right shape.
+        """
+        d = self._dimensions
+        shape = [self._batch, d.n_text_head, audio.shape[1], d.head_dim]
+        states = {}
+        for tensor in projection.model_outputs:
+            name = next(iter(tensor.get_names()))
+            state = self._request.get_tensor(name)
+            if list(state.shape) != shape:
+                state = ov.Tensor(tensor.element_type, ov.Shape(shape))
+                self._request.set_tensor(name, state)
+            states[name] = state.data
+        for number, window in enumerate(audio):
+            projection.set_tensor(
+                "encoder_hidden_states", ov.Tensor(np.ascontiguousarray(window[None]))
+            )
+            projection.start_async()  # `infer` would copy the outputs
+            projection.wait()
+            first = number * rows_per_window
+            for name, rows in states.items():
+                rows[first : first + rows_per_window] = projection.get_tensor(name).data
 
     @property
     def length(self) -> int:
@@ -222,7 +234,8 @@ class StatefulSession(_Session):
         n_new = tokens.shape[1]
         _check_room(self._length, n_new, self._n_text_ctx)
         self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
-        self._request.infer()
+        self._request.start_async()  # `infer` would copy the logits
+        self._request.wait()
         self._length += n_new
         if self._steps == 1:  # the first step with a past shows which contract the graph keeps
             self._check_states()

@@ -60,10 +60,10 @@ class TranscribeOptions:
         mode: `sequential`: each window begins where the last one's timestamps end, and is given
             its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched
             for recordings longer than one window.
-        batch_size: windows decoded together in batched mode.
+        batch_size: windows decoded together, in each stream.
         elastic: encode a window shorter than the encoder's with 3 s of silence behind it instead
-            of filling it up, which is faster; what looks wrong then is decoded again as a whole window. None:
-            unless the precision is f32, which promises PyTorch's tokens.
+            of filling it up, which is faster; what looks wrong then is decoded again as a whole
+            window. None: unless the precision is f32, which promises PyTorch's tokens.
         vad: pass over audio without speech, and end windows at long pauses.
     """
 
@@ -92,7 +92,7 @@ class TranscribeOptions:
     length_penalty: float | None = None
     sample_len: int | None = None
     mode: str = "auto"
-    batch_size: int = 16
+    batch_size: int = 8
     elastic: bool | None = None
     vad: bool = True
 
