@@ -136,12 +136,12 @@ class WindowChooser:
         limit = end / FRAMES_PER_SECOND
         edges = [*(begin for begin, _ in spans[1:]), limit]
         pauses = [
-            (speech_end + next_speech) / 2
+            (next_speech - speech_end >= _SHORTEST_PAUSE, (speech_end + next_speech) / 2)
             for (_, speech_end), next_speech in zip(spans, edges, strict=True)
-            if speech_end >= earliest and next_speech - speech_end >= _SHORTEST_PAUSE
+            if speech_end >= earliest and next_speech > speech_end
         ]
         if pauses:
-            return _frame(pauses[-1])
+            return _frame(max(pauses)[1])
         probabilities, first = self._judged(earliest, limit)
         quietest = int(np.argmin(probabilities))
         return _frame(first + (quietest + 0.5) / CHUNKS_PER_SECOND)
