@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _MARGIN = 3 * FRAMES_PER_SECOND
 
 
+# Frames to a multiple of which windows decoded together are filled up with silence: fewer
+# lengths, larger batches.
+_CLASS = 10 * FRAMES_PER_SECOND
+
+
 @dataclass(eq=False)
 class Task:
     """A window to be decoded.
@@ -91,7 +96,10 @@ def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Hea
     whole = backend.window_frames[-1]
     groups: dict[int, list[int]] = {}
     for place, task in enumerate(tasks):
-        groups.setdefault(whole if task.shares else task.features.shape[1], []).append(place)
+        frames = whole if task.shares else task.features.shape[1]
+        if len(tasks) > 1:
+            frames = min(whole, -(-frames // _CLASS) * _CLASS)
+        groups.setdefault(frames, []).append(place)
     for frames, places in groups.items():
         mine = [tasks[place] for place in places]
         for place, result in zip(places, _hear_alike(mine, frames, backend, times), strict=True):
