@@ -109,9 +109,8 @@ def counting() -> Iterator[Counts]:
         return result
 
     def counted_start(request: ov.InferRequest, *args: Any, **kwargs: Any) -> Any:
-        result = start_async(request, *args, **kwargs)
-        counts.started(request)
-        return result
+        counts.started(request)  # while it runs, nobody may look at its inputs
+        return start_async(request, *args, **kwargs)
 
     def counted_wait(request: ov.InferRequest) -> Any:
         result = wait(request)
