@@ -161,6 +161,9 @@ def _in_order(
                 return
             yield opened.popleft()
     finally:
+        for stream in opened:  # nobody will ask for them
+            if isinstance(stream, TranscriptionStream):
+                stream.close()
         rounds.close()
 
 
@@ -233,6 +236,11 @@ class TranscriptionStream:
         self._error = error
         self._close()
 
+    def close(self) -> None:
+        """Give up what has not been decoded, and close the recording."""
+        if not self._ended:
+            self.fail(UsageError("this transcription was given up; begin it anew"))
+
     def _close(self) -> None:
         self._ended = True
         self._audio.close()
@@ -280,7 +288,7 @@ class TranscriptionStream:
                 for segment in self:
                     emit(segment)
             except AbandonedError:
-                self.fail(UsageError("this transcription was given up; begin it anew"))
+                self.close()
             finally:
                 self._job.on_partial = callback
 

@@ -148,6 +148,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
             if isinstance(stream, AudioError):
                 raise stream
             with contextlib.ExitStack() as stack:
+                stack.enter_context(contextlib.closing(stream))
                 outputs = None
                 if formats:
                     folder = arguments.output_dir or "."

@@ -10,6 +10,7 @@ import pytest
 from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.runtime.backend import N_LOGITS
 from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, ENCODER, read_model_folder
+from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts import benchmark_rtf, main
 from whisper_npu.scripts.engine_process import EngineProcess, start_once
 from whisper_npu.scripts.observed_backend import Observations, Step, observe
@@ -58,7 +59,7 @@ def test_every_configuration_says_what_really_ran(measured) -> None:
     given, other = measured.found["workloads"][0]["configurations"]
     assert (given["label"], given["device"], given["kv_cache"]) == ("as given", "CPU", "stateful")
     assert (other["kv_cache"], other["options"]["batch_size"]) == ("concat", 2)
-    assert given["options"]["batch_size"] == 16
+    assert given["options"]["batch_size"] == TranscribeOptions().batch_size
     assert other["speed_against_first"]["runs"] == 2
     assert given["speed_against_first"] is None
 

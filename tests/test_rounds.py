@@ -250,6 +250,20 @@ class TestRealGraphs:
         assert found[3].result().duration == pytest.approx(70)
         assert isinstance(found[2], AudioError)
 
+    def test_what_nobody_asked_for_is_closed(self, model, recordings):
+        streams = model.transcribe_all(recordings, **OPTIONS)
+        first = next(streams)
+        streams.close()
+        assert first.result().duration == pytest.approx(70)
+        first.close()
+        assert first.result().duration == pytest.approx(70)
+
+    def test_a_stream_that_is_closed_has_no_result(self, model, recordings):
+        stream = model.transcribe(recordings[0], **OPTIONS)
+        stream.close()
+        with pytest.raises(UsageError, match="given up"):
+            stream.result()
+
     def test_an_option_that_is_wrong_is_told_at_once(self, model, recordings):
         with pytest.raises(UsageError, match="nonsense"):
             model.transcribe_all(recordings, nonsense=1)
