@@ -34,6 +34,8 @@ from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
 
 logger = logging.getLogger("whisper_npu")
 
+_GIVEN_UP = "this transcription was given up; begin it anew"
+
 
 class WhisperModel:
     """A loaded model. Call `transcribe` as often as you like, from as many threads as you like."""
@@ -239,7 +241,7 @@ class TranscriptionStream:
     def close(self) -> None:
         """Give up what has not been decoded, and close the recording."""
         if not self._ended:
-            self.fail(UsageError("this transcription was given up; begin it anew"))
+            self.fail(UsageError(_GIVEN_UP))
 
     def _close(self) -> None:
         self._ended = True
@@ -288,7 +290,7 @@ class TranscriptionStream:
                 for segment in self:
                     emit(segment)
             except AbandonedError:
-                self.close()
+                self.fail(UsageError(_GIVEN_UP))
             finally:
                 self._job.on_partial = callback
 
