@@ -140,7 +140,6 @@ class Backend(Protocol):
 class SingleStream(ABC):
     """What backends share that decode one batch at a time."""
 
-    n_streams = 1
     _silence: Float32Array | None = None
 
     @property
@@ -156,6 +155,11 @@ class SingleStream(ABC):
     @abstractmethod
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows."""
+
+    @property
+    def n_streams(self) -> int:
+        """One."""
+        return 1
 
     def in_streams(self) -> Self:
         """This backend: it is no faster with several callers."""

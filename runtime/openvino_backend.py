@@ -10,7 +10,6 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from threading import Lock
 from typing import Any, Literal, get_args
 
@@ -143,8 +142,8 @@ class OpenVINOBackend(SingleStream):
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
         self._streams_lock = Lock()
 
-    @cached_property
-    def n_streams(self) -> int:  # type: ignore[override]
+    @property
+    def n_streams(self) -> int:
         """Streams of one thread each; one where the device is no processor."""
         if self._device != "CPU" or self._kv_cache != "stateful":
             return 1

@@ -27,9 +27,9 @@ from whisper_npu.scripts.decoding_options import (
 from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
 
 if TYPE_CHECKING:
+    from whisper_npu.export.references import Reference
     from whisper_npu.runtime.transcribe import WhisperModel
     from whisper_npu.scripts.evaluation import Evaluation, Failure, Run, Transcript
-    from whisper_npu.scripts.references import Reference
 
 EPILOG = """\
 examples:
@@ -150,7 +150,7 @@ def evaluate_wer(arguments: argparse.Namespace) -> int:
         from whisper_npu.scripts import evaluation_report as report  # noqa: PLC0415
         from whisper_npu.scripts.evaluation import evaluate  # noqa: PLC0415
         from whisper_npu.scripts.wer import metric_for  # noqa: PLC0415
-    from whisper_npu.scripts.references import read_references  # noqa: PLC0415
+    from whisper_npu.export.references import read_references  # noqa: PLC0415
 
     if arguments.worst < 0:
         raise UsageError(f"--worst is {arguments.worst}; give 0 or more")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from whisper_npu.errors import AudioError
+from whisper_npu.export.references import Reference
 from whisper_npu.runtime.audio import SAMPLE_RATE, open_audio
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcribe import WhisperModel
 from whisper_npu.scripts import wer
-from whisper_npu.scripts.references import Reference
 
 _WARM_UP_SAMPLES = 45 * SAMPLE_RATE  # longer than a window: decoding them together is warm too
 

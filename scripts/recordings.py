@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from whisper_npu.export.references import Reference, read_references
 from whisper_npu.runtime.audio import SAMPLE_RATE, list_audio_files, load_audio
-from whisper_npu.scripts.references import Reference, read_references
 
 Samples = npt.NDArray[np.float32]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts.references import Reference, read_references
+from whisper_npu.export.references import Reference, read_references
 
 
 def write(path: Path, content: str | bytes) -> Path:
