@@ -40,6 +40,7 @@ from whisper_npu.runtime.openvino_sessions import (
     StatefulSession,
     UncachedSession,
 )
+from whisper_npu.runtime.openvino_stateful import make_stateful
 
 logger = logging.getLogger("whisper_npu")
 
@@ -52,8 +53,10 @@ _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 
-def _config(precision: str, threads: int, streams: int) -> dict[str, Any]:
+def _config(device: str, precision: str, threads: int, streams: int) -> dict[str, Any]:
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    if device == "CPU":
+        config["KV_CACHE_PRECISION"] = precision  # else 8 bits, even where f32 is asked for
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     if streams > 1:
@@ -97,7 +100,7 @@ class OpenVINOBackend(SingleStream):
         self._kv_cache: CacheKind = kv_cache
         self._check_device()
         self._precision = self._pick_precision() if precision == "auto" else precision
-        self._config = _config(self._precision, threads, streams)
+        self._config = _config(device, self._precision, threads, streams)
 
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         self._dimensions = graphs.read_dimensions(encoder, with_past)
@@ -115,12 +118,10 @@ class OpenVINOBackend(SingleStream):
         if kv_cache == "stateful":
             if contract is None:
                 contract = self._probe_contract(with_past)
-            if contract == "delta":
-                graphs.append_new_states(with_past)
             element_type = _ELEMENT_TYPES[self._precision]
             cross = graphs.cross_attention_projection(decoder, element_type)
             graphs.convert_cross_states(with_past, element_type)
-            graphs.make_stateful(with_past)
+            make_stateful(with_past, contract)
             wanted["with_past"] = (DECODER_WITH_PAST, with_past)
             wanted["cross"] = (DECODER, cross)
         else:

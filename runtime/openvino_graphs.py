@@ -232,28 +232,6 @@ def cross_attention_projection(decoder: ov.Model, element_type: ov.Type) -> ov.M
     return ov.Model(results, [hidden], "cross_attention_projection")
 
 
-def make_stateful(decoder_with_past: ov.Model) -> None:
-    """Let the plugin keep the self-attention states, in place.
-
-    Raises:
-        ModelError: an input has no matching output.
-    """
-    from openvino._offline_transformations import (  # noqa: PLC0415 - slow to import
-        apply_make_stateful_transformation,
-    )
-
-    outputs = {name for name in map(state_name, decoder_with_past.outputs) if name}
-    pairs = {}
-    for tensor in decoder_with_past.inputs:
-        name = state_name(tensor)
-        if name and is_self_attention(name):
-            present = name.replace("past_key_values.", "present.", 1)
-            if present not in outputs:
-                raise ModelError(f"{DECODER_WITH_PAST} has no output {present}")
-            pairs[name] = present
-    apply_make_stateful_transformation(decoder_with_past, pairs)
-
-
 def convert_cross_states(decoder_with_past: ov.Model, element_type: ov.Type) -> None:
     """Take the cross-attention states in `element_type`, in place: they are read at every step."""
     for tensor in decoder_with_past.inputs:
@@ -266,24 +244,6 @@ def convert_cross_states(decoder_with_past: ov.Model, element_type: ov.Type) -> 
         for reader in readers:
             reader.replace_source_output(converted.output(0))
         parameter.set_element_type(element_type)
-    decoder_with_past.validate_nodes_and_infer_types()
-
-
-def append_new_states(decoder_with_past: ov.Model) -> None:
-    """Turn a delta graph into an accumulated one: join past and new states, in place."""
-    results = []
-    for tensor in decoder_with_past.outputs:
-        name = state_name(tensor)
-        if name and is_self_attention(name):
-            past = port(decoder_with_past.inputs, past_name(name))
-            node = tensor.get_node()
-            joined = ops.concat([past, node.input_value(0)], SEQUENCE_AXIS)
-            result = ops.result(joined)
-            result.output(0).get_tensor().set_names({name})
-            results.append((node, result))
-    for old, new in results:
-        decoder_with_past.remove_result(old)
-        decoder_with_past.add_results([new])
     decoder_with_past.validate_nodes_and_infer_types()
 
 

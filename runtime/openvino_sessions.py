@@ -21,6 +21,7 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
+from whisper_npu.runtime.openvino_stateful import ROWS
 
 logger = logging.getLogger("whisper_npu")
 
@@ -192,10 +193,9 @@ class StatefulSession(_Session):
         self._length = 0
         self._request = self._take(with_past)
         self._project(self._take(cross), audio, rows_per_window)
-        empty = np.zeros((self._batch, dimensions.n_text_head, 0, dimensions.head_dim), np.float32)
+        self._request.reset_state()  # whatever the last session left is gone
         self._states = self._request.query_state()
-        for variable in self._states:
-            variable.state = ov.Tensor(empty)  # whatever the last session left is gone
+        self._rows = np.arange(self._batch, dtype=np.int32)
 
     def _project(
         self, projection: ov.InferRequest, audio: Float32Array, rows_per_window: int
@@ -234,9 +234,11 @@ class StatefulSession(_Session):
         n_new = tokens.shape[1]
         _check_room(self._length, n_new, self._n_text_ctx)
         self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
+        self._request.set_tensor(ROWS, ov.Tensor(self._rows))
         self._request.start_async()  # `infer` would copy the logits
         self._request.wait()
         self._length += n_new
+        self._rows = np.arange(self._batch, dtype=np.int32)
         if self._steps == 1:  # the first step with a past shows which contract the graph keeps
             self._check_states()
         d = self._dimensions
@@ -257,7 +259,4 @@ class StatefulSession(_Session):
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Make row `i` continue what was row `rows[i]`."""
-        if list(rows) == list(range(self._batch)):
-            return
-        for variable in self._states:
-            variable.state = ov.Tensor(variable.state.data[list(rows)])
+        self._rows = self._rows[list(rows)]

@@ -1,0 +1,146 @@
+"""Lets the plugin keep the decoder's self-attention states, in the form it handles best.
+
+OpenVINO's processor plugin has one operation that appends to a cache in place and attends to it, whose
+kernel does not depend on the cache's length. It recognises it by its surroundings: a state that
+begins empty, is reordered by an input `beam_idx`, joined to the new keys or values, and read by a
+scaled dot-product attention. ONNX spells the attention out, so it is put together again here.
+Where it cannot be, the graph computes the same with a kernel for every length.
+"""
+
+import logging
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+from openvino.op.util import Variable, VariableInfo
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.kv_cache import SEQUENCE_AXIS, Contract, is_self_attention, past_name
+from whisper_npu.runtime.model_dir import DECODER_WITH_PAST
+
+logger = logging.getLogger("whisper_npu")
+
+ROWS = "beam_idx"
+"""Input int32 `(batch)`: row `i` continues what was row `beam_idx[i]`."""
+
+
+def make_stateful(decoder_with_past: ov.Model, contract: Contract) -> None:
+    """Let the plugin keep the self-attention states, in place.
+
+    The graph loses its states' inputs and outputs and gains the input `ROWS`. States begin with
+    no positions after `reset_state`.
+
+    Args:
+        decoder_with_past: the graph.
+        contract: what its `present.*` outputs hold.
+
+    Raises:
+        ModelError: an input has no matching output.
+    """
+    rows = ops.parameter([-1], np.int32, name=ROWS)
+    rows.output(0).get_tensor().set_names({ROWS})
+    tokens = graphs.port(decoder_with_past.inputs, "input_ids")
+    batch = ops.gather(ops.shape_of(tokens), ops.constant([0]), ops.constant(0))
+    variables, assignments, inputs, outputs = [], [], [], []
+    for past, present in _pairs(decoder_with_past):
+        shape = past.partial_shape
+        sizes = ops.constant([shape[1].get_length(), 0, shape[3].get_length()])
+        zero = ops.constant(0, dtype=past.element_type.to_dtype())
+        info = VariableInfo()
+        info.variable_id = graphs.state_name(past)
+        info.data_shape, info.data_type = shape, past.element_type
+        variable = Variable(info)
+        empty = ops.broadcast(zero, ops.concat([batch, sizes], 0))
+        state = ops.gather(ops.read_value(empty, variable), rows, ops.constant(0))
+        for reader in past.get_target_inputs():
+            reader.replace_source_output(state.output(0))
+        joined = present.get_node().input_value(0)
+        if contract == "delta":
+            joined = _join(state.output(0), joined)
+        assignments.append(ops.assign(joined.get_node(), variable))
+        variables.append(variable)
+        inputs.append(past.get_node())
+        outputs.append(present.get_node())
+    decoder_with_past.add_variables(variables)
+    decoder_with_past.add_sinks(assignments)
+    decoder_with_past.add_parameters([rows])
+    for result in outputs:
+        decoder_with_past.remove_result(result)
+    for parameter in inputs:
+        decoder_with_past.remove_parameter(parameter)
+    n_fused = sum(map(_fuse_attention, decoder_with_past.get_ordered_ops()))
+    decoder_with_past.validate_nodes_and_infer_types()
+    logger.debug("%d of %d self-attentions fused with their states", n_fused, len(variables) // 2)
+
+
+def _pairs(decoder_with_past: ov.Model) -> list[tuple[ov.Output, ov.Output]]:
+    """The self-attention states' inputs, each with the output that follows it."""
+    present = {graphs.state_name(tensor): tensor for tensor in decoder_with_past.outputs}
+    followers = {past_name(name): tensor for name, tensor in present.items() if name}
+    pairs = []
+    for tensor in decoder_with_past.inputs:
+        name = graphs.state_name(tensor)
+        if name and is_self_attention(name):
+            if name not in followers:
+                raise ModelError(f"{DECODER_WITH_PAST} has no output that follows {name}")
+            pairs.append((tensor, followers[name]))
+    return pairs
+
+
+def _join(past: ov.Output, new: ov.Output) -> ov.Output:
+    """Past and new states joined: as the graph itself does it for its attention, if it does."""
+    for reader in past.get_target_inputs():
+        node = reader.get_node()
+        if node.get_type_name() == "Concat" and node.inputs()[-1].get_source_output() == new:
+            return node.output(0)
+    return ops.concat([past, new], SEQUENCE_AXIS).output(0)
+
+
+def _fuse_attention(softmax: ov.Node) -> bool:
+    """Replace `softmax(queries x keys + mask) x values` by one operation, where it is just that."""
+    if softmax.get_type_name() != "Softmax":
+        return False
+    weighted = _only_reader(softmax, "MatMul")
+    masked = _source(softmax, 0, "Add")
+    if weighted is None or masked is None:
+        return False
+    scale = 1.0
+    scaled = _source(masked, 0, "Multiply")
+    if scaled is not None:
+        factor = scaled.input_value(1).get_node()
+        if factor.get_type_name() != "Constant" or factor.get_data().size != 1:
+            return False
+        scale = float(factor.get_data().item())
+    scores = _source(scaled or masked, 0, "MatMul")
+    turned = _source(scores, 1, "Transpose") if scores is not None else None
+    if scores is None or turned is None:
+        return False
+    order = turned.input_value(1).get_node()
+    if order.get_type_name() != "Constant" or list(order.get_data()) != [0, 1, 3, 2]:
+        return False
+    fused = ops.scaled_dot_product_attention(
+        scores.input_value(0),
+        turned.input_value(0),
+        weighted.input_value(1),
+        masked.input_value(1),
+        ops.constant(scale, dtype=masked.get_output_element_type(0).to_dtype()),
+        causal=False,
+    )
+    weighted.output(0).replace(fused.output(0))
+    return True
+
+
+def _source(node: ov.Node, place: int, kind: str) -> ov.Node | None:
+    """The node that an input of `node` comes from, if it is of the kind."""
+    source = node.input_value(place).get_node()
+    return source if source.get_type_name() == kind else None
+
+
+def _only_reader(node: ov.Node, kind: str) -> ov.Node | None:
+    """The node that alone reads the output of `node`, as its first input, if it is of the kind."""
+    readers = list(node.output(0).get_target_inputs())
+    if len(readers) != 1 or readers[0].get_index() != 0:
+        return None
+    reader = readers[0].get_node()
+    return reader if reader.get_type_name() == kind else None
