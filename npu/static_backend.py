@@ -378,6 +378,10 @@ class StaticSession:
             place = self._places[target]
             place.lane.replace(place.row, self._length, states[source])
 
+    def keep(self, rows: Sequence[int]) -> bool:
+        """All rows stay."""
+        return False
+
     def close(self) -> None:
         """Give lanes and requests back."""
         while self._lanes:

@@ -43,6 +43,14 @@ class DecoderSession(Protocol):
         """Make row `i` continue what was row `rows[i]` (beam search)."""
         ...
 
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Go on with these rows alone, in rising order, as the session's only ones.
+
+        Returns:
+            False where nothing is saved by that: then all rows stay, at this and any later call.
+        """
+        ...
+
     def close(self) -> None:
         """Give the engine's buffers back."""
         ...

@@ -367,6 +367,10 @@ class _Session:
         if self._cache is not None:
             self._cache.reorder(rows)
 
+    def keep(self, rows: Sequence[int]) -> bool:
+        """All rows stay."""
+        return False
+
     def close(self) -> None:
         """Let go of the states."""
         self._cross = {}

@@ -72,6 +72,10 @@ class _Session:
         while self._release:
             self._release.pop()()
 
+    def keep(self, rows: Sequence[int]) -> bool:
+        """All rows stay; see `DecoderSession.keep`."""
+        return False
+
     def _log_step(self, self_shape: Sequence[int], cross_shape: Sequence[int]) -> None:
         self._steps += 1
         logger.debug(
@@ -192,6 +196,7 @@ class StatefulSession(_Session):
         self._n_audio_ctx = audio.shape[1]
         self._length = 0
         self._request = self._take(with_past)
+        self._cross: dict[str, ov.Tensor] = {}
         self._project(self._take(cross), audio, rows_per_window)
         self._request.reset_state()  # whatever the last session left is gone
         self._states = self._request.query_state()
@@ -206,14 +211,13 @@ class StatefulSession(_Session):
         """
         d = self._dimensions
         shape = [self._batch, d.n_text_head, audio.shape[1], d.head_dim]
-        states = {}
         for tensor in projection.model_outputs:
             name = next(iter(tensor.get_names()))
             state = self._request.get_tensor(name)
             if list(state.shape) != shape:
                 state = ov.Tensor(tensor.element_type, ov.Shape(shape))
                 self._request.set_tensor(name, state)
-            states[name] = state.data
+            self._cross[name] = state
         for number, window in enumerate(audio):
             projection.set_tensor(
                 "encoder_hidden_states", ov.Tensor(np.ascontiguousarray(window[None]))
@@ -221,8 +225,8 @@ class StatefulSession(_Session):
             projection.start_async()  # `infer` would copy the outputs
             projection.wait()
             first = number * rows_per_window
-            for name, rows in states.items():
-                rows[first : first + rows_per_window] = projection.get_tensor(name).data
+            for name, state in self._cross.items():
+                state.data[first : first + rows_per_window] = projection.get_tensor(name).data
 
     @property
     def length(self) -> int:
@@ -260,3 +264,24 @@ class StatefulSession(_Session):
     def reorder(self, rows: Sequence[int]) -> None:
         """Make row `i` continue what was row `rows[i]`."""
         self._rows = self._rows[list(rows)]
+
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Go on with these rows alone; see `DecoderSession.keep`."""
+        for name, tensor in self._cross.items():
+            states = tensor.data
+            for place, row in enumerate(rows):
+                if place != row:
+                    states[place] = states[row]
+            first, end = [0] * len(tensor.shape), [len(rows), *tensor.shape[1:]]
+            part = ov.Tensor(tensor, ov.Coordinate(first), ov.Coordinate(end))
+            self._request.set_tensor(name, part)
+        self._rows = self._rows[list(rows)]
+        self._batch = len(rows)
+        return True
+
+    def close(self) -> None:
+        """Give the requests back, with their whole tensors for the next session."""
+        for name, tensor in self._cross.items():
+            self._request.set_tensor(name, tensor)
+        self._cross = {}
+        super().close()

@@ -90,6 +90,8 @@ def _pairs(decoder_with_past: ov.Model) -> list[tuple[ov.Output, ov.Output]]:
 
 def _join(past: ov.Output, new: ov.Output) -> ov.Output:
     """Past and new states joined: as the graph itself does it for its attention, if it does."""
+    while new.get_node().get_type_name() == "Identity":
+        new = new.get_node().input_value(0)
     for reader in past.get_target_inputs():
         node = reader.get_node()
         if node.get_type_name() == "Concat" and node.inputs()[-1].get_source_output() == new:

@@ -105,6 +105,9 @@ class FakeSession:
     def reorder(self, rows):
         self.asked.tokens = [list(self.asked.tokens[row]) for row in rows]
 
+    def keep(self, rows):
+        return False
+
     def close(self):
         self.backend.open_sessions -= 1
         if self.length > 1 and len(self.backend.script) > 1:  # it was no language detection

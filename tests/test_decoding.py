@@ -10,13 +10,12 @@ from fake_backend import N_TEXT_CTX, FakeBackend, Say, write_companions
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio import load_audio
+from whisper_npu.runtime.choosers import Candidate, rank
 from whisper_npu.runtime.decoding import (
-    Candidate,
     DecodingOptions,
     compression_ratio,
     decode_windows,
     detect_language,
-    rank,
 )
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.timing import StageTimes
@@ -104,6 +103,69 @@ class TestGreedy:
         )
         eot = tokenizer.special.eot
         assert seen == [[(5,)], [(5, 6)], [(5, 6, eot)]]
+
+
+class Uneven(FakeBackend):
+    """Every window has a script of its own; rows that have ended may leave."""
+
+    def start(self, audio, rows_per_window=1):
+        session = UnevenSession(self, len(audio))
+        self.batches = session.batches
+        return session
+
+
+class UnevenSession:
+    def __init__(self, backend, n_windows):
+        self.backend = backend
+        self.windows = list(range(n_windows))
+        self.said = -1
+        self.batches = []
+
+    def step(self, tokens):
+        assert len(tokens) == len(self.windows)
+        self.batches.append(len(tokens))
+        self.said += 1
+        logits = np.zeros((len(tokens), tokens.shape[1], self.backend.n_vocab), np.float32)
+        for row, window in enumerate(self.windows):
+            said = (*self.backend.script[window].tokens, self.backend.special.eot)
+            logits[row, -1, said[min(self.said, len(said) - 1)]] = 30.0
+        return logits
+
+    def keep(self, rows):
+        self.windows = [self.windows[row] for row in rows]
+        return True
+
+    def close(self):
+        pass
+
+
+class TestRowsThatHaveEnded:
+    def test_leave_when_half_have(self, tokenizer):
+        scripts = [tuple(range(5, 5 + n)) for n in (2, 9, 4, 14, 3)]
+        backend = Uneven(tokenizer, [Say(script) for script in scripts])
+        windows = decode_windows(
+            backend,
+            tokenizer,
+            MULTILINGUAL,
+            np.zeros((5, 1500, 4), np.float32),
+            DecodingOptions(without_timestamps=True),
+            StageTimes(),
+        )
+        assert [window.tokens for window in windows] == scripts
+        # Of 5, the third is the first to leave no more than half; of 2, the first.
+        assert backend.batches == [5] * 5 + [2] * 5 + [1] * 5
+        alone = [
+            decode_windows(
+                Uneven(tokenizer, [Say(script)]),
+                tokenizer,
+                MULTILINGUAL,
+                NO_AUDIO,
+                DecodingOptions(without_timestamps=True),
+                StageTimes(),
+            )[0]
+            for script in scripts
+        ]
+        assert windows == alone  # log probabilities too
 
 
 class TestPrompt:

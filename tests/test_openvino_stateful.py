@@ -1,0 +1,112 @@
+"""The plugin keeps the states: in one fused operation, reordered and left by rows without copies."""
+
+import numpy as np
+import pytest
+from decoding_checks import (
+    TOLERANCE,
+    assert_equals_full_context,
+    loaded,
+    pytorch,
+    reference_logits,
+)
+from model_surgery import copy_folder, make_delta
+
+from whisper_npu import load_model
+from whisper_npu.runtime import openvino_stateful
+from whisper_npu.runtime.backend import N_LOGITS
+
+N_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder, tmp_path_factory):
+    """The tiny Whisper under either contract."""
+    delta = copy_folder(tiny_folder, tmp_path_factory.mktemp("delta") / "tiny")
+    return {"accumulated": tiny_folder, "delta": make_delta(delta)}
+
+
+@pytest.fixture(scope="module")
+def audio():
+    return np.random.default_rng(7).standard_normal((4, 1500, 64)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return np.random.default_rng(8).integers(0, 330, (4, N_TOKENS), dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint, audio, rows):
+    return reference_logits(pytorch(tiny_checkpoint), audio, rows)
+
+
+def layers(model):
+    """Kinds of operations in the compiled decoder."""
+    compiled = model.backend._pools["with_past"].compiled
+    return [
+        node.get_rt_info()["layerType"].astype(str)
+        for node in compiled.get_runtime_model().get_ops()
+    ]
+
+
+def assert_steps(session, tokens, expected, start, stop):
+    """The session's rows are decoded right at the positions `[start, stop)`."""
+    for place in range(start, stop):
+        logits = session.step(tokens[:, place : place + 1])[:, -1]
+        np.testing.assert_allclose(logits, expected[:, place], rtol=0, atol=TOLERANCE)
+
+
+class TestFusing:
+    @pytest.mark.parametrize("contract", ["accumulated", "delta"])
+    def test_every_layer_is_fused(self, folders, contract):
+        found = layers(loaded(folders[contract], "stateful"))
+        assert found.count("ScaledDotProductAttention") == 2
+
+    def test_states_are_as_exact_as_the_arithmetic(self, folders):
+        compiled = loaded(folders["accumulated"], "stateful").backend._pools["with_past"].compiled
+        assert str(compiled.get_property("KV_CACHE_PRECISION")) == "<Type: 'float32'>"
+
+    def test_a_graph_that_cannot_be_fused_computes_the_same(
+        self, folders, audio, rows, expected, monkeypatch
+    ):
+        monkeypatch.setattr(openvino_stateful, "_fuse_attention", lambda node: False)
+        model = load_model(folders["accumulated"], kv_cache="stateful", precision="f32")
+        assert "ScaledDotProductAttention" not in layers(model)
+        assert_equals_full_context(model.backend, audio, rows, expected)
+
+
+class TestRowsThatLeave:
+    @pytest.mark.parametrize("contract", ["accumulated", "delta"])
+    def test_the_others_go_on_as_if_alone(self, folders, audio, rows, expected, contract):
+        backend = loaded(folders[contract], "stateful").backend
+        session = backend.start(audio)
+        try:
+            session.step(rows[:, :N_LOGITS])
+            assert_steps(session, rows, expected, N_LOGITS, 10)
+            assert session.keep([1, 2, 3])
+            assert_steps(session, rows[1:], expected[1:], 10, 20)
+            assert session.keep([0, 2])
+            assert_steps(session, rows[[1, 3]], expected[[1, 3]], 20, 30)
+            assert session.keep([1])
+            assert_steps(session, rows[[3]], expected[[3]], 30, N_TOKENS)
+        finally:
+            session.close()
+        assert_equals_full_context(backend, audio, rows, expected)  # the next session is whole
+
+    def test_after_being_reordered(self, folders, audio, rows, expected):
+        backend = loaded(folders["accumulated"], "stateful").backend
+        session = backend.start(audio[:1], 3)
+        beams = rows[[0, 0, 0]]
+        beams[1, 5:] += 1
+        beams[2, 5:] += 2
+        try:
+            session.step(beams[:, :N_LOGITS])
+            for place in range(N_LOGITS, 8):
+                session.step(beams[:, place : place + 1])
+            session.reorder([2, 0, 1])
+            session.keep([1, 2])  # what were rows 0 and 1
+            logits = session.step(rows[[0, 0], 8:9])[:, -1]
+        finally:
+            session.close()
+        np.testing.assert_allclose(logits[0], expected[0, 8], rtol=0, atol=TOLERANCE)
+        assert np.abs(logits[1] - expected[0, 8]).max() > TOLERANCE
