@@ -77,7 +77,7 @@ class EngineProcess:
             raise
 
     def transcribe(self, files: Sequence[str | Path]) -> Answer:
-        """Transcribe 16 kHz mono WAV files one after the other.
+        """Transcribe 16 kHz mono WAV files, given all at once.
 
         Raises:
             DeviceError: It failed.

@@ -31,7 +31,8 @@ def set_line(compared: SetResult) -> str:
     runs = len(compared.answers[OURS])
     return (
         f"{compared.name}: {len(compared.recordings)} recordings, {compared.audio_seconds:.1f} s, "
-        f"one after the other; medians of {runs} rounds after one to warm up (lowest to highest)"
+        f"given all at once, which only {OURS} makes use of; "
+        f"medians of {runs} rounds after one to warm up (lowest to highest)"
     )
 
 
