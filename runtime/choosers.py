@@ -7,7 +7,6 @@ likelihood.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from whisper_npu.runtime.backend import Float32Array, Int64Array
 from whisper_npu.runtime.logits import log_normalizer

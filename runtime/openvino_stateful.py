@@ -1,9 +1,9 @@
 """Lets the plugin keep the decoder's self-attention states, in the form it handles best.
 
-OpenVINO's processor plugin has one operation that appends to a cache in place and attends to it, whose
-kernel does not depend on the cache's length. It recognises it by its surroundings: a state that
-begins empty, is reordered by an input `beam_idx`, joined to the new keys or values, and read by a
-scaled dot-product attention. ONNX spells the attention out, so it is put together again here.
+OpenVINO's processor plugin has one operation that appends to a cache in place and attends to it,
+whose kernel does not depend on the cache's length. It recognises it by its surroundings: a state
+that begins empty, is reordered by an input `beam_idx`, joined to the new keys or values, and read
+by a scaled dot-product attention. ONNX spells the attention out, so it is put together again here.
 Where it cannot be, the graph computes the same with a kernel for every length.
 """
 

@@ -1,4 +1,4 @@
-"""The plugin keeps the states: in one fused operation, reordered and left by rows without copies."""
+"""The plugin keeps the states, in one fused operation; rows are reordered and leave."""
 
 import numpy as np
 import pytest
