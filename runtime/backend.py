@@ -47,7 +47,7 @@ class DecoderSession(Protocol):
         """Go on with these rows alone, in rising order, as the session's only ones.
 
         Returns:
-            False where nothing is saved by that: then all rows stay, at this and any later call.
+            False where rows cannot leave: then all stay, at this and any later call.
         """
         ...
 

@@ -85,7 +85,7 @@ class BeamSearch:
         self.tokens = _rows_of(begun, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self._ended: list[dict[tuple[int, ...], float]] = [{} for _ in range(n_rows // beam_size)]
-        self.finished = np.zeros(n_rows, bool)  # an open beam is as good as any other
+        self.finished = np.zeros(n_rows, bool)  # never set: ended beams are replaced
 
     def choose(self, logits: Float32Array) -> list[int]:
         """Extend the beams by one token from filtered logits `(rows, n_vocab)`.

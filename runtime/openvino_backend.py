@@ -53,10 +53,13 @@ _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 
-def _config(device: str, precision: str, threads: int, streams: int) -> dict[str, Any]:
+def _config(
+    core: ov.Core, device: str, precision: str, threads: int, streams: int
+) -> dict[str, Any]:
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    if device == "CPU":
-        config["KV_CACHE_PRECISION"] = precision  # else 8 bits, even where f32 is asked for
+    if "KV_CACHE_PRECISION" in core.get_property(device, "SUPPORTED_PROPERTIES"):
+        # Else it may be 8 bits, even where f32 is asked for. A GPU has 8 bits and f16.
+        config["KV_CACHE_PRECISION"] = precision if device.startswith("CPU") else "f16"
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
     if streams > 1:
@@ -100,7 +103,7 @@ class OpenVINOBackend(SingleStream):
         self._kv_cache: CacheKind = kv_cache
         self._check_device()
         self._precision = self._pick_precision() if precision == "auto" else precision
-        self._config = _config(device, self._precision, threads, streams)
+        self._config = _config(self._core, device, self._precision, threads, streams)
 
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         self._dimensions = graphs.read_dimensions(encoder, with_past)
@@ -121,7 +124,7 @@ class OpenVINOBackend(SingleStream):
             element_type = _ELEMENT_TYPES[self._precision]
             cross = graphs.cross_attention_projection(decoder, element_type)
             graphs.convert_cross_states(with_past, element_type)
-            make_stateful(with_past, contract)
+            make_stateful(with_past, contract, fuse=device.startswith("CPU"))
             wanted["with_past"] = (DECODER_WITH_PAST, with_past)
             wanted["cross"] = (DECODER, cross)
         else:
@@ -310,6 +313,7 @@ class OpenVINOBackend(SingleStream):
                 rows_per_window,
                 self._dimensions,
                 self._n_text_ctx,
+                rows_may_leave=self._device.startswith("CPU"),  # not tried on others
             )
         if rows_per_window > 1:
             audio = np.repeat(audio, rows_per_window, axis=0)

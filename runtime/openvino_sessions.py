@@ -189,8 +189,11 @@ class StatefulSession(_Session):
         rows_per_window: int,
         dimensions: graphs.GraphDimensions,
         n_text_ctx: int,
+        *,
+        rows_may_leave: bool,
     ) -> None:
         super().__init__(n_text_ctx)
+        self._rows_may_leave = rows_may_leave
         self._batch = len(audio) * rows_per_window
         self._dimensions = dimensions
         self._n_audio_ctx = audio.shape[1]
@@ -267,6 +270,8 @@ class StatefulSession(_Session):
 
     def keep(self, rows: Sequence[int]) -> bool:
         """Go on with these rows alone; see `DecoderSession.keep`."""
+        if not self._rows_may_leave:
+            return False
         for name, tensor in self._cross.items():
             states = tensor.data
             for place, row in enumerate(rows):
@@ -281,7 +286,9 @@ class StatefulSession(_Session):
 
     def close(self) -> None:
         """Give the requests back, with their whole tensors for the next session."""
-        for name, tensor in self._cross.items():
-            self._request.set_tensor(name, tensor)
-        self._cross = {}
-        super().close()
+        try:
+            for name, tensor in self._cross.items():
+                self._request.set_tensor(name, tensor)
+        finally:
+            self._cross = {}
+            super().close()

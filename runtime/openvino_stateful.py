@@ -25,7 +25,7 @@ ROWS = "beam_idx"
 """Input int32 `(batch)`: row `i` continues what was row `beam_idx[i]`."""
 
 
-def make_stateful(decoder_with_past: ov.Model, contract: Contract) -> None:
+def make_stateful(decoder_with_past: ov.Model, contract: Contract, *, fuse: bool) -> None:
     """Let the plugin keep the self-attention states, in place.
 
     The graph loses its states' inputs and outputs and gains the input `ROWS`. States begin with
@@ -34,9 +34,10 @@ def make_stateful(decoder_with_past: ov.Model, contract: Contract) -> None:
     Args:
         decoder_with_past: the graph.
         contract: what its `present.*` outputs hold.
+        fuse: put the attention together again, for the processor's plugin.
 
     Raises:
-        ModelError: an input has no matching output.
+        ModelError: an input has no matching output, or a size that must be fixed is dynamic.
     """
     rows = ops.parameter([-1], np.int32, name=ROWS)
     rows.output(0).get_tensor().set_names({ROWS})
@@ -45,6 +46,10 @@ def make_stateful(decoder_with_past: ov.Model, contract: Contract) -> None:
     variables, assignments, inputs, outputs = [], [], [], []
     for past, present in _pairs(decoder_with_past):
         shape = past.partial_shape
+        if shape[1].is_dynamic or shape[3].is_dynamic:
+            raise ModelError(
+                f"{graphs.state_name(past)} has no fixed sizes; export the model again"
+            )
         sizes = ops.constant([shape[1].get_length(), 0, shape[3].get_length()])
         zero = ops.constant(0, dtype=past.element_type.to_dtype())
         info = VariableInfo()
@@ -55,9 +60,11 @@ def make_stateful(decoder_with_past: ov.Model, contract: Contract) -> None:
         state = ops.gather(ops.read_value(empty, variable), rows, ops.constant(0))
         for reader in past.get_target_inputs():
             reader.replace_source_output(state.output(0))
-        joined = present.get_node().input_value(0)
+        joined = _origin(present.get_node().input_value(0))
         if contract == "delta":
             joined = _join(state.output(0), joined)
+        if joined.get_index() != 0:  # a state is assigned from a node's first output
+            joined = ops.concat([joined], SEQUENCE_AXIS).output(0)
         assignments.append(ops.assign(joined.get_node(), variable))
         variables.append(variable)
         inputs.append(past.get_node())
@@ -69,9 +76,10 @@ def make_stateful(decoder_with_past: ov.Model, contract: Contract) -> None:
         decoder_with_past.remove_result(result)
     for parameter in inputs:
         decoder_with_past.remove_parameter(parameter)
-    n_fused = sum(map(_fuse_attention, decoder_with_past.get_ordered_ops()))
+    if fuse:
+        n_fused = sum(map(_fuse_attention, decoder_with_past.get_ordered_ops()))
+        logger.debug("%d attentions put together, for %d states", n_fused, len(variables))
     decoder_with_past.validate_nodes_and_infer_types()
-    logger.debug("%d of %d self-attentions fused with their states", n_fused, len(variables) // 2)
 
 
 def _pairs(decoder_with_past: ov.Model) -> list[tuple[ov.Output, ov.Output]]:
@@ -88,10 +96,15 @@ def _pairs(decoder_with_past: ov.Model) -> list[tuple[ov.Output, ov.Output]]:
     return pairs
 
 
+def _origin(tensor: ov.Output) -> ov.Output:
+    """Where a tensor comes from that is only passed on."""
+    while tensor.get_node().get_type_name() == "Identity":
+        tensor = tensor.get_node().input_value(0)
+    return tensor
+
+
 def _join(past: ov.Output, new: ov.Output) -> ov.Output:
     """Past and new states joined: as the graph itself does it for its attention, if it does."""
-    while new.get_node().get_type_name() == "Identity":
-        new = new.get_node().input_value(0)
     for reader in past.get_target_inputs():
         node = reader.get_node()
         if node.get_type_name() == "Concat" and node.inputs()[-1].get_source_output() == new:
@@ -99,50 +112,67 @@ def _join(past: ov.Output, new: ov.Output) -> ov.Output:
     return ops.concat([past, new], SEQUENCE_AXIS).output(0)
 
 
-def _fuse_attention(softmax: ov.Node) -> bool:
+class _OtherGraphError(Exception):
+    """The nodes around a softmax are not those that are looked for."""
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise _OtherGraphError
+
+
+def _fuse_attention(node: ov.Node) -> bool:
     """Replace `softmax(queries x keys + mask) x values` by one operation, where it is just that."""
-    if softmax.get_type_name() != "Softmax":
+    try:
+        attended, inputs = _attention_around(node)
+    except _OtherGraphError:
         return False
-    weighted = _only_reader(softmax, "MatMul")
-    masked = _source(softmax, 0, "Add")
-    if weighted is None or masked is None:
-        return False
-    scale = 1.0
-    scaled = _source(masked, 0, "Multiply")
-    if scaled is not None:
-        factor = scaled.input_value(1).get_node()
-        if factor.get_type_name() != "Constant" or factor.get_data().size != 1:
-            return False
-        scale = float(factor.get_data().item())
-    scores = _source(scaled or masked, 0, "MatMul")
-    turned = _source(scores, 1, "Transpose") if scores is not None else None
-    if scores is None or turned is None:
-        return False
-    order = turned.input_value(1).get_node()
-    if order.get_type_name() != "Constant" or list(order.get_data()) != [0, 1, 3, 2]:
-        return False
-    fused = ops.scaled_dot_product_attention(
-        scores.input_value(0),
-        turned.input_value(0),
-        weighted.input_value(1),
-        masked.input_value(1),
-        ops.constant(scale, dtype=masked.get_output_element_type(0).to_dtype()),
-        causal=False,
-    )
-    weighted.output(0).replace(fused.output(0))
+    fused = ops.scaled_dot_product_attention(*inputs, causal=False)
+    attended.output(0).replace(fused.output(0))
     return True
 
 
-def _source(node: ov.Node, place: int, kind: str) -> ov.Node | None:
-    """The node that an input of `node` comes from, if it is of the kind."""
+def _attention_around(softmax: ov.Node) -> tuple[ov.Node, list[ov.Output]]:
+    """The last node of an attention, and its queries, keys, values, mask and scale."""
+    _require(softmax.get_type_name() == "Softmax")
+    rank = softmax.get_output_partial_shape(0).rank
+    _require(rank.is_static and rank.get_length() == 4)
+    _require(softmax.get_attributes()["axis"] in (-1, 3))
+    masked = _source(softmax, 0, "Add")
+    scores = masked.input_value(0).get_node()
+    scale = 1.0
+    if scores.get_type_name() == "Multiply":
+        factor = _source(scores, 1, "Constant").get_data()
+        _require(factor.size == 1)
+        scale = float(factor.item())
+        scores = scores.input_value(0).get_node()
+    _require(_is_product(scores))
+    turned = _source(scores, 1, "Transpose")
+    _require(list(_source(turned, 1, "Constant").get_data()) == [0, 1, 3, 2])
+    readers = list(softmax.output(0).get_target_inputs())
+    _require(len(readers) == 1 and readers[0].get_index() == 0)
+    attended = readers[0].get_node()
+    _require(_is_product(attended))
+    factor_type = masked.get_output_element_type(0).to_dtype()
+    return attended, [
+        scores.input_value(0),
+        turned.input_value(0),
+        attended.input_value(1),
+        masked.input_value(1),
+        ops.constant(scale, dtype=factor_type).output(0),
+    ]
+
+
+def _is_product(node: ov.Node) -> bool:
+    """Whether a node multiplies matrices as they are."""
+    if node.get_type_name() != "MatMul":
+        return False
+    attributes = node.get_attributes()
+    return not (attributes["transpose_a"] or attributes["transpose_b"])
+
+
+def _source(node: ov.Node, place: int, kind: str) -> ov.Node:
+    """The node that an input of `node` comes from, which has to be of the kind."""
     source = node.input_value(place).get_node()
-    return source if source.get_type_name() == kind else None
-
-
-def _only_reader(node: ov.Node, kind: str) -> ov.Node | None:
-    """The node that alone reads the output of `node`, as its first input, if it is of the kind."""
-    readers = list(node.output(0).get_target_inputs())
-    if len(readers) != 1 or readers[0].get_index() != 0:
-        return None
-    reader = readers[0].get_node()
-    return reader if reader.get_type_name() == kind else None
+    _require(source.get_type_name() == kind)
+    return source

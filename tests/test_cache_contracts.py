@@ -384,13 +384,13 @@ class TestBrokenCachesAreNoticed:
         right = openvino_backend.StatefulSession
 
         class Leaks(right):
-            def __init__(self, cross, with_past, *rest):
+            def __init__(self, cross, with_past, *rest, **options):
                 left = [
                     np.array(variable.state.data)
                     for request in with_past._free[-1:]
                     for variable in request.query_state()
                 ]
-                super().__init__(cross, with_past, *rest)
+                super().__init__(cross, with_past, *rest, **options)
                 for variable, state in zip(self._states, left, strict=False):
                     if state.ndim == 4:
                         variable.state = ov.Tensor(state)
