@@ -139,7 +139,7 @@ class TestOutput:
         updates = [json.loads(line) for line in out.splitlines()]
         assert "committed" in {update["type"] for update in updates} <= {"committed", "tentative"}
         _, lines, _ = run(VOICE.tobytes(), *INVENT)
-        text = "".join(line.partition("] ")[2] for line in lines.splitlines())
+        text = "".join(line.partition("] ")[2] for line in lines.split("\n"))
         assert text.split() == committed(out).split()
 
     def test_tentative_text_on_a_terminal_only(self):
