@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from whisper_npu.errors import ModelError, WhisperNpuError
-from whisper_npu.scripts.allocator import give_back_large_blocks
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
@@ -50,7 +49,6 @@ def run(
 ) -> int:
     """Parse the command line and run `body`; our own errors become one line and an exit code."""
     arguments = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
-    give_back_large_blocks()
     try:
         return body(arguments)
     except WhisperNpuError as error:
