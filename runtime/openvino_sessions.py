@@ -200,8 +200,12 @@ class StatefulSession(_Session):
         self._length = 0
         self._request = self._take(with_past)
         self._cross: dict[str, ov.Tensor] = {}
-        self._project(self._take(cross), audio, rows_per_window)
-        self._request.reset_state()  # whatever the last session left is gone
+        try:
+            self._project(self._take(cross), audio, rows_per_window)
+            self._request.reset_state()  # whatever the last session left is gone
+        except BaseException:
+            self.close()
+            raise
         self._states = self._request.query_state()
         self._rows = np.arange(self._batch, dtype=np.int32)
 

@@ -103,6 +103,15 @@ def real_asset() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny Whisper under either contract."""
+    from model_surgery import copy_folder, make_delta
+
+    delta = copy_folder(tiny_folder, tmp_path_factory.mktemp("delta") / "tiny")
+    return {"accumulated": tiny_folder, "delta": make_delta(delta)}
+
+
+@pytest.fixture(scope="session")
 def beckett(real_asset: Callable[[str], Path]) -> Path:
     """Ten seconds of real speech: "Ever tried. Ever failed. No matter. Try again. ..."."""
     return real_asset("beckett")

@@ -34,13 +34,6 @@ N_TEXT_CTX = 448
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_folder, tmp_path_factory):
-    """The tiny Whisper under either contract."""
-    delta = copy_folder(tiny_folder, tmp_path_factory.mktemp("delta") / "tiny")
-    return {"accumulated": tiny_folder, "delta": make_delta(delta)}
-
-
-@pytest.fixture(scope="module")
 def audio():
     """Three windows that stand for encoded audio, `(3, 1500, 64)`."""
     return np.random.default_rng(5).standard_normal((3, 1500, 64)).astype(np.float32)

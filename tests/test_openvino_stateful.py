@@ -9,20 +9,12 @@ from decoding_checks import (
     pytorch,
     reference_logits,
 )
-from model_surgery import copy_folder, make_delta
 
 from whisper_npu import load_model
 from whisper_npu.runtime import openvino_stateful
 from whisper_npu.runtime.backend import N_LOGITS
 
 N_TOKENS = 40
-
-
-@pytest.fixture(scope="module")
-def folders(tiny_folder, tmp_path_factory):
-    """The tiny Whisper under either contract."""
-    delta = copy_folder(tiny_folder, tmp_path_factory.mktemp("delta") / "tiny")
-    return {"accumulated": tiny_folder, "delta": make_delta(delta)}
 
 
 @pytest.fixture(scope="module")
