@@ -43,8 +43,10 @@ class _Place:
 class BatchedReading:
     """A recording gone through many windows at a time; see `rounds.Reading`."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, shares: bool) -> None:
+        """Nothing is planned yet; `shares`: see `hearing.Task`."""
         self._job = job
+        self._shares = shares
         self._seek = 0
         self._places: deque[_Place] = deque()  # in order; complete ones leave at the front
         self._planned: deque[list[_Place]] = deque()
@@ -71,7 +73,7 @@ class BatchedReading:
     def _task(self, window: Window) -> Task:
         job = self._job
         reach = max(0.0, job.windows.speech_end(window) - window.offset - _UNHEARD)
-        return job.task(window, job.prompts.initial, reach=reach, shares=True)
+        return job.task(window, job.prompts.initial, reach=reach, shares=self._shares)
 
     def take(self, heard: Sequence[Heard]) -> list[Segment]:
         """Segments of all windows up to the first that is not complete."""

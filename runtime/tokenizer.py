@@ -4,12 +4,15 @@ import string
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-from tokenizers import Tokenizer as HubTokenizer
+from typing import TYPE_CHECKING
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.languages import LANGUAGES, language_code
 from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.token_text import TokenText
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HubTokenizer
 
 TIMESTAMP_STEP = 0.02  # seconds between two timestamp tokens: one encoder frame
 _MULTILINGUAL_N_VOCAB = 51865  # openai/whisper's rule: English-only models have one token less
@@ -72,22 +75,31 @@ class Tokenizer:
             ModelError: the file is not a tokenizer, or lacks one of Whisper's special tokens.
         """
         try:
-            self._tokenizer = HubTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+            self._text = TokenText(path)
+        except (OSError, ValueError) as error:
             raise ModelError(f"cannot read {path}: {error}; export the model again") from None
         self._path = path
         self.special = self._read_special_tokens()
 
+    @cached_property
+    def _encoder(self) -> "HubTokenizer":
+        from tokenizers import Tokenizer as HubTokenizer  # noqa: PLC0415 - slow, rarely needed
+
+        try:
+            return HubTokenizer.from_file(str(self._path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"cannot read {self._path}: {error}; export the model again") from None
+
     def _read_special_tokens(self) -> SpecialTokens:
         def token(*names: str) -> int:
             for name in names:
-                found = self._tokenizer.token_to_id(name)
+                found = self._text.id_of(name)
                 if found is not None:
-                    return int(found)
+                    return found
             raise ModelError(f"{self._path} has no token {names[0]}; is this a Whisper tokenizer?")
 
         no_timestamps = token("<|notimestamps|>")
-        found = {code: self._tokenizer.token_to_id(f"<|{code}|>") for code in LANGUAGES}
+        found = {code: self._text.id_of(f"<|{code}|>") for code in LANGUAGES}
         return SpecialTokens(
             eot=token("<|endoftext|>"),
             sot=token("<|startoftranscript|>"),
@@ -103,12 +115,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, without any special token added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: list[int] | tuple[int, ...]) -> str:
         """Text of `tokens`; special tokens and timestamps give none."""
         eot = self.special.eot
-        return self._decode_with_specials([token for token in tokens if token < eot])
+        return self._text.text(token for token in tokens if token < eot)
 
     @cached_property
     def annotation_tokens(self) -> tuple[int, ...]:
@@ -148,14 +160,14 @@ class Tokenizer:
     def _split_at_whole_characters(self, tokens: list[int]) -> tuple[list[str], list[list[int]]]:
         """Shortest runs of tokens that decode to whole characters."""
         replacement = "\ufffd"
-        whole = self._decode_with_specials(tokens)
+        whole = self._text.text(tokens)
         texts: list[str] = []
         groups: list[list[int]] = []
         pending: list[int] = []
         offset = 0
         for token in tokens:
             pending.append(token)
-            text = self._decode_with_specials(pending)
+            text = self._text.text(pending)
             at = text.find(replacement)
             # A replacement character that the full text has as well is part of the text.
             if at < 0 or whole[offset + at : offset + at + 1] == replacement:
@@ -167,12 +179,9 @@ class Tokenizer:
             if groups:
                 groups[-1].extend(pending)
             else:
-                texts.append(self._decode_with_specials(pending))
+                texts.append(self._text.text(pending))
                 groups.append(pending)
         return texts, groups
-
-    def _decode_with_specials(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
 
 def sot_sequence(

@@ -372,8 +372,13 @@ def new_job(
 
 def _reading(job: Job) -> Reading:
     """A way through the recording in the mode that was asked for."""
-    mode = job.options.mode
+    options = job.options
+    longer = job.features.available(0, job.window_frames + 1) > job.window_frames
+    mode = options.mode
     if mode == "auto":
-        longer = job.features.available(0, job.window_frames + 1) > job.window_frames
-        mode = "batched" if longer and job.options.vad else "sequential"
-    return BatchedReading(job) if mode == "batched" else SequentialReading(job)
+        # Of one window, sequential decoding gives PyTorch's tokens in f32.
+        exact = not longer and (job.backend.precision == "f32" or options.without_timestamps)
+        mode = "batched" if options.vad and not exact else "sequential"
+    if mode == "sequential":
+        return SequentialReading(job)
+    return BatchedReading(job, shares=longer or options.mode == "batched")

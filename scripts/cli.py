@@ -65,12 +65,16 @@ def run(
         return EXIT_SOME_FAILED
 
 
-def leave(code: int) -> NoReturn:
-    """End the process now: freeing a loaded model piece by piece takes a tenth of a second."""
+def be_process(main: Callable[[], int]) -> NoReturn:
+    """Run a program as all there is in this process, and end it with the program's exit code."""
+    # OpenVINO imports its model converter if it can, and with it a web client for telemetry: a
+    # fifteenth of a second for what no command of ours uses.
+    sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+    code = main()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(code)
+    os._exit(code)  # freeing a loaded model piece by piece takes a tenth of a second
 
 
 def boolean(text: str) -> bool:

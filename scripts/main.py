@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from whisper_npu.scripts.cli import leave
+from whisper_npu.scripts.cli import be_process
 from whisper_npu.version import __version__
 
 COMMANDS = {
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> None:
     """The console command."""
-    leave(main())
+    be_process(main)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny_whisper
+import tokenizers
 from fake_backend import write_companions
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.languages import LANGUAGES, language_code
 from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.token_text import TokenText
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, read_vocabulary, require_language
 
 
@@ -67,6 +70,15 @@ class TestTiny:
         path = tmp_path / "tokenizer.json"
         path.write_text(json.dumps(content))
         with pytest.raises(ModelError, match=r"has no token <\|notimestamps\|>; is this a Whisper"):
+            Tokenizer(path)
+
+
+    def test_tokens_that_do_not_stand_for_bytes(self, tmp_path):
+        content = json.loads(tiny_whisper.build_tokenizer_json())
+        content["decoder"] = {"type": "Metaspace"}
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(ModelError, match="its tokens do not stand for bytes; export the model"):
             Tokenizer(path)
 
 
@@ -169,3 +181,15 @@ class TestLanguages:
             require_language(tokenizer, english, "German")
         with pytest.raises(UsageError, match=r"no language token for welsh \(cy\)"):
             require_language(tokenizer, several, "Welsh")
+
+    def test_text_is_that_of_the_tokenizers_library(self, tiny_en_folder):
+        path = tiny_en_folder / "tokenizer.json"
+        theirs, ours = tokenizers.Tokenizer.from_file(str(path)), TokenText(path)
+        numbers = range(theirs.get_vocab_size() + 1600)  # timestamps and unknown ids too
+        for number in numbers:
+            assert ours.text([number]) == theirs.decode([number], skip_special_tokens=False)
+        rng = np.random.default_rng(0)
+        for length in rng.integers(2, 12, 2000):
+            for highest in (256, len(numbers)):  # the first are single bytes: broken characters
+                ids = rng.integers(0, highest, length).tolist()
+                assert ours.text(ids) == theirs.decode(ids, skip_special_tokens=False)
