@@ -215,7 +215,7 @@ def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._Argume
         default="auto",
         choices=MODES,
         help="sequential: window after window, each with the text before it; batched: windows cut "
-        "at pauses, decoded together; auto: batched, but for recordings up to 30 s in f32 or without "
+        "at pauses, decoded together; auto: batched, but for up to 30 s in f32 or without "
         "timestamps (default)",
     )
     long.add_argument(
