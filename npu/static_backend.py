@@ -382,6 +382,11 @@ class StaticSession:
         """All rows stay."""
         return False
 
+    def settle(
+        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
+    ) -> None:
+        """All logits are exact."""
+
     def close(self) -> None:
         """Give lanes and requests back."""
         while self._lanes:

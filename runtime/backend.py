@@ -35,7 +35,21 @@ class DecoderSession(Protocol):
 
         Returns:
             float32 logits `(batch, min(n, N_LOGITS), n_vocab)` of the last positions; valid until
-            the next step.
+            the next step. Those of text tokens may be rounded: see `settle`.
+        """
+        ...
+
+    def settle(
+        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
+    ) -> None:
+        """Make the logits exact that decide, in place.
+
+        Args:
+            logits: what `step` has returned, or its last positions; tokens that are out of the
+                question are minus infinity, and stay so.
+            n_best: how many text tokens of each position may decide, the likeliest; None for all.
+                These become exact, and all others are less likely.
+            handicaps: added to the logits where they are compared, of the same shape.
         """
         ...
 

@@ -35,9 +35,22 @@ class TokenChooser:
         self._temperature = temperature
         self._eot = eot
         self._rngs = rngs
+        self._chance: Float32Array | None = None
         self.tokens = _rows_of(begun, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self.finished = np.zeros(n_rows, bool)
+
+    def draw(self, n_vocab: int) -> Float32Array | None:
+        """What chance will add to the next logits, float32 `(rows, n_vocab)`; None at 0.
+
+        The likeliest token then is a sample from softmax(logits / temperature): the Gumbel-max
+        trick.
+        """
+        if self._temperature == 0:
+            return None
+        noise = np.stack([rng.gumbel(size=n_vocab) for rng in self._rngs])
+        self._chance = (self._temperature * noise).astype(np.float32)
+        return self._chance
 
     def choose(self, logits: Float32Array) -> list[int] | None:
         """Take one token per row from filtered logits `(rows, n_vocab)`.
@@ -45,11 +58,7 @@ class TokenChooser:
         Returns:
             None: no row has to continue another's past.
         """
-        if self._temperature == 0:
-            chosen = logits.argmax(axis=-1)
-        else:  # the Gumbel-max trick samples from softmax(logits / temperature)
-            noise = np.stack([rng.gumbel(size=logits.shape[1]) for rng in self._rngs])
-            chosen = (logits / np.float32(self._temperature) + noise).argmax(axis=-1)
+        chosen = (logits if self._chance is None else logits + self._chance).argmax(axis=-1)
         rows = np.arange(len(chosen))
         gained = logits[rows, chosen] - log_normalizer(logits)
         self.sum_logprobs += np.where(self.finished, 0.0, gained)
@@ -86,6 +95,9 @@ class BeamSearch:
         self.sum_logprobs = np.zeros(n_rows)
         self._ended: list[dict[tuple[int, ...], float]] = [{} for _ in range(n_rows // beam_size)]
         self.finished = np.zeros(n_rows, bool)  # never set: ended beams are replaced
+
+    def draw(self, n_vocab: int) -> None:
+        """Nothing is left to chance."""
 
     def choose(self, logits: Float32Array) -> list[int]:
         """Extend the beams by one token from filtered logits `(rows, n_vocab)`.

@@ -136,24 +136,25 @@ def initial_tokens(
     return tokens, sot_index
 
 
-def logit_filters(tokenizer: Tokenizer, options: DecodingOptions) -> list[LogitFilter]:
-    """The rules for these options, in the reference's order."""
+def forbidden_tokens(options: DecodingOptions) -> list[LogitFilter]:
+    """The rules that forbid tokens whatever the others' logits are; they come first."""
+    return [SuppressFirst(options.suppress_first), SuppressTokens(options.suppress_tokens)]
+
+
+def timestamp_rules(tokenizer: Tokenizer, options: DecodingOptions) -> list[LogitFilter]:
+    """The rules for timestamps, if there are to be any."""
+    if options.without_timestamps:
+        return []
     special = tokenizer.special
-    filters: list[LogitFilter] = [
-        SuppressFirst(options.suppress_first),
-        SuppressTokens(options.suppress_tokens),
-    ]
-    if not options.without_timestamps:
-        limit = options.max_initial_timestamp
-        filters.append(
-            TimestampRules(
-                timestamp_begin=special.timestamp_begin,
-                no_timestamps=special.no_timestamps,
-                eot=special.eot,
-                max_initial_index=None if limit is None else round(limit / TIMESTAMP_STEP),
-            )
+    limit = options.max_initial_timestamp
+    return [
+        TimestampRules(
+            timestamp_begin=special.timestamp_begin,
+            no_timestamps=special.no_timestamps,
+            eot=special.eot,
+            max_initial_index=None if limit is None else round(limit / TIMESTAMP_STEP),
         )
-    return filters
+    ]
 
 
 def decode_windows(
@@ -204,7 +205,8 @@ def decode_windows(
             for row in range(options.rows_per_window)
         ]
         chooser = TokenChooser(options.temperature, eot, rngs, options.begun)
-    filters = logit_filters(tokenizer, options)
+    forbidden, filters = forbidden_tokens(options), timestamp_rules(tokenizer, options)
+    n_best = (options.beam_size or 0) + 1  # of beams, one may end
     if any(reach) and not options.without_timestamps:
         special = tokenizer.special
         filters.append(
@@ -220,11 +222,22 @@ def decode_windows(
         session = backend.start(audio, options.rows_per_window)
     try:
         with times.measure("prefill"):
-            logits, at_sot = _prefill(session, np.array([prompt] * n_rows, np.int64), sot_index)
+            logits, at_sot = _prefill(
+                session,
+                np.array([prompt] * n_rows, np.int64),
+                sot_index,
+                exact=backend.precision == "f32",
+            )
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
         rows = _Rows(session, n_rows)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):
+                chance = chooser.draw(logits.shape[1])
+                for rule in forbidden:
+                    rule.apply(logits, chooser.tokens)
+                rows.settle(logits, n_best)
+                if chance is not None:
+                    rows.settle(logits, n_best, chance)
                 for rule in filters:
                     rule.apply(logits, chooser.tokens)
                 sources = chooser.choose(logits)
@@ -282,6 +295,17 @@ class _Rows:
         every[self._left] = logits
         return every
 
+    def settle(
+        self, logits: Float32Array, n_best: int, handicaps: Float32Array | None = None
+    ) -> None:
+        """Make the logits `(rows, n_vocab)` exact that decide; see `DecoderSession.settle`."""
+        everyone = len(self._left) == self._n_rows
+        rows = slice(None) if everyone else self._left
+        mine = logits[rows, None]
+        self._session.settle(mine, n_best, None if handicaps is None else handicaps[rows, None])
+        if not everyone:
+            logits[rows] = mine[:, 0]
+
 
 def _leading(chooser: TokenChooser | BeamSearch, rows_per_window: int) -> list[tuple[int, ...]]:
     """The tokens of the likeliest row of each window."""
@@ -291,15 +315,21 @@ def _leading(chooser: TokenChooser | BeamSearch, rows_per_window: int) -> list[t
 
 
 def _prefill(
-    session: DecoderSession, prompt: Int64Array, sot_index: int
+    session: DecoderSession, prompt: Int64Array, sot_index: int, *, exact: bool
 ) -> tuple[Float32Array, Float32Array]:
-    """Logits after the prompt and at `<|startoftranscript|>`, `(rows, n_vocab)` each."""
+    """Logits after the prompt and at `<|startoftranscript|>`, `(rows, n_vocab)` each.
+
+    The latter are all exact if `exact`, the former as `DecoderSession.step` gives them.
+    """
     behind_sot = prompt.shape[1] - 1 - sot_index
-    if behind_sot < N_LOGITS:
-        logits = session.step(prompt)
-        return logits[:, -1], logits[:, -1 - behind_sot].copy()
-    at_sot = session.step(prompt[:, : sot_index + 1])[:, -1].copy()
-    return session.step(prompt[:, sot_index + 1 :])[:, -1], at_sot
+    at_once = behind_sot == 0 or (behind_sot < N_LOGITS and not exact)
+    logits = session.step(prompt if at_once else prompt[:, : sot_index + 1])
+    at_sot = logits[:, -1 - behind_sot if at_once else -1 :].copy()
+    if exact:
+        session.settle(at_sot, None)
+    if not at_once:
+        logits = session.step(prompt[:, sot_index + 1 :])
+    return logits[:, -1], at_sot[:, 0]
 
 
 def _probability(logits: Float32Array, token: int) -> Float32Array:

@@ -67,6 +67,15 @@ class ModelFolder:
         return known[stated]
 
     @property
+    def end_of_text(self) -> int | None:
+        """The token that ends a text, behind all text tokens; None where no configuration says."""
+        for content in (self.generation_config, self.config):
+            token = content.get("eos_token_id")
+            if isinstance(token, int):
+                return token
+        return None
+
+    @property
     def n_text_ctx(self) -> int:
         """Positions the decoder has (448 in every published model)."""
         for name in ("max_target_positions", "n_text_ctx"):

@@ -371,6 +371,11 @@ class _Session:
         """All rows stay."""
         return False
 
+    def settle(
+        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
+    ) -> None:
+        """All logits are exact."""
+
     def close(self) -> None:
         """Let go of the states."""
         self._cross = {}

@@ -41,6 +41,7 @@ from whisper_npu.runtime.openvino_sessions import (
     UncachedSession,
 )
 from whisper_npu.runtime.openvino_stateful import make_stateful
+from whisper_npu.runtime.screening import Screen, make_screen, screen_logits, table_of
 
 logger = logging.getLogger("whisper_npu")
 
@@ -79,6 +80,7 @@ class OpenVINOBackend(SingleStream):
         precision: Precision = "f32",
         threads: int = 0,
         streams: int = 1,
+        screening: bool = True,
     ) -> None:
         """Read and compile the graphs that `kv_cache` needs.
 
@@ -90,6 +92,8 @@ class OpenVINOBackend(SingleStream):
                 stateful cache on a processor that computes in it, else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
             streams: callers the threads are divided among.
+            screening: let the projection to the vocabulary be in 8 bits where the tokens stay the
+                same (see `screening`) and it pays: in a single stream, on a processor.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
@@ -104,6 +108,7 @@ class OpenVINOBackend(SingleStream):
         self._check_device()
         self._precision = self._pick_precision() if precision == "auto" else precision
         self._config = _config(self._core, device, self._precision, threads, streams)
+        self._screen: Screen | None = None
 
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         self._dimensions = graphs.read_dimensions(encoder, with_past)
@@ -134,8 +139,13 @@ class OpenVINOBackend(SingleStream):
         # The decoder with past takes longest, so it goes first.
         wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "with_past"))
         with ThreadPoolExecutor(max_workers=2) as compilers:
+            screened = screening and kv_cache == "stateful" and device == "CPU" and streams == 1
             jobs = {
-                name: compilers.submit(self._compile, model, file)
+                name: compilers.submit(
+                    self._screen_and_compile if screened and name == "with_past" else self._compile,
+                    model,
+                    file,
+                )
                 for name, (file, model) in wanted.items()
             }
             self._pools = {name: RequestPool(job.result()) for name, job in jobs.items()}
@@ -189,9 +199,20 @@ class OpenVINOBackend(SingleStream):
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "bf16" if "BF16" in capabilities else "f32"
 
-    def _compile(self, model: ov.Model, file: str) -> ov.CompiledModel:
+    def _screen_and_compile(self, with_past: ov.Model, file: str) -> ov.CompiledModel:
+        table, n_text = table_of(with_past), self._folder.end_of_text
+        if table is None or n_text is None or not 0 < n_text < len(table):
+            logger.debug("the projection to the vocabulary stays as it is in %s", file)
+            return self._compile(with_past, file)
+        exact_products = self._precision == "f32"
+        self._screen, rounded = make_screen(table, n_text, exact_products=exact_products)
+        screen_logits(with_past, self._screen, rounded)
+        # The hidden state is not to be rounded, too.
+        return self._compile(with_past, file, DYNAMIC_QUANTIZATION_GROUP_SIZE=0)
+
+    def _compile(self, model: ov.Model, file: str, **changes: object) -> ov.CompiledModel:
         try:
-            return self._core.compile_model(model, self._device, self._config)
+            return self._core.compile_model(model, self._device, {**self._config, **changes})
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{self._device} cannot compile {file}: {reason}") from None
@@ -314,6 +335,7 @@ class OpenVINOBackend(SingleStream):
                 self._dimensions,
                 self._n_text_ctx,
                 rows_may_leave=self._device.startswith("CPU"),  # not tried on others
+                screen=self._screen,
             )
         if rows_per_window > 1:
             audio = np.repeat(audio, rows_per_window, axis=0)

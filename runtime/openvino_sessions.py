@@ -22,6 +22,7 @@ from whisper_npu.runtime.kv_cache import (
     past_name,
 )
 from whisper_npu.runtime.openvino_stateful import ROWS
+from whisper_npu.runtime.screening import HIDDEN, TAIL, Screen
 
 logger = logging.getLogger("whisper_npu")
 
@@ -75,6 +76,11 @@ class _Session:
     def keep(self, rows: Sequence[int]) -> bool:
         """All rows stay; see `DecoderSession.keep`."""
         return False
+
+    def settle(
+        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
+    ) -> None:
+        """All logits are exact; see `DecoderSession.settle`."""
 
     def _log_step(self, self_shape: Sequence[int], cross_shape: Sequence[int]) -> None:
         self._steps += 1
@@ -191,9 +197,11 @@ class StatefulSession(_Session):
         n_text_ctx: int,
         *,
         rows_may_leave: bool,
+        screen: Screen | None,
     ) -> None:
         super().__init__(n_text_ctx)
         self._rows_may_leave = rows_may_leave
+        self._screen = screen
         self._batch = len(audio) * rows_per_window
         self._dimensions = dimensions
         self._n_audio_ctx = audio.shape[1]
@@ -258,7 +266,17 @@ class StatefulSession(_Session):
             (self._batch, d.n_text_head, self._n_audio_ctx, d.head_dim),
         )
         logits: Float32Array = self._request.get_tensor("logits").data
+        if self._screen is not None:
+            logits[:, :, self._screen.n_text :] = self._request.get_tensor(TAIL).data
         return logits
+
+    def settle(
+        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
+    ) -> None:
+        """Compute the logits again that decide; see `DecoderSession.settle`."""
+        if self._screen is not None:
+            hidden = self._request.get_tensor(HIDDEN).data
+            self._screen.settle(logits, hidden[:, -logits.shape[1] :], n_best, handicaps)
 
     def _check_states(self) -> None:
         held = self._states[0].state.shape[SEQUENCE_AXIS]

@@ -108,6 +108,9 @@ class FakeSession:
     def keep(self, rows):
         return False
 
+    def settle(self, logits, n_best, handicaps=None):
+        pass
+
     def close(self):
         self.backend.open_sessions -= 1
         if self.length > 1 and len(self.backend.script) > 1:  # it was no language detection

@@ -135,6 +135,9 @@ class UnevenSession:
         self.windows = [self.windows[row] for row in rows]
         return True
 
+    def settle(self, logits, n_best, handicaps=None):
+        pass
+
     def close(self):
         pass
 

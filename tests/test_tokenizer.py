@@ -72,7 +72,6 @@ class TestTiny:
         with pytest.raises(ModelError, match=r"has no token <\|notimestamps\|>; is this a Whisper"):
             Tokenizer(path)
 
-
     def test_tokens_that_do_not_stand_for_bytes(self, tmp_path):
         content = json.loads(tiny_whisper.build_tokenizer_json())
         content["decoder"] = {"type": "Metaspace"}
