@@ -222,12 +222,7 @@ def decode_windows(
         session = backend.start(audio, options.rows_per_window)
     try:
         with times.measure("prefill"):
-            logits, at_sot = _prefill(
-                session,
-                np.array([prompt] * n_rows, np.int64),
-                sot_index,
-                exact=backend.precision == "f32",
-            )
+            logits, at_sot = _prefill(session, np.array([prompt] * n_rows, np.int64), sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
         rows = _Rows(session, n_rows)
         for sampled in range(1, limit + 1):
@@ -315,21 +310,15 @@ def _leading(chooser: TokenChooser | BeamSearch, rows_per_window: int) -> list[t
 
 
 def _prefill(
-    session: DecoderSession, prompt: Int64Array, sot_index: int, *, exact: bool
+    session: DecoderSession, prompt: Int64Array, sot_index: int
 ) -> tuple[Float32Array, Float32Array]:
-    """Logits after the prompt and at `<|startoftranscript|>`, `(rows, n_vocab)` each.
-
-    The latter are all exact if `exact`, the former as `DecoderSession.step` gives them.
-    """
+    """Logits after the prompt and at `<|startoftranscript|>`, `(rows, n_vocab)` each."""
     behind_sot = prompt.shape[1] - 1 - sot_index
-    at_once = behind_sot == 0 or (behind_sot < N_LOGITS and not exact)
-    logits = session.step(prompt if at_once else prompt[:, : sot_index + 1])
-    at_sot = logits[:, -1 - behind_sot if at_once else -1 :].copy()
-    if exact:
-        session.settle(at_sot, None)
-    if not at_once:
-        logits = session.step(prompt[:, sot_index + 1 :])
-    return logits[:, -1], at_sot[:, 0]
+    if behind_sot < N_LOGITS:
+        logits = session.step(prompt)
+        return logits[:, -1], logits[:, -1 - behind_sot].copy()
+    at_sot = session.step(prompt[:, : sot_index + 1])[:, -1].copy()
+    return session.step(prompt[:, sot_index + 1 :])[:, -1], at_sot
 
 
 def _probability(logits: Float32Array, token: int) -> Float32Array:

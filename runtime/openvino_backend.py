@@ -26,6 +26,7 @@ from whisper_npu.runtime.kv_cache import (
     StaticCache,
     is_self_attention,
 )
+from whisper_npu.runtime.memory import forget_files
 from whisper_npu.runtime.model_dir import (
     ALIGNMENT,
     DECODER,
@@ -80,7 +81,7 @@ class OpenVINOBackend(SingleStream):
         precision: Precision = "f32",
         threads: int = 0,
         streams: int = 1,
-        screening: bool = True,
+        screening: bool | None = None,
     ) -> None:
         """Read and compile the graphs that `kv_cache` needs.
 
@@ -92,8 +93,9 @@ class OpenVINOBackend(SingleStream):
                 stateful cache on a processor that computes in it, else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
             streams: callers the threads are divided among.
-            screening: let the projection to the vocabulary be in 8 bits where the tokens stay the
-                same (see `screening`) and it pays: in a single stream, on a processor.
+            screening: compute the projection to the vocabulary in 8 bits, and what decides exactly
+                (see `screening`), in a single stream on a processor. By default unless the
+                precision is f32: log probabilities change in the third digit.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
@@ -139,7 +141,8 @@ class OpenVINOBackend(SingleStream):
         # The decoder with past takes longest, so it goes first.
         wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "with_past"))
         with ThreadPoolExecutor(max_workers=2) as compilers:
-            screened = screening and kv_cache == "stateful" and device == "CPU" and streams == 1
+            wanted_screen = self._precision != "f32" if screening is None else screening
+            screened = wanted_screen and kv_cache == "stateful" and device == "CPU" and streams == 1
             jobs = {
                 name: compilers.submit(
                     self._screen_and_compile if screened and name == "with_past" else self._compile,
@@ -149,6 +152,7 @@ class OpenVINOBackend(SingleStream):
                 for name, (file, model) in wanted.items()
             }
             self._pools = {name: RequestPool(job.result()) for name, job in jobs.items()}
+        forget_files(folder.path)
         if contract is None and kv_cache != "off":
             contract = self._contract_by_step(self._pools["with_past"].take())
         self._contract: Contract | None = contract

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.hearing import Heard, Task, encode_ahead, hear
+from whisper_npu.runtime.memory import give_back
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 
@@ -114,6 +115,7 @@ class Rounds:
             if len(self._under_way[0].batches) > 1:
                 self._begin()  # read on while the streams are busy
             self._finish(self._under_way.popleft())
+            give_back()
         except BaseException as error:
             self._failure = error
             raise

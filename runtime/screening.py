@@ -6,7 +6,8 @@ its row's rounding error times the length of the hidden state. So it is known wh
 the likeliest: mostly one, now and then some dozens. Those are computed again from the table as it
 is, and the choice among them is the one that the whole table gives.
 
-It pays for few rows at a time: with many, the table is read once for all of them anyway.
+It pays for few rows at a time: with many, the table is read once for all of them anyway. Log
+probabilities change a little, because what they are relative to is a sum over all tokens.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -146,7 +147,7 @@ def make_screen(
         n_text: tokens before end of text.
         exact_products: whether products are computed in f32; bf16 otherwise.
     """
-    n_vocab = len(table)
+    n_vocab, width = table.shape
     balance = _balance(table)
     codes = np.empty(table.shape, np.uint8)
     zeros, scales = np.empty((n_vocab, 1), np.uint8), np.empty((n_vocab, 1), np.float32)
@@ -158,16 +159,13 @@ def make_screen(
         highest = np.maximum(rows.max(axis=1, keepdims=True), 0)
         # One code is to spare, because both ends are rounded.
         scale = np.maximum((highest - lowest) / 254, np.finfo(np.float32).tiny)
-        error = np.zeros(len(rows), np.float32)
+        error = 0.5 * np.sqrt(np.float32(width)) * scale[:, 0]  # every element half a step off
         if not exact_products:
             error += _BFLOAT16 * np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        rows /= scale
-        code = np.rint(rows)
-        rows -= code
-        error += np.sqrt(np.einsum("ij,ij->i", rows, rows)) * scale[:, 0]
         zero = np.rint(-lowest / scale)
-        code += zero
-        codes[block], zeros[block], scales[block], errors[block] = code, zero, scale, error
+        rows *= 1 / scale
+        rows += zero + np.float32(0.5)  # to the nearest: conversion to integers cuts off
+        codes[block], zeros[block], scales[block], errors[block] = rows, zero, scale, error
 
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(round_rows, _blocks(n_vocab)))

@@ -1,0 +1,40 @@
+"""Gives memory back that this process has no more use for, on systems where that is known."""
+
+import contextlib
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_DONTNEED = 4  # Linux's MADV_DONTNEED
+
+
+@cache
+def _c_library() -> Any:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def forget_files(folder: Path) -> None:
+    """Drop what this process holds of the files in a folder that it has mapped to read (Linux).
+
+    Weights are mapped to be compiled, and then mostly not read again. Whatever is read all the same
+    comes back from the file.
+    """
+    library = _c_library()
+    if library is None:
+        return
+    with contextlib.suppress(OSError):
+        files = {str(path.resolve()) for path in folder.iterdir()}
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            addresses, permissions, *_, name = line.split(maxsplit=5)
+            if name in files and "w" not in permissions:
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+
+
+def give_back() -> None:
+    """Have the C library return the memory that is free in it to the system (glibc)."""
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
