@@ -35,7 +35,6 @@ class TokenChooser:
         self._temperature = temperature
         self._eot = eot
         self._rngs = rngs
-        self._chance: Float32Array | None = None
         self.tokens = _rows_of(begun, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self.finished = np.zeros(n_rows, bool)
@@ -49,16 +48,19 @@ class TokenChooser:
         if self._temperature == 0:
             return None
         noise = np.stack([rng.gumbel(size=n_vocab) for rng in self._rngs])
-        self._chance = (self._temperature * noise).astype(np.float32)
-        return self._chance
+        return (self._temperature * noise).astype(np.float32)
 
-    def choose(self, logits: Float32Array) -> list[int] | None:
+    def choose(self, logits: Float32Array, chance: Float32Array | None) -> list[int] | None:
         """Take one token per row from filtered logits `(rows, n_vocab)`.
+
+        Args:
+            logits: which tokens may be sampled, and how likely they are.
+            chance: what has been drawn for them.
 
         Returns:
             None: no row has to continue another's past.
         """
-        chosen = (logits if self._chance is None else logits + self._chance).argmax(axis=-1)
+        chosen = (logits if chance is None else logits + chance).argmax(axis=-1)
         rows = np.arange(len(chosen))
         gained = logits[rows, chosen] - log_normalizer(logits)
         self.sum_logprobs += np.where(self.finished, 0.0, gained)
@@ -99,8 +101,8 @@ class BeamSearch:
     def draw(self, n_vocab: int) -> None:
         """Nothing is left to chance."""
 
-    def choose(self, logits: Float32Array) -> list[int]:
-        """Extend the beams by one token from filtered logits `(rows, n_vocab)`.
+    def choose(self, logits: Float32Array, chance: Float32Array | None) -> list[int]:
+        """Extend the beams by one token from filtered logits `(rows, n_vocab)`; `chance` is None.
 
         Returns:
             for every row the row whose past it continues.

@@ -235,7 +235,7 @@ def decode_windows(
                     rows.settle(logits, n_best, chance)
                 for rule in filters:
                     rule.apply(logits, chooser.tokens)
-                sources = chooser.choose(logits)
+                sources = chooser.choose(logits, chance)
             if on_tokens is not None:
                 on_tokens(_leading(chooser, options.rows_per_window))
             if chooser.done or sampled == limit:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ _DONTNEED = 4  # Linux's MADV_DONTNEED
 
 @cache
 def _c_library() -> Any:
+    """The C library on Linux, None elsewhere."""
     return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -26,10 +28,11 @@ def forget_files(folder: Path) -> None:
         return
     with contextlib.suppress(OSError):
         files = {str(path.resolve()) for path in folder.iterdir()}
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            addresses, permissions, *_, name = line.split(maxsplit=5)
-            if name in files and "w" not in permissions:
-                start, end = (int(address, 16) for address in addresses.split("-"))
+        for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+            addresses, _, rest = line.partition(b" ")
+            permissions, *_, name = rest.split(maxsplit=4) or [b"", b""]
+            if os.fsdecode(name) in files and b"w" not in permissions:
+                start, end = (int(address, 16) for address in addresses.split(b"-"))
                 library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 

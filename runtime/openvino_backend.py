@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import openvino as ov
 
-from whisper_npu.errors import DeviceError, ModelError
+from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array, SingleStream
 from whisper_npu.runtime.kv_cache import (
@@ -94,12 +94,14 @@ class OpenVINOBackend(SingleStream):
             threads: processor threads for inference; 0 leaves it to OpenVINO.
             streams: callers the threads are divided among.
             screening: compute the projection to the vocabulary in 8 bits, and what decides exactly
-                (see `screening`), in a single stream on a processor. By default unless the
-                precision is f32: log probabilities change in the third digit.
+                (see `screening`). None: where few rows are decoded at a time, which is in a single
+                stream of several threads on a processor, unless the precision is f32: log
+                probabilities change in the third digit.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device is missing or refuses a graph.
+            UsageError: screening is asked for where there is none.
         """
         self._core = ov.Core()
         self._folder = folder
@@ -141,8 +143,7 @@ class OpenVINOBackend(SingleStream):
         # The decoder with past takes longest, so it goes first.
         wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "with_past"))
         with ThreadPoolExecutor(max_workers=2) as compilers:
-            wanted_screen = self._precision != "f32" if screening is None else screening
-            screened = wanted_screen and kv_cache == "stateful" and device == "CPU" and streams == 1
+            screened = self._is_to_screen(screening, threads, streams)
             jobs = {
                 name: compilers.submit(
                     self._screen_and_compile if screened and name == "with_past" else self._compile,
@@ -202,6 +203,15 @@ class OpenVINOBackend(SingleStream):
             return "f32"
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "bf16" if "BF16" in capabilities else "f32"
+
+    def _is_to_screen(self, wanted: bool | None, threads: int, streams: int) -> bool:
+        able = self._kv_cache == "stateful" and self._device == "CPU"
+        if wanted and not able:
+            raise UsageError("screening needs the stateful cache on a processor")
+        if wanted is not None:
+            return wanted
+        # One thread decodes large batches itself, without streams.
+        return able and self._precision != "f32" and streams == 1 and threads != 1
 
     def _screen_and_compile(self, with_past: ov.Model, file: str) -> ov.CompiledModel:
         table, n_text = table_of(with_past), self._folder.end_of_text

@@ -59,8 +59,8 @@ class TranscribeOptions:
         sample_len: tokens sampled per window at most; None for what the context holds.
         mode: `sequential`: each window begins where the last one's timestamps end, and is given
             its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched,
-            but for recordings of one window where the sequential mode gives PyTorch's tokens: in
-            f32, and without timestamps.
+            but sequential without `vad`, and for recordings of one window in f32, where it gives
+            PyTorch's tokens, or without timestamps.
         batch_size: windows decoded together, in each stream.
         elastic: encode a window shorter than the encoder's with 3 s of silence behind it instead
             of filling it up, which is faster; what looks wrong then is decoded again as a whole

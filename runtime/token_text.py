@@ -38,8 +38,10 @@ class TokenText:
                 raise ValueError("its tokens do not stand for bytes")
             self._ids: dict[str, int] = dict(content["model"]["vocab"])
             self._ids.update({token["content"]: token["id"] for token in content["added_tokens"]})
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(f"it has no {error}") from None
+        except TypeError:
+            raise ValueError("it is no tokenizer") from None
         self._names = {number: name for name, number in self._ids.items()}
         self._bytes = _bytes_of_characters()
 

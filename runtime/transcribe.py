@@ -373,12 +373,12 @@ def new_job(
 def _reading(job: Job) -> Reading:
     """A way through the recording in the mode that was asked for."""
     options = job.options
-    longer = job.features.available(0, job.window_frames + 1) > job.window_frames
-    mode = options.mode
-    if mode == "auto":
-        # Of one window, sequential decoding gives PyTorch's tokens in f32.
-        exact = not longer and (job.backend.precision == "f32" or options.without_timestamps)
-        mode = "batched" if options.vad and not exact else "sequential"
-    if mode == "sequential":
+    if options.mode == "batched":
+        return BatchedReading(job, shares=True)
+    if options.mode == "sequential" or not options.vad:
         return SequentialReading(job)
-    return BatchedReading(job, shares=longer or options.mode == "batched")
+    longer = job.features.available(0, job.window_frames + 1) > job.window_frames
+    # Of one window, sequential decoding gives PyTorch's tokens in f32.
+    if not longer and (job.backend.precision == "f32" or options.without_timestamps):
+        return SequentialReading(job)
+    return BatchedReading(job, shares=longer)

@@ -77,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=3, metavar="N", help="counted runs (default: %(default)s)"
     )
     what.add_argument(
+        "--one-by-one",
+        action="store_true",
+        help="let ours, too, begin a recording when the text of the one before it is there",
+    )
+    what.add_argument(
         "--environment",
         type=Path,
         metavar="DIR",
@@ -177,6 +182,7 @@ def _contestants(
     models = PeerModels(environment, folder, arguments.checkpoint, progress)
     shared: dict[str, Any] = {"language": arguments.language, "threads": arguments.threads}
     job = {"engine": "whisper-npu", "model": str(folder.path), **shared}
+    job["one_by_one"] = arguments.one_by_one
     contestants = [Contestant(OURS, sys.executable, job)]
     failed = False
     for name in names:

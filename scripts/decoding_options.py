@@ -215,8 +215,8 @@ def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._Argume
         default="auto",
         choices=MODES,
         help="sequential: window after window, each with the text before it; batched: windows cut "
-        "at pauses, decoded together; auto: batched, but for up to 30 s in f32 or without "
-        "timestamps (default)",
+        "at pauses, decoded together; auto: batched, but sequential up to 30 s in f32 or without "
+        "timestamps, and with --vad False (default)",
     )
     long.add_argument(
         "--batch-size",

@@ -51,6 +51,7 @@ class SetResult:
         recordings: In order.
         audio_seconds: Their length.
         metric: How texts are compared.
+        one_by_one: Whether ours, too, was given one recording after another.
         answers: Counted runs by contestant, in order of time.
     """
 
@@ -58,6 +59,7 @@ class SetResult:
     recordings: Sequence[Recording]
     audio_seconds: float
     metric: wer.Metric
+    one_by_one: bool = False
     answers: dict[str, list[Answer]] = field(default_factory=dict)
 
     def rtfx_runs(self, name: str) -> list[float]:
@@ -150,7 +152,8 @@ def compare(
     for name, recordings in sets.items():
         files[name], seconds = _prepare(recordings, folder, len(files))
         metric = wer.metric_for(language)
-        results.append(SetResult(name, recordings, seconds, metric))
+        one_by_one = bool(contestants[0].job.get("one_by_one"))
+        results.append(SetResult(name, recordings, seconds, metric, one_by_one))
     result = Result([contestant.name for contestant in contestants], results)
 
     def drop(name: str, error: WhisperNpuError) -> None:

@@ -29,10 +29,12 @@ def versions_line(result: Result) -> str:
 def set_line(compared: SetResult) -> str:
     """What was transcribed."""
     runs = len(compared.answers[OURS])
+    how = "one after another"
+    if not compared.one_by_one:
+        how = f"given all at once, which only {OURS} makes use of"
     return (
         f"{compared.name}: {len(compared.recordings)} recordings, {compared.audio_seconds:.1f} s, "
-        f"given all at once, which only {OURS} makes use of; "
-        f"medians of {runs} rounds after one to warm up (lowest to highest)"
+        f"{how}; medians of {runs} rounds after one to warm up (lowest to highest)"
     )
 
 
@@ -147,6 +149,7 @@ def _set(result: Result, compared: SetResult) -> dict[str, Any]:
         "name": compared.name,
         "recordings": [recording.name for recording in compared.recordings],
         "audio_seconds": compared.audio_seconds,
+        "files": "one by one" if compared.one_by_one else "together",
         "recognisers": recognisers,
     }
 

@@ -1,6 +1,7 @@
 import json
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from whisper_npu.scripts.ggml import ggml_name, text_tokens, write_ggml
 from whisper_npu.scripts.peer_comparison import OURS, Contestant, compare
 from whisper_npu.scripts.peer_environment import PeerEnvironment
 from whisper_npu.scripts.peer_models import PEERS, PeerModels, _token_names
-from whisper_npu.scripts.peer_report import verdicts
+from whisper_npu.scripts.peer_report import set_line, verdicts
 from whisper_npu.scripts.recordings import find_recordings
 
 
@@ -42,7 +43,7 @@ def test_contestants_take_turns_and_one_that_fails_is_left_out(
     runs = []
     result = compare(
         [
-            contestant(OURS, tiny_folder),
+            contestant(OURS, tiny_folder, one_by_one=True),
             contestant("broken", tmp_path / "nowhere"),
             contestant("twin", tiny_folder),
         ],
@@ -65,6 +66,19 @@ def test_contestants_take_turns_and_one_that_fails_is_left_out(
     assert [len(result.starts[name]) for name in result.contestants] == [2, 2]
     assert result.start("twin").lowest > 0
     assert [line.partition(" at ")[0].split(" ")[-1] for line in verdicts(result)] == ["twin"]
+    assert "2 recordings, 15.0 s, one after another;" in set_line(short)
+    together = replace(short, one_by_one=False)
+    assert "given all at once, which only whisper-npu makes use of;" in set_line(together)
+
+
+@pytest.mark.parametrize("flags", [(), ("--one-by-one",)])
+def test_how_ours_is_given_the_recordings(tiny_folder, manifest, tmp_path, flags) -> None:
+    arguments = benchmark_peers.build_parser().parse_args(
+        [str(manifest), "--model", str(tiny_folder), "--environment", str(tmp_path), *flags]
+    )
+    [ours], failed = benchmark_peers._contestants(arguments, [])
+    assert not failed
+    assert ours.job["one_by_one"] is bool(flags)
 
 
 def test_if_ours_fails_there_is_nothing_to_compare(tiny_folder, manifest, tmp_path) -> None:

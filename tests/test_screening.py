@@ -1,5 +1,6 @@
 """The projection in 8 bits: what it may be wrong by, and that no choice of tokens depends on it."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +8,14 @@ import openvino as ov
 import pytest
 from decoding_checks import TOLERANCE, exact_step, stepwise_logits
 
+from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio import load_audio
 from whisper_npu.runtime.decoding import DecodingOptions, decode_windows
 from whisper_npu.runtime.feature_stream import FeatureStream
-from whisper_npu.runtime.model_dir import read_model_folder
+from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, read_model_folder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
-from whisper_npu.runtime.screening import make_screen, table_of
+from whisper_npu.runtime.openvino_graphs import read_graph
+from whisper_npu.runtime.screening import HIDDEN, make_screen, table_of
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary
 
@@ -145,13 +148,39 @@ class TestBackend:
     def test_it_is_in_the_graph_by_default(self, folder):
         assert "tail_logits" in tensor_names(OpenVINOBackend(folder, precision="bf16"))
 
-    def test_not_in_streams(self, folder):
-        backend = OpenVINOBackend(folder, precision="f32", streams=2, screening=True)
+    @pytest.mark.parametrize("options", [{"streams": 2}, {"threads": 1}])
+    def test_not_where_many_rows_are_decoded(self, folder, options):
+        backend = OpenVINOBackend(folder, precision="bf16", **options)
         assert "tail_logits" not in tensor_names(backend)
 
     @pytest.mark.parametrize("kind", ["concat", "static", "off"])
     def test_not_with_the_caches_it_is_compared_with(self, folder, kind):
-        assert OpenVINOBackend(folder, kv_cache=kind, screening=True)._screen is None
+        assert OpenVINOBackend(folder, kv_cache=kind)._screen is None
+        with pytest.raises(UsageError, match="screening needs the stateful cache"):
+            OpenVINOBackend(folder, kv_cache=kind, screening=True)
+
+    @pytest.mark.parametrize("precision", ["f32", "bf16"])
+    def test_no_logit_is_further_off_than_it_may_be(self, folder, audio, rows, precision):
+        """On a processor that computes in bf16; others do it in f32."""
+        backend = OpenVINOBackend(folder, precision=precision, screening=True)
+        screen = backend._screen
+        session = backend.start(audio)
+        off = []
+        for place in range(12):
+            logits = session.step(rows[:3, place : place + 1])[:, 0, : screen.n_text]
+            hidden = session._request.get_tensor(HIDDEN).data[:, 0]
+            limit = np.linalg.norm(hidden * screen.balance, axis=1)[:, None] * screen.errors
+            exact = hidden @ screen.table[: screen.n_text].T
+            off.append(np.abs(logits - exact) / limit[:, : screen.n_text])
+        session.close()
+        assert np.max(off) <= 1
+        assert np.max(off) > 0.02
+
+    def test_the_table_outlives_its_graph(self, folder):
+        backend = OpenVINOBackend(folder, precision="bf16")
+        gc.collect()
+        table = read_graph(ov.Core(), folder.path / DECODER_WITH_PAST)
+        np.testing.assert_array_equal(backend._screen.table, table_of(table))
 
     def test_settled_logits_are_those_of_the_whole_table(self, backends, audio, rows):
         one, other = (stepwise_logits(backend, audio[:2], rows[:2, :12]) for backend in backends)
@@ -216,6 +245,14 @@ class TestBackend:
 
 
 class TestTable:
+    def test_no_transposition_at_all(self, table):
+        ops = ov.opset13
+        value = ops.transpose(ops.constant(np.ascontiguousarray(table.T)), ops.constant([0, 1]))
+        hidden = ops.parameter([-1, -1, WIDTH], np.float32)
+        result = ops.result(ops.matmul(hidden, value, False, False))
+        result.output(0).get_tensor().set_names({"logits"})
+        assert table_of(ov.Model([result], [hidden])) is None
+
     @pytest.mark.parametrize("by_token", [True, False])
     @pytest.mark.parametrize("transposed", [True, False])
     @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -4,6 +4,7 @@ A scripted decoder takes the place of the graphs; `vad` is off, so that any soun
 """
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from fake_backend import SURE, Say, fake_model
 
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio import SAMPLE_RATE
+from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.sequential import SequentialReading
+from whisper_npu.runtime.transcribe import _reading
 
 SEQUENTIAL = {"vad": False, "mode": "sequential"}
 ENGLISH = {**SEQUENTIAL, "language": "en"}
@@ -379,3 +383,34 @@ class TestSources:
         (warning,) = model.transcribe(samples, **ENGLISH).result().warnings
         assert warning.startswith("1 samples are not finite")
         assert np.isfinite(model.backend.windows[0]).all()
+
+
+class TestMode:
+    """What `auto` makes of a recording; only a full window's worth of frames is looked for."""
+
+    @pytest.mark.parametrize(
+        ("frames", "precision", "changes", "expected", "shares"),
+        [
+            (500, "bf16", {}, BatchedReading, False),
+            (3000, "bf16", {}, BatchedReading, False),
+            (3001, "bf16", {}, BatchedReading, True),
+            (3000, "f32", {}, SequentialReading, None),
+            (3001, "f32", {}, BatchedReading, True),
+            (500, "bf16", {"without_timestamps": True}, SequentialReading, None),
+            (500, "bf16", {"vad": False}, SequentialReading, None),
+            (9000, "bf16", {"vad": False}, SequentialReading, None),
+            (500, "bf16", {"mode": "sequential"}, SequentialReading, None),
+            (500, "f32", {"mode": "batched"}, BatchedReading, True),
+        ],
+    )
+    def test_which_way_a_recording_goes(self, frames, precision, changes, expected, shares):
+        job = SimpleNamespace(
+            options=TranscribeOptions(**changes),
+            backend=SimpleNamespace(precision=precision),
+            features=SimpleNamespace(available=lambda seek, n: min(n, frames - seek)),
+            window_frames=3000,
+            prompts=SimpleNamespace(initial=()),
+        )
+        reading = _reading(job)
+        assert type(reading) is expected
+        assert getattr(reading, "_shares", None) == shares
