@@ -180,7 +180,8 @@ class TestReachEnd:
 
 
 def test_short_windows_are_encoded_with_silence_behind_them():
-    assert frames_to_encode(100, range(200, 3001, 200)) == 400
+    assert frames_to_encode(100, range(200, 3001, 200)) == 800
+    assert frames_to_encode(1300, range(200, 3001, 200)) == 2000
     assert frames_to_encode(2900, range(200, 3001, 200)) == 3000
     assert frames_to_encode(100, (3000,)) == 3000
 
