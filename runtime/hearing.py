@@ -23,8 +23,8 @@ from whisper_npu.runtime.timing import StageTimes
 if TYPE_CHECKING:
     from whisper_npu.runtime.job import Job
 
-# Frames of silence encoded behind a window shorter than the encoder's. With 3 s the decoder already
-# knows where the audio ends, but base, used to 30 s, mishears more in short ones (docs/accuracy.md).
+# Frames of silence encoded behind a window shorter than the encoder's. With 3 s already the decoder
+# knows where the audio ends, but base mishears more: it is used to 30 s (docs/accuracy.md).
 _MARGIN = 7 * FRAMES_PER_SECOND
 
 # Frames to a multiple of which windows decoded together are filled up with silence: fewer
