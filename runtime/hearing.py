@@ -23,9 +23,11 @@ from whisper_npu.runtime.timing import StageTimes
 if TYPE_CHECKING:
     from whisper_npu.runtime.job import Job
 
-# Frames of silence encoded behind a window shorter than the encoder's. With 3 s already the decoder
-# knows where the audio ends, but base mishears more: it is used to 30 s (docs/accuracy.md).
-_MARGIN = 7 * FRAMES_PER_SECOND
+# Frames of silence encoded behind a window shorter than the encoder's. With 3 s the decoder knows
+# where the audio ends, and tiny models want no more; base mishears then, being used to 30 s, and
+# larger models are taken to be like it (docs/accuracy.md).
+_MARGIN, _MARGIN_OF_TINY = 7 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
+_TINY = 384  # elements of a tiny model's states
 
 # Frames to a multiple of which windows decoded together are filled up with silence: fewer
 # lengths, larger batches.
@@ -72,9 +74,17 @@ class Heard:
     audio: Float32Array | None
 
 
-def frames_to_encode(n_frames: int, choices: Sequence[int]) -> int:
-    """Frames to encode of a window of `n_frames`: with silence behind them, one of `choices`."""
-    return next((n for n in choices if n >= n_frames + _MARGIN), choices[-1])
+def frames_to_encode(n_frames: int, choices: Sequence[int], n_audio_state: int | None) -> int:
+    """Frames to encode of a window of `n_frames`: with silence behind them, one of `choices`.
+
+    Args:
+        n_frames: frames of audio.
+        choices: what the encoder takes, the fewest first.
+        n_audio_state: elements of its states, if that is known.
+    """
+    is_tiny = n_audio_state is not None and n_audio_state <= _TINY
+    wanted = n_frames + (_MARGIN_OF_TINY if is_tiny else _MARGIN)
+    return next((n for n in choices if n >= wanted), choices[-1])
 
 
 def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Heard]:

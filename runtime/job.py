@@ -47,6 +47,7 @@ class Job:
     Attributes:
         attention_delay: seconds by which the model's attention is behind the sound.
         language: its language code; None until it has been detected.
+        n_audio_state: elements of the encoder's states; None where no configuration says.
         language_probabilities: of all languages, likeliest first; empty if none was detected.
         on_partial: takes the text of each window after each decoding step; None: nobody does.
     """
@@ -62,6 +63,7 @@ class Job:
     coverage: Coverage
     attention_delay: float
     language: str | None
+    n_audio_state: int | None
     language_probabilities: dict[str, float] = field(default_factory=dict)
     on_partial: PartialCallback | None = None
 
@@ -107,7 +109,7 @@ class Job:
             shares: whether it will share its batch with windows of other lengths.
         """
         choices = self.backend.window_frames if self.elastic else (self.window_frames,)
-        frames = frames_to_encode(window.n_frames, choices)
+        frames = frames_to_encode(window.n_frames, choices, self.n_audio_state)
         with self.times.measure("features"):
             features = self.features.window(window.start, frames, window.n_frames)
         encoded: Future[Float32Array] | None = None

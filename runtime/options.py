@@ -62,9 +62,10 @@ class TranscribeOptions:
             but sequential without `vad`, and for recordings of one window in f32, where it gives
             PyTorch's tokens, or without timestamps.
         batch_size: windows decoded together, in each stream.
-        elastic: encode a window shorter than the encoder's with 7 s of silence behind it instead
-            of filling it up, which is faster; what looks wrong then is decoded again as a whole
-            window. None: unless the precision is f32, which promises PyTorch's tokens.
+        elastic: encode a window shorter than the encoder's with 7 s of silence behind it (3 s in
+            tiny models) instead of filling it up, which is faster; what looks wrong then is decoded
+            again as a whole window. None: unless the precision is f32, which promises PyTorch's
+            tokens.
         vad: pass over audio without speech, and end windows at long pauses.
     """
 

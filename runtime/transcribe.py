@@ -367,6 +367,7 @@ def new_job(
         coverage=Coverage(),
         attention_delay=attention_delay(model.folder.generation_config),
         language=options.language,
+        n_audio_state=model.folder.config.get("d_model"),
     )
 
 
