@@ -2,14 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.memory import give_back
 from whisper_npu.runtime.model_dir import read_model_folder
-
-if TYPE_CHECKING:
-    from whisper_npu.runtime.transcribe import WhisperModel
+from whisper_npu.runtime.tokenizer import Tokenizer
+from whisper_npu.runtime.transcribe import WhisperModel
+from whisper_npu.runtime.vad import VoiceActivity
 
 
 def load_model(
@@ -20,7 +19,7 @@ def load_model(
     kv_cache: str = "auto",
     precision: str = "auto",
     threads: int = 0,
-) -> "WhisperModel":
+) -> WhisperModel:
     """Load an exported model.
 
     Args:
@@ -46,10 +45,11 @@ def load_model(
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
     folder = read_model_folder(path)
-    # Compiling the graphs takes longest; what else it takes is imported and read meanwhile.
+    # Compiling the graphs takes longest; what else a model needs is made ready meanwhile.
     with ThreadPoolExecutor(max_workers=1) as beside:
-        loaded = beside.submit(
-            load_backend,
+        tokenizer = beside.submit(Tokenizer, folder.tokenizer)
+        detector = beside.submit(VoiceActivity, folder.path)
+        loaded = load_backend(
             folder,
             device,
             backend=backend,
@@ -57,11 +57,6 @@ def load_model(
             precision=precision,
             threads=threads,
         )
-        from whisper_npu.runtime.tokenizer import Tokenizer  # noqa: PLC0415
-        from whisper_npu.runtime.transcribe import WhisperModel  # noqa: PLC0415
-        from whisper_npu.runtime.vad import VoiceActivity  # noqa: PLC0415
-
-        tokenizer, detector = Tokenizer(folder.tokenizer), VoiceActivity(folder.path)
-        model = WhisperModel(folder, loaded.result(), tokenizer, detector)
+        model = WhisperModel(folder, loaded, tokenizer.result(), detector.result())
     give_back()
     return model
