@@ -15,6 +15,7 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, read_model_folder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 from whisper_npu.runtime.openvino_graphs import read_graph
+from whisper_npu.runtime.openvino_sessions import StatefulSession
 from whisper_npu.runtime.screening import HIDDEN, make_screen, table_of
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary
@@ -94,6 +95,17 @@ class TestScreen:
         logits[:] = -np.inf  # nothing at all is allowed
         screen.settle(logits, hidden, n_best)
         assert np.isneginf(logits).all()
+
+    def test_handicaps_decide_too(self, table, hidden):
+        screen, rounded = make_screen(table, N_TEXT, exact_products=True)
+        exact, coarse = hidden @ table.T, coarse_logits(hidden, rounded)
+        # Nearly level, so that only what chance adds and the last digits tell tokens apart.
+        noise = np.random.default_rng(7).gumbel(size=exact.shape) * 0.01
+        handicaps = (exact.max(axis=-1, keepdims=True) - exact + noise).astype(np.float32)
+        want = (exact + handicaps)[..., :N_TEXT].argmax(axis=-1)
+        assert ((coarse + handicaps)[..., :N_TEXT].argmax(axis=-1) != want).any()
+        screen.settle(coarse, hidden, 1, handicaps)
+        assert ((coarse + handicaps)[..., :N_TEXT].argmax(axis=-1) == want).all()
 
     def test_specials_and_timestamps_are_left_alone(self, table, hidden):
         screen, rounded = make_screen(table, N_TEXT, exact_products=True)
@@ -224,6 +236,28 @@ class TestBackend:
         for mine, theirs in zip(one, other, strict=True):
             assert mine.avg_logprob == pytest.approx(theirs.avg_logprob, abs=0.01)
             assert mine.no_speech_prob == pytest.approx(theirs.no_speech_prob, abs=0.001)
+
+    @pytest.mark.parametrize("temperature", [0.0, 0.8])
+    def test_what_chance_adds_is_settled_too(
+        self, folder, backends, audio, temperature, monkeypatch
+    ):
+        asked = []
+        settle = StatefulSession.settle
+
+        def note(self, logits, n_best, handicaps=None):
+            asked.append(None if handicaps is None else handicaps.shape == logits.shape)
+            settle(self, logits, n_best, handicaps)
+
+        monkeypatch.setattr(StatefulSession, "settle", note)
+        tokenizer = Tokenizer(folder.tokenizer)
+        vocabulary = read_vocabulary(folder, tokenizer)
+        options = DecodingOptions(temperature=temperature, best_of=2, sample_len=3)
+        decode_windows(backends[0], tokenizer, vocabulary, audio[:1], options, StageTimes())
+        assert asked == ([None, True] * 3 if temperature else [None] * 3)
+
+    def test_the_hidden_state_is_not_rounded(self, backends):
+        compiled = backends[0]._pools["with_past"].compiled
+        assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
 
     def test_rows_that_have_left(self, backends, audio, rows):
         found = []
