@@ -1,5 +1,6 @@
 """Encoder windows cut from a stream of audio, in memory that does not grow with the recording."""
 
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,7 +25,7 @@ class FeatureStream:
     """Log-mel frames of a recording, computed as they are asked for.
 
     Frames are those of the reference: the recording is mirrored at its start and followed by
-    silence. Only the frames from `forget` on are held.
+    silence. What was read before `forget` is let go, block by block.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class FeatureStream:
         self._n_mels = n_mels
         self._speech = speech
         self._samples = np.empty(0, np.float32)  # not yet covered by whole frames
-        self._frames = np.empty((n_mels, 0), np.float32)
+        self._pieces: deque[Float32Array] = deque()  # successive frames, (n_mels, any number)
         self._first = 0  # number of the first frame held
+        self._end = 0  # number of the frame behind the last one held
         self._n_samples = 0
         self._started = False
         self._ended = False
@@ -84,24 +86,25 @@ class FeatureStream:
         self._read_to(seek + take)
         if self.n_frames is not None and seek + take >= self.n_frames:
             take = n_frames  # the frames that reach over the recording's end belong to it
-        held = self._frames[:, seek - self._first : seek - self._first + take]
         log_mel = np.full((self._n_mels, n_frames), np.log10(LOG_FLOOR), np.float32)
-        log_mel[:, : held.shape[1]] = held
+        done = 0
+        for held in self._held(seek, seek + take):
+            log_mel[:, done : done + held.shape[1]] = held
+            done += held.shape[1]
         return normalize(log_mel)
 
     def peak(self, seek: int, n_frames: int) -> float:
         """Loudest log10 mel power of the frames `[seek, seek + n_frames)`."""
         self._read_to(seek + n_frames)
-        held = self._frames[:, seek - self._first : seek - self._first + n_frames]
-        return float(held.max(initial=np.log10(LOG_FLOOR)))
+        held = self._held(seek, seek + n_frames)
+        return max((float(part.max()) for part in held), default=float(np.log10(LOG_FLOOR)))
 
     def forget(self, before: int) -> None:
         """Let go of the frames before number `before`."""
         if self._speech is not None:
             self._speech.forget(before / FRAMES_PER_SECOND)
-        drop = min(max(0, before - self._first), self._frames.shape[1])
-        self._frames = self._frames[:, drop:]
-        self._first += drop
+        while self._pieces and self._first + self._pieces[0].shape[1] <= before:
+            self._first += self._pieces.popleft().shape[1]
 
     def push(self, block: Float32Array) -> None:
         """Take the next samples of a recording that is still being made."""
@@ -122,11 +125,10 @@ class FeatureStream:
     @property
     def n_ready(self) -> int:
         """Frames of the recording that can be given without reading on."""
-        ready = self._first + self._frames.shape[1]
-        return ready if self.n_frames is None else min(ready, self.n_frames)
+        return self._end if self.n_frames is None else min(self._end, self.n_frames)
 
     def _read_to(self, frame: int) -> None:
-        while not self._ended and self._first + self._frames.shape[1] < frame:
+        while not self._ended and self._end < frame:
             with self._times.measure("audio decoding"):
                 block = next(self._blocks, None)
             if block is None:
@@ -144,4 +146,15 @@ class FeatureStream:
             self._started = True
         new = log_mel_frames(self._samples, self._n_mels)
         self._samples = self._samples[new.shape[1] * HOP_LENGTH :]
-        self._frames = np.concatenate((self._frames, new), axis=1)
+        if new.shape[1]:
+            self._pieces.append(new)
+            self._end += new.shape[1]
+
+    def _held(self, start: int, end: int) -> Iterator[Float32Array]:
+        """The frames `[start, end)`, as far as they are held, in pieces."""
+        first = self._first
+        for piece in self._pieces:
+            part = piece[:, max(0, start - first) : max(0, end - first)]
+            if part.shape[1]:
+                yield part
+            first += piece.shape[1]

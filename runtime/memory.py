@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 _DONTNEED = 4  # Linux's MADV_DONTNEED
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+_LARGE = 2 << 20  # bytes: few blocks are as large, and those are worth a call to the system
+_KEPT = 64 << 20  # bytes free at the heap's end that wait for `give_back`; fetching them costs time
 
 
 @cache
@@ -41,3 +44,16 @@ def give_back() -> None:
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+def map_large_blocks() -> None:
+    """Have large blocks of memory taken from the system, and go back to it once free (glibc).
+
+    By itself glibc soon stops doing so: blocks of up to 32 MB then share a heap with small ones,
+    which lie between them and keep them from going back, more and more of them. It holds for the
+    whole process, so it is for programs to decide.
+    """
+    mallopt = getattr(_c_library(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGE)
+        mallopt(_TRIM_THRESHOLD, _KEPT)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from whisper_npu.errors import ModelError, WhisperNpuError
+from whisper_npu.runtime.memory import map_large_blocks
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
@@ -70,6 +71,7 @@ def be_process(main: Callable[[], int]) -> NoReturn:
     # OpenVINO imports its model converter if it can, and with it a web client for telemetry: a
     # fifteenth of a second for what no command of ours uses.
     sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+    map_large_blocks()
     code = main()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 import gc
 import mmap
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_systems_that_cannot(monkeypatch, tmp_path):
     monkeypatch.setattr(memory.Path, "read_bytes", lambda self: pytest.fail("looked for maps"))
     memory.forget_files(tmp_path)
     memory.give_back()
+    memory.map_large_blocks()
 
 
 @linux
@@ -119,3 +121,31 @@ def test_free_memory_goes_back_to_the_system():
     memory.give_back()
     assert resident() < before - (16 << 20)
     assert all(piece.all() for piece in kept)
+
+
+WHERE_A_LARGE_BLOCK_LIES = """
+import sys
+from pathlib import Path
+import numpy as np
+from whisper_npu.runtime import memory
+if sys.argv[1] == "mapped":
+    memory.map_large_blocks()
+for _ in range(3):
+    np.ones(16 << 20, np.uint8)  # freed at once: glibc then keeps blocks of this size
+block = np.ones(4 << 20, np.uint8)
+address = block.__array_interface__["data"][0]
+for line in Path("/proc/self/maps").read_text().splitlines():
+    first, end = (int(part, 16) for part in line.split()[0].split("-"))
+    if first <= address < end:
+        print(line.endswith("[heap]"))
+"""
+
+
+@linux
+@pytest.mark.parametrize(("wanted", "in_heap"), [("mapped", "False"), ("as it is", "True")])
+def test_large_blocks_do_not_share_the_heap(wanted, in_heap):
+    if not hasattr(memory._c_library(), "mallopt"):
+        pytest.skip("not glibc")
+    command = [sys.executable, "-c", WHERE_A_LARGE_BLOCK_LIES, wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == in_heap
