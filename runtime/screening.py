@@ -22,17 +22,15 @@ from openvino import opset13 as ops
 from whisper_npu.runtime.backend import Float32Array, Int64Array
 from whisper_npu.runtime.openvino_graphs import port
 
-HIDDEN = "last_hidden_state"
-"""Output float32 `(batch, n, n_text_state)`: what is projected to the vocabulary."""
+HIDDEN = "balanced_hidden_state"
+"""Output float32 `(batch, n, n_text_state)`: what is projected, see `RoundedTable.balance`."""
 TAIL = "tail_logits"
 """Output float32 `(batch, n, n_vocab - n_text)`: logits from end of text on, not rounded."""
 
 _ROWS_AT_ONCE = 1024  # of the table: what is made of them stays in the cache
 _THREADS = 2  # that round the table; more would wait for memory
-# Relative error of a product in bf16, which has 8 digits: of a row made from its codes, of both
-# factors, and of the result.
-_BFLOAT16 = 4 * 2.0**-8
-_SLACK = 1e-3  # for sums in another order
+_BFLOAT16 = 2.0**-9  # what rounding to bf16 changes a number by at most, relative to it
+_SLACK = 1e-3  # for f32's own rounding, and sums in another order
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,14 @@ class Screen:
         balance: see `RoundedTable`.
         errors: how far from the truth each row's logit is at most, by the length of the balanced
             hidden state, float32 `(n_vocab,)`.
+        rounding: how far from the truth it is beyond that, relative to itself.
     """
 
     table: npt.NDArray[np.floating]
     n_text: int
     balance: Float32Array
     errors: Float32Array
+    rounding: float
 
     @cached_property
     def _largest_error(self) -> float:
@@ -85,7 +85,7 @@ class Screen:
 
         Args:
             logits: float32 `(batch, n, n_vocab)`; what is minus infinity stays so.
-            hidden: float32 `(batch, n, n_text_state)`.
+            hidden: float32 `(batch, n, n_text_state)`, balanced.
             n_best: tokens of each position that have to be exact; None for all.
             handicaps: added to the logits where they are compared, float32 `(batch, n, n_vocab)`.
         """
@@ -115,8 +115,10 @@ class Screen:
         if not len(best):
             return best
         surely = self._exact(best, state) + (0 if handicap is None else handicap[best])
-        limit = surely.min() - _SLACK  # the last of the likeliest is no less
-        length = float(np.linalg.norm(state * self.balance))
+        lowest = float(surely.min())  # the last of the likeliest is no less
+        largest = abs(lowest) + (0 if handicap is None else float(np.abs(handicap).max()))
+        limit = lowest - _SLACK - 2 * self.rounding * largest
+        length = float(np.linalg.norm(state))
         near = np.flatnonzero(scores >= limit - length * self._largest_error)
         likely: Int64Array = near[scores[near] >= limit - length * self.errors[near]]
         return likely
@@ -124,6 +126,7 @@ class Screen:
     def _exact(self, tokens: Int64Array | slice, state: Float32Array) -> Float32Array:
         # Not `@`: of a few rows already it would start threads, which then stand in the way of the
         # next step.
+        state = state / self.balance
         logits: Float32Array = np.einsum("ij,j->i", self.table[tokens], state, dtype=np.float32)
         return logits
 
@@ -149,7 +152,7 @@ def make_screen(
         n_text: tokens before end of text.
         exact_products: whether products are computed in f32; bf16 otherwise.
     """
-    n_vocab, width = table.shape
+    n_vocab = len(table)
     balance = _balance(table)
     codes = np.empty(table.shape, np.uint8)
     zeros, scales = np.empty((n_vocab, 1), np.uint8), np.empty((n_vocab, 1), np.float32)
@@ -161,17 +164,26 @@ def make_screen(
         highest = np.maximum(rows.max(axis=1, keepdims=True), 0)
         # One code is to spare, because both ends are rounded.
         scale = np.maximum((highest - lowest) / 254, np.finfo(np.float32).tiny)
-        error = 0.5 * np.sqrt(np.float32(width)) * scale[:, 0]  # every element half a step off
-        if not exact_products:
-            error += _BFLOAT16 * np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        # In bf16, a row made from its codes is rounded, and so is the hidden state.
+        error = 0 if exact_products else 2 * _BFLOAT16 * _lengths(rows)
         zero = np.rint(-lowest / scale)
         rows *= 1 / scale
         rows += zero + np.float32(0.5)  # to the nearest: conversion to integers cuts off
-        codes[block], zeros[block], scales[block], errors[block] = rows, zero, scale, error
+        codes[block], zeros[block], scales[block] = rows, zero, scale
+        rows -= codes[block]
+        rows -= np.float32(0.5)
+        errors[block] = (1 + _SLACK) * scale[:, 0] * _lengths(rows) + error
 
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(round_rows, _blocks(n_vocab)))
-    return Screen(table, n_text, balance, errors), RoundedTable(codes, zeros, scales, balance)
+    rounding = 0 if exact_products else _BFLOAT16
+    screen = Screen(table, n_text, balance, errors, rounding)
+    return screen, RoundedTable(codes, zeros, scales, balance)
+
+
+def _lengths(rows: Float32Array) -> Float32Array:
+    lengths: Float32Array = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return lengths
 
 
 def _balance(table: npt.NDArray[np.floating]) -> Float32Array:
@@ -227,7 +239,8 @@ def screen_logits(decoder: ov.Model, screen: Screen, table: RoundedTable) -> Non
     exact = ops.constant(screen.table[screen.n_text :].astype(np.float32))
     tail = ops.matmul(hidden, exact, transpose_a=False, transpose_b=True)
     results = []
-    for name, value in ((HIDDEN, hidden), (TAIL, tail.output(0))):
+    # That the balanced state is an output keeps it from being rounded before that.
+    for name, value in ((HIDDEN, balanced.output(0)), (TAIL, tail.output(0))):
         results.append(ops.result(value))
         results[-1].output(0).get_tensor().set_names({name})
     decoder.add_results(results)

@@ -57,6 +57,9 @@ class TestScreen:
         limit = np.linalg.norm(hidden * screen.balance, axis=-1, keepdims=True) * screen.errors
         assert (off <= limit + 1e-4).all()
         assert off.max() > 0.01  # it is rounded indeed
+        rows = (rounded.codes.astype(np.float32) - rounded.zeros) * rounded.scales
+        lengths = np.linalg.norm(table / screen.balance - rows, axis=1)
+        np.testing.assert_allclose(screen.errors, lengths, rtol=0.01, atol=1e-6)  # no more either
 
     @pytest.mark.parametrize("n_best", [1, 2, 6, N_TEXT])
     def test_the_best_are_exact_and_the_others_behind_them(self, table, hidden, n_best):
@@ -66,7 +69,7 @@ class TestScreen:
         order = np.argsort(-exact, axis=1)
         coarse_order = np.argsort(-logits[:, 0, :N_TEXT], axis=1)
         assert (order[:, :6] != coarse_order[:, :6]).any()  # there is something to settle
-        screen.settle(logits, hidden, n_best)
+        screen.settle(logits, hidden * screen.balance, n_best)
         settled = logits[:, 0, :N_TEXT]
         for got, want, best in zip(settled, exact, order, strict=True):
             np.testing.assert_allclose(got[best[:n_best]], want[best[:n_best]], atol=1e-4)
@@ -77,7 +80,7 @@ class TestScreen:
         screen, rounded = make_screen(table, N_TEXT, exact_products=True)
         before = coarse_logits(hidden, rounded)
         after = before.copy()
-        screen.settle(after, hidden, 1)
+        screen.settle(after, hidden * screen.balance, 1)
         assert np.median((before != after).sum(axis=2)) < 0.02 * N_TEXT
 
     @pytest.mark.parametrize("n_best", [1, 6, None])
@@ -88,12 +91,12 @@ class TestScreen:
         likeliest = np.argsort(-exact[..., :N_TEXT], axis=-1)[..., :5]
         np.put_along_axis(logits, likeliest, -np.inf, axis=-1)
         np.put_along_axis(exact, likeliest, -np.inf, axis=-1)
-        screen.settle(logits, hidden, n_best)
+        screen.settle(logits, hidden * screen.balance, n_best)
         assert np.isneginf(np.take_along_axis(logits, likeliest, axis=-1)).all()
         best = logits[..., :N_TEXT].argmax(axis=-1)
         assert (best == exact[..., :N_TEXT].argmax(axis=-1)).all()
         logits[:] = -np.inf  # nothing at all is allowed
-        screen.settle(logits, hidden, n_best)
+        screen.settle(logits, hidden * screen.balance, n_best)
         assert np.isneginf(logits).all()
 
     def test_handicaps_decide_too(self, table, hidden):
@@ -104,14 +107,14 @@ class TestScreen:
         handicaps = (exact.max(axis=-1, keepdims=True) - exact + noise).astype(np.float32)
         want = (exact + handicaps)[..., :N_TEXT].argmax(axis=-1)
         assert ((coarse + handicaps)[..., :N_TEXT].argmax(axis=-1) != want).any()
-        screen.settle(coarse, hidden, 1, handicaps)
+        screen.settle(coarse, hidden * screen.balance, 1, handicaps)
         assert ((coarse + handicaps)[..., :N_TEXT].argmax(axis=-1) == want).all()
 
     def test_specials_and_timestamps_are_left_alone(self, table, hidden):
         screen, rounded = make_screen(table, N_TEXT, exact_products=True)
         logits = coarse_logits(hidden, rounded)
         before = logits[..., N_TEXT:].copy()
-        screen.settle(logits, hidden, None)
+        screen.settle(logits, hidden * screen.balance, None)
         assert (logits[..., N_TEXT:] == before).all()
 
     def test_bf16_may_be_further_off(self, table):
@@ -181,9 +184,9 @@ class TestBackend:
         for place in range(12):
             logits = session.step(rows[:3, place : place + 1])[:, 0, : screen.n_text]
             hidden = session._request.get_tensor(HIDDEN).data[:, 0]
-            limit = np.linalg.norm(hidden * screen.balance, axis=1)[:, None] * screen.errors
-            exact = hidden @ screen.table[: screen.n_text].T
-            off.append(np.abs(logits - exact) / limit[:, : screen.n_text])
+            limit = np.linalg.norm(hidden, axis=1)[:, None] * screen.errors[: screen.n_text]
+            exact = (hidden / screen.balance) @ screen.table[: screen.n_text].T
+            off.append(np.abs(logits - exact) / (limit + screen.rounding * np.abs(exact)))
         session.close()
         assert np.max(off) <= 1
         assert np.max(off) > 0.02
