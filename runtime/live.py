@@ -38,6 +38,8 @@ from whisper_npu.runtime.vad import SpeechMap, speech_spans
 
 _PADDING = round(PAD * FRAMES_PER_SECOND)
 _CONTEXT_TEMPERATURE = 0.5  # text sampled at a higher one is no good context for what follows
+# Words at the end of what two decodings agree on that wait for one more: they may be half heard.
+_HELD_BACK = 1
 _TAIL = round(0.2 * FRAMES_PER_SECOND)  # heard behind speech, it shows that a word has ended
 _LARGEST_SAMPLE = 1e9  # more is garbage, and would overflow in the spectrogram
 
@@ -104,6 +106,8 @@ class _Hypothesis:
         end: frame up to which it was heard.
         tokens: all of them, committed ones included.
         words: those behind the committed ones.
+        since: for each of them, the frame up to which had been heard when it was first decoded;
+            by then it had ended.
         language: code of the language.
         temperature: it was decoded at.
         flaw: what looks wrong with it.
@@ -112,6 +116,7 @@ class _Hypothesis:
     end: int
     tokens: tuple[int, ...]
     words: tuple[HeardWord, ...]
+    since: tuple[int, ...]
     language: str
     temperature: float
     flaw: str | None
@@ -136,7 +141,7 @@ class LiveTranscriber:
         *,
         min_chunk: float = 1.0,
         pause: float = 0.5,
-        trim_after: float = 15.0,
+        trim_after: float = 25.0,
         **changes: Any,
     ) -> None:
         """Hear nothing yet.
@@ -290,13 +295,15 @@ class LiveTranscriber:
         self._hypothesis = None if found.flaw else found
         if before is None or found.flaw:
             return []
-        count = agreed(before.words, found.words)
-        self._hypothesis = replace(found, words=found.words[count:])
+        known = agreed(before.words, found.words)
+        since = before.since[:known] + found.since[known:]
+        count = max(0, known - _HELD_BACK)
+        self._hypothesis = replace(found, words=found.words[count:], since=since[count:])
         if not count:
             return []
         tokens = found.tokens[: len(self._begun) + found.words[count - 1].stop]
         common = replace(found, tokens=tokens, words=found.words[:count])
-        return self._commit(common, before.end)
+        return self._commit(common, since[count - 1])
 
     def _settle(self, end: int) -> list[LiveUpdate]:
         """Commit all that was said up to frame `end`, behind which nobody speaks."""
@@ -324,6 +331,7 @@ class LiveTranscriber:
             end=end,
             tokens=tokens,
             words=tuple(words),
+            since=(end,) * len(words),
             language=outcome.language,
             temperature=outcome.decoded.temperature,
             flaw=outcome.flaw,
