@@ -19,6 +19,7 @@ from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.vad import SpeechMap
 
 _CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
+_PIECE = FRAMES_PER_SECOND  # frames to which pieces grow at least: of live audio they come singly
 
 
 class FeatureStream:
@@ -146,9 +147,12 @@ class FeatureStream:
             self._started = True
         new = log_mel_frames(self._samples, self._n_mels)
         self._samples = self._samples[new.shape[1] * HOP_LENGTH :]
-        if new.shape[1]:
-            self._pieces.append(new)
-            self._end += new.shape[1]
+        if not new.shape[1]:
+            return
+        self._end += new.shape[1]
+        if self._pieces and self._pieces[-1].shape[1] < _PIECE:
+            new = np.concatenate((self._pieces.pop(), new), axis=1)
+        self._pieces.append(new)
 
     def _held(self, start: int, end: int) -> Iterator[Float32Array]:
         """The frames `[start, end)`, as far as they are held, in pieces."""

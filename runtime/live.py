@@ -181,7 +181,8 @@ class LiveTranscriber:
         self._settled = 0  # frame up to which all that was said is committed
         self._said = 0.0  # seconds at which the committed text ends
         self._begun: tuple[int, ...] = ()  # committed tokens of the buffer
-        self._pieces: list[tuple[int, int]] = []  # each: number of those, and the frame they end at
+        # Where the buffer may be cut: behind a number of those, at a frame by which they end.
+        self._pieces: list[tuple[int, int]] = []
         self._context = self._job.prompts.initial  # tokens of the text before the buffer
         self._poor_context = False
         self._language = options.language
@@ -301,9 +302,19 @@ class LiveTranscriber:
         self._hypothesis = replace(found, words=found.words[count:], since=since[count:])
         if not count:
             return []
-        tokens = found.tokens[: len(self._begun) + found.words[count - 1].stop]
+        first = len(self._begun)
+        tokens = found.tokens[: first + found.words[count - 1].stop]
         common = replace(found, tokens=tokens, words=found.words[:count])
-        return self._commit(common, since[count - 1])
+        # Words that were first heard with one that waits lie before the same frame. The audio may
+        # be cut behind the words before them only; how far the last of them reaches is estimated.
+        waiting = since[count]
+        earlier = sum(frame < waiting for frame in since[:count])
+        if earlier:
+            self._pieces.append((first + found.words[earlier - 1].stop, since[earlier - 1]))
+        together = since.count(waiting)
+        said = max(self._said * FRAMES_PER_SECOND, since[earlier - 1] if earlier else 0)
+        end = said + (waiting - said) * (count - earlier) / together
+        return self._commit(common, round(end))
 
     def _settle(self, end: int) -> list[LiveUpdate]:
         """Commit all that was said up to frame `end`, behind which nobody speaks."""
@@ -315,6 +326,8 @@ class LiveTranscriber:
             found = self._decode(heard_to, draft=False)
         self._hypothesis = None
         self._settled = heard_to
+        if found.text.strip():
+            self._pieces.append((len(found.tokens), end))
         return self._commit(found, end)
 
     def _decode(self, end: int, *, draft: bool) -> _Hypothesis:
@@ -342,7 +355,6 @@ class LiveTranscriber:
         if not found.text.strip():
             return []
         self._begun = found.tokens
-        self._pieces.append((len(self._begun), end))
         self._language = found.language
         self._poor_context |= found.temperature > _CONTEXT_TEMPERATURE
         spans = self._spans(round(self._said * FRAMES_PER_SECOND), end)
@@ -364,7 +376,7 @@ class LiveTranscriber:
         """Let go of half of what is committed; if nothing is, commit all up to a pause."""
         if self._pieces:
             half = len(self._begun) / 2
-            n_tokens, end = next(piece for piece in self._pieces if piece[0] >= half)
+            n_tokens, end = next((p for p in self._pieces if p[0] >= half), self._pieces[-1])
             self._cut(max(end, self._begin + 1), n_tokens)
             return []
         end = self._job.windows.best_cut(self._begin, self._features.n_ready)

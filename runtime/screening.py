@@ -29,7 +29,7 @@ TAIL = "tail_logits"
 
 _ROWS_AT_ONCE = 1024  # of the table: what is made of them stays in the cache
 _THREADS = 2  # that round the table; more would wait for memory
-_BFLOAT16 = 2.0**-9  # what rounding to bf16 changes a number by at most, relative to it
+_BFLOAT16 = 2.0**-8  # what rounding to bf16's 8 digits changes a number by at most, relative to it
 _SLACK = 1e-3  # for f32's own rounding, and sums in another order
 
 
@@ -164,15 +164,20 @@ def make_screen(
         highest = np.maximum(rows.max(axis=1, keepdims=True), 0)
         # One code is to spare, because both ends are rounded.
         scale = np.maximum((highest - lowest) / 254, np.finfo(np.float32).tiny)
-        # In bf16, a row made from its codes is rounded, and so is the hidden state.
-        error = 0 if exact_products else 2 * _BFLOAT16 * _lengths(rows)
+        lengths = _lengths(rows)
         zero = np.rint(-lowest / scale)
         rows *= 1 / scale
         rows += zero + np.float32(0.5)  # to the nearest: conversion to integers cuts off
         codes[block], zeros[block], scales[block] = rows, zero, scale
         rows -= codes[block]
         rows -= np.float32(0.5)
-        errors[block] = (1 + _SLACK) * scale[:, 0] * _lengths(rows) + error
+        error = (1 + _SLACK) * scale[:, 0] * _lengths(rows)
+        if not exact_products:
+            # Row and hidden state are rounded: (1 + u)(1 + u) - 1 of what is made from the codes.
+            # The result is, too: of that in `_near`, and here of what it is off by.
+            error += ((1 + _BFLOAT16) ** 2 - 1) * (lengths + error)
+            error *= 1 + _BFLOAT16
+        errors[block] = error
 
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(round_rows, _blocks(n_vocab)))

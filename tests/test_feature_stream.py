@@ -175,3 +175,11 @@ def test_silence_has_the_floor_as_its_peak():
     stream = FeatureStream(iter([np.zeros(SAMPLE_RATE, np.float32)]), N_MELS)
     assert stream.peak(0, 100) == pytest.approx(FLOOR)
     np.testing.assert_allclose(stream.window(0, 100), (FLOOR + 4) / 4, rtol=1e-6)
+
+
+def test_small_blocks_make_few_pieces():
+    samples = noise(12 * SAMPLE_RATE)
+    stream = FeatureStream(cut(samples, [HOP_LENGTH]), N_MELS)
+    got = stream.window(0, 1_000)
+    assert len(stream._pieces) <= 11
+    np.testing.assert_allclose(got, normalize(whole_frames(samples, 1_000)), atol=1e-5)

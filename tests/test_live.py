@@ -112,6 +112,16 @@ class TestCommitting:
             assert (piece.start >= 11.9) == (len(before) >= second_half)
             before += piece.text
 
+    @pytest.mark.parametrize("min_chunk", [1.0, 2.0, 3.0])
+    def test_words_first_heard_together_take_time(self, model, min_chunk):
+        updates = session(english(model, min_chunk=min_chunk), speech(0, 20))
+        pieces = [update for update in updates if isinstance(update, Committed)]
+        assert all(piece.start < piece.end for piece in pieces)
+        assert [piece.end for piece in pieces] == sorted(piece.end for piece in pieces)
+        for number, piece in enumerate(pieces[:-1]):
+            n_words = len(text(pieces[: number + 1]).split())
+            assert piece.end == pytest.approx(n_words, abs=min_chunk)
+
     def test_the_last_word_waits_for_the_end(self, model):
         live = english(model)
         updates = [update for _, update in heard(live, speech(0, 4))]
@@ -196,6 +206,12 @@ class TestBounds:
         assert said + text(live.finish()) == reading(0, 120)
         assert max(late) < 3
         assert max(last_windows(model)) <= 3000
+
+    @pytest.mark.parametrize("seconds", [8, 10, 12, 13])
+    def test_endless_speech_that_comes_late(self, model, seconds):
+        """Words that wait for another decoding are not cut off with those before them."""
+        updates = session(english(model), speech(0, 120), seconds * SAMPLE_RATE)
+        assert text(updates) == reading(0, 120)
 
     def test_a_recogniser_that_never_agrees_with_itself(self, tmp_path):
         model = fake_model(tmp_path, [Say(())])
