@@ -184,6 +184,8 @@ class TestBackend:
         for place in range(12):
             logits = session.step(rows[:3, place : place + 1])[:, 0, : screen.n_text]
             hidden = session._request.get_tensor(HIDDEN).data[:, 0]
+            digits = np.ascontiguousarray(hidden).view(np.uint32) & 0xFFFF
+            assert digits.any(), "the state was rounded to bf16 before it was handed out"
             limit = np.linalg.norm(hidden, axis=1)[:, None] * screen.errors[: screen.n_text]
             exact = (hidden / screen.balance) @ screen.table[: screen.n_text].T
             off.append(np.abs(logits - exact) / (limit + screen.rounding * np.abs(exact)))
