@@ -3,6 +3,10 @@
 Each window is judged on its own, as in sequential decoding, and its text has to reach the end of
 its speech. Where it does not all the same, the window is continued from there, so that no word is
 lost.
+
+Where context is wanted, every other window is decoded behind the text of the window before it,
+which makes it more accurate (docs/accuracy.md). It waits for that text, but never for more: half of
+the windows wait for none.
 """
 
 from collections import deque
@@ -12,12 +16,18 @@ from dataclasses import dataclass, field
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.word_timing import last_word_end
 
 _UNHEARD = 1.0  # seconds of speech behind the last timestamp that are worth another window
+
+# Tokens of the text before that a window is given: the most it has of these. Windows are decoded
+# together only where they are given equally many, so there are few choices; and nearly every window
+# has as many as the first. More would help little.
+_CONTEXT_LENGTHS = (64, 32, 16)
 
 
 @dataclass
@@ -27,17 +37,26 @@ class _Place:
     Attributes:
         start: the first frame that is not accounted for.
         rest: the part that waits to be planned.
+        before: the place whose text comes before it as context; None where there is to be none.
+        task: the rest as a task, where it has been made already; its prompt is not known yet.
         planned: whether a part is being heard.
     """
 
     start: int
     rest: Window | None
+    before: "_Place | None" = None
+    task: Task | None = None
     planned: bool = False
     segments: list[Segment] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
         return self.rest is None and not self.planned
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is something to be planned, and nothing to wait for."""
+        return self.rest is not None and (self.before is None or self.before.is_complete)
 
 
 class BatchedReading:
@@ -47,33 +66,66 @@ class BatchedReading:
         """Nothing is planned yet; `shares`: see `hearing.Task`."""
         self._job = job
         self._shares = shares
+        self._has_context = _has_context(job)
         self._seek = 0
+        self._newest: _Place | None = None  # a window whose text is the context of the next
         self._places: deque[_Place] = deque()  # in order; complete ones leave at the front
         self._planned: deque[list[_Place]] = deque()
 
     def plan(self, room: int) -> list[Task]:
-        """Rests of windows that were heard before, then new windows."""
-        places = [place for place in self._places if place.rest is not None][:room]
+        """Rests of windows that were heard before, windows whose context is there, new windows."""
+        places = [place for place in self._places if place.is_ready][:room]
         while len(places) < room:
-            window = self._job.next_window(self._seek, cut_at_pause=True)
-            if window is None:
+            place = self._next_place()
+            if place is None:
                 break
-            self._seek = window.end
-            places.append(_Place(window.start, window))
-            self._places.append(places[-1])
-        tasks = []
-        for place in places:
-            if place.rest is not None:
-                tasks.append(self._task(place.rest))
-            place.rest, place.planned = None, True
+            if place.is_ready:
+                places.append(place)
         if places:
             self._planned.append(places)
-        return tasks
+        return [self._take_task(place) for place in places]
 
-    def _task(self, window: Window) -> Task:
-        job = self._job
-        reach = max(0.0, job.windows.speech_end(window) - window.offset - _UNHEARD)
-        return job.task(window, job.prompts.initial, reach=reach, shares=self._shares)
+    def ahead(self, room: int) -> list[Task]:
+        """Windows whose context is not there yet."""
+        waiting = [p for p in self._places if p.rest is not None and not p.is_ready][:room]
+        return [self._task(place) for place in waiting]
+
+    def _next_place(self) -> _Place | None:
+        window = self._job.next_window(self._seek, cut_at_pause=True)
+        if window is None:
+            return None
+        self._seek = window.end
+        place = _Place(window.start, window, before=self._newest)
+        self._newest = place if self._has_context and self._newest is None else None
+        self._places.append(place)
+        return place
+
+    def _context(self, place: _Place) -> tuple[int, ...]:
+        """The tokens before what is next heard of a place: the user's prompt, and its context."""
+        said = [] if place.before is None else place.before.segments
+        place.before = None
+        tokens = [token for segment in said for token in segment.tokens]
+        initial = self._job.prompts.initial
+        if any(segment.temperature > CONTEXT_TEMPERATURE for segment in said):
+            return initial
+        length = next((n for n in _CONTEXT_LENGTHS if n <= len(tokens)), 0)
+        return (*initial, *tokens[len(tokens) - length :])
+
+    def _task(self, place: _Place) -> Task:
+        """What is next to be heard of a place, its prompt left open."""
+        job, window = self._job, place.rest
+        if window is None:
+            raise ValueError("nothing is left of this place to be heard")
+        if place.task is None:
+            reach = max(0.0, job.windows.speech_end(window) - window.offset - _UNHEARD)
+            place.task = job.task(window, (), reach=reach, shares=self._shares)
+        return place.task
+
+    def _take_task(self, place: _Place) -> Task:
+        task = self._task(place)
+        task.prompt = self._job.prompts.before(self._context(place))
+        place.rest, place.task, place.planned = None, None, True
+        return task
 
     def take(self, heard: Sequence[Heard]) -> list[Segment]:
         """Segments of all windows up to the first that is not complete."""
@@ -115,3 +167,12 @@ class BatchedReading:
             return None
         unheard = self._job.windows.speech_seconds(rest.offset, rest.end_time)
         return rest if unheard >= _UNHEARD else None
+
+
+def _has_context(job: Job) -> bool:
+    """Whether windows are given the text before them; see `TranscribeOptions`."""
+    wanted = job.options.condition_on_previous_text
+    if wanted is not None:
+        return wanted
+    # Where languages are detected window by window, it may be in another one.
+    return job.backend.precision == "f32" and not job.options.multilingual

@@ -1,8 +1,8 @@
 """Tokens for a batch of encoded windows: one prefill, then step by step to the end of text.
 
 After openai/whisper's `decoding.py`: logit filters forbid tokens, a token chooser picks from the
-rest, and a ranker picks one of the candidates of each window. All rows of a batch share one
-prompt, so they are rectangular and need no attention mask.
+rest, and a ranker picks one of the candidates of each window. The prompts of a batch are equally
+long, so its rows are rectangular and need no attention mask.
 """
 
 import zlib
@@ -43,7 +43,6 @@ class DecodingOptions:
         beam_size: beams at temperature 0; None for greedy decoding.
         patience: how many times `beam_size` finished candidates beam search waits for.
         length_penalty: Google NMT's alpha in ranking candidates; None divides by their length.
-        prompt: tokens of the text before, or of the user's prompt.
         prefix: tokens the transcript of each window goes on from; they are not part of it.
         begun: tokens the transcript of each window is known to begin with, timestamps included.
         without_timestamps: sample text only.
@@ -60,7 +59,6 @@ class DecodingOptions:
     beam_size: int | None = None
     patience: float = 1.0
     length_penalty: float | None = None
-    prompt: tuple[int, ...] = ()
     prefix: tuple[int, ...] = ()
     begun: tuple[int, ...] = ()
     without_timestamps: bool = False
@@ -112,17 +110,28 @@ def compression_ratio(text: str) -> float:
 
 
 def initial_tokens(
-    tokenizer: Tokenizer, vocabulary: Vocabulary, options: DecodingOptions, n_text_ctx: int
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    options: DecodingOptions,
+    n_text_ctx: int,
+    prompt: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """The tokens decoding starts from, and where `<|startoftranscript|>` is among them.
+
+    Args:
+        tokenizer: the model's tokens.
+        vocabulary: whether it is multilingual.
+        options: how to decode.
+        n_text_ctx: tokens the decoder's context holds.
+        prompt: tokens of the text before the window, the user's prompt included.
 
     Raises:
         UsageError: prompt and prefix leave no room to decode.
     """
     special = tokenizer.special
     tokens: list[int] = []
-    if options.prompt:
-        tokens += [special.sot_prev, *options.prompt]
+    if prompt:
+        tokens += [special.sot_prev, *prompt]
     sot_index = len(tokens)
     tokens.append(special.sot)
     if vocabulary.is_multilingual:
@@ -165,6 +174,7 @@ def decode_windows(
     options: DecodingOptions,
     times: StageTimes,
     *,
+    prompts: Sequence[Sequence[int]] = (),
     seeds: Sequence[int] = (),
     reach: Sequence[float] = (),
     on_tokens: TokenCallback | None = None,
@@ -178,6 +188,8 @@ def decode_windows(
         audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `backend.encode`.
         options: how to decode.
         times: where stage times are added.
+        prompts: per window the tokens of the text before it, the user's prompt included; as many
+            for each. By default none has any.
         seeds: a number per window that makes its sampling repeatable, whatever it is batched
             with; by default its place in the batch.
         reach: seconds into each window that its text must reach before it may end, if it has
@@ -189,11 +201,14 @@ def decode_windows(
 
     Raises:
         UsageError: prompt and prefix leave no room.
+        ValueError: the prompts are not equally long.
     """
     eot = tokenizer.special.eot
-    prompt, sot_index = initial_tokens(tokenizer, vocabulary, options, backend.n_text_ctx)
+    starts, sot_index = _starts(
+        tokenizer, vocabulary, options, backend.n_text_ctx, prompts or [()] * len(audio)
+    )
     n_rows = len(audio) * options.rows_per_window
-    room = backend.n_text_ctx - len(prompt)
+    room = backend.n_text_ctx - starts.shape[1]
     limit = room if options.sample_len is None else min(options.sample_len, room)
     chooser: TokenChooser | BeamSearch
     if options.temperature == 0 and options.beam_size is not None:
@@ -222,7 +237,8 @@ def decode_windows(
         session = backend.start(audio, options.rows_per_window)
     try:
         with times.measure("prefill"):
-            logits, at_sot = _prefill(session, np.array([prompt] * n_rows, np.int64), sot_index)
+            every_row = np.repeat(starts, options.rows_per_window, axis=0)
+            logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
         rows = _Rows(session, n_rows)
         for sampled in range(1, limit + 1):
@@ -265,6 +281,22 @@ def decode_windows(
             )
         )
     return results
+
+
+def _starts(
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    options: DecodingOptions,
+    n_text_ctx: int,
+    prompts: Sequence[Sequence[int]],
+) -> tuple[Int64Array, int]:
+    """`initial_tokens` of each window, `(windows, tokens)`, and where the transcript starts."""
+    if len({len(prompt) for prompt in prompts}) > 1:
+        raise ValueError("the prompts of windows decoded together must be equally long")
+    starts = [
+        initial_tokens(tokenizer, vocabulary, options, n_text_ctx, prompt) for prompt in prompts
+    ]
+    return np.array([tokens for tokens, _ in starts], np.int64), starts[0][1]
 
 
 class _Rows:

@@ -54,6 +54,7 @@ def decode_with_fallback(
     options: TranscribeOptions,
     times: StageTimes,
     *,
+    prompts: Sequence[Sequence[int]] = (),
     reach: Sequence[float] = (),
     on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
@@ -68,6 +69,7 @@ def decode_with_fallback(
         decoding: how to decode; its temperature is replaced by each of `options.temperature`.
         options: thresholds and temperatures.
         times: where stage times are added.
+        prompts: see `decode_windows`.
         reach: see `decode_windows`.
         on_tokens: called after each step for each window being decoded.
 
@@ -77,7 +79,7 @@ def decode_with_fallback(
     retries: list[list[Retry]] = [[] for _ in seeds]
     attempts: list[list[DecodedWindow]] = [[] for _ in seeds]
 
-    def attempt(windows: list[int], wanted: DecodingOptions) -> list[int]:
+    def attempt(windows: list[int], wanted: DecodingOptions, *, prompted: bool) -> list[int]:
         """Decode some windows; returns those that look wrong."""
 
         def report(tokens: list[tuple[int, ...]]) -> None:
@@ -92,6 +94,7 @@ def decode_with_fallback(
             audio if len(windows) == len(audio) else audio[windows],
             wanted,
             times,
+            prompts=[prompts[window] for window in windows] if prompted else (),
             seeds=[seeds[window] for window in windows],
             reach=[reach[window] for window in windows] if reach else (),
             on_tokens=None if on_tokens is None else report,
@@ -108,15 +111,16 @@ def decode_with_fallback(
 
     pending = list(range(len(seeds)))
     misled: list[int] = []  # windows that a prompt has led into a loop
+    has_prompt = any(prompts)
     for temperature in options.temperature:
         wanted = replace(decoding, temperature=temperature)
-        flawed = attempt(pending, wanted) if pending else []
+        flawed = attempt(pending, wanted, prompted=has_prompt) if pending else []
         pending = []
         for window in flawed:
-            looped = bool(wanted.prompt) and repeats_itself(attempts[window][-1], options)
+            looped = has_prompt and repeats_itself(attempts[window][-1], options)
             (misled if looped else pending).append(window)
         if misled:
-            misled = attempt(sorted(misled), replace(wanted, prompt=()))
+            misled = attempt(sorted(misled), wanted, prompted=False)
         if not pending and not misled:
             break
 

@@ -43,6 +43,7 @@ class Task:
         window: where it is in the recording.
         features: float32 `(n_mels, frames)`, the window with silence behind it.
         wanted: how to decode it; of the language only what is settled already.
+        prompt: tokens of the text before it, the user's prompt included.
         reach: seconds into the window that its text must reach: there is speech up to there.
         shares: whether it shares its batch with windows of other lengths.
         encoded: the features encoded, where that has been done, or begun, already; used up when
@@ -53,6 +54,7 @@ class Task:
     window: Window
     features: Float32Array
     wanted: DecodingOptions
+    prompt: tuple[int, ...] = ()
     reach: float = 0.0
     shares: bool = False
     encoded: "Future[Float32Array] | None" = None
@@ -116,16 +118,15 @@ def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Hea
     return [result for result in heard if result is not None]
 
 
-def encode_ahead(task: Task, backend: Backend, pool: Executor, times: StageTimes) -> Task:
+def encode_ahead(task: Task, backend: Backend, pool: Executor, times: StageTimes) -> None:
     """Have a task's features encoded while others are planned, if that has not begun already."""
-    if task.encoded is not None:
-        return task
 
     def encode() -> Float32Array:
         with times.measure("encoder"):
             return backend.encode(task.features[None])
 
-    return replace(task, encoded=pool.submit(encode))
+    if task.encoded is None:
+        task.encoded = pool.submit(encode)
 
 
 def _hear_alike(
@@ -173,8 +174,10 @@ def _decode(
         audio = _encode(tasks, frames, backend)
     wanted = _with_languages(tasks, audio, backend, times)
     heard: dict[int, Heard] = {}
-    for decoding in dict.fromkeys(wanted):
-        places = [place for place, one in enumerate(wanted) if one == decoding]
+    kinds = [(one, len(task.prompt)) for one, task in zip(wanted, tasks, strict=True)]
+    for kind in dict.fromkeys(kinds):
+        decoding, _ = kind
+        places = [place for place, one in enumerate(kinds) if one == kind]
         job = tasks[places[0]].job
         outcomes = decode_with_fallback(
             backend,
@@ -185,6 +188,7 @@ def _decode(
             decoding,
             replace(job.options, temperature=temperatures),
             times,
+            prompts=[tasks[place].prompt for place in places],
             reach=[tasks[place].reach for place in places],
             on_tokens=None
             if job.on_partial is None

@@ -120,8 +120,8 @@ class Job:
             encoded.set_result(audio)
             found = detect_language(self.backend, self.tokenizer, audio, self.times)
             self.settle_language(found[0])
-        wanted = self._decoding_options(context, begun)
-        return Task(self, window, features, wanted, reach, shares, encoded)
+        wanted, prompt = self._decoding_options(begun), self.prompts.before(context)
+        return Task(self, window, features, wanted, prompt, reach, shares, encoded)
 
     def hear(self, window: Window, context: Sequence[int], begun: Sequence[int] = ()) -> Heard:
         """Decode one window by itself; see `task`."""
@@ -133,8 +133,8 @@ class Job:
         self.language = next(iter(probabilities))
         logger.info("language: %s", LANGUAGES[self.language])
 
-    def _decoding_options(self, context: Sequence[int], begun: Sequence[int]) -> DecodingOptions:
-        """How a window behind `context` is decoded; its language as far as it is settled."""
+    def _decoding_options(self, begun: Sequence[int]) -> DecodingOptions:
+        """How a window is decoded; its language as far as it is settled."""
         options, vocabulary = self.options, self.vocabulary
         chosen = options.suppress_tokens
         return DecodingOptions(
@@ -144,7 +144,6 @@ class Job:
             beam_size=options.beam_size,
             patience=options.patience,
             length_penalty=options.length_penalty,
-            prompt=self.prompts.before(context),
             prefix=self.prompts.take_prefix(),
             begun=tuple(begun),
             without_timestamps=options.without_timestamps,

@@ -25,6 +25,7 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND, HOP_LENGTH
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.options import NOT_LIVE, TranscribeOptions
+from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.speech_windows import (
     LONG_PAUSE,
     LOOK_AHEAD,
@@ -37,7 +38,6 @@ from whisper_npu.runtime.transcribe import WhisperModel, new_job
 from whisper_npu.runtime.vad import SpeechMap, speech_spans
 
 _PADDING = round(PAD * FRAMES_PER_SECOND)
-_CONTEXT_TEMPERATURE = 0.5  # text sampled at a higher one is no good context for what follows
 # Words at the end of what two decodings agree on that wait for one more: they may be half heard.
 _HELD_BACK = 1
 _TAIL = round(0.2 * FRAMES_PER_SECOND)  # heard behind speech, it shows that a word has ended
@@ -356,7 +356,7 @@ class LiveTranscriber:
             return []
         self._begun = found.tokens
         self._language = found.language
-        self._poor_context |= found.temperature > _CONTEXT_TEMPERATURE
+        self._poor_context |= found.temperature > CONTEXT_TEMPERATURE
         spans = self._spans(round(self._said * FRAMES_PER_SECOND), end)
         start = max(self._said, spans[0][0] / FRAMES_PER_SECOND) if spans else self._said
         self._said = max(start, (spans[-1][1] if spans else end) / FRAMES_PER_SECOND)
@@ -387,7 +387,7 @@ class LiveTranscriber:
 
     def _cut(self, frame: int, n_tokens: int) -> None:
         """Begin the buffer at `frame`; its first committed tokens are now text before it."""
-        if self._poor_context or not self._job.options.condition_on_previous_text:
+        if self._poor_context or self._job.options.condition_on_previous_text is False:
             self._context = ()
         else:
             text = (*self._context, *self._begun[:n_tokens])

@@ -12,7 +12,7 @@ import openvino as ov
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
-from whisper_npu.runtime.backend import Float32Array, Int64Array
+from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array
 from whisper_npu.runtime.kv_cache import (
     SEQUENCE_AXIS,
     KVCache,
@@ -25,6 +25,10 @@ from whisper_npu.runtime.openvino_stateful import ROWS
 from whisper_npu.runtime.screening import HIDDEN, TAIL, Screen
 
 logger = logging.getLogger("whisper_npu")
+
+# Tokens of all rows that are decoded in one pass: scores of cross-attention are held for each of
+# them, and the plugin never gives their memory back.
+_TOKENS_AT_ONCE = 128
 
 
 class RequestPool:
@@ -249,14 +253,22 @@ class StatefulSession(_Session):
         return self._length
 
     def step(self, tokens: Int64Array) -> Float32Array:
-        """Decode further tokens; see `DecoderSession.step`."""
+        """Decode further tokens, some at a time; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
         _check_room(self._length, n_new, self._n_text_ctx)
+        at_once = max(N_LOGITS, _TOKENS_AT_ONCE // self._batch)
+        begin = 0
+        for end in reversed(range(n_new, 0, -at_once)[1:]):
+            self._step(tokens[:, begin:end])
+            begin = end
+        return self._step(tokens[:, begin:])
+
+    def _step(self, tokens: Int64Array) -> Float32Array:
         self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
         self._request.set_tensor(ROWS, ov.Tensor(self._rows))
         self._request.start_async()  # `infer` would copy the logits
         self._request.wait()
-        self._length += n_new
+        self._length += tokens.shape[1]
         self._rows = np.arange(self._batch, dtype=np.int32)
         if self._steps == 1:  # the first step with a past shows which contract the graph keeps
             self._check_states()

@@ -36,7 +36,10 @@ class TranscribeOptions:
         logprob_threshold: a window less probable on average looks wrong; None: never.
         no_speech_threshold: a window more probably without speech, and improbable as text, is
             skipped; None: never.
-        condition_on_previous_text: give the decoder the text of the window before.
+        condition_on_previous_text: give the decoder the text of the window before: every window
+            in sequential mode, every other one in batched mode, for which half of the windows have
+            to wait for the other half. Live speech is given the text before it, too. None: unless
+            it is batched mode in a precision other than f32, which is for speed, or `multilingual`.
         initial_prompt: text the decoder is given before the first window (sequential mode) or
             before every window (batched mode).
         hotwords: names and terms the decoder is given before every window.
@@ -75,7 +78,7 @@ class TranscribeOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
-    condition_on_previous_text: bool = True
+    condition_on_previous_text: bool | None = None
     initial_prompt: str | None = None
     hotwords: str | None = None
     prefix: str | None = None

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.tokenizer import Tokenizer
 
+# Text sampled at a higher temperature is no good context for what follows (openai/whisper).
+CONTEXT_TEMPERATURE = 0.5
+
 
 class Prompts:
     """Builds prompts that fit the decoder's context.

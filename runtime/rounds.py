@@ -31,6 +31,10 @@ class Reading(Protocol):
         """
         ...
 
+    def ahead(self, room: int) -> list[Task]:
+        """Windows that wait for others, at most `room`: they are encoded meanwhile."""
+        ...
+
     def take(self, heard: Sequence[Heard]) -> list[Segment]:
         """The segments that are complete, now that the windows of one plan have been heard."""
         ...
@@ -53,6 +57,10 @@ class Recording(Protocol):
         """See `Reading.plan`."""
         ...
 
+    def ahead(self, room: int) -> list[Task]:
+        """See `Reading.ahead`."""
+        ...
+
     def take(self, heard: Sequence[Heard]) -> None:
         """Take up the windows of one plan."""
         ...
@@ -66,6 +74,7 @@ class Recording(Protocol):
 class _Batch:
     """Tasks decoded together; `heard` gives the results once it is done."""
 
+    places: list[int]  # of its tasks in the round
     tasks: list[Task]
     times: StageTimes
     heard: "Future[list[Heard]]"
@@ -124,22 +133,29 @@ class Rounds:
     def _begin(self) -> bool:
         """Plan a round and set the streams to work on it; False if there is nothing to plan."""
         encoding = StageTimes()
-        shares, tasks = self._plan(encoding)
+        shares, tasks, waiting = self._plan(encoding)
         if not tasks:
             return False
-        n_streams = self._backend.n_streams if len(tasks) >= _WORTH_SPLITTING else 1
-        n_batches = max(n_streams, -(-len(tasks) // self._batch_size))
-        edges = [len(tasks) * i // n_batches for i in range(n_batches + 1)]
-        parts = [tasks[a:b] for a, b in pairwise(edges) if b > a]
-        batches = [self._start(part, n_streams) for part in parts]
+        # Few windows are faster in one stream, but once there are several, it is memory for both.
+        in_streams = self._pool is not None or len(tasks) >= _WORTH_SPLITTING
+        n_streams = self._backend.n_streams if in_streams else 1
+        batches = [
+            self._start(places, [tasks[place] for place in places], n_streams)
+            for places in _parts([len(task.prompt) for task in tasks], n_streams, self._batch_size)
+        ]
+        if n_streams > 1:
+            self._encode_ahead(waiting, encoding)
         self._under_way.append(_Round(shares, batches, encoding))
         return True
 
-    def _plan(self, encoding: StageTimes) -> tuple[list[tuple[Recording, int]], list[Task]]:
-        """What the next round decodes; much of it is being encoded already."""
+    def _plan(
+        self, encoding: StageTimes
+    ) -> tuple[list[tuple[Recording, int]], list[Task], list[Task]]:
+        """What the next round decodes, much of it being encoded already, and what waits for it."""
         room = self._batch_size * self._backend.n_streams
         shares: list[tuple[Recording, int]] = []
         tasks: list[Task] = []
+        waiting: list[Task] = []
         number = 0
         while len(tasks) < room:
             if number == len(self._open):
@@ -153,18 +169,24 @@ class Rounds:
                 shares.append((recording, len(planned)))
                 self._busy[recording] = self._busy.get(recording, 0) + 1
                 tasks += planned
-                if self._backend.n_streams > 1 and len(tasks) >= _WORTH_SPLITTING:
-                    pool, streams = self._streams()
-                    tasks = [encode_ahead(task, streams, pool, encoding) for task in tasks]
+                waiting += recording.ahead(max(0, room - len(tasks) - len(waiting)))
+                if len(tasks) + len(waiting) >= _WORTH_SPLITTING:
+                    self._encode_ahead(tasks, encoding)
             elif not self._busy.get(recording):
                 recording.end()
                 self._open.pop(number)
                 continue
             number += 1
-        return shares, tasks
+        return shares, tasks, waiting[: room - len(tasks)]
 
-    def _start(self, tasks: list[Task], n_streams: int) -> _Batch:
-        batch = _Batch(tasks, StageTimes(), Future())
+    def _encode_ahead(self, tasks: Sequence[Task], times: StageTimes) -> None:
+        if self._backend.n_streams > 1:
+            pool, streams = self._streams()
+            for task in tasks:
+                encode_ahead(task, streams, pool, times)
+
+    def _start(self, places: list[int], tasks: list[Task], n_streams: int) -> _Batch:
+        batch = _Batch(places, tasks, StageTimes(), Future())
         if n_streams == 1:
             batch.heard.set_result(hear(tasks, self._backend, batch.times))
             return batch
@@ -179,18 +201,18 @@ class Rounds:
         return self._pool, self._backend.in_streams()
 
     def _finish(self, under_way: _Round) -> None:
-        heard: list[Heard] = []
+        heard: dict[int, Heard] = {}
         n_batches = len(under_way.batches)
         n_tasks = sum(len(batch.tasks) for batch in under_way.batches)
         for batch in under_way.batches:
-            heard += batch.heard.result()
+            heard.update(zip(batch.places, batch.heard.result(), strict=True))
             for task in batch.tasks:
                 task.job.times.add_share(batch.times, 1 / (len(batch.tasks) * n_batches))
                 task.job.times.add_share(under_way.encoding, 1 / (n_tasks * n_batches))
         done = 0
         for recording, n_tasks in under_way.shares:
             self._busy[recording] -= 1
-            recording.take(heard[done : done + n_tasks])
+            recording.take([heard[place] for place in range(done, done + n_tasks)])
             done += n_tasks
 
     def close(self) -> None:
@@ -198,3 +220,21 @@ class Rounds:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
+
+
+def _parts(prompt_lengths: Sequence[int], n_streams: int, batch_size: int) -> list[list[int]]:
+    """Windows, by their places, that share a batch: as many in each stream, prompts equally long.
+
+    Args:
+        prompt_lengths: of each window's prompt.
+        n_streams: streams the windows are divided among.
+        batch_size: windows in a batch at most.
+    """
+    parts = []
+    for length in sorted(set(prompt_lengths), reverse=True):
+        places = [place for place, n in enumerate(prompt_lengths) if n == length]
+        share = round(n_streams * len(places) / len(prompt_lengths))
+        n_batches = max(1, share, -(-len(places) // batch_size))
+        edges = [len(places) * i // n_batches for i in range(n_batches + 1)]
+        parts += [places[a:b] for a, b in pairwise(edges) if b > a]
+    return parts

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.word_timing import last_word_end
-
-# A window that needed a temperature above this is no good context for the next.
-_CONTEXT_TEMPERATURE = 0.5
 
 
 class SequentialReading:
@@ -38,6 +36,10 @@ class SequentialReading:
         self._waits = True
         return [self._job.task(window, self._context[self._context_from :])]
 
+    def ahead(self, room: int) -> list[Task]:
+        """Nothing: where the next window begins is not known."""
+        return []
+
     def take(self, heard: Sequence[Heard]) -> list[Segment]:
         """Segments of the window that was planned."""
         self._waits = False
@@ -58,8 +60,8 @@ class SequentialReading:
         job.account(window.offset, self._seek / FRAMES_PER_SECOND, text.made_up)
         for segment in text.segments:
             self._context.extend(segment.tokens)
-        condition = job.options.condition_on_previous_text
-        if not condition or decoded.temperature > _CONTEXT_TEMPERATURE:
+        unwanted = job.options.condition_on_previous_text is False
+        if unwanted or decoded.temperature > CONTEXT_TEMPERATURE:
             self._context_from = len(self._context)
         job.features.forget(self._seek)
         return text.segments

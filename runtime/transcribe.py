@@ -209,12 +209,19 @@ class TranscriptionStream:
 
     def plan(self, room: int) -> list[Task]:
         """The next windows to be decoded; called by the rounds it takes part in."""
+        if self._job.prompts.has_prefix:  # it belongs to the first window alone
+            room = min(room, 1)
+        return self._tasks(lambda reading: reading.plan(room))
+
+    def ahead(self, room: int) -> list[Task]:
+        """Windows that wait for others; called by the rounds it takes part in."""
+        return self._tasks(lambda reading: reading.ahead(room))
+
+    def _tasks(self, choose: Callable[[Reading], list[Task]]) -> list[Task]:
         try:
             if self._reading is None:
                 self._reading = _reading(self._job)
-            if self._job.prompts.has_prefix:  # it belongs to the first window alone
-                room = min(room, 1)
-            return self._reading.plan(room)
+            return choose(self._reading)
         except WhisperNpuError as error:  # of this recording; the others go on
             self.fail(error)
             return []

@@ -31,11 +31,13 @@ def tokenizer(tmp_path_factory):
     return Tokenizer(write_companions(tmp_path_factory.mktemp("tiny")) / "tokenizer.json")
 
 
-def decode(tokenizer, say, vocabulary=MULTILINGUAL, audio=NO_AUDIO, **options):
+def decode(tokenizer, say, vocabulary=MULTILINGUAL, audio=NO_AUDIO, prompts=(), **options):
     """What became of scripted windows, and the backend that was asked."""
     backend = FakeBackend(tokenizer, [say])
     options = DecodingOptions(**options)
-    windows = decode_windows(backend, tokenizer, vocabulary, audio, options, StageTimes())
+    windows = decode_windows(
+        backend, tokenizer, vocabulary, audio, options, StageTimes(), prompts=prompts
+    )
     assert backend.open_sessions == 0
     return windows, backend
 
@@ -186,12 +188,31 @@ class TestPrompt:
 
     def test_prompt_and_prefix(self, tokenizer):
         (window,), backend = decode(
-            tokenizer, Say((5,)), ENGLISH, without_timestamps=True, prompt=(1, 2), prefix=(3, 4)
+            tokenizer,
+            Say((5,)),
+            ENGLISH,
+            prompts=[(1, 2)],
+            without_timestamps=True,
+            prefix=(3, 4),
         )
         special = tokenizer.special
         head = [special.sot_prev, 1, 2, special.sot, special.no_timestamps, 3, 4]
         assert backend.asked[0].tokens[0][: len(head)] == head
         assert window.tokens == (5,)
+
+    def test_every_window_has_its_own_prompt(self, tokenizer):
+        audio = np.repeat(NO_AUDIO, 2, axis=0)
+        options = {"without_timestamps": True, "beam_size": 2}
+        _, backend = decode(
+            tokenizer, Say((5,)), ENGLISH, audio, prompts=[(1, 2), (3, 4)], **options
+        )
+        prompts = [row[1:3] for row in backend.asked[0].tokens]
+        assert prompts == [[1, 2], [1, 2], [3, 4], [3, 4]]
+
+    def test_prompts_of_windows_decoded_together_are_equally_long(self, tokenizer):
+        audio = np.repeat(NO_AUDIO, 2, axis=0)
+        with pytest.raises(ValueError, match="equally long"):
+            decode(tokenizer, Say((5,)), ENGLISH, audio, prompts=[(1, 2), (3,)])
 
     def test_no_room(self, tokenizer):
         with pytest.raises(UsageError, match=f"context of {N_TEXT_CTX}"):

@@ -165,14 +165,19 @@ def check_tokens_up_to_the_limit(model, tiny_checkpoint, audio, before=()):
     eot = model.tokenizer.special.eot
     options = DecodingOptions(
         without_timestamps=True,
-        prompt=before,
         suppress_tokens=(*model.vocabulary.suppress, eot, *range(eot, model.backend.n_vocab)),
         suppress_first=model.vocabulary.begin_suppress,
     )
     windows = decode_windows(
-        model.backend, model.tokenizer, model.vocabulary, audio, options, StageTimes()
+        model.backend,
+        model.tokenizer,
+        model.vocabulary,
+        audio,
+        options,
+        StageTimes(),
+        prompts=[before] * batch,
     )
-    prompt, _ = initial_tokens(model.tokenizer, model.vocabulary, options, N_TEXT_CTX)
+    prompt, _ = initial_tokens(model.tokenizer, model.vocabulary, options, N_TEXT_CTX, before)
     assert [window.reached_limit for window in windows] == [True] * batch
     tokens = np.array([prompt + list(window.tokens) for window in windows], np.int64)
     assert tokens.shape == (batch, N_TEXT_CTX)
@@ -213,9 +218,15 @@ def test_no_speech_probability_is_that_after_sot(model, tiny_checkpoint, audio):
     )[:, 0].astype(np.float64)
     want = np.exp(logits[:, special.no_speech]) / np.exp(logits).sum(-1)
     for prompt in [(), (5, 6, 7), tuple(range(100))]:  # sot is elsewhere behind a prompt
-        options = DecodingOptions(without_timestamps=True, prompt=prompt, sample_len=1)
+        options = DecodingOptions(without_timestamps=True, sample_len=1)
         got = decode_windows(
-            model.backend, model.tokenizer, model.vocabulary, audio, options, StageTimes()
+            model.backend,
+            model.tokenizer,
+            model.vocabulary,
+            audio,
+            options,
+            StageTimes(),
+            prompts=[prompt] * 3,
         )
         if not prompt:
             assert [w.no_speech_prob for w in got] == pytest.approx(want.tolist(), abs=1e-6)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny_whisper
+from pauses import PausesEverySoOften
 
 from whisper_npu.errors import AudioError, DeviceError, UsageError
 from whisper_npu.runtime.hearing import frames_to_encode
@@ -28,16 +29,20 @@ class FakeJob:
 
 
 class FakeTask:
-    def __init__(self, name):
+    def __init__(self, name, prompt=()):
         self.name = name
+        self.prompt = prompt
         self.job = FakeJob()
 
 
 class FakeRecording:
-    """Has `n` windows; at most `at_once` of them are ready at the same time."""
+    """Has `n` windows; at most `at_once` of them are ready at the same time.
 
-    def __init__(self, name, n, at_once=100):
-        self.name, self.left, self.at_once = name, n, at_once
+    Those whose number is in `prompted` have a prompt.
+    """
+
+    def __init__(self, name, n, at_once=100, prompted=()):
+        self.name, self.left, self.at_once, self.prompted = name, n, at_once, prompted
         self.times = StageTimes()
         self.has_ended = False
         self.waiting = 0
@@ -45,10 +50,14 @@ class FakeRecording:
 
     def plan(self, room):
         n = min(room, self.left, self.at_once - self.waiting)
-        tasks = [FakeTask(f"{self.name}{self.left - i}") for i in range(n)]
+        numbers = [self.left - i for i in range(n)]
+        tasks = [FakeTask(f"{self.name}{i}", (1,) * (i in self.prompted)) for i in numbers]
         self.left -= n
         self.waiting += n
         return tasks
+
+    def ahead(self, room):
+        return []
 
     def take(self, heard):
         self.waiting -= len(heard)
@@ -110,9 +119,32 @@ class TestRounds:
         assert max(len(batch) for batch in batches) == 5
         assert sum(len(batch) for batch in batches) == 100
 
+    def test_few_windows_stay_in_the_streams_once_these_are_there(self, batches):
+        go_through([FakeRecording("a", 18)], 8)
+        assert sorted(batches, key=len) == [
+            ["a2"],
+            ["a1"],
+            [f"a{i}" for i in range(18, 10, -1)],
+            [f"a{i}" for i in range(10, 2, -1)],
+        ]
+
     def test_without_streams_a_round_is_one_batch(self, batches):
         assert go_through([FakeRecording("a", 10)], 4, n_streams=1) == 3
         assert [len(batch) for batch in batches] == [4, 4, 2]
+
+    def test_windows_with_and_without_prompts_are_apart(self, batches):
+        recordings = [
+            FakeRecording("a", 12, prompted=(11, 9, 7, 5)),
+            FakeRecording("b", 4, prompted=(1, 2)),
+        ]
+        go_through(recordings, 8)
+        assert sorted(batches) == [
+            ["a11", "a9", "a7", "a5", "b2", "b1"],
+            ["a12", "a10", "a8", "a6", "a4"],
+            ["a3", "a2", "a1", "b4", "b3"],
+        ]
+        for recording, n in zip(recordings, (12, 4), strict=True):  # each in its own order
+            assert recording.taken == [f"{recording.name}{n - i}" for i in range(n)]
 
     def test_recordings_that_wait_for_their_last_window_go_on_side_by_side(self, batches):
         go_through([FakeRecording("a", 3, at_once=1), FakeRecording("b", 3, at_once=1)], 4)
@@ -187,20 +219,6 @@ def test_short_windows_are_encoded_with_silence_behind_them():
     assert frames_to_encode(1300, choices, 1280) == 2000
     assert frames_to_encode(2900, choices, 384) == 3000
     assert frames_to_encode(100, (3000,), 384) == 3000
-
-
-class PausesEverySoOften:
-    """Hears speech, and a pause of a quarter of a second in every four."""
-
-    def detector(self):
-        return PausesEverySoOften()
-
-    def judge(self, chunks):
-        self.heard += len(chunks)
-        numbers = np.arange(self.heard - len(chunks), self.heard)
-        return (numbers % 125 >= 8).astype(np.float32)
-
-    heard = 0
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,154 @@
+"""Batched decoding: which windows wait for which, and what text each is given before it.
+
+A scripted decoder says what a test tells it to; speech has a pause in every four seconds.
+"""
+
+import numpy as np
+import pytest
+import tiny_whisper
+from fake_backend import Say, fake_model
+from pauses import PausesEverySoOften
+
+from whisper_npu.runtime.transcribe import WhisperModel, _reading
+
+SECONDS = 130.0  # five windows of 26 to 28 s
+BATCHED = {"mode": "batched", "language": "en", "batch_size": 1}
+
+
+@pytest.fixture
+def model(tmp_path):
+    fake = fake_model(tmp_path, [Say(())])
+    fake.backend.n_text_ctx = 448
+    return WhisperModel(fake.folder, fake.backend, fake.tokenizer, PausesEverySoOften())
+
+
+@pytest.fixture
+def say(model):
+    """A function from a text to a window in which it is said from the start to the end."""
+    begin = model.tokenizer.special.timestamp_begin
+
+    def say_until(text, end=27.5, **changes):
+        tokens = (begin, *model.tokenizer.encode(text), begin + round(end / 0.02))
+        return Say(tokens, **changes)
+
+    return say_until
+
+
+def prompts(model, script, **options):
+    """The tokens before `<|startoftranscript|>` of each window, and the text that came of them."""
+    model.backend.script = list(script)
+    model.backend.asked.clear()
+    samples = tiny_whisper.synthetic_speech(0, SECONDS)
+    result = model.transcribe(samples, **{**BATCHED, **options}).result()
+    rows = [session.tokens[0] for session in model.backend.asked]
+    sot = model.tokenizer.special.sot
+    return [row[: row.index(sot)] for row in rows], result
+
+
+def script(say, n=5):
+    return [
+        say(f" Window {chr(ord('a') + i)} says so many words that they fill it.") for i in range(n)
+    ]
+
+
+class TestContext:
+    def test_every_other_window_has_the_text_before_it(self, model, say):
+        said = script(say)
+        before, result = prompts(model, said)
+        starts = sorted({segment.seek for segment in result.segments})
+        assert len(starts) == 5
+        previous = model.tokenizer.special.sot_prev
+        assert before[0::2] == [[], [], []]
+        for window in (1, 3):
+            text = list(said[window - 1].tokens)
+            length = max(n for n in (64, 32, 16) if n <= len(text))
+            assert before[window] == [previous, *text[-length:]]
+        assert [segment.text[:9] for segment in result.segments] == [
+            f" Window {letter}" for letter in "abcde"
+        ]
+
+    def test_lengths_are_few_and_short_texts_are_none(self, model, say):
+        letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 100)
+        before, _ = prompts(
+            model, [say(text) for text in (" " + "".join(letters), " No.", " Yes.")]
+        )
+        assert [len(prompt) for prompt in before] == [0, 1 + 64, 0, 0, 0]
+
+    @pytest.mark.parametrize(
+        "options", [{"condition_on_previous_text": False}, {"multilingual": True, "language": None}]
+    )
+    def test_none_if_it_is_not_wanted_or_may_be_in_another_language(self, model, say, options):
+        before, result = prompts(model, script(say), **options)
+        assert not any(before)
+        assert result.segments
+
+    def test_none_from_a_text_that_was_sampled_at_random(self, model, say):
+        """The first window is improbable until the last temperature, which is above 0.5."""
+        doubtful = say(" Something that nobody is sure to have heard at all.", logit=6.0)
+        options = {"temperature": (0.0, 1.0), "best_of": 1, "logprob_threshold": -1e-9}
+        before, result = prompts(model, [doubtful], **options)
+        assert {segment.temperature for segment in result.segments} != {0.0}
+        assert not any(before)
+
+    def test_the_users_prompt_stays_before_it(self, model, say):
+        said = script(say)
+        before, _ = prompts(model, said, initial_prompt="Kyiv.", hotwords="Lviv")
+        special = model.tokenizer.special
+        own = [
+            special.sot_prev,
+            *model.tokenizer.encode(" Lviv"),
+            *model.tokenizer.encode(" Kyiv."),
+        ]
+        assert [prompt[: len(own)] for prompt in before] == [own] * 5
+        assert [len(prompt) == len(own) for prompt in before] == [True, False] * 2 + [True]
+
+    @pytest.mark.parametrize(
+        ("precision", "wanted", "given"),
+        [
+            ("f32", None, True),
+            ("bf16", None, False),
+            ("f16", None, False),
+            ("bf16", True, True),
+            ("f32", False, False),
+        ],
+    )
+    def test_unless_asked_only_in_f32(self, model, say, precision, wanted, given):
+        model.backend.precision = precision
+        before, _ = prompts(model, script(say), condition_on_previous_text=wanted)
+        assert any(before) == given
+
+
+class TestPlan:
+    def reading(self, model, **options):
+        stream = model.transcribe(
+            tiny_whisper.synthetic_speech(0, SECONDS), **{**BATCHED, **options}
+        )
+        return _reading(stream._job)
+
+    def test_windows_that_wait_are_not_planned_but_may_be_encoded(self, model):
+        reading = self.reading(model)
+        planned, waiting = reading.plan(16), reading.ahead(16)
+        order = sorted([*planned, *waiting], key=lambda task: task.window.start)
+        assert [task in planned for task in order] == [True, False, True, False, True]
+        assert reading.plan(16) == []
+        assert reading.ahead(16) == waiting  # the same tasks: what is encoded stays so
+        assert len(reading.ahead(1)) == 1
+
+    def test_all_at_once_without_context(self, model):
+        reading = self.reading(model, condition_on_previous_text=False)
+        assert len(reading.plan(16)) == 5
+        assert reading.ahead(16) == []
+
+    def test_no_more_than_there_is_room_for(self, model):
+        reading = self.reading(model)
+        assert len(reading.plan(2)) == 2
+        assert len(reading.ahead(16)) == 1  # it reads no further than it must
+
+
+def test_frames_are_kept_for_windows_that_wait(model, say):
+    """What the encoder hears is the same whether a window waited or not."""
+    prompts(model, script(say))
+    waited = [np.array(window) for window in model.backend.windows]
+    model.backend.windows.clear()
+    prompts(model, script(say), condition_on_previous_text=False)
+    np.testing.assert_array_equal(waited, model.backend.windows)
