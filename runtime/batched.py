@@ -105,11 +105,12 @@ class BatchedReading:
         said = [] if place.before is None else place.before.segments
         place.before = None
         tokens = [token for segment in said for token in segment.tokens]
-        initial = self._job.prompts.initial
+        prompts = self._job.prompts
         if any(segment.temperature > CONTEXT_TEMPERATURE for segment in said):
-            return initial
-        length = next((n for n in _CONTEXT_LENGTHS if n <= len(tokens)), 0)
-        return (*initial, *tokens[len(tokens) - length :])
+            return prompts.initial
+        most = min(len(tokens), prompts.room)
+        length = next((n for n in _CONTEXT_LENGTHS if n <= most), 0)
+        return (*prompts.initial, *tokens[len(tokens) - length :])
 
     def _task(self, place: _Place) -> Task:
         """What is next to be heard of a place, its prompt left open."""

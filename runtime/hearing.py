@@ -7,7 +7,7 @@ the encoder makes of silence, so that a row never depends on its neighbours.
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +48,7 @@ class Task:
         shares: whether it shares its batch with windows of other lengths.
         encoded: the features encoded, where that has been done, or begun, already; used up when
             the window is decoded.
+        encoding: how long it took to encode them ahead.
     """
 
     job: "Job"
@@ -58,6 +59,7 @@ class Task:
     reach: float = 0.0
     shares: bool = False
     encoded: "Future[Float32Array] | None" = None
+    encoding: StageTimes = field(default_factory=StageTimes)
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Hea
     return [result for result in heard if result is not None]
 
 
-def encode_ahead(task: Task, backend: Backend, pool: Executor, times: StageTimes) -> None:
+def encode_ahead(task: Task, backend: Backend, pool: Executor) -> None:
     """Have a task's features encoded while others are planned, if that has not begun already."""
 
     def encode() -> Float32Array:
-        with times.measure("encoder"):
+        with task.encoding.measure("encoder"):
             return backend.encode(task.features[None])
 
     if task.encoded is None:

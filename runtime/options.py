@@ -38,8 +38,9 @@ class TranscribeOptions:
             skipped; None: never.
         condition_on_previous_text: give the decoder the text of the window before: every window
             in sequential mode, every other one in batched mode, for which half of the windows have
-            to wait for the other half. Live speech is given the text before it, too. None: unless
-            it is batched mode in a precision other than f32, which is for speed, or `multilingual`.
+            to wait for the other half. Live speech is given the text before it, too. None: yes,
+            but in batched mode only in f32, and not with `multilingual`; other precisions are for
+            speed.
         initial_prompt: text the decoder is given before the first window (sequential mode) or
             before every window (batched mode).
         hotwords: names and terms the decoder is given before every window.

@@ -35,6 +35,11 @@ class Prompts:
             )
         return tuple(tokens[-self._room :])
 
+    @property
+    def room(self) -> int:
+        """Tokens that fit behind hotwords and initial prompt without pushing any of them out."""
+        return max(0, self._room - len(self._hotwords) - len(self.initial))
+
     def before(self, context: Sequence[int]) -> tuple[int, ...]:
         """The prompt before a window whose preceding text is `context`."""
         room = self._room - len(self._hotwords)

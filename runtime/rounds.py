@@ -82,11 +82,15 @@ class _Batch:
 
 @dataclass
 class _Round:
-    """What is being decoded: batches, and how many tasks each recording has in them, in order."""
+    """What is being decoded: batches, and how many tasks each recording has in them, in order.
+
+    Attributes:
+        n_streams: in how many streams; in one, it has been decoded already.
+    """
 
     shares: list[tuple[Recording, int]]
     batches: list[_Batch]
-    encoding: StageTimes
+    n_streams: int
 
 
 class Rounds:
@@ -121,7 +125,7 @@ class Rounds:
             if not self._under_way and not self._begin():
                 self.close()
                 return False
-            if len(self._under_way[0].batches) > 1:
+            if self._under_way[0].n_streams > 1:
                 self._begin()  # read on while the streams are busy
             self._finish(self._under_way.popleft())
             give_back()
@@ -132,25 +136,22 @@ class Rounds:
 
     def _begin(self) -> bool:
         """Plan a round and set the streams to work on it; False if there is nothing to plan."""
-        encoding = StageTimes()
-        shares, tasks, waiting = self._plan(encoding)
+        shares, tasks, waiting = self._plan()
         if not tasks:
             return False
         # Few windows are faster in one stream, but once there are several, it is memory for both.
-        in_streams = self._pool is not None or len(tasks) >= _WORTH_SPLITTING
-        n_streams = self._backend.n_streams if in_streams else 1
+        enough = self._backend.n_streams if self._pool is not None else _WORTH_SPLITTING
+        n_streams = self._backend.n_streams if len(tasks) >= enough else 1
         batches = [
             self._start(places, [tasks[place] for place in places], n_streams)
             for places in _parts([len(task.prompt) for task in tasks], n_streams, self._batch_size)
         ]
         if n_streams > 1:
-            self._encode_ahead(waiting, encoding)
-        self._under_way.append(_Round(shares, batches, encoding))
+            self._encode_ahead(waiting)
+        self._under_way.append(_Round(shares, batches, n_streams))
         return True
 
-    def _plan(
-        self, encoding: StageTimes
-    ) -> tuple[list[tuple[Recording, int]], list[Task], list[Task]]:
+    def _plan(self) -> tuple[list[tuple[Recording, int]], list[Task], list[Task]]:
         """What the next round decodes, much of it being encoded already, and what waits for it."""
         room = self._batch_size * self._backend.n_streams
         shares: list[tuple[Recording, int]] = []
@@ -171,7 +172,7 @@ class Rounds:
                 tasks += planned
                 waiting += recording.ahead(max(0, room - len(tasks) - len(waiting)))
                 if len(tasks) + len(waiting) >= _WORTH_SPLITTING:
-                    self._encode_ahead(tasks, encoding)
+                    self._encode_ahead(tasks)
             elif not self._busy.get(recording):
                 recording.end()
                 self._open.pop(number)
@@ -179,11 +180,11 @@ class Rounds:
             number += 1
         return shares, tasks, waiting[: room - len(tasks)]
 
-    def _encode_ahead(self, tasks: Sequence[Task], times: StageTimes) -> None:
+    def _encode_ahead(self, tasks: Sequence[Task]) -> None:
         if self._backend.n_streams > 1:
             pool, streams = self._streams()
             for task in tasks:
-                encode_ahead(task, streams, pool, times)
+                encode_ahead(task, streams, pool)
 
     def _start(self, places: list[int], tasks: list[Task], n_streams: int) -> _Batch:
         batch = _Batch(places, tasks, StageTimes(), Future())
@@ -202,13 +203,12 @@ class Rounds:
 
     def _finish(self, under_way: _Round) -> None:
         heard: dict[int, Heard] = {}
-        n_batches = len(under_way.batches)
-        n_tasks = sum(len(batch.tasks) for batch in under_way.batches)
+        n_at_once = min(under_way.n_streams, len(under_way.batches))
         for batch in under_way.batches:
             heard.update(zip(batch.places, batch.heard.result(), strict=True))
             for task in batch.tasks:
-                task.job.times.add_share(batch.times, 1 / (len(batch.tasks) * n_batches))
-                task.job.times.add_share(under_way.encoding, 1 / (n_tasks * n_batches))
+                task.job.times.add_share(batch.times, 1 / (len(batch.tasks) * n_at_once))
+                task.job.times.add_share(task.encoding, 1 / self._backend.n_streams)
         done = 0
         for recording, n_tasks in under_way.shares:
             self._busy[recording] -= 1
@@ -216,14 +216,14 @@ class Rounds:
             done += n_tasks
 
     def close(self) -> None:
-        """Let the streams go; they finish what they have begun."""
+        """Let the streams go; they finish what they have begun, and begin nothing more."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False)
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
 
 def _parts(prompt_lengths: Sequence[int], n_streams: int, batch_size: int) -> list[list[int]]:
-    """Windows, by their places, that share a batch: as many in each stream, prompts equally long.
+    """Windows, by their places, that share a batch: prompts equally long, streams evenly used.
 
     Args:
         prompt_lengths: of each window's prompt.

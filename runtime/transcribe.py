@@ -218,6 +218,8 @@ class TranscriptionStream:
         return self._tasks(lambda reading: reading.ahead(room))
 
     def _tasks(self, choose: Callable[[Reading], list[Task]]) -> list[Task]:
+        if self._ended:
+            return []
         try:
             if self._reading is None:
                 self._reading = _reading(self._job)
@@ -243,6 +245,7 @@ class TranscriptionStream:
     def fail(self, error: BaseException) -> None:
         """Give the transcription up; whoever asks for what is missing is told why."""
         self._error = error
+        self._reading = None  # windows that wait hold a good deal
         self._close()
 
     def close(self) -> None:

@@ -70,8 +70,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
 _CONTEXT_LIVE = "give what is heard the text before it (default: True)"
 _CONTEXT = (
     "give a window the text before it: each in sequential mode, every other one in batched mode, "
-    "which makes fewer errors and takes up to a quarter longer (default: True, but False in "
-    "batched mode unless the precision is f32)"
+    "which makes fewer errors and takes a fifth longer with a single short recording (default: "
+    "True, but in batched mode only with f32, and not with --multilingual)"
 )
 
 

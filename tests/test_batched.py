@@ -102,6 +102,33 @@ class TestContext:
         assert [prompt[: len(own)] for prompt in before] == [own] * 5
         assert [len(prompt) == len(own) for prompt in before] == [True, False] * 2 + [True]
 
+    @pytest.mark.parametrize("n_own", [380 // 2, 200, 223])
+    def test_it_pushes_nothing_of_the_users_prompt_out(self, model, say, n_own):
+        letters = np.random.default_rng(1).choice(list("abcdefghijklmnopqrstuvwxyz"), 400)
+        tokens = model.tokenizer.encode(" " + "".join(letters))[:n_own]
+        own = model.tokenizer.decode(tokens).strip()
+        tokens = model.tokenizer.encode(" " + own)
+        before, _ = prompts(model, script(say), initial_prompt=own)
+        assert len(tokens) >= n_own
+        assert all(prompt[1 : 1 + len(tokens)] == tokens[-223:] for prompt in before)
+        fits = [0, *(n for n in (16, 32, 64) if n <= 223 - len(tokens))]
+        assert [len(prompt) - 1 - len(tokens[-223:]) for prompt in before] == [
+            0,
+            fits[-1],
+            0,
+            fits[-1],
+            0,
+        ]
+
+    def test_it_waits_for_what_is_left_of_the_window_before(self, model, say):
+        """A text ends early where no more tokens may be sampled; the rest is heard by itself."""
+        said = say(" These are the words of the first half of it alone.", end=14.0).tokens
+        half, rest = Say((*said, said[-1])), say(" And these are those of the rest.", end=13.0)
+        before, result = prompts(model, [half, rest, say(" No more.")], sample_len=len(half.tokens))
+        assert [segment.seek for segment in result.segments[:2]] == [0, 1400]
+        assert [len(prompt) for prompt in before[:2]] == [0, 0]
+        assert tuple(before[2][1:]) == (*said, *rest.tokens)[-64:]
+
     @pytest.mark.parametrize(
         ("precision", "wanted", "given"),
         [
@@ -144,11 +171,17 @@ class TestPlan:
         assert len(reading.plan(2)) == 2
         assert len(reading.ahead(16)) == 1  # it reads no further than it must
 
-
-def test_frames_are_kept_for_windows_that_wait(model, say):
-    """What the encoder hears is the same whether a window waited or not."""
-    prompts(model, script(say))
-    waited = [np.array(window) for window in model.backend.windows]
-    model.backend.windows.clear()
-    prompts(model, script(say), condition_on_previous_text=False)
-    np.testing.assert_array_equal(waited, model.backend.windows)
+    @pytest.mark.parametrize("batch_size", [3, 16])
+    def test_frames_are_kept_for_windows_that_wait(self, model, say, batch_size):
+        """What the encoder hears is the same whether a window waited or not."""
+        model.backend.script = [say(" Window of words that go on and on.")]
+        samples = tiny_whisper.synthetic_speech(0, SECONDS)
+        options = {**BATCHED, "batch_size": batch_size}
+        result = model.transcribe(samples, **options).result()
+        assert [segment.seek for segment in result.segments] == sorted(
+            {segment.seek for segment in result.segments}
+        )
+        waited, model.backend.windows = model.backend.windows, []
+        _ = model.transcribe(samples, **options, condition_on_previous_text=False).text
+        in_order = [model.backend.windows[place] for place in (0, 2, 4, 1, 3)]
+        np.testing.assert_array_equal(waited, in_order)

@@ -23,26 +23,23 @@ OPTIONS = {
 }
 
 
-class FakeJob:
-    def __init__(self):
-        self.times = StageTimes()
-
-
 class FakeTask:
-    def __init__(self, name, prompt=()):
+    def __init__(self, name, recording, prompt=()):
         self.name = name
         self.prompt = prompt
-        self.job = FakeJob()
+        self.job = recording
+        self.encoding = StageTimes()
 
 
 class FakeRecording:
     """Has `n` windows; at most `at_once` of them are ready at the same time.
 
-    Those whose number is in `prompted` have a prompt.
+    Those whose number is in `prompted` have a prompt; `n_ahead` more wait.
     """
 
-    def __init__(self, name, n, at_once=100, prompted=()):
+    def __init__(self, name, n, at_once=100, prompted=(), n_ahead=0):
         self.name, self.left, self.at_once, self.prompted = name, n, at_once, prompted
+        self.n_ahead = n_ahead
         self.times = StageTimes()
         self.has_ended = False
         self.waiting = 0
@@ -51,13 +48,13 @@ class FakeRecording:
     def plan(self, room):
         n = min(room, self.left, self.at_once - self.waiting)
         numbers = [self.left - i for i in range(n)]
-        tasks = [FakeTask(f"{self.name}{i}", (1,) * (i in self.prompted)) for i in numbers]
+        tasks = [FakeTask(f"{self.name}{i}", self, (1,) * (i in self.prompted)) for i in numbers]
         self.left -= n
         self.waiting += n
         return tasks
 
     def ahead(self, room):
-        return []
+        return [FakeTask(f"{self.name} waits", self) for _ in range(min(room, self.n_ahead))]
 
     def take(self, heard):
         self.waiting -= len(heard)
@@ -72,20 +69,36 @@ class FakeStreams:
         self.n_streams = n_streams
 
     def in_streams(self):
-        return self
+        return "streams"
+
+
+class Batches(list):
+    """What was decoded together, by names; `in_one` those of them that were not in streams.
+
+    `ahead` is what was encoded before it was to be decoded.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.in_one, self.ahead = [], []
 
 
 @pytest.fixture
 def batches(monkeypatch):
-    """What was decoded together, by names; hearing a task gives its name."""
-    seen = []
+    """Hearing a task gives its name, and takes a second."""
+    seen = Batches()
 
     def hear(tasks, backend, times):
         seen.append([task.name for task in tasks])
+        if backend != "streams":
+            seen.in_one.append(seen[-1])
+        times.add("decoder", 1.0)
         return [task.name for task in tasks]
 
     monkeypatch.setattr("whisper_npu.runtime.rounds.hear", hear)
-    monkeypatch.setattr("whisper_npu.runtime.rounds.encode_ahead", lambda task, *_: task)
+    monkeypatch.setattr(
+        "whisper_npu.runtime.rounds.encode_ahead", lambda task, *_: seen.ahead.append(task.name)
+    )
     return seen
 
 
@@ -119,14 +132,42 @@ class TestRounds:
         assert max(len(batch) for batch in batches) == 5
         assert sum(len(batch) for batch in batches) == 100
 
-    def test_few_windows_stay_in_the_streams_once_these_are_there(self, batches):
-        go_through([FakeRecording("a", 18)], 8)
-        assert sorted(batches, key=len) == [
-            ["a2"],
-            ["a1"],
-            [f"a{i}" for i in range(18, 10, -1)],
-            [f"a{i}" for i in range(10, 2, -1)],
-        ]
+    @pytest.mark.parametrize(
+        ("n_windows", "tail"), [(7, [7]), (16 + 1, [1]), (16 + 2, []), (16 + 7, []), (16 + 8, [])]
+    )
+    def test_few_windows_stay_in_the_streams_once_these_are_there(self, batches, n_windows, tail):
+        """But one alone has all threads."""
+        go_through([FakeRecording("a", n_windows)], 8)
+        assert [len(batch) for batch in batches.in_one] == tail
+
+    @pytest.mark.parametrize(
+        ("n_windows", "n_waiting", "n_ahead"), [(3, 4, 0), (5, 20, 11), (12, 2, 2), (16, 5, 0)]
+    )
+    def test_what_waits_is_encoded_where_a_round_has_room(
+        self, batches, n_windows, n_waiting, n_ahead
+    ):
+        """In streams alone, for only there something may be idle."""
+        go_through([FakeRecording("a", n_windows, n_ahead=n_waiting)], 8)
+        assert batches.ahead.count("a waits") == n_ahead
+
+    def test_time_of_what_runs_side_by_side_counts_once(self, batches):
+        """Three batches of a second each, in one stream and in two."""
+
+        def seconds(n_streams):
+            recording = FakeRecording("a", 12, prompted=(1, 2))
+            go_through([recording], 16, n_streams)
+            return recording.times.seconds["decoder"]
+
+        assert seconds(1) == pytest.approx(2.0)  # with prompts and without
+        assert seconds(2) == pytest.approx(3 / 2)
+
+    def test_in_one_stream_the_next_round_waits_for_this_one(self, batches):
+        """Also where it takes two batches, for the prompts differ."""
+        recording = FakeRecording("a", 8, prompted=(7, 5, 3, 1))
+        rounds = Rounds(FakeStreams(1), 4, iter([recording]))
+        assert rounds.advance()
+        assert len(recording.taken) == 4
+        assert sum(len(batch) for batch in batches) == 4
 
     def test_without_streams_a_round_is_one_batch(self, batches):
         assert go_through([FakeRecording("a", 10)], 4, n_streams=1) == 3
@@ -259,6 +300,19 @@ class TestRealGraphs:
         one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
         many = [s.result() for s in model.transcribe_all(recordings, **options, batch_size=16)]
         assert [result.segments for result in many] == [result.segments for result in one]
+
+    def test_nor_do_they_where_windows_have_the_text_before_them(self, model, recordings):
+        """Texts are long enough to be context, and windows with and without share rounds."""
+        endless = range(model.tokenizer.special.eot, model.backend.n_vocab)
+        options = {**OPTIONS, "mode": "batched", "sample_len": 40, "without_timestamps": True}
+        options["suppress_tokens"] = tuple(endless)
+        one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
+        for batch_size in (2, 16):
+            streams = model.transcribe_all(recordings, **options, batch_size=batch_size)
+            many = [stream.result() for stream in streams]
+            assert [result.segments for result in many] == [result.segments for result in one]
+        without = model.transcribe(recordings[2], **options, condition_on_previous_text=False)
+        assert without.result().segments != one[2].segments
 
     def test_a_bad_recording_costs_nothing_but_itself(self, model, recordings, tmp_path):
         damaged = tmp_path / "damaged.wav"
