@@ -147,6 +147,11 @@ def test_reordered_rows_continue_the_permuted_history(model, audio, rows, n_wind
     np.testing.assert_allclose(got[-1][:, 0], twice[:, -1], rtol=0, atol=TOLERANCE)
 
 
+def decode(model, audio, options, **changes):
+    backend, tokenizer, vocabulary = model.backend, model.tokenizer, model.vocabulary
+    return decode_windows(backend, tokenizer, vocabulary, audio, options, StageTimes(), **changes)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("model", ["concat", "static", "stateful"], indirect=True)
 def test_tokens_equal_pytorch_up_to_the_limit(model, tiny_checkpoint, audio, batch):
@@ -168,15 +173,7 @@ def check_tokens_up_to_the_limit(model, tiny_checkpoint, audio, before=()):
         suppress_tokens=(*model.vocabulary.suppress, eot, *range(eot, model.backend.n_vocab)),
         suppress_first=model.vocabulary.begin_suppress,
     )
-    windows = decode_windows(
-        model.backend,
-        model.tokenizer,
-        model.vocabulary,
-        audio,
-        options,
-        StageTimes(),
-        prompts=[before] * batch,
-    )
+    windows = decode(model, audio, options, prompts=[before] * batch)
     prompt, _ = initial_tokens(model.tokenizer, model.vocabulary, options, N_TEXT_CTX, before)
     assert [window.reached_limit for window in windows] == [True] * batch
     tokens = np.array([prompt + list(window.tokens) for window in windows], np.int64)
@@ -196,13 +193,8 @@ def test_a_batch_decodes_each_window_as_if_alone(model, audio):
         sample_len=60,
     )
 
-    def decode(windows):
-        return decode_windows(
-            model.backend, model.tokenizer, model.vocabulary, windows, options, StageTimes()
-        )
-
-    together = decode(audio)
-    alone = [decode(audio[i : i + 1])[0] for i in range(3)]
+    together = decode(model, audio, options)
+    alone = [decode(model, audio[i : i + 1], options)[0] for i in range(3)]
     assert [window.tokens for window in together] == [window.tokens for window in alone]
     assert [window.reached_limit for window in together] == [False, False, True]
     assert len({window.tokens for window in together}) == 3
@@ -219,15 +211,7 @@ def test_no_speech_probability_is_that_after_sot(model, tiny_checkpoint, audio):
     want = np.exp(logits[:, special.no_speech]) / np.exp(logits).sum(-1)
     for prompt in [(), (5, 6, 7), tuple(range(100))]:  # sot is elsewhere behind a prompt
         options = DecodingOptions(without_timestamps=True, sample_len=1)
-        got = decode_windows(
-            model.backend,
-            model.tokenizer,
-            model.vocabulary,
-            audio,
-            options,
-            StageTimes(),
-            prompts=[prompt] * 3,
-        )
+        got = decode(model, audio, options, prompts=[prompt] * 3)
         if not prompt:
             assert [w.no_speech_prob for w in got] == pytest.approx(want.tolist(), abs=1e-6)
         else:
