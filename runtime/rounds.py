@@ -216,9 +216,9 @@ class Rounds:
             done += n_tasks
 
     def close(self) -> None:
-        """Let the streams go; they finish what they have begun, and begin nothing more."""
+        """Let the streams go; they finish what was begun, for whoever goes on."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=False)
             self._pool = None
 
 

@@ -1,5 +1,7 @@
 """Windows of several recordings decoded together: composition, order, errors, exactness."""
 
+from threading import Event
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,6 +9,7 @@ import tiny_whisper
 from pauses import PausesEverySoOften
 
 from whisper_npu.errors import AudioError, DeviceError, UsageError
+from whisper_npu.runtime import rounds as rounds_module
 from whisper_npu.runtime.hearing import frames_to_encode
 from whisper_npu.runtime.logits import ReachEnd
 from whisper_npu.runtime.rounds import Rounds
@@ -216,6 +219,28 @@ class TestRounds:
         rounds = Rounds(FakeStreams(1), 4, recordings())
         rounds.advance()
         assert opened == ["a"]
+
+    def test_what_was_begun_is_there_for_whoever_goes_on(self, batches, monkeypatch):
+        """A batch that had not begun when the streams were let go is not lost."""
+        at_work, go = Event(), Event()
+        hear_at_once = rounds_module.hear
+
+        def hear(tasks, backend, times):
+            at_work.set()
+            go.wait(10)
+            return hear_at_once(tasks, backend, times)
+
+        monkeypatch.setattr(rounds_module, "hear", hear)
+        recording = FakeRecording("a", 32)
+        rounds = Rounds(FakeStreams(2), 8, iter([recording]))
+        rounds._begin()
+        rounds._begin()
+        assert at_work.wait(10)
+        rounds.close()
+        go.set()
+        while rounds.advance():
+            pass
+        assert recording.taken == [f"a{i}" for i in range(32, 0, -1)]
 
     def test_after_a_failure_there_is_no_going_on(self, batches, monkeypatch):
         def fail(tasks, backend, times):
