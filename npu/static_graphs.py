@@ -1,8 +1,8 @@
 """Turns the three dynamic graphs of a Whisper export into graphs with static shapes alone.
 
 Nothing is looked up by a node's name: positions are found by the table they index, states by the
-inputs they come from, masks by walking from a state to the softmax it ends in. A pattern that is
-not there is an error that says which.
+inputs they come from, masks as `attention_masks` says. A pattern that is not there is an error that
+says which.
 
 | graph     | from to                                                                         |
 | --------- | ------------------------------------------------------------------------------- |
@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 
 from whisper_npu.errors import ModelError
+from whisper_npu.npu.attention_masks import MASKED, mask_audio, mask_scores
 from whisper_npu.npu.graph_surgery import Graph
 from whisper_npu.runtime.backend import N_LOGITS
 from whisper_npu.runtime.kv_cache import is_cross_attention, is_self_attention
@@ -38,11 +39,6 @@ FEATURES = "input_features"
 HIDDEN = "last_hidden_state"
 ENCODER_HIDDEN = "encoder_hidden_states"
 
-MASKED = np.float32(np.finfo(np.float16).min)
-"""What hidden positions are lowered by: the NPU computes in half precision."""
-
-# What lies between a state and the softmax over it, whichever way attention was exported.
-_SCORE_OPERATORS = {"Transpose", "MatMul", "Mul", "Div", "Add", "Cast", "Identity", "Reshape"}
 # What may lie between the logits' weights as they are stored and the product they are used in.
 _WEIGHT_OPERATORS = {"Transpose", "Identity", "Cast", "DequantizeLinear"}
 
@@ -173,7 +169,7 @@ def prefill_graph(source: Graph, sizes: Sizes, n_tokens: int, *, audio_mask: boo
         concat, new = _state_concat(graph, past)
         graph.replace_uses(concat.output[0], new)
         if past.endswith(".key"):
-            _mask_scores(graph, new, mask)
+            mask_scores(graph, new, mask)
         _return_new_state(graph, concat, past, new)
     positions = graph.add_input(LOGIT_POSITIONS, onnx.TensorProto.INT64, (N_LOGITS,))
     product, _ = _logit_projection(graph)
@@ -215,7 +211,7 @@ def step_graph(source: Graph, sizes: Sizes, *, rows: int = 1, audio_mask: bool =
         graph.insert(concat, where)
         graph.replace_uses(concat.output[0], joined)
         if past.endswith(".key"):
-            _mask_scores(graph, joined, mask)
+            mask_scores(graph, joined, mask)
         _return_new_state(graph, concat, past, new)
     return _finish_decoder(graph, sizes, 1, rows, audio_mask=audio_mask)
 
@@ -242,7 +238,7 @@ def _finish_decoder(
 ) -> Graph:
     states = _self_states(graph)
     if audio_mask:
-        _mask_audio(graph, sizes)
+        mask_audio(graph, AUDIO_LENGTH, sizes.n_audio_ctx)
     for name in graph.inputs:
         if name not in (CACHE_POSITION, LOGIT_POSITIONS, AUDIO_LENGTH):
             _free_dims(graph, name)
@@ -414,67 +410,6 @@ def _return_new_state(graph: Graph, concat: onnx.NodeProto, past: str, new: str)
                 node.output[index] = f"unused.{present}"
     graph.rename(new, present)
     concat.input[1] = present
-
-
-def _softmax_path(graph: Graph, state: str) -> list[onnx.NodeProto]:
-    """The nodes from a key state to the softmax over its scores, softmax last.
-
-    Raises:
-        ModelError: no softmax is reached.
-    """
-    path: list[onnx.NodeProto] = []
-    tensor = state
-    while True:
-        readers = [
-            node
-            for node in graph.consumers(tensor)
-            if node.op_type in _SCORE_OPERATORS or node.op_type == "Softmax"
-        ]
-        if len(readers) != 1 or (readers[0].op_type == "Reshape" and readers[0].input[0] != tensor):
-            raise ModelError(
-                f"{graph.name}: the way from {state} to its softmax is lost at {tensor}; "
-                "export the model again"
-            )
-        path.append(readers[0])
-        if readers[0].op_type == "Softmax":
-            return path
-        tensor = readers[0].output[0]
-
-
-def _mask_scores(graph: Graph, state: str, mask: str) -> None:
-    """Let the scores over `state` be lowered by `mask` instead of the exported mask, if any."""
-    path = _softmax_path(graph, state)
-    tensor = state
-    for node in path:
-        if node.op_type == "Add":
-            other = 1 - list(node.input).index(tensor)
-            node.input[other] = mask
-            return
-        tensor = node.output[0]
-    _add_mask(graph, path[-1], mask)
-
-
-def _add_mask(graph: Graph, softmax: onnx.NodeProto, mask: str) -> None:
-    masked = f"masked.{softmax.output[0]}"
-    graph.insert(softmax, onnx.helper.make_node("Add", [softmax.input[0], mask], [masked]))
-    softmax.input[0] = masked
-
-
-def _mask_audio(graph: Graph, sizes: Sizes) -> None:
-    """Hide the cross-attention states from position `audio_length` on."""
-    length = graph.add_input(AUDIO_LENGTH, onnx.TensorProto.INT64, (1,))
-    indices = np.arange(sizes.n_audio_ctx, dtype=np.int64)[None, None, None]
-    along_audio = graph.add_constant("audio_indices", indices)
-    shown = graph.add_constant("audio_shown", np.float32(0))
-    hidden = graph.add_constant("audio_hidden", MASKED)
-    graph.insert(
-        graph.nodes[0],
-        onnx.helper.make_node("Less", [along_audio, length], ["is_audio"]),
-        onnx.helper.make_node("Where", ["is_audio", shown, hidden], ["audio_mask"]),
-    )
-    for name in graph.inputs:
-        if is_cross_attention(name) and name.endswith(".key"):
-            _add_mask(graph, _softmax_path(graph, name)[-1], "audio_mask")
 
 
 def operators(graph: Graph) -> set[str]:

@@ -14,7 +14,6 @@ import pytest
 import soundfile
 from audio_files import RATE, cut, voice, write_silent_film, write_with_ffmpeg
 
-from whisper_npu.scripts import cli
 from whisper_npu.scripts import main as console
 from whisper_npu.scripts.transcribe import main
 
@@ -292,14 +291,6 @@ class TestOptions:
         assert out
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["voice.srt", "voice.txt"]
 
-    def test_values_keep_their_underscores(self):
-        assert cli.hyphenate(["--initial_prompt=a_b", "x_y.wav", "--", "--z_z"]) == [
-            "--initial-prompt=a_b",
-            "x_y.wav",
-            "--",
-            "--z_z",
-        ]
-
     @pytest.mark.parametrize("kind", ["stateful", "concat", "static", "off"])
     def test_kinds_of_cache(self, run, sound, tmp_path, kind):
         code, _, _ = run(
@@ -395,27 +386,7 @@ class TestOutput:
         assert names == ["talk.flac.txt", "talk.wav.txt"]
 
 
-class TestFindingTheModel:
-    def test_a_path(self, tmp_path):
-        assert cli.find_model(str(tmp_path)) == tmp_path
-
-    def test_below_the_checkout_from_anywhere(self, tiny_en_folder, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        assert cli.find_model("tiny.en") == tiny_en_folder
-        assert cli.find_model("models/tiny.en") == tiny_en_folder
-
-    def test_the_working_directory_comes_first(self, tmp_path, monkeypatch):
-        (tmp_path / "tiny.en").mkdir()
-        monkeypatch.chdir(tmp_path)
-        assert cli.find_model("tiny.en").resolve() == tmp_path / "tiny.en"
-
-    def test_models_exported_on_first_use(self, tmp_path, monkeypatch):
-        from whisper_npu.export import assets
-
-        (tmp_path / "models" / "mine").mkdir(parents=True)
-        monkeypatch.setattr(assets, "cache_directory", lambda: tmp_path)
-        assert cli.find_model("mine") == tmp_path / "models" / "mine"
-
+class TestRealModel:
     def test_the_program_from_another_directory(self, tiny_en_folder, beckett, tmp_path):
         assert tiny_en_folder.name == "tiny.en"
         done = in_process(beckett, cwd=tmp_path)
@@ -424,8 +395,6 @@ class TestFindingTheModel:
         assert "ever tried" in done.stdout.decode().lower()
         assert list(tmp_path.iterdir()) == []
 
-
-class TestRealModel:
     def test_english_only_refuses_german(self, run, tiny_en_folder, beckett):
         code, out, err = run(beckett, "--language", "German", model=tiny_en_folder)
         assert (code, out) == (2, "")
@@ -455,18 +424,10 @@ class TestRealModel:
         assert "step 3: self (1, 6, 4, 64), cross (1, 6, 1500, 64)" in err
 
 
-class TestConsoleCommand:
+class TestAsACommand:
     def test_subcommand(self, tiny_folder, sound, capsys):
         assert console.main(["transcribe", str(sound), "--model", str(tiny_folder), *INVENT]) == 0
         assert LINE.match(capsys.readouterr().out)
-
-    @pytest.mark.parametrize(
-        ("arguments", "code"), [([], 2), (["--help"], 0), (["--version"], 0), (["fly"], 2)]
-    )
-    def test_others(self, arguments, code, capsys):
-        assert console.main(arguments) == code
-        output = capsys.readouterr()
-        assert bool(output.err) == (arguments == ["fly"])
 
     def test_interrupted(self, monkeypatch, capsys, sound, tiny_folder):
         def interrupt(*_arguments, **_options):

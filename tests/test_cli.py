@@ -1,0 +1,47 @@
+"""What the programs share: finding the model, and the console command with its subcommands."""
+
+import pytest
+
+from whisper_npu.scripts import cli
+from whisper_npu.scripts import main as console
+
+
+class TestFindingTheModel:
+    def test_a_path(self, tmp_path):
+        assert cli.find_model(str(tmp_path)) == tmp_path
+
+    def test_below_the_checkout_from_anywhere(self, tiny_en_folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert cli.find_model("tiny.en") == tiny_en_folder
+        assert cli.find_model("models/tiny.en") == tiny_en_folder
+
+    def test_the_working_directory_comes_first(self, tmp_path, monkeypatch):
+        (tmp_path / "tiny.en").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert cli.find_model("tiny.en").resolve() == tmp_path / "tiny.en"
+
+    def test_models_exported_on_first_use(self, tmp_path, monkeypatch):
+        from whisper_npu.export import assets
+
+        (tmp_path / "models" / "mine").mkdir(parents=True)
+        monkeypatch.setattr(assets, "cache_directory", lambda: tmp_path)
+        assert cli.find_model("mine") == tmp_path / "models" / "mine"
+
+
+class TestConsoleCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "code"), [([], 2), (["--help"], 0), (["--version"], 0), (["fly"], 2)]
+    )
+    def test_others(self, arguments, code, capsys):
+        assert console.main(arguments) == code
+        output = capsys.readouterr()
+        assert bool(output.err) == (arguments == ["fly"])
+
+
+def test_values_keep_their_underscores():
+    assert cli.hyphenate(["--initial_prompt=a_b", "x_y.wav", "--", "--z_z"]) == [
+        "--initial-prompt=a_b",
+        "x_y.wav",
+        "--",
+        "--z_z",
+    ]
