@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_files import RATE, cut, voice, write_silent_film, write_with_ffmpeg
+from audio_files import RATE, bad_files, cut, voice
 
 from whisper_npu.scripts import main as console
 from whisper_npu.scripts.transcribe import main
@@ -69,27 +69,6 @@ def in_process(*arguments, cwd=None, given=b""):
         cwd=cwd,
         input=given,
     )
-
-
-def bad_files(folder):
-    """Recordings that cannot be transcribed, and a word of what is said of each."""
-    good = folder / "good.mp4"
-    write_with_ffmpeg(good, voice(2.0), RATE, "aac")
-    made = {"missing.wav": "no such file"}
-    (folder / "empty.wav").touch()
-    made["empty.wav"] = "empty"
-    soundfile.write(folder / "header.wav", np.zeros(0), RATE)
-    made["header.wav"] = "no audio samples"
-    (folder / "text.wav").write_text("words, not sounds\n" * 100)
-    made["text.wav"] = "not a recording"
-    write_silent_film(folder / "film.mp4")
-    made["film.mp4"] = "no audio track"
-    cut(good, folder / "cut.mp4", 0.5)
-    made["cut.mp4"] = "not a recording"
-    (folder / "no audio here").mkdir()
-    made["no audio here"] = "no audio or video file"
-    good.unlink()
-    return {folder / name: reason for name, reason in made.items()}
 
 
 class TestExitCodes:
