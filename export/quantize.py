@@ -28,10 +28,10 @@ from onnx import TensorProto, helper, numpy_helper
 from whisper_npu.errors import ExportError
 from whisper_npu.export.conversion import Precision
 from whisper_npu.export.shared_weights import DATA_FILE, MATRIX_RANK, read_tensor, share_weights
+from whisper_npu.runtime.eight_bits import round_matrix
 from whisper_npu.runtime.model_dir import ALIGNMENT, ENCODER, GRAPHS
 
 CONVERTED = (*GRAPHS, ALIGNMENT)
-INT8_MAX = 127
 FEATURES = "input_features"
 
 Progress = Callable[[str], None]
@@ -152,9 +152,7 @@ def quantize_weights(model: onnx.ModelProto, folder: Path) -> int:
         if axis is None:
             return None
         values = read_tensor(tensor, folder).astype(np.float32)
-        largest = np.abs(values).max(axis=1 - axis)
-        scales = np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
-        quantized = np.rint(values / np.expand_dims(scales, 1 - axis)).astype(np.int8)
+        quantized, scales = round_matrix(values, axis)
         # ONNX Runtime moves conversions about, and takes one without a zero point for uint8.
         zeros = np.zeros(scales.shape, np.int8)
         parts = {"int8": quantized, "scale": scales, "zero": zeros}

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 
 from whisper_npu.npu.graph_surgery import Array, Graph
+from whisper_npu.runtime.eight_bits import round_matrix
 
 WeightFormat = Literal["lossless", "f16", "int8"]
 
 ALIGNMENT = 64
-_INT8_MAX = 127
 _MATRIX_RANK = 2
 _QUANTIZE_FROM = 64  # rows and columns; smaller matrices gain nothing
 _LOOK_FOR_TRANSPOSE_FROM = 1 << 20  # elements: the token embedding
@@ -96,9 +96,7 @@ class WeightStore:
     def _place_int8(
         self, proto: onnx.ModelProto, name: str, values: Array, axis: int
     ) -> list[onnx.NodeProto]:
-        largest = np.abs(values).max(axis=1 - axis).astype(np.float32)
-        scales = np.where(largest > 0, largest / _INT8_MAX, 1).astype(np.float32)
-        quantized = np.rint(values / np.expand_dims(scales, 1 - axis)).astype(np.int8)
+        quantized, scales = round_matrix(values, axis)
         stored, _ = self._add(name, quantized, look_for_transpose=False)
         stored_scales, _ = self._add(f"{name}.scales", scales)
         proto.graph.initializer.extend(

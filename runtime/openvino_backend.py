@@ -19,6 +19,7 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array, SingleStream
+from whisper_npu.runtime.eight_bits import GROUP, round_products
 from whisper_npu.runtime.kv_cache import (
     ConcatCache,
     Contract,
@@ -48,7 +49,7 @@ logger = logging.getLogger("whisper_npu")
 
 CacheKind = Literal["stateful", "concat", "static", "off"]
 CACHE_KINDS: tuple[str, ...] = get_args(CacheKind)
-Precision = Literal["auto", "f32", "bf16", "f16"]
+Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 _MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
@@ -89,8 +90,10 @@ class OpenVINOBackend(SingleStream):
             folder: the model.
             device: an OpenVINO device name.
             kv_cache: where past states are kept.
-            precision: arithmetic the device is asked for; `auto` is bf16 for the
-                stateful cache on a processor that computes in it, else f32.
+            precision: arithmetic the device is asked for. `int8` multiplies by matrices in 8
+                bits (see `eight_bits`) and does all else in bf16 where the processor computes
+                in it, else in f32. `auto` is int8 for the stateful cache on a processor that
+                computes in bf16, else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
             streams: callers the threads are divided among.
             screening: compute the projection to the vocabulary in 8 bits, and what decides exactly
@@ -110,8 +113,10 @@ class OpenVINOBackend(SingleStream):
         self._device = device
         self._kv_cache: CacheKind = kv_cache
         self._check_device()
-        self._precision = self._pick_precision() if precision == "auto" else precision
-        self._config = _config(self._core, device, self._precision, threads, streams)
+        precision = self._pick_precision() if precision == "auto" else precision
+        self._in_eight_bits = precision == "int8"
+        self._arithmetic = self._pick_arithmetic() if precision == "int8" else precision
+        self._config = _config(self._core, device, self._arithmetic, threads, streams)
         self._screen: Screen | None = None
 
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
@@ -130,7 +135,7 @@ class OpenVINOBackend(SingleStream):
         if kv_cache == "stateful":
             if contract is None:
                 contract = self._probe_contract(with_past)
-            element_type = _ELEMENT_TYPES[self._precision]
+            element_type = _ELEMENT_TYPES[self._arithmetic]
             cross = graphs.cross_attention_projection(decoder, element_type)
             graphs.convert_cross_states(with_past, element_type)
             make_stateful(with_past, contract, fuse=device.startswith("CPU"))
@@ -146,7 +151,11 @@ class OpenVINOBackend(SingleStream):
             screened = self._is_to_screen(screening, threads, streams)
             jobs = {
                 name: compilers.submit(
-                    self._screen_and_compile if screened and name == "with_past" else self._compile,
+                    self._screen_and_compile
+                    if screened and name == "with_past"
+                    else self._round_and_compile
+                    if self._in_eight_bits
+                    else self._compile,
                     model,
                     file,
                 )
@@ -179,7 +188,7 @@ class OpenVINOBackend(SingleStream):
                     self._folder,
                     device=self._device,
                     kv_cache=self._kv_cache,
-                    precision=self._precision,
+                    precision="int8" if self._in_eight_bits else self._arithmetic,
                     threads=self._n_threads,
                     streams=self.n_streams,
                 )
@@ -195,34 +204,50 @@ class OpenVINOBackend(SingleStream):
             )
 
     def _pick_precision(self) -> Precision:
-        """bf16 for the fast path where the processor computes in it, else f32.
+        """int8 for the fast path where the processor computes in it and in bf16, else f32.
 
         The other kinds of cache are there to be compared with, so they are exact.
         """
-        if self._kv_cache != "stateful" or self._device != "CPU":
-            return "f32"
+        fast = self._kv_cache == "stateful" and self._device == "CPU"
+        return "int8" if fast and self._pick_arithmetic() == "bf16" else "f32"
+
+    def _pick_arithmetic(self) -> Precision:
+        """What is computed in beside 8 bits."""
+        if self._device.split(".")[0] != "CPU":
+            raise UsageError(
+                f"precision int8 rounds weights as they are loaded, for processors; for "
+                f"{self._device} export with PRECISION=int8 and give --precision auto"
+            )
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return "bf16" if "BF16" in capabilities else "f32"
 
     def _is_to_screen(self, wanted: bool | None, threads: int, streams: int) -> bool:
-        able = self._kv_cache == "stateful" and self._device == "CPU"
+        able = self._kv_cache == "stateful" and self._device == "CPU" and not self._in_eight_bits
         if wanted and not able:
-            raise UsageError("screening needs the stateful cache on a processor")
+            raise UsageError(
+                "screening needs the stateful cache on a processor, and another precision than int8"
+            )
         if wanted is not None:
             return wanted
         # One thread decodes large batches itself, without streams.
-        return able and self._precision != "f32" and streams == 1 and threads != 1
+        return able and self._arithmetic != "f32" and streams == 1 and threads != 1
 
     def _screen_and_compile(self, with_past: ov.Model, file: str) -> ov.CompiledModel:
         table, n_text = table_of(with_past), self._folder.end_of_text
         if table is None or n_text is None or not 0 < n_text < len(table):
             logger.debug("the projection to the vocabulary stays as it is in %s", file)
             return self._compile(with_past, file)
-        exact_products = self._precision == "f32"
+        exact_products = self._arithmetic == "f32"
         self._screen, rounded = make_screen(table, n_text, exact_products=exact_products)
         screen_logits(with_past, self._screen, rounded)
         # The hidden state is not to be rounded, too.
         return self._compile(with_past, file, DYNAMIC_QUANTIZATION_GROUP_SIZE=0)
+
+    def _round_and_compile(self, model: ov.Model, file: str) -> ov.CompiledModel:
+        n_rounded = round_products(model, attention=file != ENCODER)
+        forget_files(self._folder.path)  # before compiling takes memory, too
+        logger.debug("%d matrices of %s rounded to 8 bits", n_rounded, file)
+        return self._compile(model, file, DYNAMIC_QUANTIZATION_GROUP_SIZE=GROUP)
 
     def _compile(self, model: ov.Model, file: str, **changes: object) -> ov.CompiledModel:
         try:
@@ -296,8 +321,8 @@ class OpenVINOBackend(SingleStream):
 
     @property
     def precision(self) -> str:
-        """The arithmetic the device was asked for."""
-        return self._precision
+        """The arithmetic the device was asked for; `int8+` what is not in 8 bits is computed in."""
+        return f"int8+{self._arithmetic}" if self._in_eight_bits else self._arithmetic
 
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows, one at a time: a batch is no faster and needs more memory.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
@@ -18,6 +19,8 @@ from whisper_npu.runtime.kv_cache import (
     past_name,
 )
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+
+_MATRIX_RANK = 2
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,30 @@ def state_name(tensor: ov.Output) -> str | None:
         if name.startswith(("past_key_values.", "present.")):
             return str(name)
     return None
+
+
+def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
+    """The constant that a node multiplies by, `(n_out, n_in)`, in the graph's memory.
+
+    None where it is no product of that kind, or the constant is no floating-point matrix.
+    """
+    if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_a"]:
+        return None
+    by_output = bool(product.get_attributes()["transpose_b"])
+    node = product.input_value(1).get_node()
+    while node.get_type_name() in {"Transpose", "Convert"}:
+        if node.get_type_name() == "Transpose":
+            order = node.input_value(1).get_node()
+            if order.get_type_name() != "Constant" or list(order.data) != [1, 0]:
+                return None
+            by_output = not by_output
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant" or len(node.shape) != _MATRIX_RANK:
+        return None
+    if node.get_element_type() not in {ov.Type.f32, ov.Type.f16}:
+        return None
+    matrix: npt.NDArray[np.floating] = node.data
+    return matrix if by_output else matrix.T
 
 
 def read_dimensions(encoder: ov.Model, decoder_with_past: ov.Model) -> GraphDimensions:

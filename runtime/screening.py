@@ -20,7 +20,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from whisper_npu.runtime.backend import Float32Array, Int64Array
-from whisper_npu.runtime.openvino_graphs import port
+from whisper_npu.runtime.openvino_graphs import matrix_of, port
 
 HIDDEN = "balanced_hidden_state"
 """Output float32 `(batch, n, n_text_state)`: what is projected, see `RoundedTable.balance`."""
@@ -210,24 +210,7 @@ def table_of(decoder: ov.Model) -> npt.NDArray[np.floating] | None:
 
     None where there is none to be found, or nothing to gain: it is 8 bits already.
     """
-    product = port(decoder.outputs, "logits").get_node().input_value(0).get_node()
-    if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_a"]:
-        return None
-    by_token = bool(product.get_attributes()["transpose_b"])
-    node = product.input_value(1).get_node()
-    while node.get_type_name() in {"Transpose", "Convert"}:
-        if node.get_type_name() == "Transpose":
-            order = node.input_value(1).get_node()
-            if order.get_type_name() != "Constant" or list(order.data) != [1, 0]:
-                return None
-            by_token = not by_token
-        node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant" or len(node.shape) != 2:
-        return None
-    if node.get_element_type() not in {ov.Type.f32, ov.Type.f16}:
-        return None
-    table: npt.NDArray[np.floating] = node.data
-    return table if by_token else table.T
+    return matrix_of(port(decoder.outputs, "logits").get_node().input_value(0).get_node())
 
 
 def screen_logits(decoder: ov.Model, screen: Screen, table: RoundedTable) -> None:

@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--precision",
         default="f32",
-        choices=["auto", "f32", "bf16", "f16"],
+        choices=["auto", "f32", "bf16", "f16", "int8"],
         help="arithmetic of every kind; only in f32 are equal tokens sure (default: %(default)s)",
     )
     what.add_argument("--language", default="en", help="code or English name (default: en)")

@@ -313,6 +313,7 @@ def _roofline(
     """
     from whisper_npu.scripts.roofline import (  # noqa: PLC0415
         measure_machine,
+        precisions,
         read_sizes,
         roofline,
     )
@@ -322,11 +323,11 @@ def _roofline(
     if device != "CPU":
         raise UsageError(f"--roofline knows the peaks of the CPU, not of {device}")
     machine = measure_machine(loaded.configuration.threads)
-    if precision not in machine.flops:
+    if not machine.flops.keys() >= set(precisions(precision)):
         raise UsageError(f"--roofline: this processor has no arithmetic in {precision}")
     run = run_once(loaded, recordings)
     sizes = read_sizes(loaded.model.folder, precision)
-    return machine, roofline(run.stages, loaded.seen, sizes, machine, precision)
+    return machine, roofline(run.stages, loaded.seen, sizes, machine)
 
 
 def _plot(workload: "Workload", path: Path) -> None:

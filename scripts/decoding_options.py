@@ -19,7 +19,7 @@ from whisper_npu.scripts import cli
 # Spelt out, so that `--help` loads no engine.
 BACKENDS = ("openvino", "onnxruntime")
 KV_CACHES = ("auto", "stateful", "concat", "static", "off")
-PRECISIONS = ("auto", "f32", "bf16", "f16")
+PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
@@ -59,8 +59,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
         "--precision",
         default="auto",
         choices=PRECISIONS,
-        help="arithmetic; f32 reproduces PyTorch token by token; auto is bf16 where the stateful "
-        "cache runs on a processor that computes in it, f16 on an NPU, else f32",
+        help="arithmetic; f32 reproduces PyTorch token by token; int8 has matrices in 8 bits and "
+        "the rest in bf16 or f32; auto is int8 where the stateful cache runs on a processor that "
+        "computes in bf16, f16 on an NPU, else f32",
     )
     group.add_argument(
         "--threads", type=int, default=0, help="processor threads; 0 is one per core (default)"

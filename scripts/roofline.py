@@ -25,7 +25,7 @@ _SIDE = 2048  # of the square matrices whose product is timed: large enough to r
 _VECTOR_SIDE = 8192  # of the matrix read for the bandwidth: 256 MiB, beyond any cache
 _SECONDS = 0.5  # spent on each measurement at least
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
-_ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
+_ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,36 @@ def _shortest(core: ov.Core, model: ov.Model, precision: str, threads: int) -> f
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Operations to compute and bytes to read."""
+    """Operations to compute, by precision, and bytes to read."""
 
-    flops: float
+    flops: dict[str, float]
     n_bytes: float
 
-    def seconds(self, flops: float, bandwidth: float) -> float:
-        """The least time it takes at these peaks."""
-        return max(self.flops / flops, self.n_bytes / bandwidth)
+    @property
+    def total_flops(self) -> float:
+        """Operations in all precisions."""
+        return sum(self.flops.values())
+
+    def arithmetic_seconds(self, machine: Machine) -> float:
+        """The least time the operations take."""
+        return sum(count / machine.flops[name] for name, count in self.flops.items())
+
+    def memory_seconds(self, machine: Machine) -> float:
+        """The least time it takes to read the bytes."""
+        return self.n_bytes / machine.bandwidth
+
+    def seconds(self, machine: Machine) -> float:
+        """The least time it takes."""
+        return max(self.arithmetic_seconds(machine), self.memory_seconds(machine))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a Whisper model that its work follows from.
+    """Sizes of a Whisper model that its work follows from, and what it is computed in.
 
     Attributes:
-        element: Bytes of a number in the arithmetic that is used.
+        numbers: Precision of all but matrices in 8 bits.
+        matrices: Precision of matrix products, but for attention's in the encoder.
     """
 
     n_mels: int
@@ -120,30 +134,31 @@ class Sizes:
     decoder_layers: int
     encoder_ffn: int
     decoder_ffn: int
-    element: int
-
-    @property
-    def _encoder_weights(self) -> int:
-        """Of one layer's matrices: query, key, value, output; and the two of its MLP."""
-        return 4 * self.n_state**2 + 2 * self.n_state * self.encoder_ffn
+    numbers: str
+    matrices: str
 
     @property
     def _decoder_weights(self) -> int:
-        """The same, with cross-attention's query and output; its keys and values are kept."""
+        """Of one layer's matrices: six of attention, without those for the audio's; and the MLP."""
         return 6 * self.n_state**2 + 2 * self.n_state * self.decoder_ffn
 
     def encoder(self, audio_ctx: int) -> Work:
         """Encoding a window of `2 * audio_ctx` frames; its weights are read once."""
-        d, ctx = self.n_state, audio_ctx
+        d, ctx, layers = self.n_state, audio_ctx, self.encoder_layers
+        filters = 3 * d * (self.n_mels + d)
         convolutions = 2 * (2 * ctx) * 3 * self.n_mels * d + 2 * ctx * 3 * d * d
-        layer = 2 * ctx * self._encoder_weights + 4 * ctx * ctx * d
-        weights = 3 * d * (self.n_mels + d) + self.encoder_layers * self._encoder_weights
-        return Work(convolutions + self.encoder_layers * layer, weights * self.element)
+        attention, mlp = layers * 4 * d * d, layers * 2 * d * self.encoder_ffn
+        return self._work(
+            convolutions + 2 * ctx * attention + layers * 4 * ctx * ctx * d,
+            2 * ctx * mlp,
+            n_numbers=filters + attention,
+            n_weights=mlp,
+        )
 
     def projection(self, audio_ctx: int) -> Work:
         """Keys and values of the cross-attention for one window."""
         weights = self.decoder_layers * 2 * self.n_state**2
-        return Work(2 * audio_ctx * weights, weights * self.element)
+        return self._work(0, 2 * audio_ctx * weights, n_numbers=0, n_weights=weights)
 
     def step(self, step: Step) -> Work:
         """One step of the decoder: weights are read once, keys and values once per row."""
@@ -151,14 +166,27 @@ class Sizes:
         length = step.past + step.tokens
         tokens = step.rows * step.tokens
         logits = step.rows * min(step.tokens, N_LOGITS)
-        attention = 4 * d * (length + step.audio_ctx)
-        layer = tokens * (2 * self._decoder_weights + attention)
-        weights = self.decoder_layers * self._decoder_weights + d * self.n_vocab
+        attention = tokens * self.decoder_layers * 4 * d * (length + step.audio_ctx)
+        weights = self.decoder_layers * self._decoder_weights
         states = self.decoder_layers * 2 * d * step.rows * (length + step.audio_ctx)
-        return Work(
-            self.decoder_layers * layer + 2 * logits * d * self.n_vocab,
-            (weights + states) * self.element,
+        return self._work(
+            attention,
+            2 * tokens * weights + 2 * logits * d * self.n_vocab,
+            n_numbers=states,
+            n_weights=weights + d * self.n_vocab,
         )
+
+    def _work(self, flops: float, matrix_flops: float, *, n_numbers: int, n_weights: int) -> Work:
+        by_precision = {self.numbers: flops}
+        by_precision[self.matrices] = by_precision.get(self.matrices, 0) + matrix_flops
+        n_bytes = n_numbers * _ELEMENT_BYTES[self.numbers]
+        return Work(by_precision, n_bytes + n_weights * _ELEMENT_BYTES[self.matrices])
+
+
+def precisions(precision: str) -> tuple[str, str]:
+    """What a backend's `precision` says of matrix products and of all else."""
+    matrices, _, numbers = precision.partition("+")
+    return matrices, numbers or matrices
 
 
 def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
@@ -180,7 +208,8 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
     if missing:
         raise ModelError(f"{folder.path / 'config.json'} lacks {', '.join(missing)}: no roofline")
     sizes = {ours: int(folder.config[theirs]) for ours, theirs in names.items()}
-    return Sizes(**sizes, element=_ELEMENT_BYTES[precision])
+    matrices, numbers = precisions(precision)
+    return Sizes(**sizes, numbers=numbers, matrices=matrices)
 
 
 @dataclass(frozen=True)
@@ -212,16 +241,15 @@ class StageRoof:
 
 
 def roofline(
-    stages: dict[str, float], seen: Observations, sizes: Sizes, machine: Machine, precision: str
+    stages: dict[str, float], seen: Observations, sizes: Sizes, machine: Machine
 ) -> list[StageRoof]:
-    """Every stage beside the machine's peak in the precision it ran in.
+    """Every stage beside the machine's peak in the precisions it ran in.
 
     Args:
         stages: Seconds by stage of one run.
         seen: The work of that run.
         sizes: Of the model.
         machine: Its peaks.
-        precision: Arithmetic of the model.
     """
     work: dict[str, list[Work]] = {
         ENCODER: [sizes.encoder(ctx) for ctx in seen.windows],
@@ -231,33 +259,27 @@ def roofline(
         work.setdefault(step.stage, []).append(sizes.step(step))
     total = sum(stages.values())
     return [
-        _roof(stage, seconds, total, work.get(stage, ()), machine, precision)
+        _roof(stage, seconds, total, work.get(stage, ()), machine)
         for stage, seconds in stages.items()
     ]
 
 
 def _roof(
-    stage: str,
-    seconds: float,
-    total: float,
-    work: Sequence[Work],
-    machine: Machine,
-    precision: str,
+    stage: str, seconds: float, total: float, work: Sequence[Work], machine: Machine
 ) -> StageRoof:
     share = seconds / total if total else 0.0
     if not work or not seconds:
         return StageRoof(stage, seconds, share)
-    peak = machine.flops[precision]
-    flops = _sum(part.flops for part in work)
-    n_bytes = _sum(part.n_bytes for part in work)
+    arithmetic = _sum(part.arithmetic_seconds(machine) for part in work)
+    memory = _sum(part.memory_seconds(machine) for part in work)
     return StageRoof(
         stage=stage,
         seconds=seconds,
         share=share,
-        flops=flops / seconds,
-        bandwidth=n_bytes / seconds,
-        roof_seconds=_sum(part.seconds(peak, machine.bandwidth) for part in work),
-        bound="arithmetic" if flops / peak >= n_bytes / machine.bandwidth else "memory",
+        flops=_sum(part.total_flops for part in work) / seconds,
+        bandwidth=_sum(part.n_bytes for part in work) / seconds,
+        roof_seconds=_sum(part.seconds(machine) for part in work),
+        bound="arithmetic" if arithmetic >= memory else "memory",
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.eight_bits import round_products
 from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, ENCODER, read_model_folder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts import benchmark_rtf, main
@@ -100,7 +101,7 @@ def test_last_line_is_the_speed_and_roofline_covers_all_stages(
 ) -> None:
     from whisper_npu.scripts import roofline
 
-    machine = Machine({"f32": 1e11, "bf16": 2e11}, 1e10)
+    machine = Machine({"f32": 1e11, "bf16": 2e11, "int8": 4e11}, 1e10)
     monkeypatch.setattr(roofline, "measure_machine", lambda threads: machine)
     arguments = ["--model", tiny_folder, "--language", "en", "--repeats", "1", "--no-start"]
     assert run(tiny_audio[0], *arguments, *PLAIN, "--roofline") == 0
@@ -222,11 +223,20 @@ def test_observing_finds_the_first_token_and_changes_nothing(tiny_folder, tiny_a
     assert (seen.steps, seen.windows, seen.first_token) == ([], [], None)
 
 
-def graph_flops(model: ov.Model) -> int:
+def is_in_8_bits(product: ov.Node) -> bool:
+    weights = product.input_value(1).get_node()
+    while weights.get_type_name() in {"Multiply", "Convert"}:
+        weights = weights.input_value(0).get_node()
+    return weights.get_type_name() == "Constant" and weights.get_element_type() == ov.Type.i8
+
+
+def graph_flops(model: ov.Model, counts=lambda _node: True) -> int:
     """Two for every multiplication in the matrix products and convolutions of a static graph."""
     total = 0
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
+        if kind not in {"MatMul", "Convolution"} or not counts(node):
+            continue
         if kind == "MatMul":
             transposed = node.get_attributes()["transpose_a"]
             inner = node.input_value(0).shape[-2 if transposed else -1]
@@ -242,7 +252,12 @@ def test_work_is_what_the_graphs_say(tiny_folder) -> None:
     core = ov.Core()
     encoder = core.read_model(tiny_folder / ENCODER)
     encoder.reshape({"input_features": [1, 80, 3000]})
-    assert sizes.encoder(1500).flops == graph_flops(encoder)
+    assert sizes.encoder(1500).flops == {"f32": graph_flops(encoder)}
+    rounded = read_sizes(read_model_folder(tiny_folder), "int8+bf16").encoder(1500)
+    assert rounded.total_flops == graph_flops(encoder)
+    round_products(encoder, attention=False)
+    in_8_bits = graph_flops(encoder, is_in_8_bits)
+    assert rounded.flops["int8"] == in_8_bits > 0
 
     rows, past = 2, 7
     decoder = core.read_model(tiny_folder / DECODER_WITH_PAST)
@@ -259,25 +274,26 @@ def test_work_is_what_the_graphs_say(tiny_folder) -> None:
             shape[1] = 1
         shapes[port] = ov.PartialShape(shape)
     decoder.reshape(shapes)
-    assert sizes.step(Step("decoder", rows, 1, past, 1500)).flops == graph_flops(decoder)
+    assert sizes.step(Step("decoder", rows, 1, past, 1500)).total_flops == graph_flops(decoder)
     # Of a long prompt only the last positions are projected to the vocabulary.
-    long, longer = (sizes.step(Step("prefill", 1, n, 0, 1500)).flops for n in (50, 51))
-    assert longer - long < sizes.step(Step("decoder", 1, 1, 50, 1500)).flops
+    long, longer = (sizes.step(Step("prefill", 1, n, 0, 1500)).total_flops for n in (50, 51))
+    assert longer - long < sizes.step(Step("decoder", 1, 1, 50, 1500)).total_flops
     assert N_LOGITS < 50
 
 
 def test_roofline_takes_the_tighter_bound() -> None:
-    machine = Machine({"f32": 100.0}, 10.0)
-    assert Work(50.0, 1.0).seconds(100.0, 10.0) == 0.5
-    assert Work(50.0, 20.0).seconds(100.0, 10.0) == 2.0
+    machine = Machine({"f32": 100.0, "int8": 200.0}, 10.0)
+    assert Work({"f32": 50.0}, 1.0).seconds(machine) == 0.5
+    assert Work({"f32": 50.0}, 20.0).seconds(machine) == 2.0
+    assert Work({"f32": 50.0, "int8": 100.0}, 1.0).seconds(machine) == 1.0
     sizes = SimpleNamespace(
-        encoder=lambda ctx: Work(50.0, 1.0),
-        projection=lambda ctx: Work(0.0, 1.0),
-        step=lambda step: Work(10.0, 20.0),
+        encoder=lambda ctx: Work({"f32": 50.0}, 1.0),
+        projection=lambda ctx: Work({"f32": 0.0}, 1.0),
+        step=lambda step: Work({"f32": 10.0}, 20.0),
     )
     seen = Observations(windows=[1500, 1500], steps=[Step("decoder", 1, 1, 3, 1500)])
     stages = {"encoder": 2.0, "decoder": 4.0, "text": 2.0}
-    encoder, decoder, text = roofline(stages, seen, sizes, machine, "f32")
+    encoder, decoder, text = roofline(stages, seen, sizes, machine)
     assert (encoder.roof_seconds, encoder.bound, encoder.share) == (1.0, "arithmetic", 0.25)
     assert (decoder.roof_seconds, decoder.bound, decoder.bandwidth) == (2.0, "memory", 5.0)
     assert (text.roof_seconds, text.above) == (None, 2.0)

@@ -30,8 +30,9 @@ def load_model(
         kv_cache: where the decoder's past states are kept: `stateful` (by the device), `concat` or
             `static` (by the host), `off` (recomputed at each step); `auto` takes the fastest.
         precision: arithmetic: `f32` reproduces PyTorch token by token; `bf16` and `f16` are faster
-            where the device has them. `auto` is bf16 for the stateful cache on a processor that
-            computes in it, f16 on an NPU, f32 otherwise; results say which it was.
+            where the device has them; `int8` rounds matrices to 8 bits as they are loaded, and
+            computes the rest in bf16 or f32. `auto` is int8 for the stateful cache on a processor
+            that computes in bf16, f16 on an NPU, f32 otherwise; results say which it was.
         threads: processor threads for inference; 0 for one per core.
 
     Raises:

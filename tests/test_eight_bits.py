@@ -1,0 +1,185 @@
+"""Matrices in 8 bits: how far they are off, what is rounded and what is not, and what runs."""
+
+from collections import Counter
+
+import numpy as np
+import openvino as ov
+import pytest
+from decoding_checks import loaded, stepwise_logits
+
+from whisper_npu import load_model
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio import load_audio
+from whisper_npu.runtime.eight_bits import GROUP, round_matrix, round_products
+from whisper_npu.runtime.feature_stream import FeatureStream
+from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, ENCODER, read_model_folder
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+from whisper_npu.runtime.openvino_graphs import matrix_of
+
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_folder):
+    return OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
+
+
+@pytest.fixture(scope="module")
+def real(tiny_en_folder):
+    """tiny.en: the random model's rows are too short for groups of 128."""
+    return OpenVINOBackend(read_model_folder(tiny_en_folder), precision="int8")
+
+
+@pytest.fixture(scope="module")
+def features(tiny_audio):
+    """Three windows, `(3, 80, 3000)`."""
+    windows = [FeatureStream(iter([load_audio(path)]), 80).window(0, 3000) for path in tiny_audio]
+    return np.stack(windows)
+
+
+def products(model):
+    """The constants that a graph multiplies by."""
+    found = map(matrix_of, model.get_ordered_ops())
+    return [matrix for matrix in found if matrix is not None]
+
+
+def read(folder, name):
+    return ov.Core().read_model(folder / name)
+
+
+def distance(got, want):
+    """Root mean square of what is off, relative to that of what there is."""
+    return np.sqrt(((got - want) ** 2).mean() / (want**2).mean())
+
+
+class TestRoundMatrix:
+    @pytest.mark.parametrize("axis", [0, 1])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_no_element_is_off_by_more_than_half_a_step(self, axis, dtype):
+        rng = np.random.default_rng(1)
+        values = (rng.standard_normal((40, 30)) * rng.uniform(0.01, 9, (40, 30))).astype(dtype)
+        codes, scales = round_matrix(values, axis)
+        assert (codes.dtype, codes.shape, scales.shape) == (np.int8, (40, 30), (40 - 10 * axis,))
+        assert (np.abs(codes).max(axis=1 - axis) == 127).all()  # every scale is used in full
+        step = np.expand_dims(scales, 1 - axis)
+        assert (np.abs(codes * step - values) <= step * 0.501).all()
+
+    def test_an_empty_row_stays_empty(self):
+        values = np.eye(3, dtype=np.float32)
+        values[1] = 0
+        codes, scales = round_matrix(values, 0)
+        np.testing.assert_array_equal(codes * scales[:, None], values)
+
+
+class TestRoundProducts:
+    def test_every_product_is_rounded_once(self, tiny_folder):
+        model = read(tiny_folder, DECODER_WITH_PAST)
+        n_products = len(products(model))
+        assert n_products > 10
+        assert round_products(model, attention=True) == n_products
+        assert products(model) == []
+        assert round_products(model, attention=True) == 0
+
+    def test_attention_may_be_left_out(self, tiny_folder):
+        model = read(tiny_folder, ENCODER)
+        shapes = [matrix.shape for matrix in products(model)]
+        n_square = sum(n_out == n_in for n_out, n_in in shapes)
+        assert n_square == 2 * len(shapes) / 3  # four of six
+        assert round_products(model, attention=False) == len(shapes) - n_square
+        assert all(n_out == n_in for n_out, n_in in (each.shape for each in products(model)))
+
+    def test_a_product_gives_nearly_the_same(self):
+        """Transposed or not, stored in half precision or not."""
+        rng = np.random.default_rng(2)
+        matrix = rng.standard_normal((700, 60)).astype(np.float32)  # more rows than in one part
+        x = ov.opset13.parameter([-1, 60], np.float32, name="x")
+        half = ov.opset13.convert(ov.opset13.constant(matrix.astype(np.float16)), "f32")
+        turned = ov.opset13.transpose(ov.opset13.constant(matrix.T.copy()), [1, 0])
+        sums = [
+            ov.opset13.matmul(x, ov.opset13.constant(matrix.T.copy()), False, False),
+            ov.opset13.matmul(x, half, False, True),
+            ov.opset13.matmul(x, turned, False, True),
+        ]
+        model = ov.Model([ov.opset13.result(each) for each in sums], [x], "sums")
+        assert round_products(model, attention=True) == 3
+        config = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+        request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
+        values = rng.standard_normal((5, 60)).astype(np.float32)
+        want = values @ matrix.T
+        for got in request.infer([values]).values():
+            off = np.abs(got - want).max() / np.abs(want).max()
+            assert 1e-4 < off < 0.01
+
+
+class TestBackend:
+    def test_it_is_the_default_where_it_is_fast(self, tiny_folder):
+        """On other processors and for other caches, f32."""
+        assert load_model(tiny_folder).backend.precision == ("int8+bf16" if HAS_BF16 else "f32")
+        assert load_model(tiny_folder, kv_cache="concat").backend.precision == "f32"
+
+    def test_what_runs_is_in_8_bits(self, real):
+        """Read from the compiled graphs; a plugin that did not follow would be found here."""
+        want = {
+            "encoder": {"i8": 8, real.precision.removeprefix("int8+"): 16},
+            "with_past": {"i8": 33},
+            "cross": {"i8": 8},
+        }
+        for pool, counts in want.items():
+            compiled = real._pools[pool].compiled
+            infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+            found = Counter(
+                info["runtimePrecision"].astype(str)
+                for info in infos
+                if info["layerType"].astype(str) == "FullyConnected"
+            )
+            assert found == counts, pool
+            assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+
+    def test_the_encoder_is_near_to_f32(self, backend, tiny_folder, features):
+        want = loaded(tiny_folder).backend.encode(features)
+        assert 1e-4 < distance(backend.encode(features), want) < 0.05
+
+    def test_the_decoder_is_near_to_f32(self, backend, tiny_folder, features):
+        exact = loaded(tiny_folder, "stateful").backend
+        audio = exact.encode(features)
+        rows = np.random.default_rng(3).integers(0, 330, (3, 24), dtype=np.int64)
+        got, want = (stepwise_logits(each, audio, rows) for each in (backend, exact))
+        assert 1e-4 < distance(got, want) < 0.1
+
+    def test_a_row_does_not_depend_on_the_others(self, real, features):
+        audio = real.encode(features)
+        rows = np.random.default_rng(4).integers(0, 50000, (3, 12), dtype=np.int64)
+        together = stepwise_logits(real, audio, rows)
+        for i in range(3):
+            alone = stepwise_logits(real, audio[i : i + 1], rows[i : i + 1])
+            np.testing.assert_array_equal(together[i : i + 1], alone)
+
+    def test_streams_compute_in_it_too(self, backend):
+        streams = backend.in_streams()
+        assert streams.precision == backend.precision
+        if streams is not backend:
+            compiled = streams._pools["encoder"].compiled
+            assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+
+    def test_any_cache_can_be_asked_for_in_it(self, tiny_folder, features):
+        folder = read_model_folder(tiny_folder)
+        audio = loaded(tiny_folder).backend.encode(features[:1])
+        rows = np.random.default_rng(5).integers(0, 330, (1, 8), dtype=np.int64)
+        backends = [
+            OpenVINOBackend(folder, kv_cache=kind, precision="int8") for kind in ("concat", "off")
+        ]
+        concat, off = (stepwise_logits(each, audio, rows) for each in backends)
+        assert distance(concat, off) < 0.03
+
+    def test_it_is_for_processors(self, tiny_folder, monkeypatch):
+        monkeypatch.setattr(OpenVINOBackend, "_check_device", lambda _self: None)
+        with pytest.raises(UsageError, match=r"for GPU export with PRECISION=int8"):
+            OpenVINOBackend(read_model_folder(tiny_folder), device="GPU", precision="int8")
+        with pytest.raises(UsageError, match="precision is 'int8'"):
+            load_model(tiny_folder, device="NPU_EMULATED", precision="int8")
+
+    def test_it_is_not_screened(self, tiny_folder):
+        folder = read_model_folder(tiny_folder)
+        assert OpenVINOBackend(folder, precision="int8")._screen is None
+        with pytest.raises(UsageError, match="another precision than int8"):
+            OpenVINOBackend(folder, precision="int8", screening=True)
