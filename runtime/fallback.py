@@ -19,6 +19,7 @@ logger = logging.getLogger("whisper_npu")
 
 _LOOP_REPEATS = 5  # a phrase said this often in a row...
 _LOOP_TOKENS = 15  # ...over at least this many tokens is a loop, not speech
+_PHRASE_TOKENS = 5  # what may be said twice in a row without raising doubts is shorter
 
 
 WindowCallback = Callable[[int, float, tuple[int, ...]], None]
@@ -190,11 +191,24 @@ def is_silence(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
 
 def is_loop(tokens: Sequence[int]) -> bool:
     """Whether the tokens end in, or hold, one phrase repeated `_LOOP_REPEATS` times in a row."""
-    for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
-        needed = max(_LOOP_REPEATS * period, _LOOP_TOKENS) - period
-        run = 0
-        for i in range(period, len(tokens)):
-            run = run + 1 if tokens[i] == tokens[i - period] else 0
-            if run >= needed:
-                return True
-    return False
+    return any(
+        _longest_run(tokens, period) >= max(_LOOP_REPEATS * period, _LOOP_TOKENS) - period
+        for period in range(1, len(tokens) // _LOOP_REPEATS + 1)
+    )
+
+
+def says_twice(tokens: Sequence[int]) -> bool:
+    """Whether the tokens hold a phrase of `_PHRASE_TOKENS` or more twice in a row."""
+    return any(
+        _longest_run(tokens, period) >= period
+        for period in range(_PHRASE_TOKENS, len(tokens) // 2 + 1)
+    )
+
+
+def _longest_run(tokens: Sequence[int], period: int) -> int:
+    """How many tokens in a row are the same as those `period` before them."""
+    longest = run = 0
+    for i in range(period, len(tokens)):
+        run = run + 1 if tokens[i] == tokens[i - period] else 0
+        longest = max(longest, run)
+    return longest

@@ -14,9 +14,10 @@ import numpy as np
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.decoding import DecodingOptions, detect_language
-from whisper_npu.runtime.fallback import Outcome, decode_with_fallback
+from whisper_npu.runtime.fallback import Outcome, decode_with_fallback, says_twice
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.partial import partial_reporter
+from whisper_npu.runtime.results import Retry
 from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.timing import StageTimes
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 # larger models are taken to be like it (docs/accuracy.md).
 _MARGIN, _MARGIN_OF_TINY = 7 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
 _TINY = 384  # elements of a tiny model's states
+
+_HURRIED_SPEECH = 20  # characters in a second; audio books have about 15
 
 # Frames to a multiple of which windows decoded together are filled up with silence: fewer
 # lengths, larger batches.
@@ -141,6 +144,7 @@ def _hear_alike(
     if not any(is_short):
         return _decode(tasks, frames, backend, times, temperatures)
     heard = _decode(tasks, frames, backend, times, temperatures[:1])
+    heard = [_doubted(one) if short else one for one, short in zip(heard, is_short, strict=True)]
     flawed = [place for place, one in enumerate(heard) if one.outcome.flaw is not None]
     if not flawed:
         return heard
@@ -152,6 +156,21 @@ def _hear_alike(
         retries = (*before, *one.outcome.retries)
         heard[place] = replace(one, outcome=replace(one.outcome, retries=retries))
     return heard
+
+
+def _doubted(heard: Heard) -> Heard:
+    """A window that was encoded short, its text called flawed where it is twice what was said.
+
+    Not hearing where the audio ends, the decoder at times says the last sentence again. As a whole
+    window the same audio comes out right.
+    """
+    decoded, seconds = heard.outcome.decoded, heard.window.n_frames / FRAMES_PER_SECOND
+    hurried = len(decoded.text) > _HURRIED_SPEECH * seconds
+    if heard.outcome.flaw is not None or not hurried or not says_twice(decoded.tokens):
+        return heard
+    flaw = f"a phrase is said twice, all of it in {seconds:.2f} s"
+    retries = (*heard.outcome.retries, Retry(decoded.temperature, flaw))
+    return replace(heard, outcome=replace(heard.outcome, flaw=flaw, retries=retries))
 
 
 def _as_whole(task: Task, frames: int) -> Task:

@@ -15,12 +15,15 @@ from fake_backend import SURE, Say, fake_model
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.batched import BatchedReading
+from whisper_npu.runtime.fallback import says_twice
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.sequential import SequentialReading
 from whisper_npu.runtime.transcribe import _reading
 
 SEQUENTIAL = {"vad": False, "mode": "sequential"}
 ENGLISH = {**SEQUENTIAL, "language": "en"}
+ELASTIC = {**ENGLISH, "elastic": True, "without_timestamps": True, "temperature": (0.0,)}
+ONCE = " I really was very much afraid."
 
 
 def sound(seconds, seed=0):
@@ -253,6 +256,59 @@ class TestFallback:
         options = {**ENGLISH, "without_timestamps": True, "compression_ratio_threshold": None}
         assert model.transcribe(sound(4), **options).segments[0].compression_ratio > 2.4
         assert len(model.backend.asked) == 1
+
+
+class TestSaidTwice:
+    """Windows encoded short, whose decoder says the last sentence again."""
+
+    @pytest.fixture
+    def transcribe(self, make, words):
+        """A function: says something twice, and then once, in some seconds of audio."""
+
+        def run(seconds, phrase, **options):
+            model = make(Say(tuple(words(phrase * 2))), Say(tuple(words(phrase))))
+            model.backend.window_frames = (1200, 3000)
+            result = model.transcribe(sound(seconds), **{**ELASTIC, **options}).result()
+            return result, [window.shape[1] for window in model.backend.windows]
+
+        return run
+
+    def test_it_is_heard_again_as_a_whole_window(self, transcribe):
+        result, encoded = transcribe(2.0, ONCE)
+        assert result.text == ONCE.strip()
+        assert encoded == [1200, 3000]
+        (retry,) = result.segments[0].retries
+        assert retry.reason == "a phrase is said twice, all of it in 2.00 s"
+        assert result.segments[0].flaw is None
+
+    def test_whoever_takes_the_time_may_say_it_twice(self, transcribe):
+        result, encoded = transcribe(4.0, ONCE)
+        assert result.text == (ONCE * 2).strip()
+        assert encoded == [1200]
+
+    def test_a_whole_window_is_left_alone(self, transcribe):
+        result, encoded = transcribe(2.0, ONCE, elastic=False)
+        assert result.text == (ONCE * 2).strip()
+        assert encoded == [3000]
+
+    def test_a_short_word_may_be_said_twice(self, transcribe):
+        result, encoded = transcribe(0.5, " very")
+        assert result.text == "very very"
+        assert encoded == [1200]
+
+    @pytest.mark.parametrize(
+        ("tokens", "twice"),
+        [
+            ([1, 2, 3, 4, 5] * 2, True),
+            ([9, 8, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 7], True),
+            ([1, 2, 3, 4] * 2, False),
+            ([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5], False),
+            ([1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6], False),
+            ([], False),
+        ],
+    )
+    def test_a_phrase_of_five_tokens(self, tokens, twice):
+        assert says_twice(tokens) is twice
 
 
 class TestLanguage:
