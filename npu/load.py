@@ -122,6 +122,8 @@ def load_backend(
 
 def _allows(placement: Placement, kv_cache: str, precision: str) -> bool:
     """Whether a device can follow the options given, so that `AUTO` does not choose it in vain."""
+    if precision == "int8" and {placement.encoder, placement.decoder} != {"CPU"}:
+        return False
     if not any(map(uses_static_graphs, (placement.encoder, placement.decoder))):
         return True
     return precision in ("auto", "f16") and (

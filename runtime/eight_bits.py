@@ -20,7 +20,8 @@ GROUP = 128
 """Elements of an activation that share a scale. 32 are more exact, but no faster than bf16."""
 
 _LARGEST = 127
-_ROWS_AT_ONCE = 512  # of a matrix: what is made of them stays in the processor's cache
+_MATRIX_RANK = 2
+_OUTPUTS_AT_ONCE = 512  # of a matrix: what is made of them stays in the processor's cache
 _THREADS = 2  # that round; more would wait for memory
 
 
@@ -48,8 +49,9 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
     Args:
         model: a graph. Products of matrices that are no constants, and matrices that are in 8 bits
             already, stay as they are; so do tables that are looked up.
-        attention: also what makes an attention's queries, keys, values and output, which are its
-            square matrices. An encoder is twice as far off with them, and hardly faster.
+        attention: also what makes an attention's queries, keys, values and output, which are the
+            square matrices of a Whisper. An encoder is twice as far off with them, and hardly
+            faster.
 
     Returns:
         how many products.
@@ -61,26 +63,44 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
         and (attention or matrix.shape[0] != matrix.shape[1])
     ]
     with ThreadPoolExecutor(_THREADS) as threads:
-        rounded = list(threads.map(_round_rows, (matrix for _, matrix in found)))
+        rounded = list(threads.map(_round_parts, (matrix for _, matrix in found)))
     for (node, _), (codes, scales) in zip(found, rounded, strict=True):
         weights = ops.multiply(
             ops.convert(ops.constant(codes, shared_memory=True), "f32"), ops.constant(scales)
         )
-        product = ops.matmul(node.input_value(0), weights, transpose_a=False, transpose_b=True)
+        by_output = scales.shape[1] == 1
+        product = ops.matmul(node.input_value(0), weights, transpose_a=False, transpose_b=by_output)
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(product.output(0))
     model.validate_nodes_and_infer_types()
     return len(found)
 
 
-def _round_rows(
+def has_rounded_products(model: ov.Model) -> bool:
+    """Whether a graph holds matrices in 8 bits already."""
+    return any(
+        node.get_type_name() == "Constant"
+        and len(node.shape) == _MATRIX_RANK
+        and node.get_element_type() in {ov.Type.i8, ov.Type.u8}
+        for node in model.get_ordered_ops()
+    )
+
+
+def _round_parts(
     matrix: npt.NDArray[np.floating],
 ) -> tuple[npt.NDArray[np.int8], Float32Array]:
-    """Codes `(n_out, n_in)` and scales `(n_out, 1)` of a matrix `(n_out, n_in)`, part by part."""
-    codes = np.empty(matrix.shape, np.int8)
-    scales = np.empty((len(matrix), 1), np.float32)
-    for start in range(0, len(matrix), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        values = np.ascontiguousarray(matrix[rows], np.float32)
-        codes[rows], scales[rows, 0] = round_matrix(values, 0)
-    return codes, scales
+    """Codes and scales of a matrix `(n_out, n_in)`, part by part, in the order it is stored in.
+
+    Returns:
+        `(n_out, n_in)` and `(n_out, 1)`; or, where outputs are neighbours in memory,
+        `(n_in, n_out)` and `(1, n_out)`: turning a matrix takes longer than rounding it.
+    """
+    axis = 0 if matrix.flags.c_contiguous else 1
+    stored = matrix if axis == 0 else matrix.T
+    codes = np.empty(stored.shape, np.int8)
+    scales = np.empty(len(matrix), np.float32)
+    for start in range(0, len(matrix), _OUTPUTS_AT_ONCE):
+        outputs = slice(start, start + _OUTPUTS_AT_ONCE)
+        part = (outputs, slice(None)) if axis == 0 else (slice(None), outputs)
+        codes[part], scales[outputs] = round_matrix(stored[part], axis)
+    return codes, np.expand_dims(scales, 1 - axis)

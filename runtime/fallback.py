@@ -198,7 +198,7 @@ def is_loop(tokens: Sequence[int]) -> bool:
 
 
 def says_twice(tokens: Sequence[int]) -> bool:
-    """Whether the tokens hold a phrase of `_PHRASE_TOKENS` or more twice in a row."""
+    """Whether tokens, of text alone, hold a phrase of `_PHRASE_TOKENS` or more twice in a row."""
     return any(
         _longest_run(tokens, period) >= period
         for period in range(_PHRASE_TOKENS, len(tokens) // 2 + 1)

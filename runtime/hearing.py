@@ -5,6 +5,7 @@ windows of different lengths share a batch, what is missing to a whole window is
 the encoder makes of silence, so that a row never depends on its neighbours.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from whisper_npu.runtime.timing import StageTimes
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.job import Job
+
+logger = logging.getLogger("whisper_npu")
 
 # Frames of silence encoded behind a window shorter than the encoder's. With 3 s the decoder knows
 # where the audio ends, and tiny models want no more; base mishears then, being used to 30 s, and
@@ -144,7 +147,10 @@ def _hear_alike(
     if not any(is_short):
         return _decode(tasks, frames, backend, times, temperatures)
     heard = _decode(tasks, frames, backend, times, temperatures[:1])
-    heard = [_doubted(one) if short else one for one, short in zip(heard, is_short, strict=True)]
+    heard = [
+        _doubted(one, task) if short else one
+        for one, task, short in zip(heard, tasks, is_short, strict=True)
+    ]
     flawed = [place for place, one in enumerate(heard) if one.outcome.flaw is not None]
     if not flawed:
         return heard
@@ -158,19 +164,26 @@ def _hear_alike(
     return heard
 
 
-def _doubted(heard: Heard) -> Heard:
+def _doubted(heard: Heard, task: Task) -> Heard:
     """A window that was encoded short, its text called flawed where it is twice what was said.
 
     Not hearing where the audio ends, the decoder at times says the last sentence again. As a whole
     window the same audio comes out right.
     """
-    decoded, seconds = heard.outcome.decoded, heard.window.n_frames / FRAMES_PER_SECOND
-    hurried = len(decoded.text) > _HURRIED_SPEECH * seconds
-    if heard.outcome.flaw is not None or not hurried or not says_twice(decoded.tokens):
+    outcome, seconds = heard.outcome, heard.window.n_frames / FRAMES_PER_SECOND
+    text = [token for token in outcome.decoded.tokens if token < task.job.tokenizer.special.eot]
+    if (
+        outcome.flaw is not None
+        or outcome.is_silence
+        or task.job.options.compression_ratio_threshold is None  # repetitions are not looked for
+        or len(outcome.decoded.text) <= _HURRIED_SPEECH * seconds
+        or not says_twice(text)
+    ):
         return heard
     flaw = f"a phrase is said twice, all of it in {seconds:.2f} s"
-    retries = (*heard.outcome.retries, Retry(decoded.temperature, flaw))
-    return replace(heard, outcome=replace(heard.outcome, flaw=flaw, retries=retries))
+    logger.debug("heard again as a whole window: %s", flaw)
+    retries = (*outcome.retries, Retry(outcome.decoded.temperature, flaw))
+    return replace(heard, outcome=replace(outcome, flaw=flaw, retries=retries))
 
 
 def _as_whole(task: Task, frames: int) -> Task:

@@ -9,6 +9,7 @@
 """
 
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array, SingleStream
-from whisper_npu.runtime.eight_bits import GROUP, round_products
+from whisper_npu.runtime.eight_bits import GROUP, has_rounded_products, round_products
 from whisper_npu.runtime.kv_cache import (
     ConcatCache,
     Contract,
@@ -98,13 +99,13 @@ class OpenVINOBackend(SingleStream):
             streams: callers the threads are divided among.
             screening: compute the projection to the vocabulary in 8 bits, and what decides exactly
                 (see `screening`). None: where few rows are decoded at a time, which is in a single
-                stream of several threads on a processor, unless the precision is f32: log
-                probabilities change in the third digit.
+                stream of several threads on a processor, in bf16: in f32 log probabilities would
+                change in the third digit, and int8 rounds the projection as all else.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device is missing or refuses a graph.
-            UsageError: screening is asked for where there is none.
+            UsageError: screening is asked for where there is none, or int8 on another device.
         """
         self._core = ov.Core()
         self._folder = folder
@@ -113,9 +114,7 @@ class OpenVINOBackend(SingleStream):
         self._device = device
         self._kv_cache: CacheKind = kv_cache
         self._check_device()
-        precision = self._pick_precision() if precision == "auto" else precision
-        self._in_eight_bits = precision == "int8"
-        self._arithmetic = self._pick_arithmetic() if precision == "int8" else precision
+        self._in_eight_bits, self._arithmetic = self._pick_precision(precision)
         self._config = _config(self._core, device, self._arithmetic, threads, streams)
         self._screen: Screen | None = None
 
@@ -147,15 +146,13 @@ class OpenVINOBackend(SingleStream):
                 wanted["with_past"] = (DECODER_WITH_PAST, with_past)
         # The decoder with past takes longest, so it goes first.
         wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "with_past"))
+        if self._in_eight_bits:
+            self._in_eight_bits = self._round(wanted.values(), required=precision == "int8")
         with ThreadPoolExecutor(max_workers=2) as compilers:
             screened = self._is_to_screen(screening, threads, streams)
             jobs = {
                 name: compilers.submit(
-                    self._screen_and_compile
-                    if screened and name == "with_past"
-                    else self._round_and_compile
-                    if self._in_eight_bits
-                    else self._compile,
+                    self._screen_and_compile if screened and name == "with_past" else self._compile,
                     model,
                     file,
                 )
@@ -203,13 +200,16 @@ class OpenVINOBackend(SingleStream):
                 f"OpenVINO finds {', '.join(available) or 'none'}"
             )
 
-    def _pick_precision(self) -> Precision:
-        """int8 for the fast path where the processor computes in it and in bf16, else f32.
+    def _pick_precision(self, wanted: Precision) -> tuple[bool, Precision]:
+        """Whether matrices are to be in 8 bits, and what all else is computed in.
 
+        By itself, int8 for the fast path where the processor computes in it and in bf16, else f32.
         The other kinds of cache are there to be compared with, so they are exact.
         """
-        fast = self._kv_cache == "stateful" and self._device == "CPU"
-        return "int8" if fast and self._pick_arithmetic() == "bf16" else "f32"
+        if wanted == "auto":
+            fast = self._kv_cache == "stateful" and self._device == "CPU"
+            wanted = "int8" if fast and self._pick_arithmetic() == "bf16" else "f32"
+        return wanted == "int8", self._pick_arithmetic() if wanted == "int8" else wanted
 
     def _pick_arithmetic(self) -> Precision:
         """What is computed in beside 8 bits."""
@@ -243,11 +243,26 @@ class OpenVINOBackend(SingleStream):
         # The hidden state is not to be rounded, too.
         return self._compile(with_past, file, DYNAMIC_QUANTIZATION_GROUP_SIZE=0)
 
-    def _round_and_compile(self, model: ov.Model, file: str) -> ov.CompiledModel:
-        n_rounded = round_products(model, attention=file != ENCODER)
-        forget_files(self._folder.path)  # before compiling takes memory, too
-        logger.debug("%d matrices of %s rounded to 8 bits", n_rounded, file)
-        return self._compile(model, file, DYNAMIC_QUANTIZATION_GROUP_SIZE=GROUP)
+    def _round(self, wanted: Iterable[tuple[str, ov.Model]], *, required: bool) -> bool:
+        """Round the graphs' matrices to 8 bits; whether they are in 8 bits now.
+
+        Raises:
+            ModelError: they are not, though that is required.
+        """
+        n_rounded = n_before = 0
+        for file, model in wanted:
+            n_before += has_rounded_products(model)
+            n_rounded += round_products(model, attention=file != ENCODER)
+        logger.debug("%d matrices rounded to 8 bits", n_rounded)
+        if n_rounded:
+            forget_files(self._folder.path)  # before compiling takes memory, too
+            self._config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
+        elif not n_before:
+            found = f"{self._folder.path} has no matrices that can be rounded to 8 bits"
+            if required:
+                raise ModelError(f"{found}; give --precision {self._arithmetic}")
+            logger.warning("%s: computing in %s", found, self._arithmetic)
+        return bool(n_rounded or n_before)
 
     def _compile(self, model: ov.Model, file: str, **changes: object) -> ov.CompiledModel:
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
 from whisper_npu.scripts import cli
-from whisper_npu.scripts.decoding_options import add_model_options
+from whisper_npu.scripts.decoding_options import PRECISIONS, add_model_options
 from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--precision",
         default="f32",
-        choices=["auto", "f32", "bf16", "f16", "int8"],
+        choices=PRECISIONS,
         help="arithmetic of every kind; only in f32 are equal tokens sure (default: %(default)s)",
     )
     what.add_argument("--language", default="en", help="code or English name (default: en)")

@@ -124,7 +124,8 @@ class Sizes:
 
     Attributes:
         numbers: Precision of all but matrices in 8 bits.
-        matrices: Precision of matrix products, but for attention's in the encoder.
+        matrices: Precision of products with the model's matrices.
+        encoder_attention: The same of those in the encoder's attention.
     """
 
     n_mels: int
@@ -136,6 +137,7 @@ class Sizes:
     decoder_ffn: int
     numbers: str
     matrices: str
+    encoder_attention: str
 
     @property
     def _decoder_weights(self) -> int:
@@ -148,12 +150,13 @@ class Sizes:
         filters = 3 * d * (self.n_mels + d)
         convolutions = 2 * (2 * ctx) * 3 * self.n_mels * d + 2 * ctx * 3 * d * d
         attention, mlp = layers * 4 * d * d, layers * 2 * d * self.encoder_ffn
-        return self._work(
-            convolutions + 2 * ctx * attention + layers * 4 * ctx * ctx * d,
-            2 * ctx * mlp,
-            n_numbers=filters + attention,
-            n_weights=mlp,
-        )
+        numbers, weights = filters, mlp
+        flops, matrix_flops = convolutions + layers * 4 * ctx * ctx * d, 2 * ctx * mlp
+        if self.encoder_attention == self.matrices:
+            weights, matrix_flops = weights + attention, matrix_flops + 2 * ctx * attention
+        else:
+            numbers, flops = numbers + attention, flops + 2 * ctx * attention
+        return self._work(flops, matrix_flops, n_numbers=numbers, n_weights=weights)
 
     def projection(self, audio_ctx: int) -> Work:
         """Keys and values of the cross-attention for one window."""
@@ -209,7 +212,14 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
         raise ModelError(f"{folder.path / 'config.json'} lacks {', '.join(missing)}: no roofline")
     sizes = {ours: int(folder.config[theirs]) for ours, theirs in names.items()}
     matrices, numbers = precisions(precision)
-    return Sizes(**sizes, numbers=numbers, matrices=matrices)
+    # Rounded when they are loaded, the encoder's attention keeps its own (`eight_bits`).
+    is_stored = folder.manifest.get("precision") == "int8"
+    return Sizes(
+        **sizes,
+        numbers=numbers,
+        matrices=matrices,
+        encoder_attention=matrices if is_stored else numbers,
+    )
 
 
 @dataclass(frozen=True)

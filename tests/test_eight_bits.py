@@ -1,27 +1,31 @@
 """Matrices in 8 bits: how far they are off, what is rounded and what is not, and what runs."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
+import onnx
 import openvino as ov
 import pytest
 from decoding_checks import loaded, stepwise_logits
 
 from whisper_npu import load_model
-from whisper_npu.errors import UsageError
+from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.export.quantize import quantize_weights
+from whisper_npu.export.shared_weights import DATA_FILE
 from whisper_npu.runtime.audio import load_audio
 from whisper_npu.runtime.eight_bits import GROUP, round_matrix, round_products
 from whisper_npu.runtime.feature_stream import FeatureStream
-from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, ENCODER, read_model_folder
+from whisper_npu.runtime.model_dir import (
+    DECODER_WITH_PAST,
+    ENCODER,
+    GRAPHS,
+    read_model_folder,
+)
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 from whisper_npu.runtime.openvino_graphs import matrix_of
 
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-@pytest.fixture(scope="module")
-def backend(tiny_folder):
-    return OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,7 @@ class TestBackend:
         assert load_model(tiny_folder).backend.precision == ("int8+bf16" if HAS_BF16 else "f32")
         assert load_model(tiny_folder, kv_cache="concat").backend.precision == "f32"
 
+    @pytest.mark.skipif(not HAS_BF16, reason="other processors may multiply in another way")
     def test_what_runs_is_in_8_bits(self, real):
         """Read from the compiled graphs; a plugin that did not follow would be found here."""
         want = {
@@ -135,16 +140,17 @@ class TestBackend:
             assert found == counts, pool
             assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
 
-    def test_the_encoder_is_near_to_f32(self, backend, tiny_folder, features):
-        want = loaded(tiny_folder).backend.encode(features)
-        assert 1e-4 < distance(backend.encode(features), want) < 0.05
-
-    def test_the_decoder_is_near_to_f32(self, backend, tiny_folder, features):
+    def test_it_is_near_to_f32_but_rounded(self, tiny_folder, features, monkeypatch):
+        """All else in f32, so that what is off is due to 8 bits."""
+        monkeypatch.setattr(OpenVINOBackend, "_pick_arithmetic", lambda _self: "f32")
+        backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
+        assert backend.precision == "int8+f32"
         exact = loaded(tiny_folder, "stateful").backend
         audio = exact.encode(features)
+        assert 1e-3 < distance(backend.encode(features), audio) < 0.05
         rows = np.random.default_rng(3).integers(0, 330, (3, 24), dtype=np.int64)
         got, want = (stepwise_logits(each, audio, rows) for each in (backend, exact))
-        assert 1e-4 < distance(got, want) < 0.1
+        assert 1e-3 < distance(got, want) < 0.1
 
     def test_a_row_does_not_depend_on_the_others(self, real, features):
         audio = real.encode(features)
@@ -154,22 +160,47 @@ class TestBackend:
             alone = stepwise_logits(real, audio[i : i + 1], rows[i : i + 1])
             np.testing.assert_array_equal(together[i : i + 1], alone)
 
-    def test_streams_compute_in_it_too(self, backend):
+    def test_streams_compute_in_it_too(self, tiny_folder):
+        backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8", threads=2)
         streams = backend.in_streams()
+        assert streams is not backend
         assert streams.precision == backend.precision
-        if streams is not backend:
-            compiled = streams._pools["encoder"].compiled
-            assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+        for pool in streams._pools.values():
+            assert pool.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
 
-    def test_any_cache_can_be_asked_for_in_it(self, tiny_folder, features):
-        folder = read_model_folder(tiny_folder)
-        audio = loaded(tiny_folder).backend.encode(features[:1])
+    @pytest.mark.parametrize("kind", ["concat", "static", "off"])
+    def test_any_cache_can_be_asked_for_in_it(self, tiny_folder, features, kind):
+        backend = OpenVINOBackend(read_model_folder(tiny_folder), kv_cache=kind, precision="int8")
+        assert backend.precision.startswith("int8+")
+        exact = loaded(tiny_folder).backend
+        audio = exact.encode(features[:1])
         rows = np.random.default_rng(5).integers(0, 330, (1, 8), dtype=np.int64)
-        backends = [
-            OpenVINOBackend(folder, kv_cache=kind, precision="int8") for kind in ("concat", "off")
-        ]
-        concat, off = (stepwise_logits(each, audio, rows) for each in backends)
-        assert distance(concat, off) < 0.03
+        got, want = (stepwise_logits(each, audio, rows) for each in (backend, exact))
+        assert 1e-3 < distance(got, want) < 0.1
+
+    def test_a_folder_in_8_bits_is_taken_as_it_is(self, tiny_folder, tmp_path):
+        """Its activations are rounded in the groups that its certificate is about."""
+        source = read_model_folder(tiny_folder).path
+        for name in GRAPHS:
+            graph = onnx.load(source / name, load_external_data=False)
+            quantize_weights(graph, source)
+            onnx.save(graph, tmp_path / name)
+        for name in ("config.json", "generation_config.json", "tokenizer.json", DATA_FILE):
+            shutil.copy(source / name, tmp_path)
+        backend = OpenVINOBackend(read_model_folder(tmp_path), precision="auto")
+        assert backend.precision == ("int8+bf16" if HAS_BF16 else "f32")
+        group = backend._pools["encoder"].compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+        assert group != GROUP
+
+    def test_nothing_is_called_int8_that_is_not(self, tiny_folder, monkeypatch, caplog):
+        monkeypatch.setattr("whisper_npu.runtime.eight_bits.matrix_of", lambda _node: None)
+        folder = read_model_folder(tiny_folder)
+        with pytest.raises(ModelError, match=r"no matrices that can be rounded.*give --precision"):
+            OpenVINOBackend(folder, precision="int8")
+        assert OpenVINOBackend(folder, precision="auto").precision == (
+            "bf16" if HAS_BF16 else "f32"
+        )
+        assert ("no matrices that can be rounded" in caplog.text) == HAS_BF16
 
     def test_it_is_for_processors(self, tiny_folder, monkeypatch):
         monkeypatch.setattr(OpenVINOBackend, "_check_device", lambda _self: None)

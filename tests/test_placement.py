@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.npu.load import _allows
 from whisper_npu.npu.placement import Placement, candidates, choose, parse_device, probe
 
 CPU, NPU, SPLIT = Placement("CPU", "CPU"), Placement("NPU", "NPU"), Placement("NPU", "CPU")
@@ -118,6 +119,13 @@ class Machine:
         if (device, name) != ("NPU", "AVAILABLE_DEVICES"):
             raise RuntimeError(name)
         return ["4000"] if "NPU" in self.available_devices else []
+
+
+def test_int8_is_for_processors():
+    placements = candidates(Machine("CPU", "GPU", "NPU"))
+    allowed = [item for item in placements if _allows(item, "auto", "int8")]
+    assert allowed == [CPU]
+    assert len([item for item in placements if _allows(item, "auto", "auto")]) > 1
 
 
 def test_candidates_are_what_is_there():

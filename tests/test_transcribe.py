@@ -281,6 +281,28 @@ class TestSaidTwice:
         assert retry.reason == "a phrase is said twice, all of it in 2.00 s"
         assert result.segments[0].flaw is None
 
+    def test_timestamps_make_no_difference(self, make, words):
+        """Two segments of the same, or one: the times between them differ, always."""
+        model = make(Say(()))
+        at, phrase = model.stamp, tuple(words(ONCE))
+        for first in ((at(1.2), at(1.2)), ()):
+            twice = Say((at(0), *phrase, *first, *phrase, at(2)))
+            model = make(twice, Say((at(0), *phrase, at(2))))
+            model.backend.window_frames = (1200, 3000)
+            options = {**ELASTIC, "without_timestamps": False}
+            assert model.transcribe(sound(2.0), **options).text == ONCE.strip()
+
+    def test_what_is_held_for_silence_is_not_heard_again(self, make, words):
+        model = make(Say(tuple(words(ONCE * 2)), logit=1.0, no_speech=SURE), Say((5,)))
+        model.backend.window_frames = (1200, 3000)
+        assert model.transcribe(sound(2.0), **ELASTIC).text == ""
+        assert len(model.backend.windows) == 1
+
+    def test_not_where_repetitions_are_not_looked_for(self, transcribe):
+        result, encoded = transcribe(2.0, ONCE, compression_ratio_threshold=None)
+        assert result.text == (ONCE * 2).strip()
+        assert encoded == [1200]
+
     def test_whoever_takes_the_time_may_say_it_twice(self, transcribe):
         result, encoded = transcribe(4.0, ONCE)
         assert result.text == (ONCE * 2).strip()
