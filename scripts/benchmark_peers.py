@@ -157,6 +157,24 @@ def _set_name(path: Path, paths: Sequence[Path]) -> str:
     return short if len(alike) <= 1 else str(path)
 
 
+def _ours(arguments: argparse.Namespace) -> "Contestant":
+    """Ours, ready to be started.
+
+    Raises:
+        ModelError: There is no such model folder.
+    """
+    from whisper_npu.scripts.peer_comparison import OURS, Contestant  # noqa: PLC0415
+
+    job = {
+        "engine": "whisper-npu",
+        "model": str(cli.find_model(arguments.model).resolve()),
+        "language": arguments.language,
+        "threads": arguments.threads,
+        "one_by_one": arguments.one_by_one,
+    }
+    return Contestant(OURS, sys.executable, job)
+
+
 def _contestants(
     arguments: argparse.Namespace, names: Sequence[str]
 ) -> "tuple[list[Contestant], bool]":
@@ -168,7 +186,7 @@ def _contestants(
     """
     from whisper_npu.export.assets import cache_directory  # noqa: PLC0415
     from whisper_npu.runtime.model_dir import read_model_folder  # noqa: PLC0415
-    from whisper_npu.scripts.peer_comparison import OURS, Contestant  # noqa: PLC0415
+    from whisper_npu.scripts.peer_comparison import Contestant  # noqa: PLC0415
     from whisper_npu.scripts.peer_environment import PeerEnvironment  # noqa: PLC0415
     from whisper_npu.scripts.peer_models import PeerModels  # noqa: PLC0415
 
@@ -181,9 +199,7 @@ def _contestants(
     )
     models = PeerModels(environment, folder, arguments.checkpoint, progress)
     shared: dict[str, Any] = {"language": arguments.language, "threads": arguments.threads}
-    job = {"engine": "whisper-npu", "model": str(folder.path), **shared}
-    job["one_by_one"] = arguments.one_by_one
-    contestants = [Contestant(OURS, sys.executable, job)]
+    contestants = [_ours(arguments)]
     failed = False
     for name in names:
         peer = PEERS[name]

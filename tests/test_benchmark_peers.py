@@ -76,9 +76,7 @@ def test_how_ours_is_given_the_recordings(tiny_folder, manifest, tmp_path, flags
     arguments = benchmark_peers.build_parser().parse_args(
         [str(manifest), "--model", str(tiny_folder), "--environment", str(tmp_path), *flags]
     )
-    [ours], failed = benchmark_peers._contestants(arguments, [])
-    assert not failed
-    assert ours.job["one_by_one"] is bool(flags)
+    assert benchmark_peers._ours(arguments).job["one_by_one"] is bool(flags)
 
 
 def test_if_ours_fails_there_is_nothing_to_compare(tiny_folder, manifest, tmp_path) -> None:
