@@ -15,6 +15,8 @@ from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.tokenizer import Tokenizer
 from whisper_npu.runtime.transcribe import WhisperModel
 
+SEQUENTIAL = {"vad": False, "mode": "sequential"}
+ENGLISH = {**SEQUENTIAL, "language": "en"}
 N_TEXT_CTX = 64
 SURE = 30.0  # logit of a scripted token; the others have 0
 
@@ -132,3 +134,15 @@ def fake_model(folder, script, **generation):
     model_folder = ModelFolder(path=folder, config={}, generation_config=config, manifest={})
     tokenizer = Tokenizer(folder / "tokenizer.json")
     return WhisperModel(model_folder, FakeBackend(tokenizer, script))
+
+
+def scripted_model(folder, *script, **generation):
+    """The same, with `stamp(s)`, the token of a time."""
+    model = fake_model(folder, script, **generation)
+    begin = model.tokenizer.special.timestamp_begin
+    model.stamp = lambda seconds: begin + round(seconds / 0.02)
+    return model
+
+
+def sound(seconds, seed=0):
+    return tiny_whisper.synthetic_speech(seed, seconds)
