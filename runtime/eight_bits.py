@@ -62,45 +62,59 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
         if (matrix := matrix_of(node)) is not None
         and (attention or matrix.shape[0] != matrix.shape[1])
     ]
+    rounded = [_RoundedMatrix(matrix) for _, matrix in found]
+    parts = [(each, outputs) for each in rounded for outputs in each.parts()]
     with ThreadPoolExecutor(_THREADS) as threads:
-        rounded = list(threads.map(_round_parts, (matrix for _, matrix in found)))
-    for (node, _), (codes, scales) in zip(found, rounded, strict=True):
-        weights = ops.multiply(
-            ops.convert(ops.constant(codes, shared_memory=True), "f32"), ops.constant(scales)
+        list(threads.map(lambda part: part[0].round(part[1]), parts))
+    for (node, _), result in zip(found, rounded, strict=True):
+        values = ops.convert(ops.constant(result.codes, shared_memory=True), "f32")
+        scales = np.expand_dims(result.scales, 1 - result.axis)
+        product = ops.matmul(
+            node.input_value(0),
+            ops.multiply(values, ops.constant(scales)),
+            transpose_a=False,
+            transpose_b=result.axis == 0,
         )
-        by_output = scales.shape[1] == 1
-        product = ops.matmul(node.input_value(0), weights, transpose_a=False, transpose_b=by_output)
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(product.output(0))
     model.validate_nodes_and_infer_types()
     return len(found)
 
 
-def has_rounded_products(model: ov.Model) -> bool:
-    """Whether a graph holds matrices in 8 bits already."""
+def has_matrices(model: ov.Model) -> bool:
+    """Whether a graph has matrices that `round_products` rounds, or that are in 8 bits already."""
     return any(
-        node.get_type_name() == "Constant"
-        and len(node.shape) == _MATRIX_RANK
-        and node.get_element_type() in {ov.Type.i8, ov.Type.u8}
+        matrix_of(node) is not None
+        or (
+            node.get_type_name() == "Constant"
+            and len(node.shape) == _MATRIX_RANK
+            and node.get_element_type() in {ov.Type.i8, ov.Type.u8}
+        )
         for node in model.get_ordered_ops()
     )
 
 
-def _round_parts(
-    matrix: npt.NDArray[np.floating],
-) -> tuple[npt.NDArray[np.int8], Float32Array]:
-    """Codes and scales of a matrix `(n_out, n_in)`, part by part, in the order it is stored in.
+class _RoundedMatrix:
+    """A matrix `(n_out, n_in)` rounded part by part, in the order it is stored in.
 
-    Returns:
-        `(n_out, n_in)` and `(n_out, 1)`; or, where outputs are neighbours in memory,
-        `(n_in, n_out)` and `(1, n_out)`: turning a matrix takes longer than rounding it.
+    Turning a matrix takes longer than rounding it.
+
+    Attributes:
+        axis: that of the outputs, in memory.
+        codes: int8 `(n_out, n_in)`; or, where outputs are neighbours in memory, `(n_in, n_out)`.
+        scales: float32 `(n_out,)`.
     """
-    axis = 0 if matrix.flags.c_contiguous else 1
-    stored = matrix if axis == 0 else matrix.T
-    codes = np.empty(stored.shape, np.int8)
-    scales = np.empty(len(matrix), np.float32)
-    for start in range(0, len(matrix), _OUTPUTS_AT_ONCE):
-        outputs = slice(start, start + _OUTPUTS_AT_ONCE)
-        part = (outputs, slice(None)) if axis == 0 else (slice(None), outputs)
-        codes[part], scales[outputs] = round_matrix(stored[part], axis)
-    return codes, np.expand_dims(scales, 1 - axis)
+
+    def __init__(self, matrix: npt.NDArray[np.floating]) -> None:
+        self.axis = 0 if matrix.flags.c_contiguous else 1
+        self._stored = matrix if self.axis == 0 else matrix.T
+        self.codes = np.empty(self._stored.shape, np.int8)
+        self.scales = np.empty(len(matrix), np.float32)
+
+    def parts(self) -> list[slice]:
+        starts = range(0, len(self.scales), _OUTPUTS_AT_ONCE)
+        return [slice(start, start + _OUTPUTS_AT_ONCE) for start in starts]
+
+    def round(self, outputs: slice) -> None:
+        part = (outputs, slice(None)) if self.axis == 0 else (slice(None), outputs)
+        self.codes[part], self.scales[outputs] = round_matrix(self._stored[part], self.axis)

@@ -10,7 +10,7 @@
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,7 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array, SingleStream
-from whisper_npu.runtime.eight_bits import GROUP, has_rounded_products, round_products
+from whisper_npu.runtime.eight_bits import GROUP, has_matrices, round_products
 from whisper_npu.runtime.kv_cache import (
     ConcatCache,
     Contract,
@@ -147,15 +147,13 @@ class OpenVINOBackend(SingleStream):
         # The decoder with past takes longest, so it goes first.
         wanted = dict(sorted(wanted.items(), key=lambda item: item[0] != "with_past"))
         if self._in_eight_bits:
-            self._in_eight_bits = self._round(wanted.values(), required=precision == "int8")
+            self._in_eight_bits = self._can_round(
+                (model for _, model in wanted.values()), required=precision == "int8"
+            )
         with ThreadPoolExecutor(max_workers=2) as compilers:
             screened = self._is_to_screen(screening, threads, streams)
             jobs = {
-                name: compilers.submit(
-                    self._screen_and_compile if screened and name == "with_past" else self._compile,
-                    model,
-                    file,
-                )
+                name: self._begin(compilers, model, file, screened=screened and name == "with_past")
                 for name, (file, model) in wanted.items()
             }
             self._pools = {name: RequestPool(job.result()) for name, job in jobs.items()}
@@ -243,26 +241,31 @@ class OpenVINOBackend(SingleStream):
         # The hidden state is not to be rounded, too.
         return self._compile(with_past, file, DYNAMIC_QUANTIZATION_GROUP_SIZE=0)
 
-    def _round(self, wanted: Iterable[tuple[str, ov.Model]], *, required: bool) -> bool:
-        """Round the graphs' matrices to 8 bits; whether they are in 8 bits now.
+    def _can_round(self, models: Iterable[ov.Model], *, required: bool) -> bool:
+        """Whether the graphs have matrices that can be in 8 bits.
 
         Raises:
-            ModelError: they are not, though that is required.
+            ModelError: they have none, though that is required.
         """
-        n_rounded = n_before = 0
-        for file, model in wanted:
-            n_before += has_rounded_products(model)
-            n_rounded += round_products(model, attention=file != ENCODER)
-        logger.debug("%d matrices rounded to 8 bits", n_rounded)
-        if n_rounded:
+        if any(map(has_matrices, models)):
+            return True
+        found = f"{self._folder.path} has no matrices that can be rounded to 8 bits"
+        if required:
+            raise ModelError(f"{found}; give --precision {self._arithmetic}")
+        logger.warning("%s: computing in %s", found, self._arithmetic)
+        return False
+
+    def _begin(
+        self, compilers: Executor, model: ov.Model, file: str, *, screened: bool
+    ) -> "Future[ov.CompiledModel]":
+        """Have a graph compiled; rounded before, while the one before it is compiled."""
+        if screened:
+            return compilers.submit(self._screen_and_compile, model, file)
+        changes: dict[str, object] = {}
+        if self._in_eight_bits and round_products(model, attention=file != ENCODER):
             forget_files(self._folder.path)  # before compiling takes memory, too
-            self._config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
-        elif not n_before:
-            found = f"{self._folder.path} has no matrices that can be rounded to 8 bits"
-            if required:
-                raise ModelError(f"{found}; give --precision {self._arithmetic}")
-            logger.warning("%s: computing in %s", found, self._arithmetic)
-        return bool(n_rounded or n_before)
+            changes["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP
+        return compilers.submit(self._compile, model, file, **changes)
 
     def _compile(self, model: ov.Model, file: str, **changes: object) -> ov.CompiledModel:
         try:
