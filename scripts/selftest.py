@@ -47,7 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="CPU", help="as for transcribe (default: %(default)s)")
     parser.add_argument("--backend", default="openvino", help="openvino or onnxruntime")
-    parser.add_argument("--precision", default="auto", help="as for transcribe")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        help="as for transcribe, but that auto is f32 on the CPU: others may choose other tokens",
+    )
     parser.add_argument(
         "--audio", nargs="+", type=Path, default=[], metavar="FILE", help="two recordings or more"
     )
@@ -84,11 +88,12 @@ def selftest(arguments: argparse.Namespace) -> int:
         print("computing the reference on the CPU, in f32", file=sys.stderr)
         exact = load_model(folder, kv_cache="concat", precision="f32")
         reference = tests.make_reference(exact, recordings)
+    auto_on_cpu = arguments.precision == "auto" and arguments.device == "CPU"
     model = load_model(
         folder,
         device=arguments.device,
         backend=arguments.backend,
-        precision=arguments.precision,
+        precision="f32" if auto_on_cpu else arguments.precision,
     )
     if arguments.transcript:
         checks = [_transcript(model, reference, entry) for entry in arguments.transcript]
