@@ -42,7 +42,8 @@ class FeatureStream:
             blocks: successive float32 samples, mono 16 kHz.
             n_mels: mel bands.
             speech: hears the same samples, if given.
-            times: where the times of reading and of the speech detector are added, if given.
+            times: where the times of reading, of the speech detector and of the features are
+                added, if given.
         """
         self._times = StageTimes() if times is None else times
         self._blocks = blocks
@@ -138,7 +139,11 @@ class FeatureStream:
                 self.push(block)
 
     def _add(self, block: Float32Array) -> None:
-        self._samples = np.concatenate((self._samples, block))
+        with self._times.measure("features"):
+            self._compute(np.concatenate((self._samples, block)))
+
+    def _compute(self, samples: Float32Array) -> None:
+        self._samples = samples
         if not self._started:
             if len(self._samples) <= _CONTEXT:
                 return
