@@ -23,6 +23,7 @@ CHUNK = 512  # samples the network judges at once
 CHUNKS_PER_SECOND = SAMPLE_RATE / CHUNK
 _CONTEXT = 64  # samples before a chunk that it is judged with
 _STATE = (1, 1, 128)  # of its recurrent layer
+_MOST_AT_ONCE = 64  # chunks, a power of two: more at once are no faster
 
 
 class Detector(Protocol):
@@ -43,6 +44,16 @@ class _GraphDetector:
         self._cell = np.zeros(_STATE, np.float32)
 
     def judge(self, chunks: Float32Array) -> Float32Array:
+        # Piece by piece, in few lengths: for each length it has not met the plugin makes kernels.
+        judged, begin, length = [np.empty(0, np.float32)], 0, _MOST_AT_ONCE
+        while begin < len(chunks):
+            while length > len(chunks) - begin:
+                length //= 2
+            judged.append(self._judge(chunks[begin : begin + length]))
+            begin += length
+        return np.concatenate(judged)
+
+    def _judge(self, chunks: Float32Array) -> Float32Array:
         contexts = np.concatenate((self._context[None], chunks[:-1, -_CONTEXT:]))
         self._context = chunks[-1, -_CONTEXT:].copy()
         frames = np.concatenate((contexts, chunks), axis=1)
