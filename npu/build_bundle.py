@@ -23,6 +23,7 @@ from whisper_npu.runtime.model_dir import (
     DECODER_WITH_PAST,
     ENCODER,
     ModelFolder,
+    sha256_file,
 )
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _write(
             shapes = graph.shapes()
             entries[name] = {
                 "file": path.name,
-                "sha256": bundles.sha256_file(path),
+                "sha256": sha256_file(path),
                 "inputs": {key: shapes[key] for key in graph.inputs},
                 "outputs": {key: shapes[key] for key in graph.outputs},
                 "operators": sorted(operators),

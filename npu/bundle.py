@@ -3,7 +3,6 @@
 Reading one needs neither onnx nor a look at the weights; `build_bundle` makes one.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,32 +85,6 @@ def bundle_path(folder: Path, weights: str) -> Path:
     return folder / FOLDER / weights
 
 
-def source_digests(folder: ModelFolder) -> dict[str, str]:
-    """The sha256 of every file the static graphs are made from.
-
-    Taken from the export's manifest where one states it for a file of this size, else computed.
-    """
-    stated = folder.manifest.get("files", {})
-    names = [*GRAPHS, *sorted(path.name for path in folder.path.glob("*.onnx_data*"))]
-    if (folder.path / ALIGNMENT).is_file():
-        names.append(ALIGNMENT)
-    digests = {}
-    for name in names:
-        path = folder.path / name
-        known = stated.get(name, {}) if isinstance(stated, dict) else {}
-        if known.get("bytes") == path.stat().st_size and "sha256" in known:
-            digests[name] = str(known["sha256"])
-        else:
-            digests[name] = sha256_file(path)
-    return digests
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def buckets(n_text_ctx: int) -> tuple[int, ...]:
     """Prompt lengths worth a graph of their own, shortest first.
 
@@ -127,7 +100,7 @@ def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recip
     return {
         "format": FORMAT,
         "revision": REVISION,
-        "sources": source_digests(folder),
+        "sources": folder.digests([*GRAPHS, ALIGNMENT]),
         "n_text_ctx": folder.n_text_ctx,
         "weights": weights,
         "windows": sorted(windows),

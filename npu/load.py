@@ -18,15 +18,10 @@ from whisper_npu.npu.placement import (
 )
 from whisper_npu.npu.split_backend import SplitBackend
 from whisper_npu.runtime.backend import Backend
-from whisper_npu.runtime.compile_cache import CompileCache
+from whisper_npu.runtime.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.model_dir import ModelFolder
-from whisper_npu.runtime.openvino_backend import (
-    CACHE_KINDS,
-    PRECISIONS,
-    CacheKind,
-    OpenVINOBackend,
-    Precision,
-)
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+from whisper_npu.runtime.openvino_compile import CACHE_KINDS, PRECISIONS, CacheKind, Precision
 
 OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
 BACKENDS = (OPENVINO, ONNXRUNTIME)
@@ -110,6 +105,7 @@ def load_backend(
             kv_cache=cast("CacheKind", kind),
             precision=cast("Precision", precision),
             threads=threads,
+            cache=default_cache() if cache is None else cache,
         )
 
     if device != AUTO:

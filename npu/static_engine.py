@@ -19,8 +19,8 @@ import openvino as ov
 from whisper_npu.errors import DeviceError
 from whisper_npu.npu.bundle import DATA_FILE, Bundle, StaticGraph
 from whisper_npu.npu.devices import Target
-from whisper_npu.npu.memory import available_bytes
 from whisper_npu.runtime.compile_cache import CacheKey, CompileCache, cache_key, compile_cached
+from whisper_npu.runtime.memory import available_bytes
 from whisper_npu.runtime.openvino_sessions import RequestPool
 
 logger = logging.getLogger("whisper_npu")

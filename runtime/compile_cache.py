@@ -24,6 +24,7 @@ import openvino as ov
 import platformdirs
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.memory import forget_mapped, map_file
 
 logger = logging.getLogger("whisper_npu")
 
@@ -31,10 +32,11 @@ CACHE_VARIABLE = "WHISPER_NPU_CACHE"
 LIMIT_VARIABLE = "WHISPER_NPU_CACHE_LIMIT"
 DEFAULT_LIMIT = 8.0  # GiB
 
-_MAGIC = "whisper-npu compiled graph 1"
+_MAGIC = "whisper-npu compiled graph 2"
 _SUFFIX = ".blob"
 _UNFINISHED = ".part"
-_HEADER = 4096  # bytes: a page, so that the rest can be mapped
+_HEADER = 4096  # bytes at most
+_ALIGNMENT = 64  # bytes: constants that lie at a multiple of them are used where they are
 _ABANDONED_AFTER = 3600.0  # seconds: no compilation writes its result for longer
 _GIB = 1 << 30
 
@@ -154,11 +156,16 @@ class CompileCache:
             self._discard(path, "it is truncated or belongs to another graph")
             return None
         try:
-            blob = np.memmap(path, np.uint8, "r", offset=_HEADER)
-            if hashlib.sha256(blob.data).hexdigest() != header["sha256"]:
+            with path.open("rb") as file:
+                file.seek(header["begin"])
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != header["sha256"]:
                 self._discard(path, "its content is damaged")
                 return None
-            compiled = core.import_model(ov.Tensor(blob), key.device, dict(options))
+            blob = np.frombuffer(map_file(path), np.uint8, offset=header["begin"])
+            tensor = ov.Tensor(blob, shared_memory=True)
+            compiled = core.import_model(tensor, key.device, dict(options))
+            forget_mapped()
         except (OSError, ValueError, RuntimeError) as error:
             self._discard(path, _last_line(error))
             return None
@@ -166,13 +173,35 @@ class CompileCache:
             os.utime(path)
         return compiled
 
-    def store(self, key: CacheKey, compiled: ov.CompiledModel, label: str) -> bool:
-        """Keep a compiled graph; whether that worked (a full disk is no reason to stop)."""
+    def facts(self, key: CacheKey) -> dict[str, Any] | None:
+        """What was stored with a compiled graph to be known of it; None if there is none."""
+        facts = (_read_header(self.path(key)) or {}).get("facts")
+        return facts if isinstance(facts, dict) else None
+
+    def store(
+        self,
+        key: CacheKey,
+        compiled: ov.CompiledModel,
+        label: str,
+        facts: Mapping[str, Any] | None = None,
+        align: bytes = b"",
+    ) -> bool:
+        """Keep a compiled graph; whether that worked (a full disk is no reason to stop).
+
+        Args:
+            key: what it depends on.
+            compiled: the graph.
+            label: what the cache's list calls it.
+            facts: what to know of it before it is loaded, for JSON.
+            align: how the graph's largest constant begins. Where that lies at a multiple of
+                64 bytes in memory, the plugin uses it in place.
+        """
         try:
             content = compiled.export_model().getvalue()
         except RuntimeError as error:
             logger.debug("%s cannot be kept: %s", label, _last_line(error))
             return False
+        begin = _HEADER - max(0, content.find(align)) % _ALIGNMENT
         if len(content) + _HEADER > self.limit:
             logger.debug("%s is larger than the cache's limit", label)
             return False
@@ -180,11 +209,13 @@ class CompileCache:
             "magic": _MAGIC,
             "label": label,
             "digest": key.digest,
+            "begin": begin,
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
             "key": key.as_dict(),
+            "facts": dict(facts or {}),
         }
-        first = json.dumps(header).encode().ljust(_HEADER - 1) + b"\n"
+        first = json.dumps(header).encode().ljust(begin - 1) + b"\n"
         unfinished: Path | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -224,11 +255,12 @@ class CompileCache:
 
     def clear(self) -> int:
         """Delete every file; how many there were."""
-        files = [*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*{_UNFINISHED}")]
-        for path in files:
-            with suppress(FileNotFoundError):
+        n_deleted = 0
+        for path in (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*{_UNFINISHED}")):
+            with suppress(OSError):  # gone meanwhile, or in use on a system that minds
                 path.unlink()
-        return len(files)
+                n_deleted += 1
+        return n_deleted
 
     def _discard(self, path: Path, reason: str) -> None:
         logger.debug("%s is compiled anew: %s", path.name, reason)
@@ -309,7 +341,7 @@ def compile_cached(
 def _read_header(path: Path) -> dict[str, Any] | None:
     try:
         with path.open("rb") as file:
-            content = json.loads(file.read(_HEADER))
+            content = json.loads(file.read(_HEADER).partition(b"\n")[0])
     except (OSError, ValueError):
         return None
     is_ours = isinstance(content, dict) and content.get("magic") == _MAGIC
@@ -321,7 +353,9 @@ def _matches(header: dict[str, Any], key: CacheKey, path: Path) -> bool:
         size = path.stat().st_size
     except OSError:
         return False
-    return header.get("digest") == key.digest and size == _HEADER + int(header.get("bytes", -1))
+    return header.get("digest") == key.digest and size == int(header.get("begin", 0)) + int(
+        header.get("bytes", -1)
+    )
 
 
 def _last_line(error: Exception) -> str:

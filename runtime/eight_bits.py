@@ -21,6 +21,7 @@ GROUP = 128
 
 _LARGEST = 127
 _MATRIX_RANK = 2
+_TELLING = 512  # elements by which a table is recognised
 _OUTPUTS_AT_ONCE = 512  # of a matrix: what is made of them stays in the processor's cache
 _THREADS = 2  # that round; more would wait for memory
 
@@ -79,6 +80,50 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
             reader.replace_source_output(product.output(0))
     model.validate_nodes_and_infer_types()
     return len(found)
+
+
+def narrow_tables(model: ov.Model) -> bytes:
+    """Keep tables that are looked up in bf16, in place, for graphs that are computed in it.
+
+    They are rounded to it anyway, as soon as they have been looked up.
+
+    Returns:
+        how the largest of them begins in memory; empty if there is none.
+    """
+    begin, largest = b"", 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Gather":
+            continue
+        source = node.input_value(0)
+        table = source.get_node()
+        if table.get_type_name() != "Constant" or table.get_element_type() != ov.Type.f32:
+            continue
+        if len(table.shape) != _MATRIX_RANK or table.shape[0] < _OUTPUTS_AT_ONCE:
+            continue
+        narrow = _to_bfloat16(table.data)
+        if narrow.byte_size > largest:
+            begin, largest = narrow.data.ravel()[:_TELLING].tobytes(), narrow.byte_size
+        looked_up = ops.gather(ops.constant(narrow), node.input_value(1), node.input_value(2))
+        wide = ops.convert(looked_up, "f32")
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(wide.output(0))
+    model.validate_nodes_and_infer_types()
+    return begin
+
+
+def _to_bfloat16(values: Float32Array) -> ov.Tensor:
+    """The nearest bf16 of finite numbers, ties to even."""
+    narrow = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
+    out = narrow.data.view(np.uint16)
+
+    def convert(start: int) -> None:
+        rows = slice(start, start + _OUTPUTS_AT_ONCE)
+        bits = values[rows].view(np.uint32)
+        out[rows] = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(convert, range(0, len(values), _OUTPUTS_AT_ONCE)))
+    return narrow
 
 
 def has_matrices(model: ov.Model) -> bool:

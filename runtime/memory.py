@@ -1,17 +1,23 @@
-"""Gives memory back that this process has no more use for, on systems where that is known."""
+"""How much memory is free, and giving back what this process has no more use for."""
 
 import contextlib
 import ctypes
+import mmap
 import os
 import sys
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 _DONTNEED = 4  # Linux's MADV_DONTNEED
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _LARGE = 2 << 20  # bytes: few blocks are as large, and those are worth a call to the system
+_UNKNOWN = 4 << 30  # bytes free: where the system does not say, assume a small machine
 _KEPT = 64 << 20  # bytes free at the heap's end that wait for `give_back`; fetching them costs time
+
+_mapped: dict[tuple[int, int, int], mmap.mmap] = {}  # by device, number and size of the file
+_mapping = Lock()
 
 
 @cache
@@ -39,8 +45,35 @@ def forget_files(folder: Path) -> None:
                 library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
+def map_file(path: Path) -> mmap.mmap:
+    """A file in memory, mapped once and for as long as the process lives.
+
+    A compiled graph may go on reading its constants there, and does not say for how long.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino, status.st_size)
+        with _mapping:
+            if identity not in _mapped:
+                # OpenVINO wants memory it could write to. It writes nothing.
+                _mapped[identity] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return _mapped[identity]
+
+
+def forget_mapped() -> None:
+    """Drop what this process holds of files from `map_file`; it comes back as it is read."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        with _mapping:
+            for mapped in _mapped.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def give_back() -> None:
-    """Have the C library return the memory that is free in it to the system (glibc)."""
+    """Return to the system what is free in the C library (glibc), and what can be read again."""
+    forget_mapped()
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
@@ -58,3 +91,45 @@ def map_large_blocks() -> None:
         return  # whoever sets them knows better
     mallopt(_MMAP_THRESHOLD, _LARGE)
     mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be used without swapping, in bytes.
+
+    Args:
+        root: where `proc` lies, for tests.
+    """
+    if sys.platform == "win32":
+        return _windows_available()
+    try:
+        for line in (root / "proc" / "meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+    except OSError:
+        pass
+    return _UNKNOWN
+
+
+class _MemoryStatus(ctypes.Structure):
+    """Windows' MEMORYSTATUSEX."""
+
+    _fields_ = (
+        ("length", ctypes.c_ulong),
+        ("load", ctypes.c_ulong),
+        ("total_physical", ctypes.c_ulonglong),
+        ("available_physical", ctypes.c_ulonglong),
+        ("total_page_file", ctypes.c_ulonglong),
+        ("available_page_file", ctypes.c_ulonglong),
+        ("total_virtual", ctypes.c_ulonglong),
+        ("available_virtual", ctypes.c_ulonglong),
+        ("available_extended_virtual", ctypes.c_ulonglong),
+    )
+
+
+def _windows_available() -> int:
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    kernel = getattr(ctypes, "windll").kernel32  # noqa: B009 - absent from the types elsewhere
+    if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return _UNKNOWN
+    return int(status.available_physical)

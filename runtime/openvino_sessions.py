@@ -21,6 +21,7 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
+from whisper_npu.runtime.memory import forget_mapped
 from whisper_npu.runtime.openvino_stateful import ROWS
 from whisper_npu.runtime.screening import HIDDEN, TAIL, Screen
 
@@ -36,6 +37,7 @@ class RequestPool:
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self.compiled = compiled
+        self._is_fresh = True
         self._free: list[ov.InferRequest] = []
         self._lock = Lock()
 
@@ -50,6 +52,9 @@ class RequestPool:
         """Give a request back."""
         with self._lock:
             self._free.append(request)
+            was_fresh, self._is_fresh = self._is_fresh, False
+        if was_fresh:  # weights have been read for the first time, and put in order for its kernels
+            forget_mapped()
 
 
 def _check_room(length: int, n_new: int, n_text_ctx: int) -> None:

@@ -3,7 +3,7 @@
 Heavy imports stay inside the fixtures that need them: most tests never load torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, mark in marks.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_compiled_graphs() -> Iterator[None]:
+    """Nothing from, and nothing into, the user's cache of compiled graphs, subprocesses included.
+
+    Tests of the cache take a folder and a limit of their own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHISPER_NPU_CACHE_LIMIT", "0")
+        yield
 
 
 @pytest.fixture(scope="session")

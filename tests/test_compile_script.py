@@ -17,6 +17,7 @@ def folder(tiny_folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path))
+    monkeypatch.delenv("WHISPER_NPU_CACHE_LIMIT", raising=False)
     return tmp_path / "compiled"
 
 

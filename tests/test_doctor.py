@@ -7,7 +7,7 @@ import pytest
 
 from whisper_npu.npu.doctor import FAILED, NOT_APPLICABLE, PASSED, diagnose, installed_distributions
 from whisper_npu.npu.host import Host, User, library_version, parse_version
-from whisper_npu.npu.memory import available_bytes
+from whisper_npu.runtime.memory import available_bytes
 from whisper_npu.scripts import check_npu
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"

@@ -23,6 +23,7 @@ from whisper_npu.runtime.model_dir import (
     read_model_folder,
 )
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+from whisper_npu.runtime.openvino_compile import GraphCompiler
 from whisper_npu.runtime.openvino_graphs import matrix_of
 
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -142,7 +143,7 @@ class TestBackend:
 
     def test_it_is_near_to_f32_but_rounded(self, tiny_folder, features, monkeypatch):
         """All else in f32, so that what is off is due to 8 bits."""
-        monkeypatch.setattr(OpenVINOBackend, "_pick_arithmetic", lambda _self: "f32")
+        monkeypatch.setattr(GraphCompiler, "_pick_arithmetic", lambda _self: "f32")
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
         assert backend.precision == "int8+f32"
         exact = loaded(tiny_folder, "stateful").backend
@@ -203,7 +204,7 @@ class TestBackend:
         assert ("no matrices that can be rounded" in caplog.text) == HAS_BF16
 
     def test_it_is_for_processors(self, tiny_folder, monkeypatch):
-        monkeypatch.setattr(OpenVINOBackend, "_check_device", lambda _self: None)
+        monkeypatch.setattr(GraphCompiler, "_check_device", lambda _self: None)
         with pytest.raises(UsageError, match=r"for GPU export with PRECISION=int8"):
             OpenVINOBackend(read_model_folder(tiny_folder), device="GPU", precision="int8")
         with pytest.raises(UsageError, match="precision is 'int8'"):

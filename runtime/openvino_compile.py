@@ -1,0 +1,376 @@
+"""Compiles a model folder's graphs for one device, or loads them compiled from the cache.
+
+The graphs are read, changed into what is run (elastic windows, states that the plugin keeps,
+matrices in 8 bits), and compiled. On a processor the results for the stateful cache are kept on
+disk, and a later start reads no ONNX at all.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import openvino as ov
+
+from whisper_npu.errors import DeviceError, ModelError, UsageError
+from whisper_npu.runtime import eight_bits, openvino_stateful
+from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.compile_cache import CacheKey, CompileCache, cache_key
+from whisper_npu.runtime.kv_cache import Contract, is_self_attention
+from whisper_npu.runtime.memory import available_bytes, forget_files
+from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+from whisper_npu.runtime.screening import Screen, make_screen, screen_logits, table_of
+
+logger = logging.getLogger("whisper_npu")
+
+CacheKind = Literal["stateful", "concat", "static", "off"]
+CACHE_KINDS: tuple[str, ...] = get_args(CacheKind)
+Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+_ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
+
+_GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+# The graphs that the stateful cache needs. The decoder with past takes longest, so it goes first.
+_STATEFUL = {"with_past": DECODER_WITH_PAST, "encoder": ENCODER, "cross": DECODER}
+_MEMORY_TO_KEEP = 4  # times the weights: what compiled graphs take on their way to the disk
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How graphs are to be run; see `OpenVINOBackend`."""
+
+    device: str
+    kv_cache: CacheKind
+    precision: Precision
+    threads: int
+    streams: int
+    screening: bool | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of graphs once they have been read and changed.
+
+    Attributes:
+        dimensions: sizes of the model.
+        contract: what `present.*` held; None where nobody needs to know.
+        elastic: whether the encoder takes windows of any length.
+        in_eight_bits: whether matrices are in 8 bits.
+        options: by graph, what it is compiled with beside the options of all.
+    """
+
+    dimensions: graphs.GraphDimensions
+    contract: Contract | None
+    elastic: bool
+    in_eight_bits: bool
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Graphs that are ready to run: `encoder`, and what the cache needs of the others.
+
+    Attributes:
+        graphs: by name.
+        facts: what is known of them.
+        screen: of the projection to the vocabulary, where that is screened.
+        align: by graph, see `CompileCache.store`.
+    """
+
+    graphs: dict[str, ov.CompiledModel]
+    facts: Facts
+    screen: Screen | None = None
+    align: dict[str, bytes] = field(default_factory=dict)
+
+
+class GraphCompiler:
+    """Compiles the graphs of a model folder."""
+
+    def __init__(self, core: ov.Core, folder: ModelFolder, wanted: Wanted) -> None:
+        """Settle what will be computed in.
+
+        Raises:
+            DeviceError: the device is missing.
+            UsageError: screening is asked for where there is none, or int8 on another device than
+                a processor.
+        """
+        self._core = core
+        self._folder = folder
+        self._wanted = wanted
+        self._device = wanted.device
+        self._check_device()
+        self._rounds, self.arithmetic = self._pick_precision()
+        self._config = self._make_config()
+        self._screens = self._is_to_screen()
+
+    def compile(self, kept: CompileCache | None) -> Compiled:
+        """Load compiled graphs, or compile them.
+
+        Args:
+            kept: the cache to look in, and to keep them in; None compiles now.
+
+        Raises:
+            ModelError: the folder's graphs cannot be used.
+            DeviceError: the device refuses a graph.
+        """
+        wanted = self._wanted
+        can_be_kept = wanted.kv_cache == "stateful" and self._device == "CPU" and not self._screens
+        if kept is None or not kept.limit or not can_be_kept:
+            return self._compile_all()
+        keys = self._keys()
+        compiled = self._load(kept, keys)
+        if compiled is not None:
+            return compiled
+        weights = sum(path.stat().st_size for path in self._folder.weight_files())
+        if _MEMORY_TO_KEEP * weights > available_bytes():
+            logger.debug("%s: too little memory to keep compiled graphs", self._folder.name)
+            return self._compile_all()
+        compiled = self._compile_all(to_keep=True)
+        self._keep(kept, keys, compiled)
+        return compiled
+
+    def compile_one(self, model: ov.Model, file: str, **options: object) -> ov.CompiledModel:
+        """Compile a graph.
+
+        Raises:
+            DeviceError: the device refuses it.
+        """
+        try:
+            return self._core.compile_model(model, self._device, {**self._config, **options})
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise DeviceError(f"{self._device} cannot compile {file}: {reason}") from None
+
+    def _check_device(self) -> None:
+        available = self._core.available_devices
+        if self._device.split(".")[0] not in {name.split(".")[0] for name in available}:
+            raise DeviceError(
+                f"device {self._device} is not available here; "
+                f"OpenVINO finds {', '.join(available) or 'none'}"
+            )
+
+    def _pick_precision(self) -> tuple[bool, Precision]:
+        """Whether matrices are to be in 8 bits, and what all else is computed in.
+
+        By itself, int8 for the fast path where the processor computes in it and in bf16, else f32.
+        The other kinds of cache are there to be compared with, so they are exact.
+        """
+        wanted = self._wanted.precision
+        if wanted == "auto":
+            fast = self._wanted.kv_cache == "stateful" and self._device == "CPU"
+            wanted = "int8" if fast and self._pick_arithmetic() == "bf16" else "f32"
+        return wanted == "int8", self._pick_arithmetic() if wanted == "int8" else wanted
+
+    def _pick_arithmetic(self) -> Precision:
+        """What is computed in beside 8 bits."""
+        if self._device.split(".")[0] != "CPU":
+            raise UsageError(
+                f"precision int8 rounds weights as they are loaded, for processors; for "
+                f"{self._device} export with PRECISION=int8 and give --precision auto"
+            )
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "bf16" if "BF16" in capabilities else "f32"
+
+    def _make_config(self) -> dict[str, Any]:
+        wanted, precision = self._wanted, self.arithmetic
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+        }
+        if "KV_CACHE_PRECISION" in self._core.get_property(self._device, "SUPPORTED_PROPERTIES"):
+            # Else it may be 8 bits, even where f32 is asked for. A GPU has 8 bits and f16.
+            config["KV_CACHE_PRECISION"] = precision if self._device.startswith("CPU") else "f16"
+        if wanted.threads:
+            config["INFERENCE_NUM_THREADS"] = wanted.threads
+        if wanted.streams > 1:
+            config["NUM_STREAMS"] = wanted.streams
+        return config
+
+    def _is_to_screen(self) -> bool:
+        wanted = self._wanted
+        able = wanted.kv_cache == "stateful" and self._device == "CPU" and not self._rounds
+        if wanted.screening and not able:
+            raise UsageError(
+                "screening needs the stateful cache on a processor, and another precision than int8"
+            )
+        if wanted.screening is not None:
+            return wanted.screening
+        # One thread decodes large batches itself, without streams.
+        return able and self.arithmetic != "f32" and wanted.streams == 1 and wanted.threads != 1
+
+    def _keys(self) -> dict[str, CacheKey]:
+        folder = self._folder
+        identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{_recipe_digest()}"
+        options = {
+            **self._config,
+            "MATRICES": "int8" if self._rounds else "as they are",
+            "CAPABILITIES": sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        }
+        return {
+            name: cache_key(self._core, f"{identity}-{name}", self._device, options)
+            for name in _STATEFUL
+        }
+
+    def _load(self, kept: CompileCache, keys: dict[str, CacheKey]) -> Compiled | None:
+        """All graphs from the cache; None if one of them cannot be had."""
+        facts = _read_facts(kept.facts(keys["encoder"]))
+        if facts is None or not all(map(kept.has, keys.values())):
+            return None
+
+        def load(name: str) -> ov.CompiledModel | None:
+            options = {**self._config, **facts.options.get(name, {})}
+            return kept.load(self._core, keys[name], options)
+
+        with ThreadPoolExecutor(max_workers=2) as loaders:
+            loaded = dict(zip(keys, loaders.map(load, keys), strict=True))
+        found = {name: graph for name, graph in loaded.items() if graph is not None}
+        if len(found) < len(keys):
+            return None
+        logger.debug("%s: compiled graphs from %s", self._folder.name, kept.folder)
+        return Compiled(found, facts)
+
+    def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
+        arithmetic = f"int8+{self.arithmetic}" if compiled.facts.in_eight_bits else self.arithmetic
+        for name, file in _STATEFUL.items():
+            label = f"{self._folder.name} {Path(file).stem} ({arithmetic})"
+            graph, align = compiled.graphs[name], compiled.align.get(name, b"")
+            if not kept.store(keys[name], graph, label, asdict(compiled.facts), align):
+                return
+
+    def _compile_all(self, *, to_keep: bool = False) -> Compiled:
+        folder, kv_cache = self._folder, self._wanted.kv_cache
+        encoder, decoder, with_past = graphs.read_trio(self._core, folder)
+        dimensions = graphs.read_dimensions(encoder, with_past)
+        contract = self._known_contract(with_past)
+        elastic = graphs.make_elastic(encoder, dimensions.n_audio_ctx)
+        graphs.keep_last_logits(decoder)
+        graphs.keep_last_logits(with_past)
+        wanted = {"encoder": encoder}
+        if kv_cache == "stateful":
+            if contract is None:
+                probe = self.compile_one(with_past, "the probe").create_infer_request()
+                contract = _contract_by_step(probe, dimensions)
+            element_type = _ELEMENT_TYPES[self.arithmetic]
+            cross = graphs.cross_attention_projection(decoder, element_type)
+            graphs.convert_cross_states(with_past, element_type)
+            openvino_stateful.make_stateful(
+                with_past, contract, fuse=self._device.startswith("CPU")
+            )
+            wanted = {"with_past": with_past, "encoder": encoder, "cross": cross}
+        elif kv_cache == "off":
+            wanted["decoder"] = decoder
+        else:
+            wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
+        in_eight_bits = self._rounds and self._can_round(wanted.values())
+        align: dict[str, bytes] = {}
+        if in_eight_bits and to_keep and self.arithmetic == "bf16":
+            # Half as much to write, and to read at each start.
+            align = {"with_past": eight_bits.narrow_tables(with_past)}
+            forget_files(folder.path)
+        files = {**_STATEFUL, "decoder": DECODER}
+        options: dict[str, dict[str, Any]] = {}
+        screen: Screen | None = None
+        with ThreadPoolExecutor(max_workers=2) as compilers:
+            jobs: dict[str, Future[ov.CompiledModel]] = {}
+            for name, model in wanted.items():
+                if self._screens and name == "with_past":
+                    screen = self._screen(model, files[name])
+                    if screen is not None:
+                        options[name] = {_GROUP_SIZE: 0}  # its hidden state is not to be rounded
+                elif in_eight_bits:
+                    options[name] = self._round(model, name)
+                jobs[name] = self._begin(compilers, model, files[name], options.get(name, {}))
+            compiled = {name: job.result() for name, job in jobs.items()}
+        forget_files(folder.path)
+        if contract is None and kv_cache != "off":
+            contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
+        facts = Facts(dimensions, contract, elastic, in_eight_bits, options)
+        return Compiled(compiled, facts, screen, align)
+
+    def _begin(
+        self, compilers: Executor, model: ov.Model, file: str, options: dict[str, Any]
+    ) -> "Future[ov.CompiledModel]":
+        """Have a graph compiled, while the next one is changed."""
+        return compilers.submit(self.compile_one, model, file, **options)
+
+    def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
+        """Round a graph's matrices; what it is to be compiled with."""
+        if not eight_bits.round_products(model, attention=name != "encoder"):
+            return {}
+        forget_files(self._folder.path)  # before compiling takes memory, too
+        return {_GROUP_SIZE: eight_bits.GROUP}
+
+    def _screen(self, with_past: ov.Model, file: str) -> Screen | None:
+        table, n_text = table_of(with_past), self._folder.end_of_text
+        if table is None or n_text is None or not 0 < n_text < len(table):
+            logger.debug("the projection to the vocabulary stays as it is in %s", file)
+            return None
+        screen, rounded = make_screen(table, n_text, exact_products=self.arithmetic == "f32")
+        screen_logits(with_past, screen, rounded)
+        return screen
+
+    def _can_round(self, models: Iterable[ov.Model]) -> bool:
+        """Whether the graphs have matrices that can be in 8 bits.
+
+        Raises:
+            ModelError: they have none, though int8 was asked for by name.
+        """
+        if any(map(eight_bits.has_matrices, models)):
+            return True
+        found = f"{self._folder.path} has no matrices that can be rounded to 8 bits"
+        if self._wanted.precision == "int8":
+            raise ModelError(f"{found}; give --precision {self.arithmetic}")
+        logger.warning("%s: computing in %s", found, self.arithmetic)
+        return False
+
+    def _known_contract(self, with_past: ov.Model) -> Contract | None:
+        """What `present.*` holds, where that is known without running the graph."""
+        stated = self._folder.kv_contract
+        contract = stated or graphs.detect_contract(with_past)
+        if contract is not None:
+            source = "manifest" if stated else "graph"
+            logger.debug("KV contract: %s (from the %s)", contract, source)
+        return contract
+
+
+@cache
+def _recipe_digest() -> str:
+    """A digest of the code that changes graphs: what it made before is not what it makes now."""
+    here = Path(__file__)
+    sources = [here, *(Path(str(m.__file__)) for m in (graphs, openvino_stateful, eight_bits))]
+    content = b"".join(path.read_bytes() for path in sources)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_facts(content: dict[str, Any] | None) -> Facts | None:
+    """Facts as they were kept; None if there are none that can be understood."""
+    if content is None:
+        return None
+    try:
+        return Facts(**{**content, "dimensions": graphs.GraphDimensions(**content["dimensions"])})
+    except (KeyError, TypeError):
+        return None
+
+
+def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> Contract:
+    """Run one step on a past of two positions and look at what comes back."""
+    n_past, n_new = 2, 1
+    d = dimensions
+    for tensor in request.model_inputs:
+        name = graphs.state_name(tensor)
+        if name is None:
+            request.set_tensor(tensor, ov.Tensor(np.zeros((1, n_new), np.int64)))
+            continue
+        length = n_past if is_self_attention(name) else d.n_audio_ctx
+        zeros = np.zeros((1, d.n_text_head, length, d.head_dim), np.float32)
+        request.set_tensor(tensor, ov.Tensor(zeros))
+    request.infer()
+    present = request.get_tensor("present.0.decoder.key")
+    contract = graphs.contract_of(present.shape[2], n_past, n_new)
+    logger.debug("KV contract: %s (from a probing step)", contract)
+    return contract

@@ -1,0 +1,275 @@
+"""Compiled graphs of a processor, kept on disk: the same results, or compiled anew."""
+
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import openvino as ov
+import pytest
+from decoding_checks import stepwise_logits
+from model_surgery import copy_folder, edit_manifest
+
+from whisper_npu import load_model
+from whisper_npu.runtime import openvino_compile
+from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.compile_cache import CompileCache
+from whisper_npu.runtime.eight_bits import GROUP, narrow_tables
+from whisper_npu.runtime.memory import forget_mapped
+from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, read_model_folder
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return CompileCache(tmp_path / "compiled", 1 << 30)
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return copy_folder(tiny_folder, tmp_path / "tiny")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """A list that gains an entry whenever the three graphs are read."""
+    found = []
+    read = graphs.read_trio
+
+    def count(core, folder):
+        found.append(folder.name)
+        return read(core, folder)
+
+    monkeypatch.setattr(graphs, "read_trio", count)
+    return found
+
+
+def load(folder, cache, **options):
+    return OpenVINOBackend(read_model_folder(folder), cache=cache, **options)
+
+
+def outputs(backend, frames=400):
+    """What the encoder and some steps of the decoder give."""
+    rng = np.random.default_rng(1)
+    audio = backend.encode(rng.standard_normal((2, backend.n_mels, frames)).astype(np.float32))
+    tokens = rng.integers(0, backend.n_vocab, (2, 8), dtype=np.int64)
+    return audio, stepwise_logits(backend, audio, tokens)
+
+
+def assert_equal(first, second):
+    for one, other in zip(outputs(first), outputs(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_the_second_start_reads_no_graph_and_computes_the_same(folder, cache, reads, precision):
+    first = load(folder, cache, precision=precision)
+    assert len(reads) == 1
+    labels = sorted(entry.label for entry in cache.entries())
+    assert labels == [
+        f"tiny {name} ({first.precision})"
+        for name in ("decoder_model", "decoder_with_past_model", "encoder_model")
+    ]
+    second = load(folder, cache, precision=precision)
+    assert len(reads) == 1
+    assert second.precision == first.precision
+    for name in ("n_mels", "n_audio_ctx", "n_text_ctx", "n_vocab", "window_frames", "device"):
+        assert getattr(second, name) == getattr(first, name), name
+    assert_equal(first, second)
+    assert_equal(OpenVINOBackend(read_model_folder(folder), precision=precision), second)
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="other processors may multiply in another way")
+def test_real_graphs_stay_in_8_bits(tiny_en_folder, cache, reads):
+    """A graph whose weights had become floating point would still work, slower."""
+    first = load(tiny_en_folder, cache, precision="int8")
+    second = load(tiny_en_folder, cache, precision="int8")
+    assert len(reads) == 1
+    for name, want in {"encoder": 8, "with_past": 33, "cross": 8}.items():
+        compiled = second._pools[name].compiled
+        infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+        found = Counter(
+            info["runtimePrecision"].astype(str)
+            for info in infos
+            if info["layerType"].astype(str) == "FullyConnected"
+        )
+        assert found["i8"] == want, name
+        assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+    assert_equal(first, second)
+    assert_equal(load(tiny_en_folder, None, precision="int8"), second)
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="other processors do not compute in bf16")
+def test_a_table_in_bf16_changes_nothing(tiny_en_folder):
+    """Looked up rows are rounded to it anyway; and it is found again by how it begins."""
+    core = ov.Core()
+    path = tiny_en_folder / DECODER_WITH_PAST
+    wide, narrow = core.read_model(path), core.read_model(path)
+    begin = narrow_tables(narrow)
+    assert len(begin) == 1024
+    tables = [
+        node.input_value(0).get_node()
+        for node in narrow.get_ordered_ops()
+        if node.get_type_name() == "Gather"
+    ]
+    (table,) = (node for node in tables if node.get_element_type() == ov.Type.bf16)
+    assert table.get_byte_size() == 2 * 51864 * 384
+    answers = []
+    for model in (wide, narrow):
+        request = core.compile_model(
+            model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}
+        ).create_infer_request()
+        for tensor in request.model_inputs:
+            name = graphs.state_name(tensor)
+            if name is None:
+                request.set_tensor(tensor, ov.Tensor(np.array([[40000]])))
+            else:
+                request.set_tensor(tensor, ov.Tensor(np.zeros((1, 6, 4, 64), np.float32)))
+        request.infer()
+        answers.append(request.get_tensor("logits").data.copy())
+    np.testing.assert_array_equal(*answers)
+
+
+def test_the_largest_table_is_used_where_it_lies(tiny_en_folder, cache):
+    """At a multiple of 64 bytes; elsewhere the plugin would make a copy of it."""
+    load(tiny_en_folder, cache, precision="int8")
+    (entry,) = (each for each in cache.entries() if "with_past" in each.label)
+    begin = narrow_tables(ov.Core().read_model(tiny_en_folder / DECODER_WITH_PAST))
+    where = entry.path.read_bytes().find(begin)
+    if HAS_BF16:
+        assert where > 0
+        assert where % 64 == 0
+
+
+def test_streams_are_kept_too(folder, cache, reads):
+    load(folder, cache, threads=2).in_streams()
+    assert len(cache.entries()) == 6
+    load(folder, cache, threads=2).in_streams()
+    assert len(reads) == 2
+
+
+def test_the_whole_program_uses_it(folder, tiny_audio, reads, monkeypatch, tmp_path):
+    monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path))
+    monkeypatch.delenv("WHISPER_NPU_CACHE_LIMIT", raising=False)
+    texts = [load_model(folder).transcribe(tiny_audio[1]).result().text for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert len(reads) == 1
+    assert len(list((tmp_path / "compiled").glob("*.blob"))) == 3
+
+
+def change_weights(folder, monkeypatch):
+    """In place, the manifest left as it was, as large as before."""
+    (path,) = folder.glob("*.onnx_data")
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+
+
+def write_weights_again(folder, monkeypatch):
+    (path,) = folder.glob("*.onnx_data")
+    os.utime(path, ns=(1, 1))
+
+
+def change_code(folder, monkeypatch):
+    monkeypatch.setattr(openvino_compile, "_recipe_digest", lambda: "of other code")
+
+
+def state_no_contract(folder, monkeypatch):
+    edit_manifest(folder, kv_contract=None)
+
+
+def update_openvino(folder, monkeypatch):
+    monkeypatch.setattr("openvino.get_version", lambda: "3000.1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_weights, write_weights_again, change_code, state_no_contract, update_openvino],
+)
+def test_what_a_graph_depends_on_makes_it_another(folder, cache, reads, monkeypatch, change):
+    load(folder, cache)
+    change(folder, monkeypatch)
+    load(folder, cache)
+    assert len(reads) == 2
+    assert len(cache.entries()) == 6
+
+
+def test_options_make_it_another(folder, cache, reads):
+    for n, options in enumerate(({}, {"precision": "int8"}, {"threads": 1}), start=1):
+        load(folder, cache, **options)
+        assert len(reads) == n
+
+
+def damage(entry):
+    content = bytearray(entry.path.read_bytes())
+    content[-100] ^= 255
+    entry.path.write_bytes(content)
+
+
+def truncate(entry):
+    entry.path.write_bytes(entry.path.read_bytes()[:-100])
+
+
+def remove(entry):
+    entry.path.unlink()
+
+
+def forget_facts(entry):
+    content = entry.path.read_bytes()
+    header = json.loads(content[:4000].partition(b"\n")[0])
+    begin = header["begin"]
+    header["facts"] = {"dimensions": {}}
+    entry.path.write_bytes(json.dumps(header).encode().ljust(begin - 1) + b"\n" + content[begin:])
+
+
+@pytest.mark.parametrize("harm", [damage, truncate, remove, forget_facts])
+@pytest.mark.parametrize("graph", ["encoder_model", "decoder_with_past_model", "decoder_model"])
+def test_what_cannot_be_used_is_compiled_anew(folder, cache, reads, harm, graph):
+    first = load(folder, cache)
+    (entry,) = (each for each in cache.entries() if f" {graph} " in each.label)
+    harm(entry)
+    second = load(folder, cache)
+    # What is known of the graphs is read from the encoder's file.
+    assert len(reads) == (1 if harm is forget_facts and graph != "encoder_model" else 2)
+    assert_equal(first, second)
+    load(folder, cache)
+    assert len(cache.entries()) == 3
+
+
+def test_graphs_run_on_when_their_files_are_gone(folder, cache):
+    load(folder, cache)
+    backend = load(folder, cache)
+    want = outputs(backend)
+    assert cache.clear() == 3
+    forget_mapped()
+    for got, before in zip(outputs(backend), want, strict=True):
+        np.testing.assert_array_equal(got, before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_cache": "concat"},
+        {"kv_cache": "off"},
+        pytest.param(
+            {"precision": "bf16", "threads": 2},
+            marks=pytest.mark.skipif(not HAS_BF16, reason="no bf16 here"),
+        ),
+        {"screening": True},
+    ],
+)
+def test_other_ways_are_compiled_each_time(folder, cache, options):
+    load(folder, cache, **options)
+    assert cache.entries() == []
+
+
+def test_nothing_is_kept_without_room_or_memory(folder, tmp_path, monkeypatch):
+    full = CompileCache(tmp_path / "full", 0)
+    load(folder, full)
+    assert full.entries() == []
+    monkeypatch.setattr(openvino_compile, "available_bytes", lambda: 1000)
+    busy = CompileCache(tmp_path / "busy", 1 << 30)
+    load(folder, busy)
+    assert busy.entries() == []
