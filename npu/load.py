@@ -105,7 +105,7 @@ def load_backend(
             kv_cache=cast("CacheKind", kind),
             precision=cast("Precision", precision),
             threads=threads,
-            cache=default_cache() if cache is None else cache,
+            cache=cache or (default_cache() if kind == "stateful" and name == "CPU" else None),
         )
 
     if device != AUTO:

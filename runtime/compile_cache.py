@@ -2,7 +2,7 @@
 
 One file per compiled graph, named by a digest of everything the compiler's result depends on: the
 graph, OpenVINO, the device with its driver and compiler, and the options. A file begins with a
-header that repeats that digest and states the size and the sha256 of what follows: a file that is
+header that repeats that digest and states the size and the sha256 of what counts: a file that is
 truncated, damaged, or belongs to something else is deleted and compiled anew, never used. Files
 appear whole or not at all, so that processes may share the cache without locks.
 """
@@ -10,6 +10,7 @@ appear whole or not at all, so that processes may share the cache without locks.
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import openvino as ov
@@ -36,6 +37,7 @@ _MAGIC = "whisper-npu compiled graph 2"
 _SUFFIX = ".blob"
 _UNFINISHED = ".part"
 _HEADER = 4096  # bytes at most
+_FIELDS = {"digest": str, "begin": int, "bytes": int, "sha256": str, "key": dict, "facts": dict}
 _ALIGNMENT = 64  # bytes: constants that lie at a multiple of them are used where they are
 _ABANDONED_AFTER = 3600.0  # seconds: no compilation writes its result for longer
 _GIB = 1 << 30
@@ -138,36 +140,28 @@ class CompileCache:
 
     def has(self, key: CacheKey) -> bool:
         """Whether a file is there that looks whole; only loading it tells whether it is."""
-        path = self.path(key)
-        header = _read_header(path)
-        return header is not None and _matches(header, key, path)
+        header = self._header(key)
+        return header is not None
 
     def load(
         self, core: ov.Core, key: CacheKey, options: Mapping[str, Any]
     ) -> ov.CompiledModel | None:
-        """The compiled graph, or None if the cache has none that can be used."""
+        """The compiled graph, or None if the cache has none that can be used.
+
+        A processor's graph goes on using the file's content where it is mapped.
+        """
         path = self.path(key)
-        header = _read_header(path)
-        if header is None:
-            if path.exists():
-                self._discard(path, "it has no header")
-            return None
-        if not _matches(header, key, path):
-            self._discard(path, "it is truncated or belongs to another graph")
-            return None
         try:
-            with path.open("rb") as file:
-                file.seek(header["begin"])
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != header["sha256"]:
-                self._discard(path, "its content is damaged")
-                return None
-            blob = np.frombuffer(map_file(path), np.uint8, offset=header["begin"])
-            tensor = ov.Tensor(blob, shared_memory=True)
-            compiled = core.import_model(tensor, key.device, dict(options))
-            forget_mapped()
-        except (OSError, ValueError, RuntimeError) as error:
-            self._discard(path, _last_line(error))
+            compiled = _load(core, path, key, options)
+        except FileNotFoundError:
+            return None
+        except (OSError, MemoryError) as error:  # of this process, at this moment
+            logger.debug("%s cannot be read: %s", path.name, _last_line(error))
+            return None
+        except _UnusableError as error:
+            logger.debug("%s is compiled anew: %s", path.name, error)
+            with suppress(OSError):
+                path.unlink()
             return None
         with suppress(OSError):
             os.utime(path)
@@ -175,8 +169,23 @@ class CompileCache:
 
     def facts(self, key: CacheKey) -> dict[str, Any] | None:
         """What was stored with a compiled graph to be known of it; None if there is none."""
-        facts = (_read_header(self.path(key)) or {}).get("facts")
-        return facts if isinstance(facts, dict) else None
+        header = self._header(key)
+        return None if header is None else dict(header["facts"])
+
+    def _header(self, key: CacheKey) -> dict[str, Any] | None:
+        with suppress(OSError), self.path(key).open("rb") as file:
+            header = _read_header(file)
+            if header is not None and _matches(header, key, file):
+                return header
+        return None
+
+    def is_writable(self) -> bool:
+        """Whether files can be written to the folder, which is made if need be."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(self.folder, os.W_OK)
 
     def store(
         self,
@@ -198,10 +207,16 @@ class CompileCache:
         """
         try:
             content = compiled.export_model().getvalue()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             logger.debug("%s cannot be kept: %s", label, _last_line(error))
             return False
-        begin = _HEADER - max(0, content.find(align)) % _ALIGNMENT
+        place = content.find(align)
+        if place < 0:
+            logger.debug("%s: its largest constant is not found, and will be copied", label)
+        begin = _HEADER - max(0, place) % _ALIGNMENT
+        facts = dict(facts or {})
+        digest = _digest(facts)
+        digest.update(content)
         if len(content) + _HEADER > self.limit:
             logger.debug("%s is larger than the cache's limit", label)
             return False
@@ -211,11 +226,14 @@ class CompileCache:
             "digest": key.digest,
             "begin": begin,
             "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "sha256": digest.hexdigest(),
             "key": key.as_dict(),
-            "facts": dict(facts or {}),
+            "facts": facts,
         }
         first = json.dumps(header).encode().ljust(begin - 1) + b"\n"
+        if len(first) != begin:
+            logger.debug("%s is described by too many words to be kept", label)
+            return False
         unfinished: Path | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -241,7 +259,8 @@ class CompileCache:
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with suppress(FileNotFoundError):
                 status = path.stat()
-                header = _read_header(path) or {}
+                with path.open("rb") as file:
+                    header = _read_header(file) or {}
                 found.append(
                     CacheEntry(
                         path=path,
@@ -261,11 +280,6 @@ class CompileCache:
                 path.unlink()
                 n_deleted += 1
         return n_deleted
-
-    def _discard(self, path: Path, reason: str) -> None:
-        logger.debug("%s is compiled anew: %s", path.name, reason)
-        with suppress(OSError):
-            path.unlink()
 
     def _make_room(self, newest: Path) -> None:
         """Delete what was used longest ago until the limit holds, and what a kill left behind."""
@@ -302,7 +316,9 @@ def default_cache() -> CompileCache:
     try:
         limit = float(stated)
     except ValueError:
-        raise UsageError(f"{LIMIT_VARIABLE} is {stated!r}; give a number of GiB") from None
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise UsageError(f"{LIMIT_VARIABLE} is {stated!r}; give a number of GiB")
     return CompileCache(cache_directory(), int(limit * _GIB))
 
 
@@ -338,24 +354,53 @@ def compile_cached(
     return compiled
 
 
-def _read_header(path: Path) -> dict[str, Any] | None:
+class _UnusableError(Exception):
+    """A file that is not what its name says."""
+
+
+def _load(core: ov.Core, path: Path, key: CacheKey, options: Mapping[str, Any]) -> ov.CompiledModel:
+    with path.open("rb") as file:
+        header = _read_header(file)
+        if header is None:
+            raise _UnusableError("it has no header")
+        if not _matches(header, key, file):
+            raise _UnusableError("it is truncated or belongs to another graph")
+        digest = _digest(header["facts"])
+        file.seek(header["begin"])
+        if hashlib.file_digest(file, lambda: digest).hexdigest() != header["sha256"]:
+            raise _UnusableError("its content is damaged")
+        content = np.frombuffer(map_file(file, header["sha256"]), np.uint8)
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_HEADER).partition(b"\n")[0])
+        tensor = ov.Tensor(content[header["begin"] :], shared_memory=key.device == "CPU")
+        return core.import_model(tensor, key.device, dict(options))
+    except (ValueError, RuntimeError) as error:
+        raise _UnusableError(_last_line(error)) from None
+    finally:
+        forget_mapped()
+
+
+def _read_header(file: BinaryIO) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read(_HEADER).partition(b"\n")[0])
     except (OSError, ValueError):
         return None
-    is_ours = isinstance(content, dict) and content.get("magic") == _MAGIC
+    is_ours = (
+        isinstance(content, dict)
+        and content.get("magic") == _MAGIC
+        and all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items())
+    )
     return content if is_ours else None
 
 
-def _matches(header: dict[str, Any], key: CacheKey, path: Path) -> bool:
-    try:
-        size = path.stat().st_size
-    except OSError:
-        return False
-    return header.get("digest") == key.digest and size == int(header.get("begin", 0)) + int(
-        header.get("bytes", -1)
-    )
+def _matches(header: dict[str, Any], key: CacheKey, file: BinaryIO) -> bool:
+    size: int = os.fstat(file.fileno()).st_size
+    stated: int = header["begin"] + header["bytes"]
+    return bool(header["digest"] == key.digest) and size == stated
+
+
+def _digest(facts: Mapping[str, Any]) -> Any:
+    """The beginning of a file's sha256, which the content is added to."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
 
 
 def _last_line(error: Exception) -> str:

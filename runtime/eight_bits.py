@@ -92,13 +92,13 @@ def narrow_tables(model: ov.Model) -> bytes:
     """
     begin, largest = b"", 0
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "Gather":
+        if node.get_type_name() != "Gather" or node.get_attributes()["batch_dims"]:
             continue
         source = node.input_value(0)
         table = source.get_node()
         if table.get_type_name() != "Constant" or table.get_element_type() != ov.Type.f32:
             continue
-        if len(table.shape) != _MATRIX_RANK or table.shape[0] < _OUTPUTS_AT_ONCE:
+        if len(table.shape) != _MATRIX_RANK:
             continue
         narrow = _to_bfloat16(table.data)
         if narrow.byte_size > largest:

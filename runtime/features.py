@@ -64,7 +64,7 @@ def _mel_bands(n_mels: int) -> list[tuple[slice, Float32Array]]:
     bands = []
     for weights in mel_filters(n_mels):
         bins = np.flatnonzero(weights)
-        band = slice(int(bins[0]), int(bins[-1]) + 1)
+        band = slice(int(bins[0]), int(bins[-1]) + 1) if len(bins) else slice(0)
         bands.append((band, weights[band]))
     return bands
 

@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 _DONTNEED = 4  # Linux's MADV_DONTNEED
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -16,7 +16,7 @@ _LARGE = 2 << 20  # bytes: few blocks are as large, and those are worth a call t
 _UNKNOWN = 4 << 30  # bytes free: where the system does not say, assume a small machine
 _KEPT = 64 << 20  # bytes free at the heap's end that wait for `give_back`; fetching them costs time
 
-_mapped: dict[tuple[int, int, int], mmap.mmap] = {}  # by device, number and size of the file
+_mapped: dict[str, mmap.mmap] = {}  # by the digest of the content
 _mapping = Lock()
 
 
@@ -45,22 +45,24 @@ def forget_files(folder: Path) -> None:
                 library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """A file in memory, mapped once and for as long as the process lives.
+def map_file(file: BinaryIO, digest: str) -> mmap.mmap:
+    """A file's content in memory, mapped once and for as long as the process lives.
 
-    A compiled graph may go on reading its constants there, and does not say for how long.
+    A compiled graph may go on reading its constants there, and does not say for how long. So the
+    file has to be on a disk of this machine, and must not be written to, only replaced.
+
+    Args:
+        file: open to be read.
+        digest: stands for its content: the same content is mapped once.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: it cannot be mapped.
     """
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        identity = (status.st_dev, status.st_ino, status.st_size)
-        with _mapping:
-            if identity not in _mapped:
-                # OpenVINO wants memory it could write to. It writes nothing.
-                _mapped[identity] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            return _mapped[identity]
+    with _mapping:
+        if digest not in _mapped:
+            # OpenVINO wants memory it could write to. It writes nothing.
+            _mapped[digest] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return _mapped[digest]
 
 
 def forget_mapped() -> None:

@@ -94,7 +94,7 @@ class ModelFolder:
 
     def weight_files(self) -> list[Path]:
         """The files the graphs keep their weights in, where those are not in the graphs."""
-        return sorted(self.path.glob("*.onnx_data*"))
+        return sorted(self.path.glob("*.onnx[._]data*"))
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """The sha256 of files, of those that are there, and of all weights.
@@ -113,15 +113,24 @@ class ModelFolder:
             found[path.name] = str(known["sha256"]) if is_known else sha256_file(path)
         return found
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its files: no less than the weights, however those are called."""
+        return sum(path.stat().st_size for path in self._files())
+
     def graphs_digest(self) -> str:
         """A digest of the three graphs and their weights.
 
-        It changes with the time at which weights were written, too: they may have been replaced
-        without the manifest.
+        It changes with the time at which any file was written, too: weights may be called anything,
+        or have been replaced without the manifest.
         """
-        written = [path.stat().st_mtime_ns for path in self.weight_files()]
-        found = [self.digests(GRAPHS), written]
-        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+        written = [
+            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._files()
+        ]
+        return hashlib.sha256(json.dumps([self.digests(GRAPHS), written]).encode()).hexdigest()
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.path.iterdir() if path.is_file())
 
 
 def sha256_file(path: Path) -> str:

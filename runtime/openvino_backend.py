@@ -72,6 +72,7 @@ class OpenVINOBackend(SingleStream):
         """
         self._core = ov.Core()
         self._folder = folder
+        self._n_text_ctx = folder.n_text_ctx
         self._alignment: RequestPool | None = None
         self._alignment_lock = Lock()
         self._device = device
@@ -84,7 +85,6 @@ class OpenVINOBackend(SingleStream):
         self._screen = compiled.screen
         self._pools = {name: RequestPool(graph) for name, graph in compiled.graphs.items()}
         self._cache = cache
-        self._n_text_ctx = folder.n_text_ctx
         self._n_threads = threads
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
         self._streams_lock = Lock()

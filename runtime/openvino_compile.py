@@ -7,8 +7,11 @@ disk, and a later start reads no ONNX at all.
 
 import hashlib
 import logging
+import os
+import platform
 from collections.abc import Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,11 +21,11 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
-from whisper_npu.runtime import eight_bits, openvino_stateful
+from whisper_npu.runtime import backend, eight_bits, kv_cache, openvino_stateful
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.compile_cache import CacheKey, CompileCache, cache_key
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
-from whisper_npu.runtime.memory import available_bytes, forget_files
+from whisper_npu.runtime.memory import available_bytes, forget_files, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 from whisper_npu.runtime.screening import Screen, make_screen, screen_logits, table_of
 
@@ -96,8 +99,7 @@ class GraphCompiler:
 
         Raises:
             DeviceError: the device is missing.
-            UsageError: screening is asked for where there is none, or int8 on another device than
-                a processor.
+            UsageError: int8 is asked for on another device than a processor.
         """
         self._core = core
         self._folder = folder
@@ -106,7 +108,6 @@ class GraphCompiler:
         self._check_device()
         self._rounds, self.arithmetic = self._pick_precision()
         self._config = self._make_config()
-        self._screens = self._is_to_screen()
 
     def compile(self, kept: CompileCache | None) -> Compiled:
         """Load compiled graphs, or compile them.
@@ -117,21 +118,23 @@ class GraphCompiler:
         Raises:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device refuses a graph.
+            UsageError: screening is asked for where there is none.
         """
-        wanted = self._wanted
-        can_be_kept = wanted.kv_cache == "stateful" and self._device == "CPU" and not self._screens
-        if kept is None or not kept.limit or not can_be_kept:
+        if kept is None or not self._is_fast_path():
             return self._compile_all()
-        keys = self._keys()
+        try:
+            keys = self._keys()
+        except OSError as error:  # a program packed without its code
+            logger.info("compiled graphs of %s are not kept: %s", self._folder.name, error)
+            return self._compile_all()
         compiled = self._load(kept, keys)
         if compiled is not None:
             return compiled
-        weights = sum(path.stat().st_size for path in self._folder.weight_files())
-        if _MEMORY_TO_KEEP * weights > available_bytes():
-            logger.debug("%s: too little memory to keep compiled graphs", self._folder.name)
+        if not self._has_room(kept):
             return self._compile_all()
         compiled = self._compile_all(to_keep=True)
-        self._keep(kept, keys, compiled)
+        if compiled.screen is None:
+            self._keep(kept, keys, compiled)
         return compiled
 
     def compile_one(self, model: ov.Model, file: str, **options: object) -> ov.CompiledModel:
@@ -191,9 +194,9 @@ class GraphCompiler:
             config["NUM_STREAMS"] = wanted.streams
         return config
 
-    def _is_to_screen(self) -> bool:
+    def _is_to_screen(self, *, in_eight_bits: bool) -> bool:
         wanted = self._wanted
-        able = wanted.kv_cache == "stateful" and self._device == "CPU" and not self._rounds
+        able = wanted.kv_cache == "stateful" and self._device == "CPU" and not in_eight_bits
         if wanted.screening and not able:
             raise UsageError(
                 "screening needs the stateful cache on a processor, and another precision than int8"
@@ -203,13 +206,34 @@ class GraphCompiler:
         # One thread decodes large batches itself, without streams.
         return able and self.arithmetic != "f32" and wanted.streams == 1 and wanted.threads != 1
 
+    def _is_fast_path(self) -> bool:
+        """Whether graphs can be kept: of the stateful cache, on a processor, nothing screened."""
+        wanted = self._wanted
+        if wanted.kv_cache != "stateful" or self._device != "CPU" or wanted.screening:
+            return False
+        return self._rounds or not self._is_to_screen(in_eight_bits=False)
+
+    def _has_room(self, kept: CompileCache) -> bool:
+        """Whether there is room for compiled graphs, those for streams included."""
+        size = self._folder.size
+        if 2 * size > kept.limit:
+            reason = f"they may not fit into {kept.limit >> 20} MiB"
+        elif _MEMORY_TO_KEEP * size > available_bytes():
+            reason = "there is too little memory"
+        elif not kept.is_writable():
+            reason = f"{kept.folder} cannot be written to"
+        else:
+            return True
+        logger.info("compiled graphs of %s are not kept: %s", self._folder.name, reason)
+        return False
+
     def _keys(self) -> dict[str, CacheKey]:
         folder = self._folder
         identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{_recipe_digest()}"
         options = {
             **self._config,
             "MATRICES": "int8" if self._rounds else "as they are",
-            "CAPABILITIES": sorted(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            "PROCESSOR": _processor(),
         }
         return {
             name: cache_key(self._core, f"{identity}-{name}", self._device, options)
@@ -240,10 +264,12 @@ class GraphCompiler:
             label = f"{self._folder.name} {Path(file).stem} ({arithmetic})"
             graph, align = compiled.graphs[name], compiled.align.get(name, b"")
             if not kept.store(keys[name], graph, label, asdict(compiled.facts), align):
-                return
+                break
+        forget_files(self._folder.path)
+        give_back()
 
     def _compile_all(self, *, to_keep: bool = False) -> Compiled:
-        folder, kv_cache = self._folder, self._wanted.kv_cache
+        folder, kind = self._folder, self._wanted.kv_cache
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         dimensions = graphs.read_dimensions(encoder, with_past)
         contract = self._known_contract(with_past)
@@ -251,7 +277,7 @@ class GraphCompiler:
         graphs.keep_last_logits(decoder)
         graphs.keep_last_logits(with_past)
         wanted = {"encoder": encoder}
-        if kv_cache == "stateful":
+        if kind == "stateful":
             if contract is None:
                 probe = self.compile_one(with_past, "the probe").create_infer_request()
                 contract = _contract_by_step(probe, dimensions)
@@ -262,7 +288,7 @@ class GraphCompiler:
                 with_past, contract, fuse=self._device.startswith("CPU")
             )
             wanted = {"with_past": with_past, "encoder": encoder, "cross": cross}
-        elif kv_cache == "off":
+        elif kind == "off":
             wanted["decoder"] = decoder
         else:
             wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
@@ -273,30 +299,32 @@ class GraphCompiler:
             align = {"with_past": eight_bits.narrow_tables(with_past)}
             forget_files(folder.path)
         files = {**_STATEFUL, "decoder": DECODER}
+        screens = self._is_to_screen(in_eight_bits=in_eight_bits)
         options: dict[str, dict[str, Any]] = {}
         screen: Screen | None = None
+        # A graph is rounded while the one before it is compiled. Screening takes longer.
         with ThreadPoolExecutor(max_workers=2) as compilers:
-            jobs: dict[str, Future[ov.CompiledModel]] = {}
+            jobs = {}
+            screened = (
+                compilers.submit(self._screen_and_compile, wanted.pop("with_past"))
+                if screens
+                else None
+            )
             for name, model in wanted.items():
-                if self._screens and name == "with_past":
-                    screen = self._screen(model, files[name])
-                    if screen is not None:
-                        options[name] = {_GROUP_SIZE: 0}  # its hidden state is not to be rounded
-                elif in_eight_bits:
+                if in_eight_bits:
                     options[name] = self._round(model, name)
-                jobs[name] = self._begin(compilers, model, files[name], options.get(name, {}))
+                file = files[name]
+                jobs[name] = compilers.submit(
+                    self.compile_one, model, file, **options.get(name, {})
+                )
             compiled = {name: job.result() for name, job in jobs.items()}
+            if screened is not None:
+                compiled["with_past"], screen = screened.result()
         forget_files(folder.path)
-        if contract is None and kv_cache != "off":
+        if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
         facts = Facts(dimensions, contract, elastic, in_eight_bits, options)
         return Compiled(compiled, facts, screen, align)
-
-    def _begin(
-        self, compilers: Executor, model: ov.Model, file: str, options: dict[str, Any]
-    ) -> "Future[ov.CompiledModel]":
-        """Have a graph compiled, while the next one is changed."""
-        return compilers.submit(self.compile_one, model, file, **options)
 
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
         """Round a graph's matrices; what it is to be compiled with."""
@@ -305,14 +333,15 @@ class GraphCompiler:
         forget_files(self._folder.path)  # before compiling takes memory, too
         return {_GROUP_SIZE: eight_bits.GROUP}
 
-    def _screen(self, with_past: ov.Model, file: str) -> Screen | None:
+    def _screen_and_compile(self, with_past: ov.Model) -> tuple[ov.CompiledModel, Screen | None]:
         table, n_text = table_of(with_past), self._folder.end_of_text
         if table is None or n_text is None or not 0 < n_text < len(table):
-            logger.debug("the projection to the vocabulary stays as it is in %s", file)
-            return None
+            logger.debug("the projection to the vocabulary stays as it is")
+            return self.compile_one(with_past, DECODER_WITH_PAST), None
         screen, rounded = make_screen(table, n_text, exact_products=self.arithmetic == "f32")
         screen_logits(with_past, screen, rounded)
-        return screen
+        # The hidden state is not to be rounded, too.
+        return self.compile_one(with_past, DECODER_WITH_PAST, **{_GROUP_SIZE: 0}), screen
 
     def _can_round(self, models: Iterable[ov.Model]) -> bool:
         """Whether the graphs have matrices that can be in 8 bits.
@@ -340,11 +369,26 @@ class GraphCompiler:
 
 @cache
 def _recipe_digest() -> str:
-    """A digest of the code that changes graphs: what it made before is not what it makes now."""
-    here = Path(__file__)
-    sources = [here, *(Path(str(m.__file__)) for m in (graphs, openvino_stateful, eight_bits))]
+    """A digest of the code that changes graphs: what it made before is not what it makes now.
+
+    Raises:
+        OSError: the code is not there to be read.
+    """
+    modules = (backend, eight_bits, graphs, kv_cache, openvino_stateful)
+    sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     content = b"".join(path.read_bytes() for path in sources)
     return hashlib.sha256(content).hexdigest()
+
+
+@cache
+def _processor() -> str:
+    """What decides, beside OpenVINO, which kernels a graph is made for."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                return hashlib.sha256(f"{line} {limit}".encode()).hexdigest()
+    return f"{platform.machine()} {platform.processor()} {limit}"
 
 
 def _read_facts(content: dict[str, Any] | None) -> Facts | None:
@@ -352,9 +396,10 @@ def _read_facts(content: dict[str, Any] | None) -> Facts | None:
     if content is None:
         return None
     try:
-        return Facts(**{**content, "dimensions": graphs.GraphDimensions(**content["dimensions"])})
+        facts = Facts(**{**content, "dimensions": graphs.GraphDimensions(**content["dimensions"])})
     except (KeyError, TypeError):
         return None
+    return facts if all(isinstance(each, dict) for each in facts.options.values()) else None
 
 
 def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> Contract:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from whisper_npu import load_model
-from whisper_npu.runtime import memory, openvino_backend
+from whisper_npu.runtime import memory, openvino_compile
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is held")
 SIZE = 4 << 20
@@ -86,7 +86,7 @@ class TestForgetFiles:
     def test_a_loaded_model_holds_little_of_its_files(self, tiny_folder, monkeypatch):
         weights = (tiny_folder / "model.onnx_data").resolve()
         with monkeypatch.context() as patched:
-            patched.setattr(openvino_backend, "forget_files", lambda folder: None)
+            patched.setattr(openvino_compile, "forget_files", lambda folder: None)
             keeping = load_model(tiny_folder, precision="f32")
         much = held(weights)
         del keeping
