@@ -125,7 +125,7 @@ class GraphCompiler:
         try:
             keys = self._keys()
         except OSError as error:  # a program packed without its code
-            logger.info("compiled graphs of %s are not kept: %s", self._folder.name, error)
+            logger.info("%s: compiled graphs are not kept: %s", self._folder.name, error)
             return self._compile_all()
         compiled = self._load(kept, keys)
         if compiled is not None:
@@ -215,16 +215,15 @@ class GraphCompiler:
 
     def _has_room(self, kept: CompileCache) -> bool:
         """Whether there is room for compiled graphs, those for streams included."""
-        size = self._folder.size
+        size, name = self._folder.size, self._folder.name
         if 2 * size > kept.limit:
-            reason = f"they may not fit into {kept.limit >> 20} MiB"
+            logger.info("%s: compiled graphs may not fit into %d MB", name, kept.limit / 1e6)
         elif _MEMORY_TO_KEEP * size > available_bytes():
-            reason = "there is too little memory"
+            logger.info("%s: too little memory to keep compiled graphs", name)
         elif not kept.is_writable():
-            reason = f"{kept.folder} cannot be written to"
+            logger.warning("compiled graphs cannot be kept: %s cannot be written to", kept.folder)
         else:
             return True
-        logger.info("compiled graphs of %s are not kept: %s", self._folder.name, reason)
         return False
 
     def _keys(self) -> dict[str, CacheKey]:
