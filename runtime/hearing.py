@@ -127,11 +127,12 @@ def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Hea
 
 
 def encode_ahead(task: Task, backend: Backend, pool: Executor) -> None:
-    """Have a task's features encoded while others are planned, if that has not begun already."""
+    """Have a stream encode a task's features while others are planned, if none does already."""
 
     def encode() -> Float32Array:
+        streams = backend.in_streams()
         with task.encoding.measure("encoder"):
-            return backend.encode(task.features[None])
+            return streams.encode(task.features[None])
 
     if task.encoded is None:
         task.encoded = pool.submit(encode)

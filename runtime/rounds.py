@@ -182,24 +182,25 @@ class Rounds:
 
     def _encode_ahead(self, tasks: Sequence[Task]) -> None:
         if self._backend.n_streams > 1:
-            pool, streams = self._streams()
             for task in tasks:
-                encode_ahead(task, streams, pool)
+                encode_ahead(task, self._backend, self._streams())
 
     def _start(self, places: list[int], tasks: list[Task], n_streams: int) -> _Batch:
         batch = _Batch(places, tasks, StageTimes(), Future())
         if n_streams == 1:
             batch.heard.set_result(hear(tasks, self._backend, batch.times))
             return batch
-        pool, streams = self._streams()
-        batch.heard = pool.submit(hear, tasks, streams, batch.times)
+        # The streams are made ready in one of them, the first time: meanwhile more is read here.
+        batch.heard = self._streams().submit(
+            lambda: hear(tasks, self._backend.in_streams(), batch.times)
+        )
         return batch
 
-    def _streams(self) -> tuple[ThreadPoolExecutor, Backend]:
+    def _streams(self) -> ThreadPoolExecutor:
         if self._pool is None:
             n_streams = self._backend.n_streams
             self._pool = ThreadPoolExecutor(n_streams, thread_name_prefix="whisper-npu")
-        return self._pool, self._backend.in_streams()
+        return self._pool
 
     def _finish(self, under_way: _Round) -> None:
         heard: dict[int, Heard] = {}

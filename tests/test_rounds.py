@@ -130,6 +130,27 @@ class TestRounds:
         go_through([FakeRecording("b", 9)], 16)
         assert sorted(len(batch) for batch in batches) == [4, 5, 7]
 
+    def test_streams_are_made_ready_while_more_is_read(self, batches):
+        """Not before: here they are not ready until the second recording is being read."""
+        second_is_read = Event()
+
+        class SlowStreams(FakeStreams):
+            def in_streams(self):
+                assert second_is_read.wait(30)
+                return "streams"
+
+        class Second(FakeRecording):
+            def plan(self, room):
+                second_is_read.set()
+                return super().plan(room)
+
+        recordings = [FakeRecording("a", 8), Second("b", 3)]
+        rounds = Rounds(SlowStreams(), 4, iter(recordings))
+        while rounds.advance():
+            pass
+        assert [len(recording.taken) for recording in recordings] == [8, 3]
+        assert batches.in_one == []
+
     def test_no_batch_is_larger_than_asked_for(self, batches):
         go_through([FakeRecording("a", 100)], 5)
         assert max(len(batch) for batch in batches) == 5
