@@ -23,7 +23,13 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime import backend, eight_bits, kv_cache, openvino_stateful
 from whisper_npu.runtime import openvino_graphs as graphs
-from whisper_npu.runtime.compile_cache import CacheKey, CompileCache, cache_key
+from whisper_npu.runtime.compile_cache import (
+    CACHE_VARIABLE,
+    LIMIT_VARIABLE,
+    CacheKey,
+    CompileCache,
+    cache_key,
+)
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
 from whisper_npu.runtime.memory import available_bytes, forget_files, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
@@ -120,7 +126,7 @@ class GraphCompiler:
             DeviceError: the device refuses a graph.
             UsageError: screening is asked for where there is none.
         """
-        if kept is None or not self._is_fast_path():
+        if kept is None or kept.limit <= 0 or not self._is_fast_path():
             return self._compile_all()
         try:
             keys = self._keys()
@@ -221,7 +227,13 @@ class GraphCompiler:
         elif _MEMORY_TO_KEEP * size > available_bytes():
             logger.info("%s: too little memory to keep compiled graphs", name)
         elif not kept.is_writable():
-            logger.warning("compiled graphs cannot be kept: %s cannot be written to", kept.folder)
+            logger.warning(
+                "compiled graphs cannot be kept: %s cannot be written to; let %s name a folder "
+                "that can, or set %s=0",
+                kept.folder,
+                CACHE_VARIABLE,
+                LIMIT_VARIABLE,
+            )
         else:
             return True
         return False
