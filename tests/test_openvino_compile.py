@@ -323,14 +323,14 @@ class TestNotKept:
         assert reason in caplog.text
         assert not cache.folder.is_dir() or cache.entries() == []
 
-    @pytest.mark.parametrize("limit", [-1, 0, 100_000])
-    def test_without_room(self, folder, tmp_path, caplog, limit):
-        self.check(
-            folder,
-            CompileCache(tmp_path / "full", limit),
-            caplog,
-            "compiled graphs may not fit into",
-        )
+    @pytest.mark.parametrize(
+        ("limit", "said"), [(-1, ""), (0, ""), (100_000, "compiled graphs may not fit into 0 MB")]
+    )
+    def test_without_room(self, folder, tmp_path, caplog, limit, said):
+        cache = CompileCache(tmp_path / "full", limit)
+        self.check(folder, cache, caplog, said)
+        assert ("graphs" in caplog.text) == bool(said), "who wants no cache need not be told"
+        assert not cache.folder.exists()
 
     def test_without_memory(self, folder, cache, caplog, monkeypatch):
         monkeypatch.setattr(openvino_compile, "available_bytes", lambda: 1000)
