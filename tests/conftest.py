@@ -4,10 +4,15 @@ Heavy imports stay inside the fixtures that need them: most tests never load tor
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny_whisper
+
+if TYPE_CHECKING:
+    from whisper_npu.runtime.transcribe import WhisperModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_AUDIO = ROOT.parent / "shared" / "audio"
@@ -134,3 +139,20 @@ def shared_audio() -> Path:
     if not SHARED_AUDIO.is_dir():
         pytest.skip("the recordings at ../shared/audio are not on this machine")
     return SHARED_AUDIO
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., "WhisperModel"]:
+    """A function from a script to a model that says what is in it; see `fake_backend`."""
+    from fake_backend import scripted_model
+
+    return partial(scripted_model, tmp_path)
+
+
+@pytest.fixture
+def words(make: Callable[..., "WhisperModel"]) -> Callable[[str], list[int]]:
+    """The tokens of a text."""
+    from fake_backend import Say
+
+    encode: Callable[[str], list[int]] = make(Say(())).tokenizer.encode
+    return encode

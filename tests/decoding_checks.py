@@ -3,6 +3,7 @@
 They are functions so that a test can also show that a broken cache does not pass them.
 """
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -109,3 +110,13 @@ def assert_thread_safe(model, recordings, **options):
     with ThreadPoolExecutor(max_workers=len(recordings)) as threads:
         for results in threads.map(work, range(len(recordings))):
             assert [results[i] for i in range(len(recordings))] == alone
+
+
+def product_precisions(compiled):
+    """How many of a compiled graph's products with constants run in which precision."""
+    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    return Counter(
+        info["runtimePrecision"].astype(str)
+        for info in infos
+        if info["layerType"].astype(str) == "FullyConnected"
+    )

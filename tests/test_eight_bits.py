@@ -1,13 +1,12 @@
 """Matrices in 8 bits: how far they are off, what is rounded and what is not, and what runs."""
 
 import shutil
-from collections import Counter
 
 import numpy as np
 import onnx
 import openvino as ov
 import pytest
-from decoding_checks import loaded, stepwise_logits
+from decoding_checks import loaded, product_precisions, stepwise_logits
 
 from whisper_npu import load_model
 from whisper_npu.errors import ModelError, UsageError
@@ -132,13 +131,7 @@ class TestBackend:
         }
         for pool, counts in want.items():
             compiled = real._pools[pool].compiled
-            infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
-            found = Counter(
-                info["runtimePrecision"].astype(str)
-                for info in infos
-                if info["layerType"].astype(str) == "FullyConnected"
-            )
-            assert found == counts, pool
+            assert product_precisions(compiled) == counts, pool
             assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
 
     def test_it_is_near_to_f32_but_rounded(self, tiny_folder, features, monkeypatch):

@@ -3,26 +3,13 @@
 A scripted decoder takes the place of the graphs; `vad` is off, so that any sound counts as speech.
 """
 
-from functools import partial
-
 import pytest
-from fake_backend import ENGLISH, SURE, Say, scripted_model, sound
+from fake_backend import ENGLISH, SURE, Say, sound
 
 from whisper_npu.runtime.fallback import says_twice
 
 ELASTIC = {**ENGLISH, "elastic": True, "without_timestamps": True, "temperature": (0.0,)}
 ONCE = " I really was very much afraid."
-
-
-@pytest.fixture
-def make(tmp_path):
-    """A function from a script to a model."""
-    return partial(scripted_model, tmp_path)
-
-
-@pytest.fixture
-def words(make):
-    return make(Say(())).tokenizer.encode
 
 
 class TestFallback:

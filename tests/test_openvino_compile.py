@@ -4,14 +4,13 @@ import json
 import os
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
-from decoding_checks import stepwise_logits
+from decoding_checks import product_precisions, stepwise_logits
 from model_surgery import copy_folder, edit_manifest
 
 from whisper_npu import load_model
@@ -93,13 +92,7 @@ def test_real_graphs_stay_in_8_bits(tiny_en_folder, cache, reads):
     assert len(reads) == 1
     for name, want in {"encoder": 8, "with_past": 33, "cross": 8}.items():
         compiled = second._pools[name].compiled
-        infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
-        found = Counter(
-            info["runtimePrecision"].astype(str)
-            for info in infos
-            if info["layerType"].astype(str) == "FullyConnected"
-        )
-        assert found["i8"] == want, name
+        assert product_precisions(compiled)["i8"] == want, name
         assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
     assert_equal(first, second)
     assert_equal(load(tiny_en_folder, None, precision="int8"), second)

@@ -4,13 +4,12 @@ A scripted decoder takes the place of the graphs; `vad` is off, so that any soun
 """
 
 import logging
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
-from fake_backend import ENGLISH, SEQUENTIAL, SURE, Say, scripted_model, sound
+from fake_backend import ENGLISH, SEQUENTIAL, SURE, Say, sound
 
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio import SAMPLE_RATE
@@ -18,17 +17,6 @@ from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.sequential import SequentialReading
 from whisper_npu.runtime.transcribe import _reading
-
-
-@pytest.fixture
-def make(tmp_path):
-    """A function from a script to a model."""
-    return partial(scripted_model, tmp_path)
-
-
-@pytest.fixture
-def words(make):
-    return make(Say(())).tokenizer.encode
 
 
 def heard(model):
