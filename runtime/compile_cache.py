@@ -140,8 +140,7 @@ class CompileCache:
 
     def has(self, key: CacheKey) -> bool:
         """Whether a file is there that looks whole; only loading it tells whether it is."""
-        header = self._header(key)
-        return header is not None
+        return self._header(key) is not None
 
     def load(
         self, core: ov.Core, key: CacheKey, options: Mapping[str, Any]
