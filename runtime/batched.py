@@ -10,7 +10,6 @@ the windows wait for none.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
@@ -70,20 +69,17 @@ class BatchedReading:
         self._seek = 0
         self._newest: _Place | None = None  # a window whose text is the context of the next
         self._places: deque[_Place] = deque()  # in order; complete ones leave at the front
-        self._planned: deque[list[_Place]] = deque()
+        self._planned: deque[_Place] = deque()
 
-    def plan(self, room: int) -> list[Task]:
-        """Rests of windows that were heard before, windows whose context is there, new windows."""
-        places = [place for place in self._places if place.is_ready][:room]
-        while len(places) < room:
+    def plan(self) -> Task | None:
+        """The rest of a window that was heard before, one whose context is there, or a new one."""
+        place = next((place for place in self._places if place.is_ready), None)
+        while place is None or not place.is_ready:
             place = self._next_place()
             if place is None:
-                break
-            if place.is_ready:
-                places.append(place)
-        if places:
-            self._planned.append(places)
-        return [self._take_task(place) for place in places]
+                return None
+        self._planned.append(place)
+        return self._take_task(place)
 
     def ahead(self, room: int) -> list[Task]:
         """Windows whose context is not there yet."""
@@ -128,10 +124,9 @@ class BatchedReading:
         place.rest, place.task, place.planned = None, None, True
         return task
 
-    def take(self, heard: Sequence[Heard]) -> list[Segment]:
+    def take(self, heard: Heard) -> list[Segment]:
         """Segments of all windows up to the first that is not complete."""
-        for place, one in zip(self._planned.popleft(), heard, strict=True):
-            self._take(place, one)
+        self._take(self._planned.popleft(), heard)
         segments = []
         while self._places and self._places[0].is_complete:
             segments += self._places.popleft().segments

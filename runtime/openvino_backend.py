@@ -212,7 +212,7 @@ class OpenVINOBackend(SingleStream):
                 rows_per_window,
                 self._facts.dimensions,
                 self._n_text_ctx,
-                rows_may_leave=self._device.startswith("CPU"),  # not tried on others
+                on_processor=self._device.startswith("CPU"),
                 screen=self._screen,
             )
         if rows_per_window > 1:

@@ -198,6 +198,10 @@ class GraphCompiler:
             config["INFERENCE_NUM_THREADS"] = wanted.threads
         if wanted.streams > 1:
             config["NUM_STREAMS"] = wanted.streams
+            if self._device == "CPU":
+                # Else a stream of one graph and a stream of another may be bound to the same
+                # processor core, while another core is idle.
+                config["ENABLE_CPU_PINNING"] = False
         return config
 
     def _is_to_screen(self, *, in_eight_bits: bool) -> bool:

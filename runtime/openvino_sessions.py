@@ -193,6 +193,12 @@ def _present_states(request: ov.InferRequest) -> dict[str, State]:
     }
 
 
+def _rows_of(tensor: ov.Tensor, first: int, end: int) -> ov.Tensor:
+    """Some rows of a batch, in the same memory."""
+    begin = [first, *(0 for _ in tensor.shape[1:])]
+    return ov.Tensor(tensor, ov.Coordinate(begin), ov.Coordinate([end, *tensor.shape[1:]]))
+
+
 class StatefulSession(_Session):
     """Leaves the self-attention states with the plugin; one graph prefills and steps."""
 
@@ -205,11 +211,11 @@ class StatefulSession(_Session):
         dimensions: graphs.GraphDimensions,
         n_text_ctx: int,
         *,
-        rows_may_leave: bool,
+        on_processor: bool,
         screen: Screen | None,
     ) -> None:
         super().__init__(n_text_ctx)
-        self._rows_may_leave = rows_may_leave
+        self._on_processor = on_processor  # there a tensor may be part of another
         self._screen = screen
         self._batch = len(audio) * rows_per_window
         self._dimensions = dimensions
@@ -243,14 +249,18 @@ class StatefulSession(_Session):
                 self._request.set_tensor(name, state)
             self._cross[name] = state
         for number, window in enumerate(audio):
+            first, behind = number * rows_per_window, (number + 1) * rows_per_window
             projection.set_tensor(
                 "encoder_hidden_states", ov.Tensor(np.ascontiguousarray(window[None]))
             )
+            if self._on_processor:  # which writes the first row itself
+                for name, state in self._cross.items():
+                    projection.set_tensor(name, _rows_of(state, first, first + 1))
             projection.start_async()  # `infer` would copy the outputs
             projection.wait()
-            first = number * rows_per_window
+            missing = slice(first + 1 if self._on_processor else first, behind)
             for name, state in self._cross.items():
-                state.data[first : first + rows_per_window] = projection.get_tensor(name).data
+                state.data[missing] = projection.get_tensor(name).data
 
     @property
     def length(self) -> int:
@@ -309,16 +319,14 @@ class StatefulSession(_Session):
 
     def keep(self, rows: Sequence[int]) -> bool:
         """Go on with these rows alone; see `DecoderSession.keep`."""
-        if not self._rows_may_leave:
+        if not self._on_processor:
             return False
         for name, tensor in self._cross.items():
             states = tensor.data
             for place, row in enumerate(rows):
                 if place != row:
                     states[place] = states[row]
-            first, end = [0] * len(tensor.shape), [len(rows), *tensor.shape[1:]]
-            part = ov.Tensor(tensor, ov.Coordinate(first), ov.Coordinate(end))
-            self._request.set_tensor(name, part)
+            self._request.set_tensor(name, _rows_of(tensor, 0, len(rows)))
         self._rows = self._rows[list(rows)]
         self._batch = len(rows)
         return True

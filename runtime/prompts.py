@@ -49,8 +49,3 @@ class Prompts:
         """What the first window's text goes on from; nothing the second time."""
         taken, self._prefix = self._prefix, ()
         return taken
-
-    @property
-    def has_prefix(self) -> bool:
-        """Whether the prefix still waits for its window."""
-        return bool(self._prefix)

@@ -4,11 +4,11 @@ Which windows share a batch depends on the recordings and their order alone, nev
 first, so that a run can be repeated. While one round is decoded, the next is read and planned.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Protocol
 
 from whisper_npu.runtime.backend import Backend
@@ -23,11 +23,11 @@ _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
 class Reading(Protocol):
     """A way through a recording."""
 
-    def plan(self, room: int) -> list[Task]:
-        """The next windows to be decoded, at most `room`.
+    def plan(self) -> Task | None:
+        """The next window to be decoded; it waits for no other.
 
-        None of them waits for another. No window means that none can be planned now: if none is
-        being heard either, the recording is at its end.
+        None means that none can be planned now: if none is being heard either, the recording is at
+        its end.
         """
         ...
 
@@ -35,8 +35,8 @@ class Reading(Protocol):
         """Windows that wait for others, at most `room`: they are encoded meanwhile."""
         ...
 
-    def take(self, heard: Sequence[Heard]) -> list[Segment]:
-        """The segments that are complete, now that the windows of one plan have been heard."""
+    def take(self, heard: Heard) -> list[Segment]:
+        """The segments that are complete, now that another of the windows planned was heard."""
         ...
 
 
@@ -53,7 +53,12 @@ class Recording(Protocol):
         """Whether nothing more is to be planned, because of its end or of an error."""
         ...
 
-    def plan(self, room: int) -> list[Task]:
+    @property
+    def n_expected(self) -> int:
+        """Windows that it has at once if there is speech all through; at least 1."""
+        ...
+
+    def plan(self) -> Task | None:
         """See `Reading.plan`."""
         ...
 
@@ -61,8 +66,8 @@ class Recording(Protocol):
         """See `Reading.ahead`."""
         ...
 
-    def take(self, heard: Sequence[Heard]) -> None:
-        """Take up the windows of one plan."""
+    def take(self, heard: Heard) -> None:
+        """Take up the next of the windows planned."""
         ...
 
     def end(self) -> None:
@@ -82,13 +87,14 @@ class _Batch:
 
 @dataclass
 class _Round:
-    """What is being decoded: batches, and how many tasks each recording has in them, in order.
+    """What is being decoded.
 
     Attributes:
+        recordings: of each task the recording it belongs to.
         n_streams: in how many streams; in one, it has been decoded already.
     """
 
-    shares: list[tuple[Recording, int]]
+    recordings: list[Recording]
     batches: list[_Batch]
     n_streams: int
 
@@ -108,7 +114,7 @@ class Rounds:
         self._batch_size = batch_size
         self._upcoming = recordings
         self._open: list[Recording] = []
-        self._busy: dict[Recording, int] = {}  # rounds each recording has windows in
+        self._busy: Counter[Recording] = Counter()  # windows of each that are under way
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._failure: BaseException | None = None
@@ -136,7 +142,7 @@ class Rounds:
 
     def _begin(self) -> bool:
         """Plan a round and set the streams to work on it; False if there is nothing to plan."""
-        shares, tasks, waiting = self._plan()
+        recordings, tasks, waiting = self._plan()
         if not tasks:
             return False
         # Few windows are faster in one stream, but once there are several, it is memory for both.
@@ -148,37 +154,53 @@ class Rounds:
         ]
         if n_streams > 1:
             self._encode_ahead(waiting)
-        self._under_way.append(_Round(shares, batches, n_streams))
+        self._under_way.append(_Round(recordings, batches, n_streams))
         return True
 
-    def _plan(self) -> tuple[list[tuple[Recording, int]], list[Task], list[Task]]:
+    def _plan(self) -> tuple[list[Recording], list[Task], list[Task]]:
         """What the next round decodes, much of it being encoded already, and what waits for it."""
         room = self._batch_size * self._backend.n_streams
-        shares: list[tuple[Recording, int]] = []
+        recordings: list[Recording] = []
         tasks: list[Task] = []
-        waiting: list[Task] = []
+        is_much = self._is_much()
         number = 0
-        while len(tasks) < room:
-            if number == len(self._open):
-                recording = next(self._upcoming, None)
-                if recording is None:
-                    break
-                self._open.append(recording)
+        while len(tasks) < room and self._is_open(number):
             recording = self._open[number]
-            planned = [] if recording.has_ended else recording.plan(room - len(tasks))
-            if planned:
-                shares.append((recording, len(planned)))
-                self._busy[recording] = self._busy.get(recording, 0) + 1
-                tasks += planned
-                waiting += recording.ahead(max(0, room - len(tasks) - len(waiting)))
-                if len(tasks) + len(waiting) >= _WORTH_SPLITTING:
+            task = None if recording.has_ended else recording.plan()
+            if task is not None:
+                recordings.append(recording)
+                tasks.append(task)
+                self._busy[recording] += 1
+                if is_much or len(tasks) >= _WORTH_SPLITTING:
                     self._encode_ahead(tasks)
-            elif not self._busy.get(recording):
+            elif self._busy[recording]:
+                number += 1
+            else:
                 recording.end()
                 self._open.pop(number)
-                continue
+                del self._busy[recording]
+        waiting: list[Task] = []
+        for recording in dict.fromkeys(recordings):
+            waiting += recording.ahead(room - len(tasks) - len(waiting))
+        if len(tasks) + len(waiting) >= _WORTH_SPLITTING:
+            self._encode_ahead(tasks)
+        return recordings, tasks, waiting
+
+    def _is_open(self, number: int) -> bool:
+        """Whether there is a recording of that number among the open ones; the next is opened."""
+        if number == len(self._open):
+            self._open.extend(islice(self._upcoming, 1))
+        return number < len(self._open)
+
+    def _is_much(self) -> bool:
+        """Whether streams have nothing to do yet, but surely will have: they may begin at once."""
+        if self._pool is not None or self._backend.n_streams == 1:
+            return False
+        number, expected = 0, 0
+        while expected < _WORTH_SPLITTING and self._is_open(number):
+            expected += self._open[number].n_expected
             number += 1
-        return shares, tasks, waiting[: room - len(tasks)]
+        return expected >= _WORTH_SPLITTING
 
     def _encode_ahead(self, tasks: Sequence[Task]) -> None:
         if self._backend.n_streams > 1:
@@ -210,11 +232,9 @@ class Rounds:
             for task in batch.tasks:
                 task.job.times.add_share(batch.times, 1 / (len(batch.tasks) * n_at_once))
                 task.job.times.add_share(task.encoding, 1 / self._backend.n_streams)
-        done = 0
-        for recording, n_tasks in under_way.shares:
+        for place, recording in enumerate(under_way.recordings):
             self._busy[recording] -= 1
-            recording.take([heard[place] for place in range(done, done + n_tasks)])
-            done += n_tasks
+            recording.take(heard[place])
 
     def close(self) -> None:
         """Let the streams go; they finish what was begun, for whoever goes on."""

@@ -4,8 +4,6 @@ Radford et al. 2022, section 4.5, "Strategies for Reliable Long-form Transcripti
 openai/whisper's `transcribe.py` carries it out.
 """
 
-from collections.abc import Sequence
-
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
@@ -26,26 +24,23 @@ class SequentialReading:
         self._seek = 0
         self._waits = False
 
-    def plan(self, room: int) -> list[Task]:
+    def plan(self) -> Task | None:
         """The next window, once the one before it has been heard."""
-        if self._waits or room == 0:
-            return []
+        if self._waits:
+            return None
         window = self._job.next_window(self._seek, cut_at_pause=False)
         if window is None:
-            return []
+            return None
         self._waits = True
-        return [self._job.task(window, self._context[self._context_from :])]
+        return self._job.task(window, self._context[self._context_from :])
 
     def ahead(self, room: int) -> list[Task]:
         """Nothing: where the next window begins is not known."""
         return []
 
-    def take(self, heard: Sequence[Heard]) -> list[Segment]:
+    def take(self, heard: Heard) -> list[Segment]:
         """Segments of the window that was planned."""
         self._waits = False
-        return self._take(heard[0])
-
-    def _take(self, heard: Heard) -> list[Segment]:
         job, window, decoded = self._job, heard.window, heard.outcome.decoded
         if job.leave_out(heard):
             self._seek = window.end

@@ -2,9 +2,9 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from whisper_npu.errors import AudioError, UsageError, WhisperNpuError
 from whisper_npu.runtime.alignment import attention_delay
@@ -13,6 +13,7 @@ from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.feature_stream import FeatureStream
+from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.model_dir import ModelFolder
@@ -33,6 +34,8 @@ from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_la
 from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
 
 logger = logging.getLogger("whisper_npu")
+
+_T = TypeVar("_T")
 
 _GIVEN_UP = "this transcription was given up; begin it anew"
 
@@ -207,29 +210,35 @@ class TranscriptionStream:
         """Whether nothing more is to be planned, because of its end or of an error."""
         return self._ended
 
-    def plan(self, room: int) -> list[Task]:
-        """The next windows to be decoded; called by the rounds it takes part in."""
-        if self._job.prompts.has_prefix:  # it belongs to the first window alone
-            room = min(room, 1)
-        return self._tasks(lambda reading: reading.plan(room))
+    @property
+    def n_expected(self) -> int:
+        """Windows it has at once if there is speech all through; for its rounds."""
+        if self._job.options.mode == "sequential" or not self._job.options.vad:
+            return 1
+        whole = self._job.window_frames / FRAMES_PER_SECOND
+        return max(1, int((self.duration_estimate or 0) // whole))
+
+    def plan(self) -> Task | None:
+        """The next window to be decoded; called by the rounds it takes part in."""
+        return self._ask(lambda reading: reading.plan(), None)
 
     def ahead(self, room: int) -> list[Task]:
         """Windows that wait for others; called by the rounds it takes part in."""
-        return self._tasks(lambda reading: reading.ahead(room))
+        return self._ask(lambda reading: reading.ahead(room), [])
 
-    def _tasks(self, choose: Callable[[Reading], list[Task]]) -> list[Task]:
+    def _ask(self, question: Callable[[Reading], _T], nothing: _T) -> _T:
         if self._ended:
-            return []
+            return nothing
         try:
             if self._reading is None:
                 self._reading = _reading(self._job)
-            return choose(self._reading)
+            return question(self._reading)
         except WhisperNpuError as error:  # of this recording; the others go on
             self.fail(error)
-            return []
+            return nothing
 
-    def take(self, heard: Sequence[Heard]) -> None:
-        """Take up windows that have been decoded; called by the rounds it takes part in."""
+    def take(self, heard: Heard) -> None:
+        """Take up a window that has been decoded; called by the rounds it takes part in."""
         if self._error is not None or self._reading is None:
             return
         for segment in self._reading.take(heard):

@@ -154,22 +154,24 @@ class TestPlan:
 
     def test_windows_that_wait_are_not_planned_but_may_be_encoded(self, model):
         reading = self.reading(model)
-        planned, waiting = reading.plan(16), reading.ahead(16)
+        planned, waiting = list(iter(reading.plan, None)), reading.ahead(16)
         order = sorted([*planned, *waiting], key=lambda task: task.window.start)
         assert [task in planned for task in order] == [True, False, True, False, True]
-        assert reading.plan(16) == []
+        assert reading.plan() is None
         assert reading.ahead(16) == waiting  # the same tasks: what is encoded stays so
         assert len(reading.ahead(1)) == 1
 
     def test_all_at_once_without_context(self, model):
         reading = self.reading(model, condition_on_previous_text=False)
-        assert len(reading.plan(16)) == 5
+        assert len(list(iter(reading.plan, None))) == 5
         assert reading.ahead(16) == []
 
-    def test_no_more_than_there_is_room_for(self, model):
+    def test_it_reads_no_further_than_it_must(self, model):
         reading = self.reading(model)
-        assert len(reading.plan(2)) == 2
-        assert len(reading.ahead(16)) == 1  # it reads no further than it must
+        assert reading.plan()
+        assert reading.ahead(16) == []
+        assert reading.plan()
+        assert len(reading.ahead(16)) == 1
 
     @pytest.mark.parametrize("batch_size", [3, 16])
     def test_frames_are_kept_for_windows_that_wait(self, model, say, batch_size):

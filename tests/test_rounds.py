@@ -37,31 +37,32 @@ class FakeTask:
 class FakeRecording:
     """Has `n` windows; at most `at_once` of them are ready at the same time.
 
-    Those whose number is in `prompted` have a prompt; `n_ahead` more wait.
+    Those whose number is in `prompted` have a prompt; `n_ahead` more wait. `n_expected` is what
+    its length says.
     """
 
-    def __init__(self, name, n, at_once=100, prompted=(), n_ahead=0):
+    def __init__(self, name, n, at_once=100, prompted=(), n_ahead=0, n_expected=1):
         self.name, self.left, self.at_once, self.prompted = name, n, at_once, prompted
-        self.n_ahead = n_ahead
+        self.n_ahead, self.n_expected = n_ahead, n_expected
         self.times = StageTimes()
         self.has_ended = False
         self.waiting = 0
         self.taken = []
 
-    def plan(self, room):
-        n = min(room, self.left, self.at_once - self.waiting)
-        numbers = [self.left - i for i in range(n)]
-        tasks = [FakeTask(f"{self.name}{i}", self, (1,) * (i in self.prompted)) for i in numbers]
-        self.left -= n
-        self.waiting += n
-        return tasks
+    def plan(self):
+        if self.left == 0 or self.waiting == self.at_once:
+            return None
+        task = FakeTask(f"{self.name}{self.left}", self, (1,) * (self.left in self.prompted))
+        self.left -= 1
+        self.waiting += 1
+        return task
 
     def ahead(self, room):
         return [FakeTask(f"{self.name} waits", self) for _ in range(min(room, self.n_ahead))]
 
     def take(self, heard):
-        self.waiting -= len(heard)
-        self.taken += heard
+        self.waiting -= 1
+        self.taken.append(heard)
 
     def end(self):
         self.has_ended = True
@@ -140,9 +141,9 @@ class TestRounds:
                 return "streams"
 
         class Second(FakeRecording):
-            def plan(self, room):
+            def plan(self):
                 second_is_read.set()
-                return super().plan(room)
+                return super().plan()
 
         recordings = [FakeRecording("a", 8), Second("b", 3)]
         rounds = Rounds(SlowStreams(), 4, iter(recordings))
@@ -173,6 +174,39 @@ class TestRounds:
         """In streams alone, for only there something may be idle."""
         go_through([FakeRecording("a", n_windows, n_ahead=n_waiting)], 8)
         assert batches.ahead.count("a waits") == n_ahead
+
+    @pytest.mark.parametrize(
+        ("lengths", "n_streams", "n_ahead"),
+        [([20], 2, 1), ([3, 4, 1], 2, 1), ([3, 4], 2, 0), ([20], 1, 0)],
+    )
+    def test_where_much_is_to_come_streams_begin_with_the_first_window(
+        self, batches, lengths, n_streams, n_ahead
+    ):
+        """Else nobody knows yet whether there will be streams."""
+        encoded = []
+
+        class Watched(FakeRecording):
+            def plan(self):
+                encoded.append(len(batches.ahead))
+                return super().plan()
+
+        recordings = [
+            Watched(name, 2, n_expected=n) for name, n in zip("abc", lengths, strict=False)
+        ]
+        go_through(recordings, 8, n_streams)
+        assert encoded[:2] == [0, n_ahead]
+
+    def test_recordings_are_opened_until_it_is_known_that_there_is_much(self, batches):
+        opened = []
+
+        def recordings():
+            for name in "abc":
+                opened.append(name)
+                yield FakeRecording(name, 20, n_expected=4)
+
+        rounds = Rounds(FakeStreams(), 8, recordings())
+        assert rounds._is_much()
+        assert opened == ["a", "b"]
 
     def test_time_of_what_runs_side_by_side_counts_once(self, batches):
         """Three batches of a second each, in one stream and in two."""
@@ -340,6 +374,18 @@ class TestRealGraphs:
             result.coverage.spans for result in alone
         ]
         assert any(result.segments for result in alone)
+
+    @pytest.mark.parametrize(
+        ("number", "options", "expected"),
+        [(1, {}, 1), (2, {}, 3), (2, {"mode": "sequential"}, 1), (2, {"vad": False}, 1)],
+    )
+    def test_the_length_says_how_many_windows_there_will_be(
+        self, model, recordings, number, options, expected
+    ):
+        """Of five and of 95 seconds. Sequential decoding has one at a time."""
+        stream = model.transcribe(recordings[number], **options)
+        assert stream.n_expected == expected
+        stream.close()
 
     def test_streams_change_nothing(self, model, recordings):
         options = {**OPTIONS, "mode": "batched"}
