@@ -21,7 +21,7 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.memory import forget_mapped
+from whisper_npu.runtime.memory import give_back
 from whisper_npu.runtime.openvino_stateful import ROWS
 from whisper_npu.runtime.screening import HIDDEN, TAIL, Screen
 
@@ -54,7 +54,7 @@ class RequestPool:
             self._free.append(request)
             was_fresh, self._is_fresh = self._is_fresh, False
         if was_fresh:  # weights have been read for the first time, and put in order for its kernels
-            forget_mapped()
+            give_back()
 
 
 def _check_room(length: int, n_new: int, n_text_ctx: int) -> None:
