@@ -108,7 +108,8 @@ class Rounds:
         Args:
             backend: the model.
             batch_size: windows decoded side by side in one stream at most.
-            recordings: opened when there is room for their windows.
+            recordings: opened when there is room for their windows; at first as many as it takes to
+                know whether streams will be needed.
         """
         self._backend = backend
         self._batch_size = batch_size
@@ -193,7 +194,11 @@ class Rounds:
         return number < len(self._open)
 
     def _is_much(self) -> bool:
-        """Whether streams have nothing to do yet, but surely will have: they may begin at once."""
+        """Whether streams, not needed so far, will be: they may begin with the first window.
+
+        That is so if recordings are as full of speech as they are long; else they are made ready
+        for nothing.
+        """
         if self._pool is not None or self._backend.n_streams == 1:
             return False
         number, expected = 0, 0
