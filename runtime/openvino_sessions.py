@@ -247,6 +247,8 @@ class StatefulSession(_Session):
             if list(state.shape) != shape:
                 state = ov.Tensor(tensor.element_type, ov.Shape(shape))
                 self._request.set_tensor(name, state)
+            if self._on_processor:  # what it wrote to before is let go of, one by one
+                projection.set_tensor(name, _rows_of(state, 0, 1))
             self._cross[name] = state
         for number, window in enumerate(audio):
             first, behind = number * rows_per_window, (number + 1) * rows_per_window

@@ -116,6 +116,7 @@ class Rounds:
         self._upcoming = recordings
         self._open: list[Recording] = []
         self._busy: Counter[Recording] = Counter()  # windows of each that are under way
+        self._is_first_round = True
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._failure: BaseException | None = None
@@ -163,7 +164,10 @@ class Rounds:
         room = self._batch_size * self._backend.n_streams
         recordings: list[Recording] = []
         tasks: list[Task] = []
-        is_much = self._is_much()
+        enough = _WORTH_SPLITTING
+        if self._is_first_round and self._is_much(room):
+            enough = 2  # of one alone it is not sure that there is speech behind it
+        self._is_first_round = False
         number = 0
         while len(tasks) < room and self._is_open(number):
             recording = self._open[number]
@@ -172,7 +176,7 @@ class Rounds:
                 recordings.append(recording)
                 tasks.append(task)
                 self._busy[recording] += 1
-                if is_much or len(tasks) >= _WORTH_SPLITTING:
+                if len(tasks) >= enough:
                     self._encode_ahead(tasks)
             elif self._busy[recording]:
                 number += 1
@@ -193,13 +197,12 @@ class Rounds:
             self._open.extend(islice(self._upcoming, 1))
         return number < len(self._open)
 
-    def _is_much(self) -> bool:
-        """Whether streams, not needed so far, will be: they may begin with the first window.
+    def _is_much(self, room: int) -> bool:
+        """Whether the lengths of the recordings promise enough to begin in streams at once.
 
-        That is so if recordings are as full of speech as they are long; else they are made ready
-        for nothing.
+        They promise too much where there is little speech; streams are then made ready for nothing.
         """
-        if self._pool is not None or self._backend.n_streams == 1:
+        if self._backend.n_streams == 1 or room < _WORTH_SPLITTING:
             return False
         number, expected = 0, 0
         while expected < _WORTH_SPLITTING and self._is_open(number):

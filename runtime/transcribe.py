@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from math import isfinite
 from typing import Any, TypeVar
 
 from whisper_npu.errors import AudioError, UsageError, WhisperNpuError
@@ -213,10 +214,12 @@ class TranscriptionStream:
     @property
     def n_expected(self) -> int:
         """Windows it has at once if there is speech all through; for its rounds."""
-        if self._job.options.mode == "sequential" or not self._job.options.vad:
+        duration, options = self.duration_estimate, self._job.options
+        if options.mode == "sequential" or not options.vad:
             return 1
-        whole = self._job.window_frames / FRAMES_PER_SECOND
-        return max(1, int((self.duration_estimate or 0) // whole))
+        if duration is None or not isfinite(duration):
+            return 1
+        return max(1, int(duration * FRAMES_PER_SECOND / self._job.window_frames))
 
     def plan(self) -> Task | None:
         """The next window to be decoded; called by the rounds it takes part in."""

@@ -176,25 +176,41 @@ class TestRounds:
         assert batches.ahead.count("a waits") == n_ahead
 
     @pytest.mark.parametrize(
-        ("lengths", "n_streams", "n_ahead"),
-        [([20], 2, 1), ([3, 4, 1], 2, 1), ([3, 4], 2, 0), ([20], 1, 0)],
+        ("lengths", "batch_size", "n_ahead"),
+        [([20], 8, 2), ([3, 4, 1], 8, 2), ([3, 4], 8, 0), ([20], 3, 0)],
     )
-    def test_where_much_is_to_come_streams_begin_with_the_first_window(
-        self, batches, lengths, n_streams, n_ahead
+    def test_where_much_is_to_come_streams_begin_with_the_first_windows(
+        self, batches, lengths, batch_size, n_ahead
     ):
-        """Else nobody knows yet whether there will be streams."""
+        """Else nobody knows yet whether there will be streams; small batches never need them."""
         encoded = []
 
         class Watched(FakeRecording):
             def plan(self):
-                encoded.append(len(batches.ahead))
+                encoded.append(len(set(batches.ahead)))
                 return super().plan()
 
         recordings = [
-            Watched(name, 2, n_expected=n) for name, n in zip("abc", lengths, strict=False)
+            Watched(name, 3, n_expected=n) for name, n in zip("abc", lengths, strict=False)
         ]
-        go_through(recordings, 8, n_streams)
-        assert encoded[:2] == [0, n_ahead]
+        go_through(recordings, batch_size)
+        assert encoded[:3] == [0, 0, n_ahead]
+
+    def test_one_window_of_speech_in_a_long_recording_needs_no_streams(self, batches):
+        go_through([FakeRecording("a", 1, n_expected=100)], 8)
+        assert batches.ahead == []
+        assert batches.in_one == [["a1"]]
+
+    def test_one_stream_has_no_need_to_know(self, batches):
+        opened = []
+
+        def recordings():
+            for name in "ab":
+                opened.append(name)
+                yield FakeRecording(name, 8)
+
+        Rounds(FakeStreams(1), 8, recordings()).advance()
+        assert opened == ["a"]
 
     def test_recordings_are_opened_until_it_is_known_that_there_is_much(self, batches):
         opened = []
@@ -205,7 +221,7 @@ class TestRounds:
                 yield FakeRecording(name, 20, n_expected=4)
 
         rounds = Rounds(FakeStreams(), 8, recordings())
-        assert rounds._is_much()
+        assert rounds._is_much(16)
         assert opened == ["a", "b"]
 
     def test_time_of_what_runs_side_by_side_counts_once(self, batches):
