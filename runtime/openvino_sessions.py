@@ -215,7 +215,7 @@ class StatefulSession(_Session):
         screen: Screen | None,
     ) -> None:
         super().__init__(n_text_ctx)
-        self._on_processor = on_processor  # there a tensor may be part of another
+        self._on_processor = on_processor  # a tensor may be part of another; not tried elsewhere
         self._screen = screen
         self._batch = len(audio) * rows_per_window
         self._dimensions = dimensions

@@ -193,6 +193,7 @@ class TranscriptionStream:
         self._segments: list[Segment] = []
         self._ended = False
         self._error: BaseException | None = None
+        self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
         speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
@@ -230,14 +231,14 @@ class TranscriptionStream:
         return self._ask(lambda reading: reading.ahead(room), [])
 
     def _ask(self, question: Callable[[Reading], _T], nothing: _T) -> _T:
-        if self._ended:
+        if self._ended or self._broken is not None:
             return nothing
         try:
             if self._reading is None:
                 self._reading = _reading(self._job)
             return question(self._reading)
         except WhisperNpuError as error:  # of this recording; the others go on
-            self.fail(error)
+            self._broken = error
             return nothing
 
     def take(self, heard: Heard) -> None:
@@ -249,7 +250,11 @@ class TranscriptionStream:
 
     def end(self) -> None:
         """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
-        if not self._ended:
+        if self._ended:
+            return
+        if self._broken is not None:
+            self.fail(self._broken)
+        else:
             self._close()
             self._job.coverage.finish(self._job.features.duration)
             logger.debug("stages: %s", self.times)

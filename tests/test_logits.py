@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from whisper_npu.runtime.logits import (
+    ReachEnd,
     SuppressFirst,
     SuppressTokens,
     TimestampRules,
@@ -162,3 +163,27 @@ def test_log_probabilities():
     want = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(log_softmax(logits), want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(logits - log_normalizer(logits)[:, None], want, rtol=1e-5, atol=1e-5)
+
+
+class TestReachEnd:
+    EOT, BEGIN = 5, 10
+
+    def apply(self, reach, tokens, logits=None):
+        rule = ReachEnd(np.array(reach), timestamp_begin=self.BEGIN, eot=self.EOT, step=0.02)
+        logits = np.zeros((len(reach), 20), np.float32) if logits is None else logits
+        rule.apply(logits, np.array(tokens))
+        return np.isfinite(logits[:, self.EOT]).tolist()
+
+    def test_the_text_may_not_end_where_speech_goes_on(self):
+        assert self.apply([0.1, 0.1, 0.0], [[11, 14], [11, 15], [11, 11]]) == [False, True, True]
+
+    def test_text_behind_the_last_timestamp_may_end(self):
+        assert self.apply([0.1], [[11, 3]]) == [True]
+
+    def test_nothing_sampled_yet(self):
+        assert self.apply([0.1], np.zeros((1, 0), int)) == [True]
+
+    def test_an_end_is_better_than_nothing(self):
+        logits = np.full((1, 20), -np.inf, np.float32)
+        logits[0, self.EOT] = 1
+        assert self.apply([0.1], [[11, 14]], logits) == [True]

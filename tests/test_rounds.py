@@ -1,29 +1,15 @@
-"""Windows of several recordings decoded together: composition, order, errors, exactness."""
+"""Which windows are decoded together, when and in how many streams; order, times, failures."""
 
 from threading import Event
 
-import numpy as np
 import pytest
-import soundfile
-import tiny_whisper
-from pauses import PausesEverySoOften
 
-from whisper_npu.errors import AudioError, DeviceError, UsageError
+from whisper_npu.errors import DeviceError
 from whisper_npu.runtime import rounds as rounds_module
-from whisper_npu.runtime.hearing import frames_to_encode
-from whisper_npu.runtime.logits import ReachEnd
 from whisper_npu.runtime.rounds import Rounds
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcribe import WhisperModel
 
 STREAMS = 2
-OPTIONS = {
-    "language": "en",
-    "temperature": (0.0,),
-    "sample_len": 12,
-    "compression_ratio_threshold": None,
-    "no_speech_threshold": None,
-}
 
 
 class FakeTask:
@@ -104,6 +90,13 @@ def batches(monkeypatch):
         "whisper_npu.runtime.rounds.encode_ahead", lambda task, *_: seen.ahead.append(task.name)
     )
     return seen
+
+
+def noting(opened, names, n, **kwargs):
+    """Recordings of `n` windows that are noted as they are opened."""
+    for name in names:
+        opened.append(name)
+        yield FakeRecording(name, n, **kwargs)
 
 
 def go_through(recordings, batch_size, n_streams=STREAMS):
@@ -201,26 +194,9 @@ class TestRounds:
         assert batches.ahead == []
         assert batches.in_one == [["a1"]]
 
-    def test_one_stream_has_no_need_to_know(self, batches):
-        opened = []
-
-        def recordings():
-            for name in "ab":
-                opened.append(name)
-                yield FakeRecording(name, 8)
-
-        Rounds(FakeStreams(1), 8, recordings()).advance()
-        assert opened == ["a"]
-
     def test_recordings_are_opened_until_it_is_known_that_there_is_much(self, batches):
         opened = []
-
-        def recordings():
-            for name in "abc":
-                opened.append(name)
-                yield FakeRecording(name, 20, n_expected=4)
-
-        rounds = Rounds(FakeStreams(), 8, recordings())
+        rounds = Rounds(FakeStreams(), 8, noting(opened, "abc", 20, n_expected=4))
         assert rounds._is_much(16)
         assert opened == ["a", "b"]
 
@@ -279,16 +255,11 @@ class TestRounds:
         go_through([broken, FakeRecording("b", 1)], 4)
         assert batches == [["b1"]]
 
-    def test_recordings_are_opened_when_there_is_room(self, batches):
+    @pytest.mark.parametrize("batch_size", [4, 8])
+    def test_recordings_are_opened_when_there_is_room(self, batches, batch_size):
+        """One stream has no need to know whether there is much to come."""
         opened = []
-
-        def recordings():
-            for name in "abc":
-                opened.append(name)
-                yield FakeRecording(name, 4)
-
-        rounds = Rounds(FakeStreams(1), 4, recordings())
-        rounds.advance()
+        Rounds(FakeStreams(1), batch_size, noting(opened, "abc", batch_size)).advance()
         assert opened == ["a"]
 
     def test_what_was_begun_is_there_for_whoever_goes_on(self, batches, monkeypatch):
@@ -322,139 +293,3 @@ class TestRounds:
         for _ in range(2):
             with pytest.raises(DeviceError, match="gone"):
                 rounds.advance()
-
-
-class TestReachEnd:
-    EOT, BEGIN = 5, 10
-
-    def apply(self, reach, tokens, logits=None):
-        rule = ReachEnd(np.array(reach), timestamp_begin=self.BEGIN, eot=self.EOT, step=0.02)
-        logits = np.zeros((len(reach), 20), np.float32) if logits is None else logits
-        rule.apply(logits, np.array(tokens))
-        return np.isfinite(logits[:, self.EOT]).tolist()
-
-    def test_the_text_may_not_end_where_speech_goes_on(self):
-        assert self.apply([0.1, 0.1, 0.0], [[11, 14], [11, 15], [11, 11]]) == [False, True, True]
-
-    def test_text_behind_the_last_timestamp_may_end(self):
-        assert self.apply([0.1], [[11, 3]]) == [True]
-
-    def test_nothing_sampled_yet(self):
-        assert self.apply([0.1], np.zeros((1, 0), int)) == [True]
-
-    def test_an_end_is_better_than_nothing(self):
-        logits = np.full((1, 20), -np.inf, np.float32)
-        logits[0, self.EOT] = 1
-        assert self.apply([0.1], [[11, 14]], logits) == [True]
-
-
-def test_short_windows_are_encoded_with_silence_behind_them():
-    choices = range(200, 3001, 200)
-    assert frames_to_encode(100, choices, 384) == 400
-    assert frames_to_encode(100, choices, 512) == 800
-    assert frames_to_encode(100, choices, None) == 800  # not known: what harms no model
-    assert frames_to_encode(1300, choices, 1280) == 2000
-    assert frames_to_encode(2900, choices, 384) == 3000
-    assert frames_to_encode(100, (3000,), 384) == 3000
-
-
-@pytest.fixture(scope="module")
-def model(tiny_folder):
-    from whisper_npu import load_model
-
-    loaded = load_model(tiny_folder, precision="f32")
-    return WhisperModel(loaded.folder, loaded.backend, loaded.tokenizer, PausesEverySoOften())
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rounds")
-    paths = []
-    for seed, seconds in enumerate((70, 5, 95, 31)):
-        paths.append(folder / f"{seed}.wav")
-        samples = tiny_whisper.synthetic_speech(seed, seconds)
-        soundfile.write(paths[-1], samples, 16000, "FLOAT")
-    return paths
-
-
-class TestRealGraphs:
-    """The tiny random model, in f32: what it says is no text, but the same every time."""
-
-    @pytest.mark.parametrize("mode", ["sequential", "batched"])
-    def test_together_they_say_what_each_says_alone(self, model, recordings, mode):
-        options = {**OPTIONS, "mode": mode}
-        alone = [model.transcribe(path, **options).result() for path in recordings]
-        together = [stream.result() for stream in model.transcribe_all(recordings, **options)]
-        assert [result.segments for result in together] == [result.segments for result in alone]
-        assert [result.coverage.spans for result in together] == [
-            result.coverage.spans for result in alone
-        ]
-        assert any(result.segments for result in alone)
-
-    @pytest.mark.parametrize(
-        ("number", "options", "expected"),
-        [(1, {}, 1), (2, {}, 3), (2, {"mode": "sequential"}, 1), (2, {"vad": False}, 1)],
-    )
-    def test_the_length_says_how_many_windows_there_will_be(
-        self, model, recordings, number, options, expected
-    ):
-        """Of five and of 95 seconds. Sequential decoding has one at a time."""
-        stream = model.transcribe(recordings[number], **options)
-        assert stream.n_expected == expected
-        stream.close()
-
-    def test_streams_change_nothing(self, model, recordings):
-        options = {**OPTIONS, "mode": "batched"}
-        one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
-        many = [s.result() for s in model.transcribe_all(recordings, **options, batch_size=16)]
-        assert [result.segments for result in many] == [result.segments for result in one]
-
-    def test_nor_do_they_where_windows_have_the_text_before_them(self, model, recordings):
-        """Texts are long enough to be context, and windows with and without share rounds."""
-        endless = range(model.tokenizer.special.eot, model.backend.n_vocab)
-        options = {**OPTIONS, "mode": "batched", "sample_len": 40, "without_timestamps": True}
-        options["suppress_tokens"] = tuple(endless)
-        one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
-        for batch_size in (2, 16):
-            streams = model.transcribe_all(recordings, **options, batch_size=batch_size)
-            many = [stream.result() for stream in streams]
-            assert [result.segments for result in many] == [result.segments for result in one]
-        without = model.transcribe(recordings[2], **options, condition_on_previous_text=False)
-        assert without.result().segments != one[2].segments
-
-    def test_a_bad_recording_costs_nothing_but_itself(self, model, recordings, tmp_path):
-        damaged = tmp_path / "damaged.wav"
-        damaged.write_bytes(b"no audio at all")
-        missing = tmp_path / "missing.wav"
-        files = [recordings[1], missing, damaged, recordings[0]]
-        found = list(model.transcribe_all(files, **OPTIONS))
-        assert len(found) == 4
-        assert isinstance(found[1], AudioError)
-        assert found[0].result().duration == pytest.approx(5)
-        assert found[3].result().duration == pytest.approx(70)
-        assert isinstance(found[2], AudioError)
-
-    def test_what_nobody_asked_for_is_closed(self, model, recordings):
-        streams = model.transcribe_all(recordings, **OPTIONS)
-        first = next(streams)
-        streams.close()
-        assert first.result().duration == pytest.approx(70)
-        first.close()
-        assert first.result().duration == pytest.approx(70)
-
-    def test_a_stream_that_is_closed_has_no_result(self, model, recordings):
-        stream = model.transcribe(recordings[0], **OPTIONS)
-        stream.close()
-        with pytest.raises(UsageError, match="given up"):
-            stream.result()
-
-    def test_an_option_that_is_wrong_is_told_at_once(self, model, recordings):
-        with pytest.raises(UsageError, match="nonsense"):
-            model.transcribe_all(recordings, nonsense=1)
-
-    def test_silent_fill_does_not_depend_on_the_batch(self, model, recordings):
-        """Windows of several lengths, encoded short, alone and together."""
-        options = {**OPTIONS, "mode": "batched", "elastic": True}
-        one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
-        many = [s.result() for s in model.transcribe_all(recordings, **options, batch_size=3)]
-        assert [result.segments for result in many] == [result.segments for result in one]
