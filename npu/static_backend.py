@@ -382,10 +382,8 @@ class StaticSession:
         """All rows stay."""
         return False
 
-    def settle(
-        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
-    ) -> None:
-        """All logits are exact."""
+    def drafter(self) -> None:
+        """There is no faster way."""
 
     def close(self) -> None:
         """Give lanes and requests back."""

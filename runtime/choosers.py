@@ -39,28 +39,13 @@ class TokenChooser:
         self.sum_logprobs = np.zeros(n_rows)
         self.finished = np.zeros(n_rows, bool)
 
-    def draw(self, n_vocab: int) -> Float32Array | None:
-        """What chance will add to the next logits, float32 `(rows, n_vocab)`; None at 0.
-
-        The likeliest token then is a sample from softmax(logits / temperature): the Gumbel-max
-        trick.
-        """
-        if self._temperature == 0:
-            return None
-        noise = np.stack([rng.gumbel(size=n_vocab) for rng in self._rngs])
-        return (self._temperature * noise).astype(np.float32)
-
-    def choose(self, logits: Float32Array, chance: Float32Array | None) -> list[int] | None:
+    def choose(self, logits: Float32Array) -> list[int] | None:
         """Take one token per row from filtered logits `(rows, n_vocab)`.
-
-        Args:
-            logits: which tokens may be sampled, and how likely they are.
-            chance: what has been drawn for them.
 
         Returns:
             None: no row has to continue another's past.
         """
-        chosen = (logits if chance is None else logits + chance).argmax(axis=-1)
+        chosen = self._with_chance(logits).argmax(axis=-1)
         rows = np.arange(len(chosen))
         gained = logits[rows, chosen] - log_normalizer(logits)
         self.sum_logprobs += np.where(self.finished, 0.0, gained)
@@ -68,6 +53,16 @@ class TokenChooser:
         self.tokens = np.concatenate((self.tokens, chosen[:, None]), axis=1)
         self.finished |= chosen == self._eot
         return None
+
+    def _with_chance(self, logits: Float32Array) -> Float32Array:
+        """Logits whose largest is a sample from softmax(logits / temperature).
+
+        This is the Gumbel-max trick.
+        """
+        if self._temperature == 0:
+            return logits
+        noise = np.stack([rng.gumbel(size=logits.shape[1]) for rng in self._rngs])
+        return logits + (self._temperature * noise).astype(np.float32)
 
     @property
     def done(self) -> bool:
@@ -98,11 +93,8 @@ class BeamSearch:
         self._ended: list[dict[tuple[int, ...], float]] = [{} for _ in range(n_rows // beam_size)]
         self.finished = np.zeros(n_rows, bool)  # never set: ended beams are replaced
 
-    def draw(self, n_vocab: int) -> None:
-        """Nothing is left to chance."""
-
-    def choose(self, logits: Float32Array, chance: Float32Array | None) -> list[int]:
-        """Extend the beams by one token from filtered logits `(rows, n_vocab)`; `chance` is None.
+    def choose(self, logits: Float32Array) -> list[int]:
+        """Extend the beams by one token from filtered logits `(rows, n_vocab)`.
 
         Returns:
             for every row the row whose past it continues.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.backend import N_LOGITS, Backend, DecoderSession, Float32Array, Int64Array
 from whisper_npu.runtime.choosers import BeamSearch, TokenChooser, rank
+from whisper_npu.runtime.draft import Draft
 from whisper_npu.runtime.logits import (
     LogitFilter,
     ReachEnd,
@@ -220,11 +221,10 @@ def decode_windows(
             for row in range(options.rows_per_window)
         ]
         chooser = TokenChooser(options.temperature, eot, rngs, options.begun)
-    forbidden, filters = forbidden_tokens(options), timestamp_rules(tokenizer, options)
-    n_best = (options.beam_size or 0) + 1  # of beams, one may end
+    rules = [*forbidden_tokens(options), *timestamp_rules(tokenizer, options)]
     if any(reach) and not options.without_timestamps:
         special = tokenizer.special
-        filters.append(
+        rules.append(
             ReachEnd(
                 np.repeat(np.asarray(reach), options.rows_per_window),
                 timestamp_begin=special.timestamp_begin,
@@ -240,18 +240,18 @@ def decode_windows(
             every_row = np.repeat(starts, options.rows_per_window, axis=0)
             logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
-        rows = _Rows(session, n_rows)
+        rows: _Rows | Draft = _Rows(session, n_rows)
+        if (
+            options.temperature == 0
+            and options.beam_size is None
+            and (drafter := session.drafter())
+        ):
+            rows = Draft(drafter, rules, eot, backend.n_text_ctx)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):
-                chance = chooser.draw(logits.shape[1])
-                for rule in forbidden:
+                for rule in rules:
                     rule.apply(logits, chooser.tokens)
-                rows.settle(logits, n_best)
-                if chance is not None:
-                    rows.settle(logits, n_best, chance)
-                for rule in filters:
-                    rule.apply(logits, chooser.tokens)
-                sources = chooser.choose(logits, chance)
+                sources = chooser.choose(logits)
             if on_tokens is not None:
                 on_tokens(_leading(chooser, options.rows_per_window))
             if chooser.done or sampled == limit:
@@ -259,7 +259,7 @@ def decode_windows(
             with times.measure("decoder"):
                 if sources is not None:
                     session.reorder(sources)
-                logits = rows.step(chooser.tokens[:, -1:], chooser.finished)
+                logits = rows.step(chooser.tokens, chooser.finished)
     finally:
         session.close()
 
@@ -309,29 +309,18 @@ class _Rows:
         self._may_leave = True
 
     def step(self, tokens: Int64Array, finished: npt.NDArray[np.bool_]) -> Float32Array:
-        """Logits `(rows, n_vocab)` after a further token `(rows, 1)`; 0 for rows that have left."""
+        """Logits `(rows, n_vocab)` after the last of tokens `(rows, n)`; 0 for rows that left."""
         going_on = np.flatnonzero(~finished[self._left])
         if self._may_leave and len(going_on) <= _LEAVING * len(self._left):
             self._may_leave = self._session.keep(going_on.tolist())
             if self._may_leave:
                 self._left = self._left[going_on]
-        logits = self._session.step(tokens[self._left])[:, -1]
+        logits = self._session.step(tokens[self._left, -1:])[:, -1]
         if len(self._left) == self._n_rows:
             return logits
         every = np.zeros((self._n_rows, logits.shape[1]), np.float32)
         every[self._left] = logits
         return every
-
-    def settle(
-        self, logits: Float32Array, n_best: int, handicaps: Float32Array | None = None
-    ) -> None:
-        """Make the logits `(rows, n_vocab)` exact that decide; see `DecoderSession.settle`."""
-        everyone = len(self._left) == self._n_rows
-        rows = slice(None) if everyone else self._left
-        mine = logits[rows, None]
-        self._session.settle(mine, n_best, None if handicaps is None else handicaps[rows, None])
-        if not everyone:
-            logits[rows] = mine[:, 0]
 
 
 def _leading(chooser: TokenChooser | BeamSearch, rows_per_window: int) -> list[tuple[int, ...]]:

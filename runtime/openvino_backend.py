@@ -23,6 +23,7 @@ from whisper_npu.runtime.openvino_compile import CacheKind, GraphCompiler, Preci
 from whisper_npu.runtime.openvino_sessions import (
     CachedSession,
     RequestPool,
+    SplitVocabulary,
     StatefulSession,
     UncachedSession,
 )
@@ -43,7 +44,6 @@ class OpenVINOBackend(SingleStream):
         precision: Precision = "f32",
         threads: int = 0,
         streams: int = 1,
-        screening: bool | None = None,
         cache: CompileCache | None = None,
     ) -> None:
         """Load or compile the graphs that `kv_cache` needs.
@@ -58,17 +58,13 @@ class OpenVINOBackend(SingleStream):
                 computes in bf16, else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
             streams: callers the threads are divided among.
-            screening: compute the projection to the vocabulary in 8 bits, and what decides exactly
-                (see `screening`). None: where few rows are decoded at a time, which is in a single
-                stream of several threads on a processor, in bf16: in f32 log probabilities would
-                change in the third digit, and int8 rounds the projection as all else.
-            cache: of compiled graphs, used for the stateful cache on a processor, where nothing is
-                screened; None compiles them now.
+            cache: of compiled graphs, used for the stateful cache on a processor; None compiles
+                them now.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device is missing or refuses a graph.
-            UsageError: screening is asked for where there is none, or int8 on another device.
+            UsageError: int8 is asked for on another device.
         """
         self._core = ov.Core()
         self._folder = folder
@@ -78,12 +74,16 @@ class OpenVINOBackend(SingleStream):
         self._device = device
         self._kv_cache: CacheKind = kv_cache
         self._compiler = GraphCompiler(
-            self._core, folder, Wanted(device, kv_cache, precision, threads, streams, screening)
+            self._core, folder, Wanted(device, kv_cache, precision, threads, streams)
         )
         compiled = self._compiler.compile(cache)
         self._facts = compiled.facts
-        self._screen = compiled.screen
         self._pools = {name: RequestPool(graph) for name, graph in compiled.graphs.items()}
+        self._vocabulary: SplitVocabulary | None = None
+        if self._facts.n_draft:
+            self._vocabulary = SplitVocabulary(
+                self._pools["vocabulary"], self._pools["draft"], self._facts.n_draft
+            )
         self._cache = cache
         self._n_threads = threads
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
@@ -213,7 +213,7 @@ class OpenVINOBackend(SingleStream):
                 self._facts.dimensions,
                 self._n_text_ctx,
                 on_processor=self._device.startswith("CPU"),
-                screen=self._screen,
+                vocabulary=self._vocabulary,
             )
         if rows_per_window > 1:
             audio = np.repeat(audio, rows_per_window, axis=0)

@@ -33,7 +33,6 @@ from whisper_npu.runtime.compile_cache import (
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
 from whisper_npu.runtime.memory import available_bytes, forget_files, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
-from whisper_npu.runtime.screening import Screen, make_screen, screen_logits, table_of
 
 logger = logging.getLogger("whisper_npu")
 
@@ -45,7 +44,18 @@ _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # The graphs that the stateful cache needs. The decoder with past takes longest, so it goes first.
-_STATEFUL = {"with_past": DECODER_WITH_PAST, "encoder": ENCODER, "cross": DECODER}
+_STATEFUL = {
+    "with_past": DECODER_WITH_PAST,
+    "encoder": ENCODER,
+    "cross": DECODER,
+    "vocabulary": DECODER_WITH_PAST,
+    "draft": DECODER_WITH_PAST,
+}
+_OF_VOCABULARY = ("vocabulary", "draft")
+# Text tokens that a single row is drafted from, unless the vocabulary is small. Byte-pair merges
+# are numbered by how frequent they are: nine of ten tokens of English prose are among these.
+_DRAFT_TOKENS = 8192
+_DRAFT_SHARE = 4  # of the vocabulary at most one in so many
 _MEMORY_TO_KEEP = 4  # times the weights: what compiled graphs take on their way to the disk
 
 
@@ -58,7 +68,6 @@ class Wanted:
     precision: Precision
     threads: int
     streams: int
-    screening: bool | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,8 @@ class Facts:
         elastic: whether the encoder takes windows of any length.
         in_eight_bits: whether matrices are in 8 bits.
         options: by graph, what it is compiled with beside the options of all.
+        n_draft: text tokens that a single row is drafted from; 0 where the projection to the
+            vocabulary is a part of the decoder's graph.
     """
 
     dimensions: graphs.GraphDimensions
@@ -78,6 +89,12 @@ class Facts:
     elastic: bool
     in_eight_bits: bool
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    n_draft: int = 0
+
+    @property
+    def stateful_graphs(self) -> tuple[str, ...]:
+        """The graphs that the stateful cache needs, in the order they are made ready in."""
+        return tuple(name for name in _STATEFUL if self.n_draft or name not in _OF_VOCABULARY)
 
 
 @dataclass(frozen=True)
@@ -87,13 +104,11 @@ class Compiled:
     Attributes:
         graphs: by name.
         facts: what is known of them.
-        screen: of the projection to the vocabulary, where that is screened.
         align: by graph, see `CompileCache.store`.
     """
 
     graphs: dict[str, ov.CompiledModel]
     facts: Facts
-    screen: Screen | None = None
     align: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -124,7 +139,6 @@ class GraphCompiler:
         Raises:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device refuses a graph.
-            UsageError: screening is asked for where there is none.
         """
         if kept is None or kept.limit <= 0 or not self._is_fast_path():
             return self._compile_all()
@@ -139,8 +153,7 @@ class GraphCompiler:
         if not self._has_room(kept):
             return self._compile_all()
         compiled = self._compile_all(to_keep=True)
-        if compiled.screen is None:
-            self._keep(kept, keys, compiled)
+        self._keep(kept, keys, compiled)
         return compiled
 
     def compile_one(self, model: ov.Model, file: str, **options: object) -> ov.CompiledModel:
@@ -204,24 +217,9 @@ class GraphCompiler:
                 config["ENABLE_CPU_PINNING"] = False
         return config
 
-    def _is_to_screen(self, *, in_eight_bits: bool) -> bool:
-        wanted = self._wanted
-        able = wanted.kv_cache == "stateful" and self._device == "CPU" and not in_eight_bits
-        if wanted.screening and not able:
-            raise UsageError(
-                "screening needs the stateful cache on a processor, and another precision than int8"
-            )
-        if wanted.screening is not None:
-            return wanted.screening
-        # One thread decodes large batches itself, without streams.
-        return able and self.arithmetic != "f32" and wanted.streams == 1 and wanted.threads != 1
-
     def _is_fast_path(self) -> bool:
-        """Whether graphs can be kept: of the stateful cache, on a processor, nothing screened."""
-        wanted = self._wanted
-        if wanted.kv_cache != "stateful" or self._device != "CPU" or wanted.screening:
-            return False
-        return self._rounds or not self._is_to_screen(in_eight_bits=False)
+        """Whether graphs are made for speed, and can be kept: the stateful cache on a processor."""
+        return self._wanted.kv_cache == "stateful" and self._device == "CPU"
 
     def _has_room(self, kept: CompileCache) -> bool:
         """Whether there is room for compiled graphs, those for streams included."""
@@ -258,7 +256,10 @@ class GraphCompiler:
     def _load(self, kept: CompileCache, keys: dict[str, CacheKey]) -> Compiled | None:
         """All graphs from the cache; None if one of them cannot be had."""
         facts = _read_facts(kept.facts(keys["encoder"]))
-        if facts is None or not all(map(kept.has, keys.values())):
+        if facts is None:
+            return None
+        keys = {name: keys[name] for name in facts.stateful_graphs}
+        if not all(map(kept.has, keys.values())):
             return None
 
         def load(name: str) -> ov.CompiledModel | None:
@@ -275,8 +276,9 @@ class GraphCompiler:
 
     def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
         arithmetic = f"int8+{self.arithmetic}" if compiled.facts.in_eight_bits else self.arithmetic
-        for name, file in _STATEFUL.items():
-            label = f"{self._folder.name} {Path(file).stem} ({arithmetic})"
+        for name in compiled.facts.stateful_graphs:
+            part = name if name in _OF_VOCABULARY else Path(_STATEFUL[name]).stem
+            label = f"{self._folder.name} {part} ({arithmetic})"
             graph, align = compiled.graphs[name], compiled.align.get(name, b"")
             if not kept.store(keys[name], graph, label, asdict(compiled.facts), align):
                 break
@@ -308,23 +310,21 @@ class GraphCompiler:
         else:
             wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
         in_eight_bits = self._rounds and self._can_round(wanted.values())
+        n_draft = self._n_draft(in_eight_bits=in_eight_bits)
+        if n_draft:
+            split = graphs.split_vocabulary(with_past, self._folder.end_of_text or 0, n_draft)
+            wanted |= split
+            n_draft = n_draft if split else 0
         align: dict[str, bytes] = {}
         if in_eight_bits and to_keep and self.arithmetic == "bf16":
             # Half as much to write, and to read at each start.
             align = {"with_past": eight_bits.narrow_tables(with_past)}
             forget_files(folder.path)
         files = {**_STATEFUL, "decoder": DECODER}
-        screens = self._is_to_screen(in_eight_bits=in_eight_bits)
         options: dict[str, dict[str, Any]] = {}
-        screen: Screen | None = None
-        # A graph is rounded while the one before it is compiled. Screening takes longer.
+        # A graph is rounded while the one before it is compiled.
         with ThreadPoolExecutor(max_workers=2) as compilers:
             jobs = {}
-            screened = (
-                compilers.submit(self._screen_and_compile, wanted.pop("with_past"))
-                if screens
-                else None
-            )
             for name, model in wanted.items():
                 if in_eight_bits:
                     options[name] = self._round(model, name)
@@ -333,13 +333,11 @@ class GraphCompiler:
                     self.compile_one, model, file, **options.get(name, {})
                 )
             compiled = {name: job.result() for name, job in jobs.items()}
-            if screened is not None:
-                compiled["with_past"], screen = screened.result()
         forget_files(folder.path)
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
-        facts = Facts(dimensions, contract, elastic, in_eight_bits, options)
-        return Compiled(compiled, facts, screen, align)
+        facts = Facts(dimensions, contract, elastic, in_eight_bits, options, n_draft)
+        return Compiled(compiled, facts, align)
 
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
         """Round a graph's matrices; what it is to be compiled with."""
@@ -348,15 +346,15 @@ class GraphCompiler:
         forget_files(self._folder.path)  # before compiling takes memory, too
         return {_GROUP_SIZE: eight_bits.GROUP}
 
-    def _screen_and_compile(self, with_past: ov.Model) -> tuple[ov.CompiledModel, Screen | None]:
-        table, n_text = table_of(with_past), self._folder.end_of_text
-        if table is None or n_text is None or not 0 < n_text < len(table):
-            logger.debug("the projection to the vocabulary stays as it is")
-            return self.compile_one(with_past, DECODER_WITH_PAST), None
-        screen, rounded = make_screen(table, n_text, exact_products=self.arithmetic == "f32")
-        screen_logits(with_past, screen, rounded)
-        # The hidden state is not to be rounded, too.
-        return self.compile_one(with_past, DECODER_WITH_PAST, **{_GROUP_SIZE: 0}), screen
+    def _n_draft(self, *, in_eight_bits: bool) -> int:
+        """How many text tokens a single row is drafted from; 0 for no drafts.
+
+        Streams decode many rows, and a table in 8 bits is read too fast for drafts to gain by it.
+        """
+        n_text = self._folder.end_of_text or 0
+        if not self._is_fast_path() or self._wanted.streams > 1 or in_eight_bits:
+            return 0
+        return min(_DRAFT_TOKENS, n_text // _DRAFT_SHARE)
 
     def _can_round(self, models: Iterable[ov.Model]) -> bool:
         """Whether the graphs have matrices that can be in 8 bits.

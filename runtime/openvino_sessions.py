@@ -5,6 +5,7 @@ Which is which: see `openvino_backend`.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
@@ -12,7 +13,7 @@ import openvino as ov
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
-from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array
+from whisper_npu.runtime.backend import N_LOGITS, Drafter, Float32Array, Int64Array
 from whisper_npu.runtime.kv_cache import (
     SEQUENCE_AXIS,
     KVCache,
@@ -23,7 +24,6 @@ from whisper_npu.runtime.kv_cache import (
 )
 from whisper_npu.runtime.memory import give_back
 from whisper_npu.runtime.openvino_stateful import ROWS
-from whisper_npu.runtime.screening import HIDDEN, TAIL, Screen
 
 logger = logging.getLogger("whisper_npu")
 
@@ -86,10 +86,9 @@ class _Session:
         """All rows stay; see `DecoderSession.keep`."""
         return False
 
-    def settle(
-        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
-    ) -> None:
-        """All logits are exact; see `DecoderSession.settle`."""
+    def drafter(self) -> Drafter | None:
+        """There is no faster way; see `DecoderSession.drafter`."""
+        return None
 
     def _log_step(self, self_shape: Sequence[int], cross_shape: Sequence[int]) -> None:
         self._steps += 1
@@ -199,6 +198,29 @@ def _rows_of(tensor: ov.Tensor, first: int, end: int) -> ov.Tensor:
     return ov.Tensor(tensor, ov.Coordinate(begin), ov.Coordinate([end, *tensor.shape[1:]]))
 
 
+@dataclass(frozen=True)
+class SplitVocabulary:
+    """The projection to the vocabulary apart from the decoder; see `split_vocabulary`.
+
+    Attributes:
+        whole: requests from hidden states to logits.
+        draft: requests from hidden states to log probabilities of a small part.
+        n_draft: text tokens in that part, the first ones.
+    """
+
+    whole: RequestPool
+    draft: RequestPool
+    n_draft: int
+
+
+def _project(request: ov.InferRequest, hidden: Float32Array, name: str) -> Float32Array:
+    request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
+    request.start_async()  # `infer` would copy the output
+    request.wait()
+    projected: Float32Array = request.get_tensor(name).data
+    return projected
+
+
 class StatefulSession(_Session):
     """Leaves the self-attention states with the plugin; one graph prefills and steps."""
 
@@ -212,16 +234,18 @@ class StatefulSession(_Session):
         n_text_ctx: int,
         *,
         on_processor: bool,
-        screen: Screen | None,
+        vocabulary: SplitVocabulary | None,
     ) -> None:
         super().__init__(n_text_ctx)
         self._on_processor = on_processor  # a tensor may be part of another; not tried elsewhere
-        self._screen = screen
         self._batch = len(audio) * rows_per_window
         self._dimensions = dimensions
         self._n_audio_ctx = audio.shape[1]
         self._length = 0
         self._request = self._take(with_past)
+        self._vocabulary = vocabulary
+        if vocabulary is not None:
+            self._whole = self._take(vocabulary.whole)
         self._cross: dict[str, ov.Tensor] = {}
         try:
             self._project(self._take(cross), audio, rows_per_window)
@@ -276,11 +300,17 @@ class StatefulSession(_Session):
         at_once = max(N_LOGITS, _TOKENS_AT_ONCE // self._batch)
         begin = 0
         for end in reversed(range(n_new, 0, -at_once)[1:]):
-            self._step(tokens[:, begin:end])
+            self._advance(tokens[:, begin:end])
             begin = end
-        return self._step(tokens[:, begin:])
+        found = self._advance(tokens[:, begin:])
+        return found if self._vocabulary is None else self.project(found)
 
-    def _step(self, tokens: Int64Array) -> Float32Array:
+    def project(self, hidden: Float32Array) -> Float32Array:
+        """Logits `(batch, n, n_vocab)` of hidden states, where the vocabulary is split off."""
+        return _project(self._whole, hidden, "logits")
+
+    def _advance(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens: logits, or hidden states where the vocabulary is split off."""
         self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
         self._request.set_tensor(ROWS, ov.Tensor(self._rows))
         self._request.start_async()  # `infer` would copy the logits
@@ -294,18 +324,33 @@ class StatefulSession(_Session):
             (self._batch, d.n_text_head, self._length, d.head_dim),
             (self._batch, d.n_text_head, self._n_audio_ctx, d.head_dim),
         )
-        logits: Float32Array = self._request.get_tensor("logits").data
-        if self._screen is not None:
-            logits[:, :, self._screen.n_text :] = self._request.get_tensor(TAIL).data
-        return logits
+        output = "logits" if self._vocabulary is None else graphs.HIDDEN
+        found: Float32Array = self._request.get_tensor(output).data
+        return found
 
-    def settle(
-        self, logits: Float32Array, n_best: int | None, handicaps: Float32Array | None = None
-    ) -> None:
-        """Compute the logits again that decide; see `DecoderSession.settle`."""
-        if self._screen is not None:
-            hidden = self._request.get_tensor(HIDDEN).data
-            self._screen.settle(logits, hidden[:, -logits.shape[1] :], n_best, handicaps)
+    def drafter(self) -> Drafter | None:
+        """One for a single row, where the vocabulary is split off."""
+        if self._vocabulary is None or self._batch > 1:
+            return None
+        draft = self._take(self._vocabulary.draft)
+        return _StatefulDrafter(self, draft, self._vocabulary.n_draft, self._dimensions.n_vocab)
+
+    def advance(self, tokens: Int64Array) -> Float32Array:
+        """Hidden states `(batch, n, n_text_state)` of further tokens, where they are given.
+
+        They are valid until the next call.
+        """
+        _check_room(self._length, tokens.shape[1], self._n_text_ctx)
+        return self._advance(tokens)
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions but the first `length`."""
+        for each in self._states:
+            held = each.state
+            shape = list(held.shape)
+            shape[SEQUENCE_AXIS] = length
+            each.state = ov.Tensor(held, ov.Coordinate([0] * len(shape)), ov.Coordinate(shape))
+        self._length = length
 
     def _check_states(self) -> None:
         held = self._states[0].state.shape[SEQUENCE_AXIS]
@@ -341,3 +386,39 @@ class StatefulSession(_Session):
         finally:
             self._cross = {}
             super().close()
+
+
+class _StatefulDrafter:
+    """Drafts what a session of one row decodes; see `Drafter`."""
+
+    def __init__(
+        self, session: StatefulSession, request: ov.InferRequest, n_draft: int, n_vocab: int
+    ) -> None:
+        self._session = session
+        self._request = request
+        self._n_draft = n_draft
+        self._scores = np.full((1, n_vocab), -np.inf, np.float32)
+        self._unsettled: list[Float32Array] = []  # hidden states
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._session.length
+
+    def draft(self, tokens: Int64Array) -> Float32Array:
+        """Decode a token by the small part of the vocabulary."""
+        hidden = self._session.advance(tokens)
+        self._unsettled.append(hidden.copy())
+        found = _project(self._request, hidden, graphs.DRAFT)[0, 0]
+        self._scores[0, : self._n_draft] = found[: self._n_draft]
+        self._scores[0, self._n_draft - len(found) :] = found[self._n_draft :]
+        return self._scores
+
+    def settle(self) -> Float32Array:
+        """Logits of the positions drafted since the last call."""
+        hidden, self._unsettled = np.concatenate(self._unsettled, axis=1), []
+        return self._session.project(hidden)[0]
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions but the first `length`."""
+        self._session.rewind(length)

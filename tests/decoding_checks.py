@@ -60,21 +60,14 @@ def reference_logits(checkpoint, audio, tokens):
     return output.logits.numpy()
 
 
-def exact_step(session, tokens):
-    """A step's logits, a copy, with those of text exact that a step alone may round."""
-    logits = session.step(tokens).copy()
-    session.settle(logits, None)
-    return logits
-
-
 def stepwise_logits(backend, audio, tokens, *, chunk=1, rows_per_window=1):
     """A session's logits after each token: a prefill of `N_LOGITS`, then steps of `chunk`."""
     session = backend.start(audio, rows_per_window)
     try:
-        parts = [exact_step(session, tokens[:, :N_LOGITS])]
+        parts = [session.step(tokens[:, :N_LOGITS]).copy()]
         for start in range(N_LOGITS, tokens.shape[1], chunk):
             assert session.length == start
-            parts.append(exact_step(session, tokens[:, start : start + chunk]))
+            parts.append(session.step(tokens[:, start : start + chunk]).copy())
         assert session.length == tokens.shape[1]
     finally:
         session.close()

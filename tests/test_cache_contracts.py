@@ -10,7 +10,6 @@ from decoding_checks import (
     TOLERANCE,
     assert_equals_full_context,
     assert_repeatable,
-    exact_step,
     loaded,
     pytorch,
     reference_logits,
@@ -306,7 +305,7 @@ class TestBrokenCachesAreNoticed:
         model = load_model(folder, kv_cache=kind, precision="f32")
         session = model.backend.start(audio[:1])
         try:
-            got = [exact_step(session, rows[:1, i : i + 1]) for i in range(12)]
+            got = [session.step(rows[:1, i : i + 1]).copy() for i in range(12)]
         finally:
             session.close()
         got = np.concatenate(got, axis=1)

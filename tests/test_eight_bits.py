@@ -202,9 +202,3 @@ class TestBackend:
             OpenVINOBackend(read_model_folder(tiny_folder), device="GPU", precision="int8")
         with pytest.raises(UsageError, match="precision is 'int8'"):
             load_model(tiny_folder, device="NPU_EMULATED", precision="int8")
-
-    def test_it_is_not_screened(self, tiny_folder):
-        folder = read_model_folder(tiny_folder)
-        assert OpenVINOBackend(folder, precision="int8")._screen is None
-        with pytest.raises(UsageError, match="another precision than int8"):
-            OpenVINOBackend(folder, precision="int8", screening=True)

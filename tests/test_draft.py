@@ -1,0 +1,336 @@
+"""Text drafted from a part of the vocabulary: what single steps would give, and where."""
+
+from dataclasses import replace
+
+import numpy as np
+import openvino as ov
+import pytest
+from decoding_checks import TOLERANCE, stepwise_logits
+
+from whisper_npu.runtime import draft
+from whisper_npu.runtime.decoding import DecodingOptions, decode_windows
+from whisper_npu.runtime.draft import Draft
+from whisper_npu.runtime.logits import SuppressTokens
+from whisper_npu.runtime.model_dir import read_model_folder
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+from whisper_npu.runtime.openvino_graphs import DRAFT, HIDDEN, split_vocabulary
+from whisper_npu.runtime.openvino_sessions import StatefulSession
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary
+
+N_VOCAB, EOT = 40, 30
+N_FREQUENT = 20
+WIDTH = 8
+
+
+class ToyDrafter:
+    """Likelihoods made from all tokens so far; the small part lacks the tokens 20 to 29."""
+
+    def __init__(self, *, sure=True, n_text_ctx=1000):
+        self.context = []
+        self.sure = sure
+        self.n_text_ctx = n_text_ctx
+        self.unsettled = 0
+        self.rewound = 0
+        self.settled = []
+
+    @property
+    def length(self):
+        return len(self.context)
+
+    def logits(self, context):
+        rng = np.random.default_rng([1, *context])
+        likeliest = rng.integers(0, EOT) if len(context) % 11 else EOT
+        logits = rng.standard_normal(N_VOCAB).astype(np.float32)
+        logits[likeliest] += 20 if self.sure else 4
+        if self.sure:  # the small part, too, where it is wrong
+            logits[rng.integers(0, N_FREQUENT)] += 10
+        return logits
+
+    def draft(self, tokens):
+        assert tokens.shape == (1, 1)
+        self.context.append(int(tokens[0, 0]))
+        assert len(self.context) <= self.n_text_ctx
+        self.unsettled += 1
+        logits = self.logits(self.context)
+        logits[N_FREQUENT:EOT] = -np.inf
+        return (logits - np.log(np.exp(logits).sum()))[None]
+
+    def settle(self):
+        n, self.unsettled = self.unsettled, 0
+        self.settled.append(n)
+        ends = range(len(self.context) - n + 1, len(self.context) + 1)
+        return np.stack([self.logits(self.context[:end]) for end in ends])
+
+    def rewind(self, length):
+        assert length < len(self.context)
+        assert not self.unsettled
+        self.rewound += 1
+        del self.context[length:]
+
+
+def follow(drafter, n_steps, *, rules=(), choose=None):
+    """Take the likeliest token, or another one, again and again; all logits must be exact."""
+    steps = Draft(drafter, rules, EOT, drafter.n_text_ctx)
+    tokens = np.array([[3]])
+    for place in range(n_steps):
+        logits = steps.step(tokens, np.array([False]))
+        np.testing.assert_array_equal(logits, drafter.logits(tokens[0].tolist())[None])
+        for rule in rules:
+            rule.apply(logits, tokens)
+        token = int(logits.argmax()) if choose is None else choose(place)
+        tokens = np.append(tokens, [[token]], axis=1)
+    return tokens[0].tolist()
+
+
+class TestDraft:
+    def test_logits_are_those_of_single_steps(self):
+        drafter = ToyDrafter()
+        said = follow(drafter, 60)
+        assert any(N_FREQUENT <= token < EOT for token in said)
+        assert drafter.rewound > 3
+        assert len(drafter.settled) < 40
+
+    def test_whatever_is_chosen(self):
+        """Not the likeliest token: nothing that was drafted can be used."""
+        drafter = ToyDrafter()
+        follow(drafter, 20, choose=lambda place: place)
+        assert drafter.settled[-1] >= 1
+
+    def test_no_more_at_once_than_are_read_for_nothing(self, monkeypatch):
+        monkeypatch.setattr(ToyDrafter, "logits", lambda _self, _context: np.eye(N_VOCAB)[5] * 20)
+        drafter = ToyDrafter()
+        steps = Draft(drafter, [], EOT, drafter.n_text_ctx)
+        for n in range(1, 20):
+            steps.step(np.full((1, n), 5), np.array([False]))
+        assert drafter.settled == [8, 8, 8]
+        assert drafter.rewound == 0
+
+    def test_nothing_follows_a_token_that_is_not_sure(self):
+        drafter = ToyDrafter(sure=False)
+        follow(drafter, 20)
+        sure = ToyDrafter()
+        follow(sure, 20)
+        assert len(drafter.settled) > len(sure.settled)
+        assert drafter.rewound == 0
+
+    def test_nothing_follows_the_end(self):
+        drafter = ToyDrafter()
+        steps = Draft(drafter, [], EOT, drafter.n_text_ctx)
+        tokens = np.full((1, 11), 3)
+        drafter.context = [3] * 10
+        assert steps.step(tokens, np.array([False])).argmax() == EOT
+        assert drafter.settled == [1]
+
+    def test_the_rules_hold_for_drafts(self, monkeypatch):
+        plain = ToyDrafter.draft
+        rule = SuppressTokens(list(range(10)))
+        drafter = ToyDrafter()
+        drafted = []
+        monkeypatch.setattr(
+            ToyDrafter, "draft", lambda self, tokens: drafted.append(tokens) or plain(self, tokens)
+        )
+        said = follow(drafter, 40, rules=[rule])
+        assert min(said[1:]) >= 10
+        assert min(each.item() for each in drafted[1:]) >= 10
+
+    def test_it_ends_with_the_context(self):
+        drafter = ToyDrafter(n_text_ctx=13)
+        follow(drafter, 13)
+        assert drafter.length == 13
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder):
+    return read_model_folder(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def backend(folder):
+    return OpenVINOBackend(folder, precision="f32")
+
+
+@pytest.fixture(scope="module")
+def joined(folder):
+    """The same model, the projection to the vocabulary in the decoder's graph."""
+    return OpenVINOBackend(folder, precision="f32", streams=2)
+
+
+@pytest.fixture(scope="module")
+def audio():
+    return np.random.default_rng(7).standard_normal((3, 1500, 64)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return np.random.default_rng(3).integers(0, 330, (3, 448), dtype=np.int64)
+
+
+class TestBackend:
+    def test_a_step_gives_the_same(self, backend, joined, audio, rows):
+        one, other = (stepwise_logits(each, audio[:2], rows[:2, :12]) for each in (backend, joined))
+        np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
+
+    def test_rows_that_have_left(self, backend, joined, audio, rows):
+        found = []
+        for each in (backend, joined):
+            session = each.start(audio)
+            session.step(rows[:, :2])
+            assert session.keep([0, 2])
+            found.append(session.step(rows[[0, 2], 2:3]).copy())
+            session.close()
+        np.testing.assert_allclose(*found, rtol=0, atol=TOLERANCE)
+
+    def test_drafts_settled_are_steps(self, backend, audio, rows):
+        expected = stepwise_logits(backend, audio[:1], rows[:1, :24])
+        session = backend.start(audio[:1])
+        session.step(rows[:1, :4])
+        drafter = session.drafter()
+        n_text = backend._folder.end_of_text
+        for begin, end in ((4, 5), (5, 13), (13, 24)):
+            for place in range(begin, end):
+                scores = drafter.draft(rows[:1, place : place + 1])
+                assert scores.shape == (1, backend.n_vocab)
+                some = np.flatnonzero(np.isfinite(scores[0]))
+                n_draft = backend._facts.n_draft
+                assert some.tolist() == [*range(n_draft), *range(n_text, backend.n_vocab)]
+                logits = expected[0, place, some]
+                normal = logits - np.log(np.exp(logits).sum())
+                np.testing.assert_allclose(scores[0, some], normal, rtol=0, atol=TOLERANCE)
+            settled = drafter.settle()
+            assert drafter.length == end
+            np.testing.assert_allclose(settled, expected[0, begin:end], rtol=0, atol=TOLERANCE)
+        session.close()
+
+    def test_after_a_rewind(self, backend, audio, rows):
+        expected = stepwise_logits(backend, audio[:1], rows[:1, :12])
+        session = backend.start(audio[:1])
+        session.step(rows[:1, :4])
+        drafter = session.drafter()
+        for place in (4, 5):
+            drafter.draft(rows[:1, place : place + 1])
+        for token in (7, 8, 9, 10):
+            drafter.draft(np.array([[token]]))
+        drafter.settle()
+        drafter.rewind(6)
+        assert session.length == 6
+        for place in range(6, 12):
+            drafter.draft(rows[:1, place : place + 1])
+        np.testing.assert_allclose(drafter.settle(), expected[0, 6:], rtol=0, atol=TOLERANCE)
+        session.close()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            DecodingOptions(),
+            DecodingOptions(without_timestamps=True),
+            DecodingOptions(prefix=(5, 6, 7)),
+            DecodingOptions(beam_size=2),
+            DecodingOptions(temperature=0.8, best_of=1),
+        ],
+        ids=["greedy", "without timestamps", "prefix", "beams", "samples"],
+    )
+    @pytest.mark.parametrize("sure", [0.0, 0.02, 0.5])
+    def test_windows_are_decoded_the_same(self, folder, backend, audio, options, sure, monkeypatch):
+        """A random model is never sure, so drafts are gone on from that are not either."""
+        monkeypatch.setattr(draft, "_SURE", sure)
+        tokenizer = Tokenizer(folder.tokenizer)
+        vocabulary = read_vocabulary(folder, tokenizer)
+        options = replace(options, suppress_tokens=vocabulary.suppress)
+        asked = []
+        drafter_of = StatefulSession.drafter
+
+        def decode():
+            return decode_windows(backend, tokenizer, vocabulary, audio[:1], options, StageTimes())
+
+        def note(self):
+            asked.append(drafter_of(self))
+            return asked[-1]
+
+        monkeypatch.setattr(StatefulSession, "drafter", note)
+        drafted = decode()
+        is_greedy = options.temperature == 0 and options.beam_size is None
+        assert [each is not None for each in asked] == [True] * is_greedy
+        monkeypatch.setattr(StatefulSession, "drafter", lambda _self: None)
+        (plain,) = decode()
+        assert drafted[0].tokens == plain.tokens
+        assert drafted[0].avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-5)
+        assert drafted[0].no_speech_prob == plain.no_speech_prob
+
+    def test_several_rows_are_not_drafted(self, backend, audio):
+        session = backend.start(audio[:2])
+        assert session.drafter() is None
+        session.close()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"streams": 2},
+            {"kv_cache": "concat"},
+            {"kv_cache": "off"},
+            {"precision": "int8"},
+        ],
+        ids=["streams", "concat", "off", "int8"],
+    )
+    def test_where_it_would_not_pay(self, folder, audio, options):
+        backend = OpenVINOBackend(folder, **{"precision": "f32", **options})
+        assert "draft" not in backend._pools
+        session = backend.start(audio[:1])
+        assert session.drafter() is None
+        session.close()
+
+    def test_a_folder_that_does_not_say_where_text_ends(self, folder):
+        unknown = replace(folder, generation_config={}, config={**folder.config})
+        unknown.config.pop("eos_token_id", None)
+        assert unknown.end_of_text is None
+        assert "draft" not in OpenVINOBackend(unknown, precision="f32")._pools
+
+
+class TestSplitVocabulary:
+    @staticmethod
+    def graph(weights, *, turned, transposed=False):
+        ops = ov.opset13
+        value = ops.constant(weights)
+        if weights.dtype != np.float32:
+            value = ops.convert(value, "f32")
+        if transposed:
+            value = ops.transpose(value, ops.constant([1, 0]))
+        hidden = ops.parameter([-1, -1, WIDTH], np.float32)
+        result = ops.result(ops.matmul(hidden, value, False, turned))
+        result.output(0).get_tensor().set_names({"logits"})
+        return ov.Model([result], [hidden])
+
+    @pytest.mark.parametrize("by_token", [True, False])
+    @pytest.mark.parametrize("transposed", [True, False])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+    def test_however_the_table_is_stored(self, by_token, transposed, dtype):
+        rng = np.random.default_rng(2)
+        table = rng.standard_normal((N_VOCAB, WIDTH)).astype(dtype)
+        state = rng.standard_normal((2, 3, WIDTH)).astype(np.float32)
+        weights = np.ascontiguousarray(table if by_token else table.T)
+        model = self.graph(weights, turned=by_token != transposed, transposed=transposed)
+        parts = split_vocabulary(model, EOT, N_FREQUENT)
+        assert list(parts) == ["vocabulary", "draft"]
+        core = ov.Core()
+        exact = {"INFERENCE_PRECISION_HINT": "f32"}
+        (hidden,) = core.compile_model(model, "CPU", exact)(state).to_dict().values()
+        assert model.output(0).get_names() == {HIDDEN}
+        np.testing.assert_array_equal(hidden, state)
+        found = core.compile_model(parts["vocabulary"], "CPU", exact)(state)["logits"]
+        logits = state @ table.astype(np.float32).T
+        np.testing.assert_allclose(found, logits, atol=1e-5)
+        some = np.concatenate((logits[..., :N_FREQUENT], logits[..., EOT:]), axis=-1)
+        some -= np.log(np.exp(some).sum(axis=-1, keepdims=True))
+        found = core.compile_model(parts["draft"], "CPU", exact)(state)[DRAFT]
+        np.testing.assert_allclose(found, some, atol=1e-5)
+
+    def test_a_table_in_8_bits_stays_where_it_is(self):
+        model = self.graph(np.ones((N_VOCAB, WIDTH), np.int8), turned=True)
+        assert split_vocabulary(model, EOT, N_FREQUENT) == {}
+        assert model.output(0).get_names() == {"logits"}
+
+    def test_no_matrix_product(self):
+        hidden = ov.opset13.parameter([-1, -1, WIDTH], np.float32)
+        result = ov.opset13.result(ov.opset13.relu(hidden))
+        result.output(0).get_tensor().set_names({"logits"})
+        assert split_vocabulary(ov.Model([result], [hidden]), EOT, N_FREQUENT) == {}
