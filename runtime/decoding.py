@@ -179,6 +179,7 @@ def decode_windows(
     seeds: Sequence[int] = (),
     reach: Sequence[float] = (),
     on_tokens: TokenCallback | None = None,
+    drafts: bool = True,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
 
@@ -196,6 +197,7 @@ def decode_windows(
         reach: seconds into each window that its text must reach before it may end, if it has
             timestamps; by default it may end anywhere.
         on_tokens: called after each step with the tokens of each window so far.
+        drafts: whether a single row may be drafted, which gives the same and is faster.
 
     Returns:
         one result per window.
@@ -241,11 +243,8 @@ def decode_windows(
             logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
         rows: _Rows | Draft = _Rows(session, n_rows)
-        if (
-            options.temperature == 0
-            and options.beam_size is None
-            and (drafter := session.drafter())
-        ):
+        is_greedy = options.temperature == 0 and options.beam_size is None
+        if drafts and is_greedy and (drafter := session.drafter()):
             rows = Draft(drafter, rules, eot, backend.n_text_ctx)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):

@@ -417,7 +417,8 @@ class _StatefulDrafter:
     def settle(self) -> Float32Array:
         """Logits of the positions drafted since the last call."""
         hidden, self._unsettled = np.concatenate(self._unsettled, axis=1), []
-        return self._session.project(hidden)[0]
+        logits: Float32Array = self._session.project(hidden)[0]
+        return logits
 
     def rewind(self, length: int) -> None:
         """Forget all positions but the first `length`."""

@@ -15,7 +15,6 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.backend import N_LOGITS
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.scripts.observed_backend import Observations, Step
 
@@ -164,19 +163,24 @@ class Sizes:
         return self._work(0, 2 * audio_ctx * weights, n_numbers=0, n_weights=weights)
 
     def step(self, step: Step) -> Work:
-        """One step of the decoder: weights are read once, keys and values once per row."""
+        """One step of the decoder: weights are read once, keys and values once per row.
+
+        What the small part of the vocabulary costs that tokens are drafted from is left out.
+        """
         d = self.n_state
-        length = step.past + step.tokens
         tokens = step.rows * step.tokens
-        logits = step.rows * min(step.tokens, N_LOGITS)
-        attention = tokens * self.decoder_layers * 4 * d * (length + step.audio_ctx)
-        weights = self.decoder_layers * self._decoder_weights
-        states = self.decoder_layers * 2 * d * step.rows * (length + step.audio_ctx)
+        table = d * self.n_vocab if step.projected else 0
+        flops, states, weights = 0, 0, 0
+        if tokens:
+            context = step.past + step.tokens + step.audio_ctx
+            flops = tokens * self.decoder_layers * 4 * d * context
+            weights = self.decoder_layers * self._decoder_weights
+            states = self.decoder_layers * 2 * d * step.rows * context
         return self._work(
-            attention,
-            2 * tokens * weights + 2 * logits * d * self.n_vocab,
+            flops,
+            2 * tokens * weights + 2 * step.rows * step.projected * table,
             n_numbers=states,
-            n_weights=weights + d * self.n_vocab,
+            n_weights=weights + table,
         )
 
     def _work(self, flops: float, matrix_flops: float, *, n_numbers: int, n_weights: int) -> Work:

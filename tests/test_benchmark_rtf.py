@@ -215,12 +215,40 @@ def test_observing_finds_the_first_token_and_changes_nothing(tiny_folder, tiny_a
     detection, prefill, *steps = seen.steps  # the language was detected first
     assert (detection.rows, detection.tokens, detection.past) == (1, 1, 0)
     assert (prefill.stage, prefill.tokens, prefill.past) == ("prefill", 3, 0)
-    assert [step.past for step in steps] == list(range(3, 3 + len(steps)))
+    drafted, settled = ([step for step in steps if step.tokens == n] for n in (1, 0))
+    assert [step.past for step in drafted] == list(range(3, 3 + len(drafted)))
+    assert sum(step.projected for step in settled) == len(drafted) > 0
+    assert not any(step.projected for step in drafted)
     assert {step.stage for step in steps} == {"decoder"}
     assert seen.windows == [1500]
     assert seen.first_token is not None
     seen.clear()
     assert (seen.steps, seen.windows, seen.first_token) == ([], [], None)
+
+
+def test_observing_steps_of_several_rows(tiny_folder, tiny_audio) -> None:
+    from whisper_npu import load_model
+
+    watched, seen = observe(load_model(tiny_folder, precision="f32"))
+    options = {"temperature": (0.0,), "vad": False, "language": "en", "beam_size": 2}
+    assert watched.transcribe(tiny_audio[0], **options).text
+    prefill, *steps = seen.steps
+    assert (prefill.rows, prefill.tokens, prefill.projected) == (2, 3, 3)
+    assert {(step.rows, step.tokens, step.projected) for step in steps} == {(2, 1, 1)}
+    assert [step.past for step in steps] == list(range(3, 3 + len(steps)))
+    assert seen.first_token is not None
+
+
+def test_a_drafted_token_and_what_settles_it_make_a_step(tiny_folder) -> None:
+    sizes = read_sizes(read_model_folder(tiny_folder), "f32")
+    step = sizes.step(Step("decoder", 1, 1, 7, 1500, 1))
+    drafted = sizes.step(Step("decoder", 1, 1, 7, 1500, 0))
+    settled = sizes.step(Step("decoder", 1, 0, 8, 1500, 1))
+    assert drafted.total_flops + settled.total_flops == step.total_flops
+    assert drafted.n_bytes + settled.n_bytes == step.n_bytes
+    together = sizes.step(Step("decoder", 1, 0, 8, 1500, 6))
+    assert together.total_flops == 6 * settled.total_flops
+    assert together.n_bytes == settled.n_bytes  # the table is read once
 
 
 def is_in_8_bits(product: ov.Node) -> bool:
@@ -274,10 +302,12 @@ def test_work_is_what_the_graphs_say(tiny_folder) -> None:
             shape[1] = 1
         shapes[port] = ov.PartialShape(shape)
     decoder.reshape(shapes)
-    assert sizes.step(Step("decoder", rows, 1, past, 1500)).total_flops == graph_flops(decoder)
+    assert sizes.step(Step("decoder", rows, 1, past, 1500, 1)).total_flops == graph_flops(decoder)
     # Of a long prompt only the last positions are projected to the vocabulary.
-    long, longer = (sizes.step(Step("prefill", 1, n, 0, 1500)).total_flops for n in (50, 51))
-    assert longer - long < sizes.step(Step("decoder", 1, 1, 50, 1500)).total_flops
+    long, longer = (
+        sizes.step(Step("prefill", 1, n, 0, 1500, N_LOGITS)).total_flops for n in (50, 51)
+    )
+    assert longer - long < sizes.step(Step("decoder", 1, 1, 50, 1500, 1)).total_flops
     assert N_LOGITS < 50
 
 
@@ -291,7 +321,7 @@ def test_roofline_takes_the_tighter_bound() -> None:
         projection=lambda ctx: Work({"f32": 0.0}, 1.0),
         step=lambda step: Work({"f32": 10.0}, 20.0),
     )
-    seen = Observations(windows=[1500, 1500], steps=[Step("decoder", 1, 1, 3, 1500)])
+    seen = Observations(windows=[1500, 1500], steps=[Step("decoder", 1, 1, 3, 1500, 1)])
     stages = {"encoder": 2.0, "decoder": 4.0, "text": 2.0}
     encoder, decoder, text = roofline(stages, seen, sizes, machine)
     assert (encoder.roof_seconds, encoder.bound, encoder.share) == (1.0, "arithmetic", 0.25)

@@ -240,22 +240,25 @@ class TestBackend:
         asked = []
         drafter_of = StatefulSession.drafter
 
-        def decode():
-            return decode_windows(backend, tokenizer, vocabulary, audio[:1], options, StageTimes())
+        def decode(*, drafts=True):
+            return decode_windows(
+                backend, tokenizer, vocabulary, audio[:1], options, StageTimes(), drafts=drafts
+            )
 
         def note(self):
             asked.append(drafter_of(self))
             return asked[-1]
 
         monkeypatch.setattr(StatefulSession, "drafter", note)
-        drafted = decode()
+        (drafted,) = decode()
         is_greedy = options.temperature == 0 and options.beam_size is None
         assert [each is not None for each in asked] == [True] * is_greedy
-        monkeypatch.setattr(StatefulSession, "drafter", lambda _self: None)
-        (plain,) = decode()
-        assert drafted[0].tokens == plain.tokens
-        assert drafted[0].avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-5)
-        assert drafted[0].no_speech_prob == plain.no_speech_prob
+        asked.clear()
+        (plain,) = decode(drafts=False)
+        assert asked == []
+        assert drafted.tokens == plain.tokens
+        assert drafted.avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-5)
+        assert drafted.no_speech_prob == plain.no_speech_prob
 
     def test_several_rows_are_not_drafted(self, backend, audio):
         session = backend.start(audio[:2])
