@@ -245,7 +245,7 @@ def decode_windows(
         rows: _Rows | Draft = _Rows(session, n_rows)
         is_greedy = options.temperature == 0 and options.beam_size is None
         if drafts and is_greedy and (drafter := session.drafter()):
-            rows = Draft(drafter, rules, eot, backend.n_text_ctx)
+            rows = Draft(drafter, rules, eot, len(options.begun) + limit - 1)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):
                 for rule in rules:

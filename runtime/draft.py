@@ -18,7 +18,8 @@ from whisper_npu.runtime.logits import LogitFilter
 
 # As many rows as the table can be multiplied by in the time it takes to read it.
 _MOST = 8
-# A less likely token is not gone on from before the whole vocabulary has been asked.
+# A token less likely than this, by the small part, is not gone on from before the whole vocabulary
+# has been asked.
 _SURE = 0.5
 
 
@@ -26,7 +27,7 @@ class Draft:
     """The logits of a single row, computed ahead of those who ask for them."""
 
     def __init__(
-        self, drafter: Drafter, rules: Sequence[LogitFilter], eot: int, n_text_ctx: int
+        self, drafter: Drafter, rules: Sequence[LogitFilter], eot: int, n_tokens: int
     ) -> None:
         """Begin to draft.
 
@@ -34,12 +35,12 @@ class Draft:
             drafter: the row's session.
             rules: what forbids tokens.
             eot: end of text.
-            n_text_ctx: positions the decoder has.
+            n_tokens: how many tokens the row has when it is asked about for the last time.
         """
         self._drafter = drafter
         self._rules = rules
         self._eot = eot
-        self._n_text_ctx = n_text_ctx
+        self._n_tokens = n_tokens
         self._ahead: deque[tuple[int, Float32Array]] = deque()  # tokens, and logits after them
 
     def step(self, tokens: Int64Array, finished: npt.NDArray[np.bool_]) -> Float32Array:
@@ -56,8 +57,7 @@ class Draft:
         begin = tokens.shape[1] - 1
         while True:
             scores = self._drafter.draft(tokens[:, -1:])
-            n_drafted = tokens.shape[1] - begin
-            if n_drafted == _MOST or self._drafter.length == self._n_text_ctx:
+            if tokens.shape[1] in (begin + _MOST, self._n_tokens):
                 break
             for rule in self._rules:
                 rule.apply(scores, tokens)

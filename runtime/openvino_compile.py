@@ -314,7 +314,7 @@ class GraphCompiler:
         if n_draft:
             split = graphs.split_vocabulary(with_past, self._folder.end_of_text or 0, n_draft)
             wanted |= split
-            n_draft = n_draft if split else 0
+            n_draft *= bool(split)
         align: dict[str, bytes] = {}
         if in_eight_bits and to_keep and self.arithmetic == "bf16":
             # Half as much to write, and to read at each start.

@@ -239,15 +239,15 @@ def split_vocabulary(decoder: ov.Model, n_text: int, n_draft: int) -> dict[str, 
         n_draft: how many of them, the first, are drafted from.
 
     Returns:
-        two models from `HIDDEN`, float32 `(batch, n, n_text_state)`: `vocabulary` to `logits`, and
+        two models from `HIDDEN`, float32 `(batch, n, n_text_state)`, `vocabulary` to `logits` and
         `draft` to `DRAFT`, float32 `(batch, n, n_draft + n_vocab - n_text)`, log probabilities
         among the first tokens and those from end of text on. Empty, and nothing changed, where
-        the logits are no product of a floating-point matrix.
+        the logits are no product of a floating-point matrix, or it has no such rows.
     """
     result = port(decoder.outputs, "logits").get_node()
     product = result.input_value(0).get_node()
     table = matrix_of(product)
-    if table is None:
+    if table is None or not 0 < n_draft <= n_text < len(table):
         return {}
     turned = bool(product.get_attributes()["transpose_b"])
     whole, some = (_hidden_state(table.shape[1]) for _ in range(2))

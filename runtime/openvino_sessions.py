@@ -214,6 +214,7 @@ class SplitVocabulary:
 
 
 def _project(request: ov.InferRequest, hidden: Float32Array, name: str) -> Float32Array:
+    """What a graph makes of hidden states, which it uses in place and not after this call."""
     request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
     request.start_async()  # `infer` would copy the output
     request.wait()
@@ -336,9 +337,10 @@ class StatefulSession(_Session):
         return _StatefulDrafter(self, draft, self._vocabulary.n_draft, self._dimensions.n_vocab)
 
     def advance(self, tokens: Int64Array) -> Float32Array:
-        """Hidden states `(batch, n, n_text_state)` of further tokens, where they are given.
+        """Hidden states after further tokens, where the vocabulary is split off.
 
-        They are valid until the next call.
+        Returns:
+            float32 `(batch, min(n, N_LOGITS), n_text_state)`, valid until the next call.
         """
         _check_room(self._length, tokens.shape[1], self._n_text_ctx)
         return self._advance(tokens)

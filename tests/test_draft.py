@@ -1,5 +1,7 @@
 """Text drafted from a part of the vocabulary: what single steps would give, and where."""
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,13 +10,14 @@ import pytest
 from decoding_checks import TOLERANCE, stepwise_logits
 
 from whisper_npu.runtime import draft
+from whisper_npu.runtime.compile_cache import CompileCache
 from whisper_npu.runtime.decoding import DecodingOptions, decode_windows
 from whisper_npu.runtime.draft import Draft
 from whisper_npu.runtime.logits import SuppressTokens
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 from whisper_npu.runtime.openvino_graphs import DRAFT, HIDDEN, split_vocabulary
-from whisper_npu.runtime.openvino_sessions import StatefulSession
+from whisper_npu.runtime.openvino_sessions import _StatefulDrafter
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary
 
@@ -26,10 +29,9 @@ WIDTH = 8
 class ToyDrafter:
     """Likelihoods made from all tokens so far; the small part lacks the tokens 20 to 29."""
 
-    def __init__(self, *, sure=True, n_text_ctx=1000):
+    def __init__(self, *, sure=True):
         self.context = []
         self.sure = sure
-        self.n_text_ctx = n_text_ctx
         self.unsettled = 0
         self.rewound = 0
         self.settled = []
@@ -50,7 +52,6 @@ class ToyDrafter:
     def draft(self, tokens):
         assert tokens.shape == (1, 1)
         self.context.append(int(tokens[0, 0]))
-        assert len(self.context) <= self.n_text_ctx
         self.unsettled += 1
         logits = self.logits(self.context)
         logits[N_FREQUENT:EOT] = -np.inf
@@ -69,9 +70,9 @@ class ToyDrafter:
         del self.context[length:]
 
 
-def follow(drafter, n_steps, *, rules=(), choose=None):
+def follow(drafter, n_steps, *, rules=(), choose=None, n_tokens=1000):
     """Take the likeliest token, or another one, again and again; all logits must be exact."""
-    steps = Draft(drafter, rules, EOT, drafter.n_text_ctx)
+    steps = Draft(drafter, rules, EOT, n_tokens)
     tokens = np.array([[3]])
     for place in range(n_steps):
         logits = steps.step(tokens, np.array([False]))
@@ -95,12 +96,13 @@ class TestDraft:
         """Not the likeliest token: nothing that was drafted can be used."""
         drafter = ToyDrafter()
         follow(drafter, 20, choose=lambda place: place)
-        assert drafter.settled[-1] >= 1
+        assert len(drafter.settled) > 15
+        assert drafter.rewound > 5
 
     def test_no_more_at_once_than_are_read_for_nothing(self, monkeypatch):
         monkeypatch.setattr(ToyDrafter, "logits", lambda _self, _context: np.eye(N_VOCAB)[5] * 20)
         drafter = ToyDrafter()
-        steps = Draft(drafter, [], EOT, drafter.n_text_ctx)
+        steps = Draft(drafter, [], EOT, 1000)
         for n in range(1, 20):
             steps.step(np.full((1, n), 5), np.array([False]))
         assert drafter.settled == [8, 8, 8]
@@ -116,7 +118,7 @@ class TestDraft:
 
     def test_nothing_follows_the_end(self):
         drafter = ToyDrafter()
-        steps = Draft(drafter, [], EOT, drafter.n_text_ctx)
+        steps = Draft(drafter, [], EOT, 1000)
         tokens = np.full((1, 11), 3)
         drafter.context = [3] * 10
         assert steps.step(tokens, np.array([False])).argmax() == EOT
@@ -134,9 +136,9 @@ class TestDraft:
         assert min(said[1:]) >= 10
         assert min(each.item() for each in drafted[1:]) >= 10
 
-    def test_it_ends_with_the_context(self):
-        drafter = ToyDrafter(n_text_ctx=13)
-        follow(drafter, 13)
+    def test_nothing_is_drafted_that_is_not_asked_for(self):
+        drafter = ToyDrafter()
+        follow(drafter, 13, n_tokens=13)
         assert drafter.length == 13
 
 
@@ -219,46 +221,100 @@ class TestBackend:
         np.testing.assert_allclose(drafter.settle(), expected[0, 6:], rtol=0, atol=TOLERANCE)
         session.close()
 
-    @pytest.mark.parametrize(
-        "options",
-        [
-            DecodingOptions(),
-            DecodingOptions(without_timestamps=True),
-            DecodingOptions(prefix=(5, 6, 7)),
-            DecodingOptions(beam_size=2),
-            DecodingOptions(temperature=0.8, best_of=1),
-        ],
-        ids=["greedy", "without timestamps", "prefix", "beams", "samples"],
-    )
-    @pytest.mark.parametrize("sure", [0.0, 0.02, 0.5])
-    def test_windows_are_decoded_the_same(self, folder, backend, audio, options, sure, monkeypatch):
-        """A random model is never sure, so drafts are gone on from that are not either."""
-        monkeypatch.setattr(draft, "_SURE", sure)
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """How often drafters were asked for and given, and what they did."""
+        found = Counter()
+
+        def count(cls, name):
+            call = getattr(cls, name)
+
+            def counted(self, *arguments):
+                found[name] += 1
+                return call(self, *arguments)
+
+            monkeypatch.setattr(cls, name, counted)
+
+        for name in ("draft", "settle", "rewind"):
+            count(_StatefulDrafter, name)
+        return found
+
+    @pytest.fixture
+    def decode(self, folder, audio):
         tokenizer = Tokenizer(folder.tokenizer)
         vocabulary = read_vocabulary(folder, tokenizer)
-        options = replace(options, suppress_tokens=vocabulary.suppress)
-        asked = []
-        drafter_of = StatefulSession.drafter
 
-        def decode(*, drafts=True):
-            return decode_windows(
-                backend, tokenizer, vocabulary, audio[:1], options, StageTimes(), drafts=drafts
+        def decode(backend, options, **more):
+            options = replace(options, suppress_tokens=vocabulary.suppress)
+            (found,) = decode_windows(
+                backend, tokenizer, vocabulary, audio[:1], options, StageTimes(), **more
             )
+            return found
 
-        def note(self):
-            asked.append(drafter_of(self))
-            return asked[-1]
+        return decode
 
-        monkeypatch.setattr(StatefulSession, "drafter", note)
-        (drafted,) = decode()
-        is_greedy = options.temperature == 0 and options.beam_size is None
-        assert [each is not None for each in asked] == [True] * is_greedy
-        asked.clear()
-        (plain,) = decode(drafts=False)
-        assert asked == []
+    def assert_same(self, drafted, plain):
         assert drafted.tokens == plain.tokens
         assert drafted.avg_logprob == pytest.approx(plain.avg_logprob, abs=1e-5)
         assert drafted.no_speech_prob == plain.no_speech_prob
+
+    @pytest.mark.parametrize(
+        ("options", "more"),
+        [
+            (DecodingOptions(), {}),
+            (DecodingOptions(), {"reach": [20.0]}),
+            (DecodingOptions(without_timestamps=True), {}),
+            (DecodingOptions(prefix=(5, 6, 7), sample_len=30), {}),
+            (DecodingOptions(begun=(5, 6, 7)), {"prompts": [(8, 9)]}),
+        ],
+        ids=["timestamps", "reach", "without timestamps", "prefix", "begun"],
+    )
+    def test_windows_are_decoded_the_same(self, backend, options, more, decode, calls, monkeypatch):
+        """A random model is never sure, so drafts are gone on from that are not either."""
+        plain = decode(backend, options, drafts=False, **more)
+        assert not calls
+        for sure in (0.0, 0.01, 0.5):
+            monkeypatch.setattr(draft, "_SURE", sure)
+            self.assert_same(decode(backend, options, **more), plain)
+            if not sure:
+                assert calls["settle"] < len(plain.tokens)
+                assert calls["rewind"] > 0
+                assert calls["draft"] - len(plain.tokens) <= 7 * calls["rewind"]
+
+    def test_the_last_tokens_are_not_drafted_for_nothing(self, backend, decode, calls, monkeypatch):
+        monkeypatch.setattr(draft, "_SURE", 0.0)
+        options = DecodingOptions(without_timestamps=True, sample_len=2)
+        assert len(decode(backend, options).tokens) == 2
+        assert calls == {"draft": 1, "settle": 1}
+
+    @pytest.mark.parametrize("precision", ["f32", "bf16"])
+    def test_drafts_from_compiled_graphs(
+        self, folder, decode, calls, precision, monkeypatch, tmp_path
+    ):
+        monkeypatch.setattr(draft, "_SURE", 0.0)
+        cache = CompileCache(tmp_path / "compiled", 1 << 30)
+        backends = [OpenVINOBackend(folder, precision=precision, cache=cache) for _ in range(2)]
+        plain = decode(backends[0], DecodingOptions(), drafts=False)
+        for backend in backends:
+            calls.clear()
+            self.assert_same(decode(backend, DecodingOptions()), plain)
+            assert calls["rewind"] > 0
+
+    @pytest.mark.parametrize(
+        "options",
+        [DecodingOptions(beam_size=1), DecodingOptions(temperature=0.8, best_of=1)],
+        ids=["beam", "sample"],
+    )
+    def test_only_the_likeliest_token_is_drafted(self, backend, options, decode, calls):
+        decode(backend, options)
+        assert not calls
+
+    def test_side_by_side(self, backend, decode, monkeypatch):
+        monkeypatch.setattr(draft, "_SURE", 0.0)
+        plain = decode(backend, DecodingOptions(), drafts=False)
+        with ThreadPoolExecutor(3) as threads:
+            for found in threads.map(lambda _: decode(backend, DecodingOptions()), range(6)):
+                self.assert_same(found, plain)
 
     def test_several_rows_are_not_drafted(self, backend, audio):
         session = backend.start(audio[:2])
@@ -330,6 +386,12 @@ class TestSplitVocabulary:
     def test_a_table_in_8_bits_stays_where_it_is(self):
         model = self.graph(np.ones((N_VOCAB, WIDTH), np.int8), turned=True)
         assert split_vocabulary(model, EOT, N_FREQUENT) == {}
+        assert model.output(0).get_names() == {"logits"}
+
+    @pytest.mark.parametrize("n_text", [N_FREQUENT - 1, N_VOCAB, N_VOCAB + 5])
+    def test_text_that_ends_elsewhere(self, n_text):
+        model = self.graph(np.ones((N_VOCAB, WIDTH), np.float32), turned=True)
+        assert split_vocabulary(model, n_text, N_FREQUENT) == {}
         assert model.output(0).get_names() == {"logits"}
 
     def test_no_matrix_product(self):
