@@ -1,10 +1,10 @@
 """Text drafted from a small part of the vocabulary, and made certain from the whole one.
 
-A step of a small decoder for a single row spends about half its time reading the vocabulary's
-table. Most tokens can be told from a few thousand frequent ones. So a few tokens are drafted from
-those, one step after another, and then the whole table is read once for all of them. Where the
-whole vocabulary says otherwise, decoding goes back to that place. What is handed out are the
-logits that single steps would have given.
+More than half of what a step of a small decoder reads for a single row is the vocabulary's table.
+Most tokens can be told from a few thousand frequent ones. So a few tokens are drafted from those,
+one step after another, and then the whole table is read once for all of them. Where the whole
+vocabulary says otherwise, decoding goes back to that place. What is handed out are the logits that
+single steps would have given.
 """
 
 from collections import deque

@@ -213,7 +213,7 @@ class SplitVocabulary:
     n_draft: int
 
 
-def _project(request: ov.InferRequest, hidden: Float32Array, name: str) -> Float32Array:
+def _from_hidden(request: ov.InferRequest, hidden: Float32Array, name: str) -> Float32Array:
     """What a graph makes of hidden states, which it uses in place and not after this call."""
     request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
     request.start_async()  # `infer` would copy the output
@@ -249,7 +249,7 @@ class StatefulSession(_Session):
             self._whole = self._take(vocabulary.whole)
         self._cross: dict[str, ov.Tensor] = {}
         try:
-            self._project(self._take(cross), audio, rows_per_window)
+            self._prepare_cross(self._take(cross), audio, rows_per_window)
             self._request.reset_state()  # whatever the last session left is gone
         except BaseException:
             self.close()
@@ -257,7 +257,7 @@ class StatefulSession(_Session):
         self._states = self._request.query_state()
         self._rows = np.arange(self._batch, dtype=np.int32)
 
-    def _project(
+    def _prepare_cross(
         self, projection: ov.InferRequest, audio: Float32Array, rows_per_window: int
     ) -> None:
         """Compute the cross-attention states, window by window: memory for one at a time.
@@ -304,11 +304,11 @@ class StatefulSession(_Session):
             self._advance(tokens[:, begin:end])
             begin = end
         found = self._advance(tokens[:, begin:])
-        return found if self._vocabulary is None else self.project(found)
+        return found if self._vocabulary is None else self.logits_of(found)
 
-    def project(self, hidden: Float32Array) -> Float32Array:
+    def logits_of(self, hidden: Float32Array) -> Float32Array:
         """Logits `(batch, n, n_vocab)` of hidden states, where the vocabulary is split off."""
-        return _project(self._whole, hidden, "logits")
+        return _from_hidden(self._whole, hidden, "logits")
 
     def _advance(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens: logits, or hidden states where the vocabulary is split off."""
@@ -411,7 +411,7 @@ class _StatefulDrafter:
         """Decode a token by the small part of the vocabulary."""
         hidden = self._session.advance(tokens)
         self._unsettled.append(hidden.copy())
-        found = _project(self._request, hidden, graphs.DRAFT)[0, 0]
+        found = _from_hidden(self._request, hidden, graphs.DRAFT)[0, 0]
         self._scores[0, : self._n_draft] = found[: self._n_draft]
         self._scores[0, self._n_draft - len(found) :] = found[self._n_draft :]
         return self._scores
@@ -419,7 +419,7 @@ class _StatefulDrafter:
     def settle(self) -> Float32Array:
         """Logits of the positions drafted since the last call."""
         hidden, self._unsettled = np.concatenate(self._unsettled, axis=1), []
-        logits: Float32Array = self._session.project(hidden)[0]
+        logits: Float32Array = self._session.logits_of(hidden)[0]
         return logits
 
     def rewind(self, length: int) -> None:
