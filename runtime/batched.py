@@ -38,6 +38,7 @@ class _Place:
         rest: the part that waits to be planned.
         before: the place whose text comes before it as context; None where there is to be none.
         task: the rest as a task, where it has been made already; its prompt is not known yet.
+        language: code of its language, once it has been made a task.
         planned: whether a part is being heard.
     """
 
@@ -45,6 +46,7 @@ class _Place:
     rest: Window | None
     before: "_Place | None" = None
     task: Task | None = None
+    language: str | None = None
     planned: bool = False
     segments: list[Segment] = field(default_factory=list)
 
@@ -94,12 +96,14 @@ class BatchedReading:
         place = _Place(window.start, window, before=self._newest)
         self._newest = place if self._has_context and self._newest is None else None
         self._places.append(place)
+        if self._job.language.is_open:
+            self._task(place)  # while it is the last
         return place
 
     def _context(self, place: _Place) -> tuple[int, ...]:
         """The tokens before what is next heard of a place: the user's prompt, and its context."""
-        said = [] if place.before is None else place.before.segments
-        place.before = None
+        before, place.before = place.before, None
+        said = [] if before is None or before.language != place.language else before.segments
         tokens = [token for segment in said for token in segment.tokens]
         prompts = self._job.prompts
         if any(segment.temperature > CONTEXT_TEMPERATURE for segment in said):
@@ -115,7 +119,8 @@ class BatchedReading:
             raise ValueError("nothing is left of this place to be heard")
         if place.task is None:
             reach = max(0.0, job.windows.speech_end(window) - window.offset - _UNHEARD)
-            place.task = job.task(window, (), reach=reach, shares=self._shares)
+            place.task = job.task(window, reach=reach, shares=self._shares, language=place.language)
+            place.language = place.task.wanted.language
         return place.task
 
     def _take_task(self, place: _Place) -> Task:

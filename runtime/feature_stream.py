@@ -31,7 +31,7 @@ class FeatureStream:
 
     def __init__(
         self,
-        blocks: Iterator[Float32Array],
+        blocks: Iterator[Float32Array] | None,
         n_mels: int,
         speech: SpeechMap | None = None,
         times: StageTimes | None = None,
@@ -39,7 +39,7 @@ class FeatureStream:
         """Read nothing yet.
 
         Args:
-            blocks: successive float32 samples, mono 16 kHz.
+            blocks: successive float32 samples, mono 16 kHz; None where they are pushed.
             n_mels: mel bands.
             speech: hears the same samples, if given.
             times: where the times of reading, of the speech detector and of the features are
@@ -70,8 +70,7 @@ class FeatureStream:
     def available(self, seek: int, n_frames: int) -> int:
         """How many frames the recording has from `seek` on, counting at most `n_frames`."""
         self._read_to(seek + n_frames)
-        total = self.n_frames
-        return n_frames if total is None else max(0, min(n_frames, total - seek))
+        return max(0, min(n_frames, self.n_ready - seek))
 
     def window(self, seek: int, n_frames: int, content: int | None = None) -> Float32Array:
         """Features of a window, silence behind its content.
@@ -130,7 +129,7 @@ class FeatureStream:
         return self._end if self.n_frames is None else min(self._end, self.n_frames)
 
     def _read_to(self, frame: int) -> None:
-        while not self._ended and self._end < frame:
+        while self._blocks is not None and not self._ended and self._end < frame:
             with self._times.measure("audio decoding"):
                 block = next(self._blocks, None)
             if block is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whisper_npu.runtime.backend import Backend, Float32Array
-from whisper_npu.runtime.decoding import DecodingOptions, detect_language
+from whisper_npu.runtime.decoding import DecodingOptions
 from whisper_npu.runtime.fallback import Outcome, decode_with_fallback, says_twice
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.partial import partial_reporter
@@ -48,7 +48,7 @@ class Task:
         job: the transcription it belongs to.
         window: where it is in the recording.
         features: float32 `(n_mels, frames)`, the window with silence behind it.
-        wanted: how to decode it; of the language only what is settled already.
+        wanted: how to decode it.
         prompt: tokens of the text before it, the user's prompt included.
         reach: seconds into the window that its text must reach: there is speech up to there.
         shares: whether it shares its batch with windows of other lengths.
@@ -207,9 +207,8 @@ def _decode(
     """Decode windows once, all against encoded audio of `frames // 2` positions."""
     with times.measure("encoder"):
         audio = _encode(tasks, frames, backend)
-    wanted = _with_languages(tasks, audio, backend, times)
     heard: dict[int, Heard] = {}
-    kinds = [(one, len(task.prompt)) for one, task in zip(wanted, tasks, strict=True)]
+    kinds = [(task.wanted, len(task.prompt)) for task in tasks]
     for kind in dict.fromkeys(kinds):
         decoding, _ = kind
         places = [place for place, one in enumerate(kinds) if one == kind]
@@ -254,20 +253,3 @@ def _encode(tasks: Sequence[Task], frames: int, backend: Backend) -> Float32Arra
     if audio is None:
         raise ValueError("no window to encode")
     return audio
-
-
-def _with_languages(
-    tasks: Sequence[Task], audio: Float32Array, backend: Backend, times: StageTimes
-) -> list[DecodingOptions]:
-    """How each window is to be decoded, its language settled."""
-    job = tasks[0].job
-    if not job.options.multilingual:
-        return [task.wanted for task in tasks]
-    found = detect_language(backend, job.tokenizer, audio, times)
-    for task, probabilities in zip(tasks, found, strict=True):
-        if task.job.language is None:
-            task.job.settle_language(probabilities)
-    return [
-        replace(task.wanted, language=next(iter(probabilities)))
-        for task, probabilities in zip(tasks, found, strict=True)
-    ]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.coverage import Coverage
@@ -11,14 +11,14 @@ from whisper_npu.runtime.decoding import DecodingOptions, detect_language
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hallucinations import first_hallucination
-from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode, hear
-from whisper_npu.runtime.languages import LANGUAGES
+from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import PartialCallback
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
 from whisper_npu.runtime.speech_windows import Window, WindowChooser
+from whisper_npu.runtime.spoken_language import TELLING, SpokenLanguage, tells
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, sot_sequence
 from whisper_npu.runtime.word_timing import add_word_timestamps
@@ -46,9 +46,8 @@ class Job:
 
     Attributes:
         attention_delay: seconds by which the model's attention is behind the sound.
-        language: its language code; None until it has been detected.
+        language: which one is spoken.
         n_audio_state: elements of the encoder's states; None where no configuration says.
-        language_probabilities: of all languages, likeliest first; empty if none was detected.
         on_partial: takes the text of each window after each decoding step; None: nobody does.
     """
 
@@ -62,9 +61,8 @@ class Job:
     times: StageTimes
     coverage: Coverage
     attention_delay: float
-    language: str | None
+    language: SpokenLanguage
     n_audio_state: int | None
-    language_probabilities: dict[str, float] = field(default_factory=dict)
     on_partial: PartialCallback | None = None
 
     @property
@@ -91,55 +89,72 @@ class Job:
     def task(
         self,
         window: Window,
-        context: Sequence[int],
         begun: Sequence[int] = (),
         *,
         reach: float = 0.0,
         shares: bool = False,
+        language: str | None = None,
     ) -> Task:
-        """A window to be decoded behind `context`, the tokens of the text before it.
+        """A window to be decoded, as yet behind no prompt.
 
-        The language is detected first where it is not known.
+        Its language is detected first where it is not known. Windows have to come in order for
+        that: what was spoken before says more of a short window's language than the window does.
 
         Args:
             window: which.
-            context: the tokens of the text before it.
             begun: tokens its transcript begins with, decoded from it before.
             reach: seconds into the window that its text must reach.
             shares: whether it will share its batch with windows of other lengths.
+            language: code of its language, if it is known already.
         """
+        features = self._features_of(window)
+        encoded: Future[Float32Array] | None = None
+        if language is None and self.language.is_open:
+            encoded = Future()
+            encoded.set_result(self._hear_language(window, features))
+        wanted = self._decoding_options(begun, language or self.language.code or "en")
+        return Task(self, window, features, wanted, (), reach, shares, encoded)
+
+    def _features_of(self, window: Window) -> Float32Array:
         choices = self.backend.window_frames if self.elastic else (self.window_frames,)
         frames = frames_to_encode(window.n_frames, choices, self.n_audio_state)
         with self.times.measure("features"):
-            features = self.features.window(window.start, frames, window.n_frames)
-        encoded: Future[Float32Array] | None = None
-        if self.language is None and not self.options.multilingual:
-            with self.times.measure("encoder"):
-                audio = self.backend.encode(features[None])
-            encoded = Future()
-            encoded.set_result(audio)
-            found = detect_language(self.backend, self.tokenizer, audio, self.times)
-            self.settle_language(found[0])
-        wanted, prompt = self._decoding_options(begun), self.prompts.before(context)
-        return Task(self, window, features, wanted, prompt, reach, shares, encoded)
+            return self.features.window(window.start, frames, window.n_frames)
 
-    def hear(self, window: Window, context: Sequence[int], begun: Sequence[int] = ()) -> Heard:
-        """Decode one window by itself; see `task`."""
-        return hear([self.task(window, context, begun)], self.backend, self.times)[0]
+    def _hear_language(self, window: Window, features: Float32Array) -> Float32Array:
+        """Find out which language is spoken in a window, and return it encoded."""
+        audio, found = self._detect(features)
+        if self.language.code is None and not tells(window.n_frames, found):
+            # Nothing came before it, but what comes next says more.
+            further = self._with_more_speech(window)
+            if further is not None:
+                _, of_further = self._detect(self._features_of(further))
+                self.language.hear(further.n_frames, of_further)
+        if self.language.is_open:
+            self.language.hear(window.n_frames, found)
+        return audio
 
-    def settle_language(self, probabilities: dict[str, float]) -> None:
-        """Take the likeliest for the recording's language."""
-        self.language_probabilities = probabilities
-        self.language = next(iter(probabilities))
-        logger.info("language: %s", LANGUAGES[self.language])
+    def _detect(self, features: Float32Array) -> tuple[Float32Array, dict[str, float]]:
+        """A window encoded, and the probability of each language in it."""
+        with self.times.measure("encoder"):
+            audio = self.backend.encode(features[None])
+        (found,) = detect_language(self.backend, self.tokenizer, audio, self.times)
+        return audio, found
 
-    def _decoding_options(self, begun: Sequence[int]) -> DecodingOptions:
-        """How a window is decoded; its language as far as it is settled."""
+    def _with_more_speech(self, window: Window) -> Window | None:
+        """All that can be encoded from a window's start on, if that is more speech."""
+        n_frames = self.features.available(window.start, self.window_frames)
+        further = Window(window.start, window.start + n_frames)
+        more = self.windows.speech_seconds(window.end_time, further.end_time)
+        return further if more >= TELLING else None
+
+    def _decoding_options(self, begun: Sequence[int], language: str) -> DecodingOptions:
+        """How a window in that language is decoded."""
         options, vocabulary = self.options, self.vocabulary
         chosen = options.suppress_tokens
         return DecodingOptions(
             task=options.task,
-            language=self.language or "en",
+            language=language,
             best_of=options.best_of,
             beam_size=options.beam_size,
             patience=options.patience,

@@ -23,6 +23,7 @@ from whisper_npu.runtime.agreement import HeardWord, agreed, heard_words
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND, HOP_LENGTH
+from whisper_npu.runtime.hearing import hear
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.options import NOT_LIVE, TranscribeOptions
 from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
@@ -33,6 +34,7 @@ from whisper_npu.runtime.speech_windows import (
     SILENCE,
     Window,
 )
+from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcribe import WhisperModel, new_job
 from whisper_npu.runtime.vad import SpeechMap, speech_spans
@@ -109,6 +111,7 @@ class _Hypothesis:
         since: for each of them, the frame up to which had been heard when it was first decoded;
             by then it had ended.
         language: code of the language.
+        spoken: what is known of the language.
         temperature: it was decoded at.
         flaw: what looks wrong with it.
     """
@@ -118,6 +121,7 @@ class _Hypothesis:
     words: tuple[HeardWord, ...]
     since: tuple[int, ...]
     language: str
+    spoken: SpokenLanguage
     temperature: float
     flaw: str | None
 
@@ -166,10 +170,7 @@ class LiveTranscriber:
         self._min_chunk = _frames("min_chunk", min_chunk, 0.1, window / 2)
         self._pause = _frames("pause", pause, 0.2, LONG_PAUSE)
         self._trim_after = _frames("trim_after", trim_after, min_chunk, window)
-        if options.multilingual:
-            self._trim_after = 0  # the language may change at any pause
-        self._multilingual = options.multilingual
-        options = replace(options, multilingual=False, without_timestamps=True)
+        options = replace(options, without_timestamps=True)
         self._tokenizer = model.tokenizer
         self._speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
         self._job = _new_job(model, options, self._speech)
@@ -184,8 +185,9 @@ class LiveTranscriber:
         # Where the buffer may be cut: behind a number of those, at a frame by which they end.
         self._pieces: list[tuple[int, int]] = []
         self._context = self._job.prompts.initial  # tokens of the text before the buffer
+        self._context_language: str | None = None
         self._poor_context = False
-        self._language = options.language
+        self._spoken = self._job.language  # of the committed text
         self._hypothesis: _Hypothesis | None = None
         self._shown = ""  # tentative text
 
@@ -246,7 +248,9 @@ class LiveTranscriber:
                 updates += self._agree(speech)
                 break
             updates += self._settle(speech.end)
-            if speech.over or self._settled - self._begin > self._trim_after:
+            # Where the language is open, what follows is asked for its own.
+            full = self._settled - self._begin > self._trim_after
+            if speech.over or full or self._spoken.is_open:
                 self._cut(self._settled, len(self._begun))
             if not speech.over:
                 break
@@ -294,7 +298,7 @@ class LiveTranscriber:
             return []
         before, found = self._hypothesis, self._decode(heard, draft=True)
         self._hypothesis = None if found.flaw else found
-        if before is None or found.flaw:
+        if before is None or found.flaw or found.spoken.is_guess:
             return []
         known = agreed(before.words, found.words)
         since = before.since[:known] + found.since[known:]
@@ -332,11 +336,15 @@ class LiveTranscriber:
 
     def _decode(self, end: int, *, draft: bool) -> _Hypothesis:
         """Decode the buffer up to frame `end`; a draft tries the first temperature only."""
-        job = replace(self._job, language=self._language)
+        job = replace(self._job, language=replace(self._spoken))
         if draft:
             first = job.options.temperature[:1]
             job = replace(job, options=replace(job.options, temperature=first))
-        outcome = job.hear(Window(self._begin, end), self._context, self._begun).outcome
+        settled = self._spoken.code if self._begun else None
+        task = job.task(Window(self._begin, end), self._begun, language=settled)
+        if self._context_language in (None, task.wanted.language):
+            task.prompt = job.prompts.before(self._context)  # others would make it translate
+        outcome = hear([task], job.backend, job.times)[0].outcome
         self._decoded = max(self._decoded, end)
         tokens = self._begun if outcome.is_silence else outcome.decoded.tokens
         words = heard_words(self._tokenizer, tokens[len(self._begun) :], outcome.language)
@@ -346,6 +354,7 @@ class LiveTranscriber:
             words=tuple(words),
             since=(end,) * len(words),
             language=outcome.language,
+            spoken=job.language,
             temperature=outcome.decoded.temperature,
             flaw=outcome.flaw,
         )
@@ -355,7 +364,7 @@ class LiveTranscriber:
         if not found.text.strip():
             return []
         self._begun = found.tokens
-        self._language = found.language
+        self._spoken = found.spoken
         self._poor_context |= found.temperature > CONTEXT_TEMPERATURE
         spans = self._spans(round(self._said * FRAMES_PER_SECOND), end)
         start = max(self._said, spans[0][0] / FRAMES_PER_SECOND) if spans else self._said
@@ -389,9 +398,13 @@ class LiveTranscriber:
         """Begin the buffer at `frame`; its first committed tokens are now text before it."""
         if self._poor_context or self._job.options.condition_on_previous_text is False:
             self._context = ()
-        else:
-            text = (*self._context, *self._begun[:n_tokens])
+        elif n_tokens:
+            before = self._context
+            if self._context_language not in (None, self._spoken.code):
+                before = ()
+            text = (*before, *self._begun[:n_tokens])
             self._context = text[-self._job.backend.n_text_ctx :]
+            self._context_language = self._spoken.code
         self._begun = self._begun[n_tokens:]
         self._pieces = [(n - n_tokens, end) for n, end in self._pieces if n > n_tokens]
         found = self._hypothesis
@@ -401,8 +414,6 @@ class LiveTranscriber:
         self._features.forget(frame)
         if not self._begun:
             self._poor_context = False
-            if self._multilingual:
-                self._language = None
 
 
 def _refuse_what_is_not_live(options: TranscribeOptions) -> None:
@@ -420,7 +431,7 @@ def _frames(name: str, seconds: float, least: float, most: float) -> int:
 
 def _new_job(model: WhisperModel, options: TranscribeOptions, speech: SpeechMap | None) -> Job:
     times = StageTimes()
-    features = FeatureStream(iter(()), model.backend.n_mels, speech, times)
+    features = FeatureStream(None, model.backend.n_mels, speech, times)
     return new_job(model, options, features, speech, times)
 
 

@@ -20,6 +20,7 @@ class SequentialReading:
         self._job = job
         self._context = list(job.prompts.initial)
         self._context_from = 0
+        self._language: str | None = None  # of the text before
         self._last_speech_end = 0.0
         self._seek = 0
         self._waits = False
@@ -32,7 +33,13 @@ class SequentialReading:
         if window is None:
             return None
         self._waits = True
-        return self._job.task(window, self._context[self._context_from :])
+        task = self._job.task(window)
+        if task.wanted.language != self._language:
+            if self._language is not None:  # text in another language makes it translate
+                self._context_from = len(self._context)
+            self._language = task.wanted.language
+        task.prompt = self._job.prompts.before(self._context[self._context_from :])
+        return task
 
     def ahead(self, room: int) -> list[Task]:
         """Nothing: where the next window begins is not known."""

@@ -30,6 +30,7 @@ from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.rounds import Reading, Rounds
 from whisper_npu.runtime.sequential import SequentialReading
 from whisper_npu.runtime.speech_windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
+from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
 from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
@@ -334,15 +335,15 @@ class TranscriptionStream:
         backend, job = self._model.backend, self._job
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
-            language=job.language or "en",
+            language=job.language.main or "en",
             segments=tuple(self._segments),
             duration=job.features.duration,
             model=self._model.folder.name,
             device=backend.device,
             kv_cache=backend.kv_cache,
             precision=backend.precision,
-            warnings=(*self._audio.warnings, *job.prompts.warnings),
-            language_probabilities=job.language_probabilities,
+            warnings=(*self._audio.warnings, *job.prompts.warnings, *job.language.warnings),
+            language_probabilities=job.language.probabilities,
             coverage=job.coverage,
         )
 
@@ -393,7 +394,7 @@ def new_job(
         times=times,
         coverage=Coverage(),
         attention_delay=attention_delay(model.folder.generation_config),
-        language=options.language,
+        language=SpokenLanguage.of(options.language, may_change=options.multilingual),
         n_audio_state=model.folder.config.get("d_model"),
     )
 

@@ -30,12 +30,14 @@ class Say:
         logit: of each token: low ones make an improbable text.
         no_speech: logit of `<|nospeech|>` after `<|startoftranscript|>`.
         language: the language token that is likeliest after `<|startoftranscript|>`.
+        certainty: logit of that token; the others have 0.
     """
 
     tokens: tuple[int, ...]
     logit: float = SURE
     no_speech: float = -SURE
     language: str = "en"
+    certainty: float = 5.0
 
 
 @dataclass
@@ -97,7 +99,7 @@ class FakeSession:
         for place, token in enumerate(tokens[0]):
             if token == special.sot:
                 logits[:, place, special.no_speech] = self.say.no_speech
-                logits[:, place, special.languages[self.say.language]] = 5.0
+                logits[:, place, special.languages[self.say.language]] = self.say.certainty
         rest = (*self.say.tokens, special.eot)
         logits[:, -1, rest[min(self.said, len(rest) - 1)]] += self.say.logit
         if n_new == 1 or self.asked.tokens[0][-1] != special.sot:

@@ -368,7 +368,7 @@ class TestContext:
             Say(word, language="de"),
             Say(word, language="es"),
         ]
-        audio = np.concatenate([speech(0, 1), silence(1), speech(1, 2), silence(1)])
+        audio = np.concatenate([speech(0, 3), silence(1), speech(3, 6), silence(1)])
         live = LiveTranscriber(model, multilingual=True, min_chunk=10)
         pieces = [u for u in session(live, audio) if isinstance(u, Committed)]
         assert [piece.language for piece in pieces] == ["de", "es"]

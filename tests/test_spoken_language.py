@@ -1,0 +1,237 @@
+"""The language of a recording: what short phrases do not decide, and what they are taken for.
+
+The fake recogniser knows languages by their pitch. What is shorter than a second it takes for
+Chinese, as base does with some short phrases.
+"""
+
+import numpy as np
+import pytest
+from fake_backend import FakeBackend, Say, fake_model
+from live_speech import LoudIsSpeech, silence
+
+from whisper_npu.runtime.audio import SAMPLE_RATE
+from whisper_npu.runtime.languages import LANGUAGES
+from whisper_npu.runtime.live import Committed, LiveTranscriber
+from whisper_npu.runtime.spoken_language import SpokenLanguage
+
+PITCH = {"de": (1000, 26), "es": (1500, 36), "fr": (2250, 47)}  # hertz and mel band
+SECOND = 100  # frames
+
+
+def likely(**probabilities):
+    """Probabilities of all languages, likeliest first; those not named share the rest."""
+    rest = (1 - sum(probabilities.values())) / (len(LANGUAGES) - len(probabilities))
+    every = {code: probabilities.get(code, rest) for code in LANGUAGES}
+    return dict(sorted(every.items(), key=lambda item: -item[1]))
+
+
+def after(*windows, given=None, may_change=False):
+    language = SpokenLanguage.of(given, may_change=may_change)
+    for seconds, probabilities in windows:
+        language.hear(round(seconds * SECOND), probabilities)
+    return language
+
+
+GERMAN = (5, likely(de=0.95))
+
+
+class TestOneLanguage:
+    def test_given(self):
+        language = SpokenLanguage.of("de", may_change=False)
+        assert (language.code, language.main, language.is_open) == ("de", "de", False)
+        assert language.probabilities == {}
+        assert language.warnings == ()
+
+    def test_certain_at_once(self):
+        language = after(GERMAN)
+        assert (language.code, language.main, language.is_open) == ("de", "de", False)
+        assert language.probabilities == GERMAN[1]
+        assert language.warnings == ()
+
+    @pytest.mark.parametrize(
+        ("window", "is_open"),
+        [
+            ((1.99, likely(de=0.99)), True),
+            ((2.0, likely(de=0.8)), False),
+            ((9.99, likely(de=0.79)), True),
+            ((10.0, likely(no=0.5, da=0.45)), False),
+        ],
+    )
+    def test_it_is_open_until_enough_was_heard(self, window, is_open):
+        assert after(window).is_open is is_open
+
+    def test_the_first_guess_is_corrected(self):
+        language = after((1.2, likely(zh=0.55, de=0.005)), GERMAN)
+        assert (language.code, language.main, language.is_open) == ("de", "de", False)
+        assert language.probabilities == GERMAN[1]
+
+    def test_a_guess_is_told(self):
+        (warning,) = after((1.2, likely(pl=0.59, it=0.3))).warnings
+        assert warning == (
+            "taken to be in polish, with a probability of 0.59 only; "
+            "give the language if it is another"
+        )
+        assert after((1.2, likely(pl=0.6, it=0.3))).warnings == ()
+
+
+class TestSeveralLanguages:
+    @pytest.mark.parametrize(
+        ("window", "code"),
+        [
+            ((1.5, likely(zh=0.9, de=0.001)), "de"),
+            ((1.5, likely(zh=0.99, de=0.0005)), "zh"),
+            ((3.0, likely(pt=0.7, de=0.036)), "de"),
+            ((3.0, likely(pt=0.75, de=0.036)), "pt"),
+            ((3.0, likely(de=0.3, pt=0.2)), "de"),
+        ],
+    )
+    def test_one_that_is_new_has_to_be_much_likelier(self, window, code):
+        assert after(GERMAN, window, may_change=True).code == code
+
+    @pytest.mark.parametrize(("spanish", "code"), [(0.7, "de"), (0.9, "es")])
+    def test_one_that_was_there_before_is_believed_sooner(self, spanish, code):
+        back = (1.2, likely(es=spanish, de=0.2 if spanish < 0.8 else 0.09))
+        windows = [(5, likely(es=0.99)), (5, likely(de=0.99))]
+        assert after(*windows, back, may_change=True).code == code
+
+    def test_a_guess_does_not_count_as_having_been_there(self):
+        windows = [(1.2, likely(es=0.7)), GERMAN, (1.2, likely(es=0.9, de=0.09))]
+        assert after(*windows, may_change=True).code == "de"
+
+    def test_the_first_is_the_recordings(self):
+        language = after(GERMAN, (5, likely(es=0.99)), may_change=True)
+        assert (language.code, language.main) == ("es", "de")
+        assert language.probabilities == GERMAN[1]
+        assert language.is_open
+        assert language.warnings == ()
+
+
+class Polyglot(FakeBackend):
+    """Hears the language of each window by its pitch, and says that language's name."""
+
+    n_text_ctx = 448
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer, [Say(())])
+        self.tokenizer = tokenizer
+
+    def encode(self, features):
+        super().encode(features)
+        return np.repeat(features.argmax(axis=1)[:, ::2, None], 4, axis=2).astype(np.float32)
+
+    def start(self, audio, rows_per_window=1):
+        session = super().start(audio, rows_per_window)
+        bands = np.rint(audio[0, :, 0])
+        seconds = {code: (abs(bands - band) <= 1).sum() / 50 for code, (_, band) in PITCH.items()}
+        code = max(seconds, key=seconds.get)
+        word = tuple(self.tokenizer.encode(f" {code}"))
+        guess = sum(seconds.values()) < 1
+        session.say = Say(word, language="zh", certainty=1.5) if guess else Say(word, language=code)
+        return session
+
+
+@pytest.fixture
+def model(tmp_path):
+    fake = fake_model(tmp_path, [Say(())])
+    fake.backend = Polyglot(fake.tokenizer)
+    fake.voice_activity = LoudIsSpeech()
+    return fake
+
+
+def voice(code, seconds):
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    return (0.5 * np.sin(2 * np.pi * PITCH[code][0] * time)).astype(np.float32)
+
+
+def decoded(model):
+    """Of each window decoded, in order: its language's code, and the text before it."""
+    special = model.tokenizer.special
+    codes = {token: code for code, token in special.languages.items()}
+    found = []
+    for session in model.backend.asked:
+        for tokens in session.tokens:
+            sot = tokens.index(special.sot)
+            if len(tokens) > sot + 1:  # it was no language detection
+                before = model.tokenizer.decode(tokens[1:sot]).strip()
+                found.append((codes[tokens[sot + 1]], before))
+    return found
+
+
+def session(live, audio):
+    """What comes of audio fed a tenth of a second at a time."""
+    pieces = np.split(audio, range(1600, len(audio), 1600))
+    return [update for piece in pieces for update in live.feed(piece)]
+
+
+def said(updates):
+    return [(each.language, each.text) for each in updates if isinstance(each, Committed)]
+
+
+OPENING = np.concatenate([voice("de", 0.7), silence(4), voice("de", 6), silence(4)])
+
+
+class TestRecordings:
+    @pytest.mark.parametrize("mode", ["batched", "sequential"])
+    def test_a_short_opening_is_in_the_language_of_what_follows(self, model, mode):
+        result = model.transcribe(OPENING, mode=mode, without_timestamps=True).result()
+        assert {code for code, _ in decoded(model)} == {"de"}
+        assert result.language == next(iter(result.language_probabilities)) == "de"
+        assert result.warnings == ()
+
+    def test_a_short_recording_is_guessed_and_says_so(self, model):
+        result = model.transcribe(OPENING[:SAMPLE_RATE], without_timestamps=True).result()
+        assert result.language == "zh"
+        assert "taken to be in chinese" in result.warnings[0]
+
+    def test_later_windows_are_not_asked(self, model):
+        audio = np.concatenate([OPENING, voice("es", 2), silence(4), voice("es", 2)])
+        result = model.transcribe(audio, mode="sequential", without_timestamps=True).result()
+        assert [code for code, _ in decoded(model)] == ["de"] * 4
+        n_detections = sum(session.tokens[0][1:] == [] for session in model.backend.asked)
+        assert n_detections == 2  # the first window, and the same with what follows
+        assert len(result.segments) == 4
+
+    @pytest.mark.parametrize("context", [True, False])
+    @pytest.mark.parametrize("mode", ["batched", "sequential"])
+    def test_each_window_is_in_its_own_language(self, model, mode, context):
+        audio = [voice(code, 5) for code in ("de", "es", "es", "de")]
+        audio.insert(1, voice("de", 0.5))  # by themselves these two would be Chinese
+        audio.insert(4, voice("es", 0.5))
+        audio = np.concatenate([part for each in audio for part in (each, silence(1))])
+        result = model.transcribe(
+            audio,
+            mode=mode,
+            multilingual=True,
+            without_timestamps=True,
+            condition_on_previous_text=context,
+        ).result()
+        expected = ["de", "de", "es", "es", "es", "de"]
+        assert [segment.language for segment in result.segments] == expected
+        assert sorted(code for code, _ in decoded(model)) == sorted(expected)
+
+    def test_text_in_another_language_is_no_context(self, model):
+        audio = [voice(code, 5) for code in ("de", "de", "es", "es", "de")]
+        audio = np.concatenate([part for each in audio for part in (each, silence(1))])
+        model.transcribe(
+            audio, mode="sequential", multilingual=True, without_timestamps=True
+        ).result()
+        assert decoded(model) == [("de", ""), ("de", "de"), ("es", ""), ("es", "es"), ("de", "")]
+
+
+class TestLive:
+    def test_what_is_not_certain_waits_for_a_pause_and_binds_nobody(self, model):
+        live = LiveTranscriber(model, min_chunk=0.2)
+        opening, rest = np.split(OPENING, [round(0.7 * SAMPLE_RATE)])
+        assert said(session(live, opening)) == []
+        assert len(model.backend.windows) > 2  # they agreed
+        assert said([*session(live, rest), *live.finish()]) == [("zh", " de"), ("de", " de")]
+
+    def test_each_piece_is_in_its_own_language(self, model):
+        audio = [voice(code, 5) for code in ("de", "de", "es")]
+        audio.insert(1, voice("de", 0.5))
+        audio = np.concatenate([part for each in audio for part in (each, silence(1))])
+        live = LiveTranscriber(model, multilingual=True, min_chunk=10)
+        pieces = [*session(live, audio), *live.finish()]
+        assert [code for code, _ in said(pieces)] == ["de", "de", "de", "es"]
+        assert decoded(model)[-1] == ("es", "")
+        assert decoded(model)[1][1] == "de"
