@@ -138,7 +138,9 @@ class Job:
         """A window encoded, and the probability of each language in it."""
         with self.times.measure("encoder"):
             audio = self.backend.encode(features[None])
-        (found,) = detect_language(self.backend, self.tokenizer, audio, self.times)
+        (found,) = detect_language(
+            self.backend, self.tokenizer, audio, self.times, self.options.languages
+        )
         return audio, found
 
     def _with_more_speech(self, window: Window) -> Window | None:

@@ -30,6 +30,8 @@ class TranscribeOptions:
 
     Attributes:
         language: language code or English name; None detects it (multilingual models).
+        languages: codes or English names of those it can be, to be detected among these only; None:
+            any the model knows.
         task: `transcribe`, or `translate` into English.
         temperature: temperatures to try in turn while a window looks wrong.
         compression_ratio_threshold: a window whose text compresses better is a loop; None: never.
@@ -74,6 +76,7 @@ class TranscribeOptions:
     """
 
     language: str | None = None
+    languages: Sequence[str] | None = None
     task: str = "transcribe"
     temperature: Sequence[float] = TEMPERATURES
     compression_ratio_threshold: float | None = 2.4
@@ -137,3 +140,8 @@ class TranscribeOptions:
             raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
         if self.multilingual and self.language is not None:
             raise UsageError("multilingual detects languages: do not give one")
+        if self.languages is not None:
+            if self.language is not None:
+                raise UsageError("languages are those to detect: give no language beside them")
+            if isinstance(self.languages, str) or not self.languages:
+                raise UsageError("languages takes a list of codes or English names")

@@ -127,7 +127,8 @@ class Transcription:
         device: The device that really ran it.
         kv_cache: Kind of the decoder's cache.
         precision: Arithmetic it ran in: f32, bf16, f16, or `int8+` what is not in 8 bits.
-        language_probabilities: Of every language, likeliest first; empty if it was given.
+        language_probabilities: Of every language it could be, likeliest first; empty if it was
+            given.
         coverage: What became of every second.
         warnings: What the user should know, one line each: damaged audio, prompts cut.
     """

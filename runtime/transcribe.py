@@ -147,14 +147,18 @@ class WhisperModel:
             wanted = replace(options or TranscribeOptions(), **changes)
         except TypeError as error:
             raise UsageError(f"unknown option: {error}") from None
-        language = wanted.language
+        language, languages = wanted.language, wanted.languages
+        if languages is not None:
+            languages = tuple(
+                require_language(self.tokenizer, self.vocabulary, each) for each in languages
+            )
         if language is not None or not self.is_multilingual:
             language = require_language(self.tokenizer, self.vocabulary, language or "en")
         if not self.is_multilingual and wanted.task != "transcribe":
             raise UsageError("this model is English-only and cannot translate; use base or larger")
         if not self.is_multilingual and wanted.multilingual:
             raise UsageError("this model is English-only: multilingual needs base or larger")
-        return replace(wanted, language=language)
+        return replace(wanted, language=language, languages=languages)
 
 
 def _in_order(

@@ -141,7 +141,7 @@ def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
 
 
 def _kinds(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = cli.names(text)
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
         raise UsageError(f"--kinds takes some of {', '.join(KINDS)}, not {text!r}")

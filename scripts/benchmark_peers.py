@@ -143,7 +143,7 @@ def benchmark_peers(arguments: argparse.Namespace) -> int:
 
 
 def _peer_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = cli.names(text)
     unknown = [name for name in names if name not in PEERS]
     if unknown or not names:
         raise UsageError(f"--peers takes some of {', '.join(PEERS)}, not {text!r}")

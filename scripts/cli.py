@@ -87,6 +87,11 @@ def boolean(text: str) -> bool:
     return known[text.lower()]
 
 
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def optional(convert: Callable[[str], float]) -> Callable[[str], float | None]:
     """A number, or `None` to switch the option off."""
 

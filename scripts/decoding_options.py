@@ -80,6 +80,13 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
     """Add everything that `decoding_options` reads; live, without what needs a whole recording."""
     what = parser.add_argument_group("what to transcribe")
     what.add_argument("--language", help="code or English name (default: detected)")
+    what.add_argument(
+        "--languages",
+        type=cli.names,
+        metavar="A,B,...",
+        help="codes or English names of those it can be: makes detection surer, above all of short "
+        "phrases (default: any the model knows)",
+    )
     what.add_argument("--task", default="transcribe", choices=TASKS, help="translate: into English")
     what.add_argument(
         "--multilingual",
@@ -243,6 +250,7 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
     """
     return TranscribeOptions(
         language=arguments.language,
+        languages=arguments.languages,
         task=arguments.task,
         multilingual=arguments.multilingual,
         initial_prompt=arguments.initial_prompt,

@@ -143,6 +143,12 @@ def test_options_reach_the_model(bench) -> None:
     assert bench.loads == [("base", "CPU", "auto", "auto", 1)]
 
 
+def test_languages_to_choose_from_reach_the_model(bench) -> None:
+    run(bench.manifest, "--model", bench.base, "--languages", "de, English")
+    for _, _, options in bench.calls:
+        assert options.languages == ["de", "English"]
+
+
 def test_a_warm_up_comes_first_and_is_not_counted(bench, tmp_path) -> None:
     out = tmp_path / "out.json"
     run(bench.manifest, "--model", bench.en, "--json", str(out))

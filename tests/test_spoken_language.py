@@ -9,6 +9,7 @@ import pytest
 from fake_backend import FakeBackend, Say, fake_model
 from live_speech import LoudIsSpeech, silence
 
+from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.live import Committed, LiveTranscriber
@@ -177,6 +178,30 @@ class TestRecordings:
         assert {code for code, _ in decoded(model)} == {"de"}
         assert result.language == next(iter(result.language_probabilities)) == "de"
         assert result.warnings == ()
+
+    @pytest.mark.parametrize("multilingual", [False, True])
+    def test_it_is_one_of_those_it_can_be(self, model, multilingual):
+        """Chinese is not, and of the others none is likelier: the first is taken."""
+        options = {"languages": ("Spanish", "de"), "multilingual": multilingual}
+        result = model.transcribe(
+            OPENING[:SAMPLE_RATE], without_timestamps=True, **options
+        ).result()
+        assert result.language_probabilities == {"es": 0.5, "de": 0.5}
+        assert [code for code, _ in decoded(model)] == [result.language] == ["es"]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"languages": ("de", "Klingon")}, "unknown language 'Klingon'"),
+            ({"languages": ("de", "cy")}, "no language token for welsh"),
+            ({"languages": ("de",), "language": "de"}, "give no language beside them"),
+            ({"languages": ()}, "languages takes a list"),
+            ({"languages": "de"}, "languages takes a list"),
+        ],
+    )
+    def test_what_is_none_of_the_models_is_refused(self, model, options, message):
+        with pytest.raises(UsageError, match=message):
+            model.transcribe(OPENING, **options)
 
     def test_a_short_recording_is_guessed_and_says_so(self, model):
         result = model.transcribe(OPENING[:SAMPLE_RATE], without_timestamps=True).result()

@@ -102,6 +102,7 @@ class TestExitCodes:
         [
             (["--language", "Klingon"], "unknown language 'Klingon'"),
             (["--language", "cy"], "no language token for welsh"),
+            (["--languages", "en, cy"], "no language token for welsh"),
             (["--temperature", "-1"], "temperature takes"),
             (["--temperature", "nan"], "temperature takes"),
             (["--beam-size", "0"], "beam_size is 0"),
