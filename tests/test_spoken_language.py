@@ -9,8 +9,9 @@ import pytest
 from fake_backend import FakeBackend, Say, fake_model
 from live_speech import LoudIsSpeech, silence
 
+from whisper_npu import load_model
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.audio import SAMPLE_RATE
+from whisper_npu.runtime.audio import SAMPLE_RATE, load_audio
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.live import Committed, LiveTranscriber
 from whisper_npu.runtime.spoken_language import SpokenLanguage
@@ -260,3 +261,16 @@ class TestLive:
         assert [code for code, _ in said(pieces)] == ["de", "de", "de", "es"]
         assert decoded(model)[-1] == ("es", "")
         assert decoded(model)[1][1] == "de"
+
+
+def test_real_speech_in_two_languages(base_folder, shared_audio):
+    """Its second clause lasts two seconds; by itself it would be Portuguese."""
+    german, spanish = (
+        load_audio(shared_audio / "words" / f"test_{code}.wav") for code in ("de", "es")
+    )
+    audio = np.concatenate([german, silence(1), spanish])
+    segments = load_model(base_folder).transcribe(audio, multilingual=True).segments
+    change = len(german) / SAMPLE_RATE + 0.5
+    assert len(segments) > 2
+    for segment in segments:
+        assert segment.language == ("de" if segment.end < change else "es")
