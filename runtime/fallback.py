@@ -5,6 +5,7 @@ loop under a prompt are so without it, for the prompt is what most often leads t
 """
 
 import logging
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -195,6 +196,12 @@ def is_loop(tokens: Sequence[int]) -> bool:
         _longest_run(tokens, period) >= max(_LOOP_REPEATS * period, _LOOP_TOKENS) - period
         for period in range(1, len(tokens) // _LOOP_REPEATS + 1)
     )
+
+
+def spoken_length(text: str) -> int:
+    """Letters of an alphabet that take as long to say: a sign for a syllable counts as three."""
+    signs = sum(char.isalpha() and unicodedata.east_asian_width(char) == "W" for char in text)
+    return len(text) + 2 * signs
 
 
 def says_twice(tokens: Sequence[int]) -> bool:

@@ -15,7 +15,12 @@ import numpy as np
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.decoding import DecodingOptions
-from whisper_npu.runtime.fallback import Outcome, decode_with_fallback, says_twice
+from whisper_npu.runtime.fallback import (
+    Outcome,
+    decode_with_fallback,
+    says_twice,
+    spoken_length,
+)
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.partial import partial_reporter
 from whisper_npu.runtime.results import Retry
@@ -33,7 +38,7 @@ logger = logging.getLogger("whisper_npu")
 _MARGIN, _MARGIN_OF_TINY = 7 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
 _TINY = 384  # elements of a tiny model's states
 
-_HURRIED_SPEECH = 20  # characters in a second; audio books have about 15
+_HURRIED_SPEECH = 20  # letters in a second; audio books have about 15
 
 # Frames to a multiple of which windows decoded together are filled up with silence: fewer
 # lengths, larger batches.
@@ -177,7 +182,7 @@ def _doubted(heard: Heard, task: Task) -> Heard:
         outcome.flaw is not None
         or outcome.is_silence
         or task.job.options.compression_ratio_threshold is None  # repetitions are not looked for
-        or len(outcome.decoded.text) <= _HURRIED_SPEECH * seconds
+        or spoken_length(outcome.decoded.text) <= _HURRIED_SPEECH * seconds
         or not says_twice(text)
     ):
         return heard

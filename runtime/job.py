@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.decoding import DecodingOptions, detect_language
+from whisper_npu.runtime.fallback import spoken_length
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hallucinations import first_hallucination
@@ -28,8 +29,8 @@ logger = logging.getLogger("whisper_npu")
 
 # Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
 _SHORT = 2.0  # seconds
-_SYLLABLE = 8  # characters that no time is too short for
-_FASTEST_SPEECH = 25  # characters in a second; audio books have about 15
+_SYLLABLE = 8  # letters that no time is too short for
+_FASTEST_SPEECH = 25  # letters in a second; audio books have about 15
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Job:
             self.coverage.add(window.offset, window.end_time, "skipped", reason)
             return True
         seconds = window.end_time - window.offset
-        if seconds < _SHORT and len(decoded.text) > _SYLLABLE + _FASTEST_SPEECH * seconds:
+        if seconds < _SHORT and spoken_length(decoded.text) > _SYLLABLE + _FASTEST_SPEECH * seconds:
             reason = f"more than can be said in {seconds:.2f} s: {decoded.text!r}"
             self.coverage.add(window.offset, window.end_time, "dropped", reason)
             return True

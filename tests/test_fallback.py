@@ -6,7 +6,7 @@ A scripted decoder takes the place of the graphs; `vad` is off, so that any soun
 import pytest
 from fake_backend import ENGLISH, SURE, Say, sound
 
-from whisper_npu.runtime.fallback import says_twice
+from whisper_npu.runtime.fallback import says_twice, spoken_length
 
 ELASTIC = {**ENGLISH, "elastic": True, "without_timestamps": True, "temperature": (0.0,)}
 ONCE = " I really was very much afraid."
@@ -118,3 +118,19 @@ class TestSaidTwice:
     )
     def test_a_phrase_of_five_tokens(self, tokens, twice):
         assert says_twice(tokens) is twice
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("", 0),
+        ("Übermut", 7),
+        ("谢谢。", 7),
+        ("ありがとう", 15),
+        ("감사", 6),
+        ("Ja, 谢", 7),
+        ("спасибо", 7),
+    ],
+)
+def test_signs_for_syllables_take_as_long_as_three_letters(text, length):
+    assert spoken_length(text) == length

@@ -181,8 +181,8 @@ class TestSilence:
         assert model.transcribe(sound(5), **ENGLISH, without_timestamps=True).text == "Yes."
 
     @pytest.mark.parametrize(("seconds", "fits"), [(0.5, False), (1.5, True), (3.0, True)])
-    def test_more_than_can_be_said(self, make, words, seconds, fits):
-        text = "I'll see you next time."
+    @pytest.mark.parametrize("text", ["I'll see you next time.", "谢谢大家的观看。"])
+    def test_more_than_can_be_said(self, make, words, seconds, fits, text):
         model = make(Say(tuple(words(" " + text))))
         result = model.transcribe(sound(seconds), **ENGLISH, without_timestamps=True).result()
         assert result.text == (text if fits else "")
