@@ -248,9 +248,7 @@ class LiveTranscriber:
                 updates += self._agree(speech)
                 break
             updates += self._settle(speech.end)
-            # Where the language is open, what follows is asked for its own.
-            full = self._settled - self._begin > self._trim_after
-            if speech.over or full or self._spoken.is_open:
+            if speech.over or self._settled - self._begin > self._trim_after:
                 self._cut(self._settled, len(self._begun))
             if not speech.over:
                 break
@@ -263,7 +261,10 @@ class LiveTranscriber:
         return updates
 
     def _next_speech(self) -> _Speech | None:
-        """The first speech in the buffer, up to a long pause."""
+        """The first speech in the buffer, up to a long pause.
+
+        Where the language is open, any pause is long: what follows is asked for its own.
+        """
         heard = self._features.n_ready
         if self._speech is None:
             if self._features.peak(self._begin, heard - self._begin) < SILENCE:
@@ -272,7 +273,7 @@ class LiveTranscriber:
         spans = self._spans(self._begin, heard)
         if not spans:
             return None
-        long = round(LONG_PAUSE * FRAMES_PER_SECOND)
+        long = self._pause if self._spoken.is_open else round(LONG_PAUSE * FRAMES_PER_SECOND)
         for (_, end), (following, _) in pairwise(spans):
             if following - end >= long:
                 return _Speech(spans[0][0], end, paused=True, over=True)

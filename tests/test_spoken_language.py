@@ -252,12 +252,13 @@ class TestLive:
         assert len(model.backend.windows) > 2  # they agreed
         assert said([*session(live, rest), *live.finish()]) == [("zh", " de"), ("de", " de")]
 
-    def test_each_piece_is_in_its_own_language(self, model):
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_each_piece_is_in_its_own_language(self, model, at_once):
         audio = [voice(code, 5) for code in ("de", "de", "es")]
         audio.insert(1, voice("de", 0.5))
         audio = np.concatenate([part for each in audio for part in (each, silence(1))])
         live = LiveTranscriber(model, multilingual=True, min_chunk=10)
-        pieces = [*session(live, audio), *live.finish()]
+        pieces = [*(live.feed(audio) if at_once else session(live, audio)), *live.finish()]
         assert [code for code, _ in said(pieces)] == ["de", "de", "de", "es"]
         assert decoded(model)[-1] == ("es", "")
         assert decoded(model)[1][1] == "de"
