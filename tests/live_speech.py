@@ -51,8 +51,8 @@ class LoudIsSpeech:
         return (np.abs(chunks).max(axis=1) > 0.01).astype(np.float32)
 
 
-class Listener(FakeBackend):
-    """Says the words it hears."""
+class Pitches(FakeBackend):
+    """Encodes audio as the loudest mel band of each position."""
 
     n_text_ctx = 448
 
@@ -63,6 +63,10 @@ class Listener(FakeBackend):
     def encode(self, features):
         super().encode(features)
         return np.repeat(features.argmax(axis=1)[:, ::2, None], 4, axis=2).astype(np.float32)
+
+
+class Listener(Pitches):
+    """Says the words it hears."""
 
     def hear(self, audio, begun):
         """What is said after tokens `begun` in a window encoded as `audio`."""
