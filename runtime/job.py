@@ -145,9 +145,9 @@ class Job:
         return audio, found
 
     def _with_more_speech(self, window: Window) -> Window | None:
-        """All that can be encoded from a window's start on, if that is more speech."""
-        n_frames = self.features.available(window.start, self.window_frames)
-        further = Window(window.start, window.start + n_frames)
+        """All there is to encode from a window's start on, read already, if it is more speech."""
+        end = min(window.start + self.window_frames, self.features.n_ready)
+        further = Window(window.start, end)
         more = self.windows.speech_seconds(window.end_time, further.end_time)
         return further if more >= TELLING else None
 

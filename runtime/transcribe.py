@@ -154,6 +154,7 @@ class WhisperModel:
             )
         if language is not None or not self.is_multilingual:
             language = require_language(self.tokenizer, self.vocabulary, language or "en")
+            languages = None  # there is nothing to choose
         if not self.is_multilingual and wanted.task != "transcribe":
             raise UsageError("this model is English-only and cannot translate; use base or larger")
         if not self.is_multilingual and wanted.multilingual:

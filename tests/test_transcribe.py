@@ -220,7 +220,9 @@ class TestLanguage:
     def test_english_only(self, make, words):
         model = make(Say(tuple(words(" Hi."))), is_multilingual=False)
         assert model.transcribe(sound(2), **SEQUENTIAL).result().language == "en"
-        for wrong in ({"language": "de"}, {"task": "translate"}):
+        result = model.transcribe(sound(2), **SEQUENTIAL, languages=["English"]).result()
+        assert (result.language, result.language_probabilities) == ("en", {})
+        for wrong in ({"language": "de"}, {"languages": ["de"]}, {"task": "translate"}):
             with pytest.raises(UsageError, match="English-only"):
                 model.transcribe(sound(2), **SEQUENTIAL, **wrong)
 
