@@ -111,12 +111,14 @@ class TestSeveralLanguages:
 class Polyglot(Pitches):
     """Hears the language of each window by its pitch, and says that language's name."""
 
+    times_said = 1
+
     def start(self, audio, rows_per_window=1):
         session = super().start(audio, rows_per_window)
         bands = np.rint(audio[0, :, 0])
         seconds = {code: (abs(bands - band) <= 1).sum() / 50 for code, (_, band) in PITCH.items()}
         code = max(seconds, key=seconds.get)
-        word = tuple(self.tokenizer.encode(f" {code}"))
+        word = tuple(self.tokenizer.encode(f" {code}" * self.times_said))
         guess = sum(seconds.values()) < 1
         session.say = Say(word, language="zh", certainty=1.5) if guess else Say(word, language=code)
         return session
@@ -199,6 +201,11 @@ class TestRecordings:
         assert result.language == "zh"
         assert "taken to be in chinese" in result.warnings[0]
 
+    def test_silence_behind_a_short_recording_is_not_asked(self, model):
+        quiet = np.concatenate([voice("de", 0.7), silence(10)])
+        assert model.transcribe(quiet, without_timestamps=True).result().language == "zh"
+        assert len(model.backend.windows) == 1
+
     def test_later_windows_are_not_asked(self, model):
         audio = np.concatenate([OPENING, voice("es", 2), silence(4), voice("es", 2)])
         result = model.transcribe(audio, mode="sequential", without_timestamps=True).result()
@@ -233,6 +240,18 @@ class TestRecordings:
         ).result()
         assert decoded(model) == [("de", ""), ("de", "de"), ("es", ""), ("es", "es"), ("de", "")]
 
+    def test_nor_is_it_in_batches(self, model):
+        """Every other window has the text before it, if that is long enough."""
+        model.backend.times_said = 20
+        audio = [voice(code, 5) for code in ("de", "de", "de", "es")]
+        audio = np.concatenate([part for each in audio for part in (each, silence(1))])
+        options = {"condition_on_previous_text": True, "compression_ratio_threshold": None}
+        model.transcribe(
+            audio, mode="batched", multilingual=True, without_timestamps=True, **options
+        ).result()
+        contexts = {(code, before[:2]) for code, before in decoded(model)}
+        assert contexts == {("de", ""), ("de", "de"), ("es", "")}
+
 
 class TestLive:
     def test_what_is_not_certain_waits_for_a_pause_and_binds_nobody(self, model):
@@ -244,14 +263,28 @@ class TestLive:
 
     @pytest.mark.parametrize("at_once", [False, True])
     def test_each_piece_is_in_its_own_language(self, model, at_once):
-        audio = [voice(code, 5) for code in ("de", "de", "es")]
+        audio = [voice(code, 5) for code in ("de", "de", "es", "es")]
         audio.insert(1, voice("de", 0.5))
         audio = np.concatenate([part for each in audio for part in (each, silence(1))])
         live = LiveTranscriber(model, multilingual=True, min_chunk=10)
         pieces = [*(live.feed(audio) if at_once else session(live, audio)), *live.finish()]
-        assert [code for code, _ in said(pieces)] == ["de", "de", "de", "es"]
-        assert decoded(model)[-1] == ("es", "")
-        assert decoded(model)[1][1] == "de"
+        assert [code for code, _ in said(pieces)] == ["de", "de", "de", "es", "es"]
+        before = [context for _, context in decoded(model)]
+        assert before == ["", "de", "de de", "", "es"]
+
+    def test_a_draft_binds_nobody(self, model):
+        """The first of them takes it for Chinese."""
+        live = LiveTranscriber(model, min_chunk=0.3)
+        audio = np.concatenate([voice("de", 1.4), silence(1)])
+        assert [code for code, _ in said(session(live, audio))] == ["de"]
+
+    def test_committed_text_binds_what_is_said_in_one_breath(self, model):
+        model.backend.times_said = 3
+        live = LiveTranscriber(model, multilingual=True, compression_ratio_threshold=None)
+        audio = np.concatenate([voice("de", 4), voice("es", 8), silence(1)])
+        pieces = said(session(live, audio))
+        assert len(pieces) > 2
+        assert {code for code, _ in pieces} == {"de"}
 
 
 def test_real_speech_in_two_languages(base_folder, shared_audio):
