@@ -218,7 +218,7 @@ def _configurations(arguments: argparse.Namespace) -> "list[Configuration]":
     _add_one_by_one(parser)
     found = [_configuration(AS_GIVEN, arguments)]
     for text in arguments.compare:
-        changes = cli.hyphenate([f"--{change.lstrip('-')}" for change in shlex.split(text)])
+        changes = cli.spell([f"--{change.lstrip('-')}" for change in shlex.split(text)])
         if not changes:
             raise UsageError('--compare takes options such as "precision=f32 mode=sequential"')
         changed = parser.parse_args(changes, argparse.Namespace(**vars(arguments)))

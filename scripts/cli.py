@@ -28,18 +28,41 @@ exit codes:
 DEFAULT_MODEL = "tiny.en"
 
 
-def hyphenate(arguments: Sequence[str]) -> list[str]:
-    """Accept openai/whisper's spelling of options: `--beam_size=5` is `--beam-size=5`."""
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_flags: set[str] = set()
+
+
+def add_flag(
+    group: argparse._ArgumentGroup, name: str, *, help: str, default: bool | None = None
+) -> None:
+    """Add an option of `True` or `False`, as openai/whisper has them; alone it is `True`."""
+    _flags.add(name)
+    group.add_argument(
+        name,
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=default,
+        metavar="True|False",
+        help=help,
+    )
+
+
+def spell(arguments: Sequence[str]) -> list[str]:
+    """A command line as our parsers know it.
+
+    openai/whisper's underscores are hyphens: `--beam_size=5` is `--beam-size=5`. And a flag
+    standing alone does not take the file behind it for its value: `--word-timestamps talk.mp3`.
+    """
     spelled = []
-    rest = iter(arguments)
-    for argument in rest:
+    for i, argument in enumerate(arguments):
         if argument == "--":
-            spelled += [argument, *rest]
-            break
+            return [*spelled, *arguments[i:]]
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = name.replace("_", "-")
-        spelled.append(name + equals + value)
+        alone = not equals and (*arguments[i + 1 : i + 2], "")[0].lower() not in _TRUTHS
+        spelled.append(f"{name}=True" if name in _flags and alone else name + equals + value)
     return spelled
 
 
@@ -49,7 +72,7 @@ def run(
     argv: Sequence[str] | None,
 ) -> int:
     """Parse the command line and run `body`; our own errors become one line and an exit code."""
-    arguments = parser.parse_args(hyphenate(sys.argv[1:] if argv is None else argv))
+    arguments = parser.parse_args(spell(sys.argv[1:] if argv is None else argv))
     try:
         return body(arguments)
     except WhisperNpuError as error:
@@ -81,10 +104,9 @@ def be_process(main: Callable[[], int]) -> NoReturn:
 
 def boolean(text: str) -> bool:
     """An option's `True` or `False`, as openai/whisper spells it."""
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in known:
+    if text.lower() not in _TRUTHS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return known[text.lower()]
+    return _TRUTHS[text.lower()]
 
 
 def names(text: str) -> list[str]:

@@ -111,24 +111,21 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
     )
 
     long = parser.add_argument_group("long recordings")
-    long.add_argument(
+    cli.add_flag(
+        long,
         "--vad",
-        type=cli.boolean,
         default=True,
-        metavar="True|False",
         help="pass over audio without speech (default: %(default)s)",
     )
-    long.add_argument(
+    cli.add_flag(
+        long,
         "--elastic",
-        type=cli.boolean,
-        metavar="True|False",
         help="encode short recordings as what they are, not as 30 s: faster; what looks wrong then "
         "is decoded again (default: True, but False with f32, which promises PyTorch's tokens)",
     )
-    long.add_argument(
+    cli.add_flag(
+        long,
         "--condition-on-previous-text",
-        type=cli.boolean,
-        metavar="True|False",
         help=_CONTEXT_LIVE if live else _CONTEXT,
     )
 
@@ -199,11 +196,10 @@ def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._Argume
     what.add_argument(
         "--prefix", metavar="TEXT", help="what the transcript goes on from; not part of it"
     )
-    what.add_argument(
+    cli.add_flag(
+        what,
         "--word-timestamps",
-        type=cli.boolean,
         default=False,
-        metavar="True|False",
         help="give every word its time (default: %(default)s)",
     )
     what.add_argument(
@@ -223,7 +219,7 @@ def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._Argume
         type=cli.optional(float),
         metavar="SECONDS",
         help="leave out text that sits strangely in time with that much silence around it; "
-        "needs --word-timestamps True",
+        "needs --word-timestamps",
     )
     long.add_argument(
         "--mode",

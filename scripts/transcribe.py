@@ -64,25 +64,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="txt, vtt, srt, tsv, json, several separated by commas, or all "
         "(default: nothing is written without --output-dir, all with it)",
     )
-    out.add_argument(
+    cli.add_flag(
+        out,
         "--highlight-words",
-        type=cli.boolean,
         default=False,
-        metavar="True|False",
-        help="underline each word as it is spoken, in srt and vtt; needs --word-timestamps True",
+        help="underline each word as it is spoken, in srt and vtt; needs --word-timestamps",
     )
     for limit, what in (
         ("--max-line-width", "characters in a line of srt and vtt"),
         ("--max-line-count", "lines in a cue, with --max-line-width"),
         ("--max-words-per-line", "words in a cue, without --max-line-width"),
     ):
-        needs = f"{what}, at most; needs --word-timestamps True"
+        needs = f"{what}, at most; needs --word-timestamps"
         out.add_argument(limit, type=int, metavar="N", help=needs)
-    out.add_argument(
+    cli.add_flag(
+        out,
         "--verbose",
-        type=cli.boolean,
         default=True,
-        metavar="True|False",
         help="print the text as it comes (default), or only a progress bar",
     )
     out.add_argument(

@@ -1,5 +1,7 @@
 """What the programs share: finding the model, and the console command with its subcommands."""
 
+import argparse
+
 import pytest
 
 from whisper_npu.scripts import cli
@@ -39,9 +41,29 @@ class TestConsoleCommand:
 
 
 def test_values_keep_their_underscores():
-    assert cli.hyphenate(["--initial_prompt=a_b", "x_y.wav", "--", "--z_z"]) == [
+    assert cli.spell(["--initial_prompt=a_b", "x_y.wav", "--", "--z_z"]) == [
         "--initial-prompt=a_b",
         "x_y.wav",
         "--",
         "--z_z",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag", "files"),
+    [
+        (["--a_flag", "x.wav", "y.wav"], True, ["x.wav", "y.wav"]),
+        (["x.wav", "--a-flag"], True, ["x.wav"]),
+        (["--a-flag", "False", "x.wav"], False, ["x.wav"]),
+        (["--a_flag=no", "x.wav"], False, ["x.wav"]),
+        (["--a-flag", "--", "yes"], True, ["yes"]),
+        (["--", "--a-flag"], None, ["--a-flag"]),
+        (["yes"], None, ["yes"]),
+    ],
+)
+def test_flags_may_stand_alone(arguments, flag, files):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="+")
+    cli.add_flag(parser.add_argument_group("others"), "--a-flag", help="on or off")
+    read = parser.parse_args(cli.spell(arguments))
+    assert (read.a_flag, read.files) == (flag, files)
