@@ -4,8 +4,6 @@ openai/whisper's rules for its `hallucination_silence_threshold` (`transcribe.py
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
 
 from whisper_npu.runtime.options import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
 from whisper_npu.runtime.results import Segment, Word
@@ -13,7 +11,6 @@ from whisper_npu.runtime.results import Segment, Word
 _IMPROBABLE = 0.15
 _SHORT = 0.133  # seconds
 _LONG = 2.0  # seconds
-_PAUSE = 0.3  # seconds: a gap between words that is not just the next one's onset
 _SCORE_PER_SHORT_SECOND = 15
 _WORDS_JUDGED = 8
 _ANOMALOUS_SCORE = 3.0
@@ -35,23 +32,10 @@ def is_segment_anomaly(segment: Segment | None) -> bool:
     """Whether the first words of a segment are strange all in all; without words it is not."""
     if segment is None or not segment.words:
         return False
-    judged = [word for word in _without_gaps(segment.words) if word.word not in _PUNCTUATION]
+    judged = [word for word in segment.words if word.word not in _PUNCTUATION]
     judged = judged[:_WORDS_JUDGED]
     score = sum(word_anomaly_score(word) for word in judged)
     return score >= _ANOMALOUS_SCORE or score + 0.01 >= len(judged)
-
-
-def _without_gaps(words: Sequence[Word]) -> list[Word]:
-    """Words that each last until the next one begins, but for pauses.
-
-    The rules above were made for such words. Here words end a little early where the next follows
-    at once: "the" would count as too short.
-    """
-    lasting = [
-        replace(word, end=following.start) if following.start - word.end < _PAUSE else word
-        for word, following in pairwise(words)
-    ]
-    return [*lasting, *words[-1:]]
 
 
 def first_hallucination(

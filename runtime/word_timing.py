@@ -1,13 +1,14 @@
 """Words with times: aligns the text of a window with its audio, and fits words and segments.
 
 After openai/whisper's `timing.py`, with two differences. Words are told apart within each segment,
-so that the words of a segment always make up its text. And words begin where their sound does, not
-where the word before them ends (`alignment.py`): so there is no need to cut words that took in a
-pause down to a likely length.
+so that the words of a segment always make up its text. And onsets are known (`alignment.py`): so
+pauses can be told from speech, and there is no need to cut words that took in a pause down to a
+likely length.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,6 +20,12 @@ from whisper_npu.runtime.results import Segment, Word
 from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer
 
 FRAMES_PER_POSITION = round(FRAMES_PER_SECOND * TIMESTAMP_STEP)
+
+# Measured with base and tiny.en on 80 sentences of two synthetic voices, which say when each word
+# begins and ends. With less than `_PAUSE` between a word and the next, nineteen in twenty went on
+# without a break; before a break or the end, a word sounded 0.07 to 0.19 s longer than aligned.
+_PAUSE = 0.25  # seconds
+_FADE = 0.14  # seconds
 
 _LONGEST_TYPICAL_WORD = 0.7  # seconds; a median above it comes from badly aligned words
 _TRUSTED_BY = 0.5  # seconds by which a segment's own timestamp may overrule a word's
@@ -99,9 +106,14 @@ def add_word_timestamps(
         n_frames=n_frames,
         attention_delay=attention_delay,
     )
-    typical = typical_duration(timings)
+    merged = [
+        merge_punctuation(of_segment, prepend_punctuations, append_punctuations)
+        for of_segment in timings
+    ]
+    sounding = sound_out(merged, n_frames / FRAMES_PER_SECOND)
+    typical = typical_duration(sounding)
     timed = []
-    for segment, of_segment in zip(segments, timings, strict=True):
+    for segment, of_segment in zip(segments, sounding, strict=True):
         words = [
             Word(
                 start=round(max(not_before, offset + timing.start), 2),
@@ -109,7 +121,7 @@ def add_word_timestamps(
                 word=timing.word,
                 probability=timing.probability,
             )
-            for timing in merge_punctuation(of_segment, prepend_punctuations, append_punctuations)
+            for timing in of_segment
         ]
         timed.append(fit_to_segment(segment, words, typical))
     return timed
@@ -181,6 +193,32 @@ def find_alignment(
             )
             first = stop
     return timings
+
+
+def sound_out(timings: Sequence[Sequence[WordTiming]], window_end: float) -> list[list[WordTiming]]:
+    """Words that last as long as they sound.
+
+    The model is done with a word before its sound ends, and attends to the next a little after it
+    began. So a word gives way to the next half way between; before a pause it fades.
+
+    Args:
+        timings: the words of each segment of a window, in order, as aligned.
+        window_end: where the audio of the window ends, in seconds from its start.
+    """
+    aligned = [timing for of_segment in timings for timing in of_segment]
+    starts = [timing.start for timing in aligned]
+    ends = [max(timing.end, min(timing.end + _FADE, window_end)) for timing in aligned]
+    for i, (timing, following) in enumerate(pairwise(aligned)):
+        if following.start - timing.end < _PAUSE:
+            ends[i] = starts[i + 1] = (timing.end + following.start) / 2
+    times = zip(starts, ends, strict=True)
+    return [
+        [
+            replace(timing, start=start, end=end)
+            for timing, (start, end) in zip(of_segment, times, strict=False)
+        ]
+        for of_segment in timings
+    ]
 
 
 def typical_duration(timings: Sequence[Sequence[WordTiming]]) -> float:

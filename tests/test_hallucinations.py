@@ -56,13 +56,6 @@ def test_punctuation_does_not_count_as_a_word() -> None:
     assert not is_segment_anomaly(_segment(_word(0, 0.4), mark, mark))
 
 
-def test_short_gaps_belong_to_the_word_before_them() -> None:
-    near = [_word(0.2 * i, 0.2 * i + 0.06) for i in range(8)]
-    far = [_word(0.6 * i, 0.6 * i + 0.06) for i in range(8)]
-    assert not is_segment_anomaly(_segment(*near))
-    assert is_segment_anomaly(_segment(*far))
-
-
 def _find(*segments: Segment, threshold: float = 2.0, last_speech_end: float = 10.0) -> int | None:
     return first_hallucination(
         segments,

@@ -18,6 +18,7 @@ from whisper_npu.runtime.word_timing import (
     fit_to_segment,
     last_word_end,
     merge_punctuation,
+    sound_out,
     typical_duration,
 )
 
@@ -108,9 +109,9 @@ def test_times_and_probabilities_are_those_of_the_tokens(tokenizer: Tokenizer) -
     probabilities = np.linspace(0, 1, len(backend.tokens) - 1)[3:]
     step = 0.02 * POSITIONS_PER_TOKEN
     first, second = segment.words
-    assert first.end == pytest.approx(100 + step * len(a))
-    assert second.end == pytest.approx(100 + step * len(text))
-    assert second.start == pytest.approx(first.end + 0.08)  # half of the attention
+    # Half way to where half of the second one's attention lies; and a fading end.
+    assert first.end == second.start == pytest.approx(100 + step * len(a) + 0.04)
+    assert second.end == pytest.approx(100 + step * len(text) + 0.14)
     assert first.probability == pytest.approx(probabilities[: len(a)].mean())
     assert second.probability == pytest.approx(probabilities[len(a) :][: len(b)].mean())
 
@@ -119,8 +120,27 @@ def test_delay_of_the_attention_is_taken_off(tokenizer: Tokenizer) -> None:
     (prompt,), _ = _add(tokenizer, [" one two three"])
     (late,), _ = _add(tokenizer, [" one two three"], attention_delay=0.1)
     for word, earlier in zip(prompt.words[1:], late.words[1:], strict=True):
-        assert (earlier.start, earlier.end) == pytest.approx((word.start - 0.1, word.end - 0.1))
+        assert earlier.start == pytest.approx(word.start - 0.1)
     assert late.words[0].start >= 100
+
+
+def test_words_last_until_the_next_or_fade_into_a_pause() -> None:
+    spoken = [
+        [_timing(" a", 0.1, 0.3), _timing(" b", 0.5, 0.6)],
+        [],
+        [_timing(" c", 0.6, 0.7), _timing(" d", 1.0, 1.5)],
+    ]
+    sounding = sound_out(spoken, 1.6)
+    assert [[t.word for t in words] for words in sounding] == [[" a", " b"], [], [" c", " d"]]
+    times = [(t.start, t.end) for words in sounding for t in words]
+    assert np.array(times) == pytest.approx(
+        np.array([(0.1, 0.4), (0.4, 0.6), (0.6, 0.84), (1.0, 1.6)])
+    )
+
+
+@pytest.mark.parametrize("window_end", [0.2, 0.3])
+def test_a_word_that_reaches_the_end_of_the_window_stays_there(window_end: float) -> None:
+    assert sound_out([[_timing(" a", 0.1, 0.3)]], window_end)[0][0].end == 0.3
 
 
 def test_no_word_lies_in_the_padding(tokenizer: Tokenizer) -> None:
