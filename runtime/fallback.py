@@ -119,8 +119,14 @@ def decode_with_fallback(
         flawed = attempt(pending, wanted, prompted=has_prompt) if pending else []
         pending = []
         for window in flawed:
-            looped = has_prompt and repeats_itself(attempts[window][-1], options)
-            (misled if looped else pending).append(window)
+            if has_prompt and repeats_itself(attempts[window][-1], options):
+                misled.append(window)
+            elif temperature < options.temperature[-1] and _worsens(attempts[window], options):
+                last = retries[window][-1]
+                reason = f"{last.reason}, and falling: higher temperatures are not tried"
+                retries[window][-1] = replace(last, reason=reason)
+            else:
+                pending.append(window)
         if misled:
             misled = attempt(sorted(misled), wanted, prompted=False)
         if not pending and not misled:
@@ -143,6 +149,21 @@ def decode_with_fallback(
             )
         )
     return outcomes
+
+
+def _worsens(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> bool:
+    """Whether two attempts in a row, no loops, are less likely than one before them.
+
+    Higher temperatures only make text less likely then: what they are for is to break loops. The
+    reference tries all of them, which on speech that is hard to hear takes most of the time.
+    """
+    if len(tried) < 3:
+        return False
+    *before, one, other = tried
+    honest = [attempt for attempt in before if not repeats_itself(attempt, options)]
+    if not honest or repeats_itself(one, options) or repeats_itself(other, options):
+        return False
+    return max(one.avg_logprob, other.avg_logprob) <= max(a.avg_logprob for a in honest)
 
 
 def _least_flawed(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> DecodedWindow:

@@ -37,6 +37,35 @@ class TestFallback:
         assert result.segments[0].flaw is None
         assert len(result.segments[0].retries) == 1
 
+    # So little above 0, the likeliest token is drawn each time.
+    BARELY_RISING = (0.0, 0.01, 0.02, 0.03)
+
+    @pytest.mark.parametrize("logits", [(3.0, 2.5, 2.0), (3.0, 2.0, 2.5), (3.0, 3.0, 3.0)])
+    def test_temperatures_that_only_make_it_less_likely_are_not_gone_through(self, make, logits):
+        model = make(*(Say((5,) * 3, logit=logit) for logit in logits), Say((5,) * 3))
+        options = {**ENGLISH, "without_timestamps": True, "temperature": self.BARELY_RISING}
+        (segment,) = model.transcribe(sound(4), **options, best_of=1, sample_len=4).segments
+        assert [retry.temperature for retry in segment.retries] == [0.0, 0.01, 0.02]
+        assert "falling" in segment.retries[-1].reason
+        assert segment.temperature == 0.0
+        assert segment.flaw == segment.retries[0].reason
+
+    @pytest.mark.parametrize("logits", [(3.0, 2.5, 3.5), (3.0, 3.5, 3.0), (2.0, 2.5, 3.0)])
+    def test_others_are(self, make, logits):
+        model = make(*(Say((5,) * 3, logit=logit) for logit in logits), Say((5,) * 3))
+        options = {**ENGLISH, "without_timestamps": True, "temperature": self.BARELY_RISING}
+        (segment,) = model.transcribe(sound(4), **options, best_of=1, sample_len=4).segments
+        assert segment.temperature == 0.03
+        assert segment.flaw is None
+
+    def test_a_loop_says_nothing_about_likelihood(self, make, words):
+        loop = Say(tuple(words(" no no") * 20)[:50])
+        dull = Say((5,) * 3, logit=2.0)
+        model = make(loop, dull, dull, Say((5,) * 3))
+        options = {**ENGLISH, "without_timestamps": True, "temperature": self.BARELY_RISING}
+        (segment,) = model.transcribe(sound(4), **options, best_of=1).segments
+        assert segment.temperature == 0.03
+
     def test_thresholds_can_be_switched_off(self, make, words):
         loop = tuple(words(" no no") * 20)[:50]
         model = make(Say(loop))
