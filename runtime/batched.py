@@ -10,17 +10,19 @@ the windows wait for none.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from whisper_npu.runtime.fallback import repeats_itself
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
-from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.results import Retry, Segment
 from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.word_timing import last_word_end
 
+_DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that is heard in parts where it loops
 _UNHEARD = 1.0  # seconds of speech behind the last timestamp that are worth another window
 
 # Tokens of the text before that a window is given: the most it has of these. Windows are decoded
@@ -36,6 +38,9 @@ class _Place:
     Attributes:
         start: the first frame that is not accounted for.
         rest: the part that waits to be planned.
+        later: the parts behind that, the last one first.
+        divisible: whether the part that is being heard is to be heard in parts if it loops.
+        retries: why the window, or a larger part of it, is heard in parts.
         before: the place whose text comes before it as context; None where there is to be none.
         task: the rest as a task, where it has been made already; its prompt is not known yet.
         language: code of its language, once it has been made a task.
@@ -44,6 +49,9 @@ class _Place:
 
     start: int
     rest: Window | None
+    later: list[Window] = field(default_factory=list)
+    divisible: bool = False
+    retries: tuple[Retry, ...] = ()
     before: "_Place | None" = None
     task: Task | None = None
     language: str | None = None
@@ -126,6 +134,9 @@ class BatchedReading:
     def _take_task(self, place: _Place) -> Task:
         task = self._task(place)
         task.prompt = self._job.prompts.before(self._context(place))
+        knows_pauses = self._job.options.vad and not task.wanted.prefix
+        place.divisible = knows_pauses and task.window.n_frames >= _DIVISIBLE
+        task.divisible = place.divisible
         place.rest, place.task, place.planned = None, None, True
         return task
 
@@ -141,8 +152,12 @@ class BatchedReading:
     def _take(self, place: _Place, heard: Heard) -> None:
         job, window = self._job, heard.window
         place.planned = False
+        if self._divide(place, heard):
+            return
+        place.rest = place.later.pop() if place.later else None
         if job.leave_out(heard):
             return
+        heard = heard.after(place.retries)
         parts, _ = split_at_timestamps(
             heard.outcome.decoded.tokens,
             job.tokenizer.special.timestamp_begin,
@@ -151,9 +166,31 @@ class BatchedReading:
         )
         text = job.write(heard, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
-        place.rest = self._rest(window, parts[-1].end)
-        place.start = window.end if place.rest is None else place.rest.start
+        rest = self._rest(window, parts[-1].end)
+        if rest is not None and place.rest is not None:
+            place.later.append(place.rest)
+        place.rest = rest or place.rest
+        place.start = window.end if rest is None else rest.start
         job.account(window.offset, place.start / FRAMES_PER_SECOND, text.made_up)
+
+    def _divide(self, place: _Place, heard: Heard) -> bool:
+        """Have a window that loops heard in two parts, cut at a pause; returns whether it does.
+
+        What leads to a loop, laughter or music, mostly is a small part of it: the rest of the
+        window is heard as usual then. Higher temperatures end loops too, in text that is made up.
+        """
+        window, outcome = heard.window, heard.outcome
+        if not place.divisible or outcome.flaw is None:
+            return False
+        if repeats_itself(outcome.decoded, self._job.options) is None:
+            return False
+        cut = self._job.windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
+        place.rest = Window(window.start, cut)
+        place.later.append(Window(cut, window.end))
+        *earlier, last = outcome.retries
+        last = replace(last, reason=f"{last.reason}; heard in parts")
+        place.retries = (*place.retries, *earlier, last)
+        return True
 
     def _rest(self, window: Window, text_end: float) -> Window | None:
         """What is left of a window behind the end of its text, if there is speech in it.

@@ -58,6 +58,7 @@ def decode_with_fallback(
     *,
     prompts: Sequence[Sequence[int]] = (),
     reach: Sequence[float] = (),
+    divisible: Sequence[bool] = (),
     on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
     """Decode a batch of encoded windows.
@@ -73,6 +74,8 @@ def decode_with_fallback(
         times: where stage times are added.
         prompts: see `decode_windows`.
         reach: see `decode_windows`.
+        divisible: for each window, whether the caller hears it in parts if it loops: higher
+            temperatures are not tried then.
         on_tokens: called after each step for each window being decoded.
 
     Returns:
@@ -129,6 +132,15 @@ def decode_with_fallback(
                 pending.append(window)
         if misled:
             misled = attempt(sorted(misled), wanted, prompted=False)
+        if any(divisible):
+            pending, misled = (
+                [
+                    window
+                    for window in windows
+                    if not (divisible[window] and repeats_itself(attempts[window][-1], options))
+                ]
+                for windows in (pending, misled)
+            )
         if not pending and not misled:
             break
 

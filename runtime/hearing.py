@@ -57,6 +57,7 @@ class Task:
         prompt: tokens of the text before it, the user's prompt included.
         reach: seconds into the window that its text must reach: there is speech up to there.
         shares: whether it shares its batch with windows of other lengths.
+        divisible: whether it is heard in parts where its text is a loop.
         encoded: the features encoded, where that has been done, or begun, already; used up when
             the window is decoded.
         encoding: how long it took to encode them ahead.
@@ -69,6 +70,7 @@ class Task:
     prompt: tuple[int, ...] = ()
     reach: float = 0.0
     shares: bool = False
+    divisible: bool = False
     encoded: "Future[Float32Array] | None" = None
     encoding: StageTimes = field(default_factory=StageTimes)
 
@@ -87,6 +89,11 @@ class Heard:
     window: Window
     outcome: Outcome
     audio: Float32Array | None
+
+    def after(self, retries: Sequence[Retry]) -> "Heard":
+        """The same, of a window that was tried before."""
+        every = (*retries, *self.outcome.retries)
+        return replace(self, outcome=replace(self.outcome, retries=every))
 
 
 def frames_to_encode(n_frames: int, choices: Sequence[int], n_audio_state: int | None) -> int:
@@ -164,9 +171,7 @@ def _hear_alike(
     again = _decode(wholes, whole, backend, times, temperatures)
     for place, one in zip(flawed, again, strict=True):
         # A window that was whole has only been decoded the same way once more.
-        before = heard[place].outcome.retries if is_short[place] else ()
-        retries = (*before, *one.outcome.retries)
-        heard[place] = replace(one, outcome=replace(one.outcome, retries=retries))
+        heard[place] = one.after(heard[place].outcome.retries if is_short[place] else ())
     return heard
 
 
@@ -229,6 +234,7 @@ def _decode(
             times,
             prompts=[tasks[place].prompt for place in places],
             reach=[tasks[place].reach for place in places],
+            divisible=[tasks[place].divisible for place in places],
             on_tokens=None
             if job.on_partial is None
             else partial_reporter(

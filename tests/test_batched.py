@@ -145,6 +145,81 @@ class TestContext:
         assert any(before) == given
 
 
+class TestLoops:
+    """A window that loops is heard in parts, down to some ten seconds."""
+
+    SECONDS = 26.0  # one window, with pauses
+
+    @pytest.fixture
+    def hear(self, model, words):
+        """A function: what comes of one window if the script is said."""
+        self.loop = Say(tuple(words(" no no") * 20)[:50])
+
+        def run(*script, **options):
+            model.backend.script = list(script)
+            samples = tiny_whisper.synthetic_speech(0, self.SECONDS)
+            options = {**BATCHED, "without_timestamps": True, "temperature": (0.0, 0.2), **options}
+            return model.transcribe(samples, **options).result()
+
+        return run
+
+    @pytest.fixture
+    def words(self, model):
+        return model.tokenizer.encode
+
+    def test_the_rest_of_it_is_heard_as_usual(self, hear, words, model):
+        good = [Say(tuple(words(text))) for text in (" One.", " Two.")]
+        result = hear(self.loop, *good, best_of=1)
+        assert result.text == "One. Two."
+        assert len(model.backend.asked) == 3
+        one, two = result.segments
+        assert one.seek == 0
+        assert 0.3 * self.SECONDS < two.start < 0.7 * self.SECONDS
+        assert one.end <= two.start
+        assert two.end == pytest.approx(self.SECONDS, abs=1.5)
+        for segment in result.segments:
+            (retry,) = segment.retries
+            assert retry.reason.endswith("heard in parts")
+            assert segment.flaw is None
+        assert result.coverage.seconds()["transcribed"] == pytest.approx(self.SECONDS, abs=1.5)
+
+    def test_parts_are_divided_again_and_small_ones_tried_hotter(self, hear, words, model):
+        good = [Say(tuple(words(f" {text}."))) for text in ("One", "Two", "Three")]
+        # The window, its first part, the first part of that at two temperatures, all the others.
+        result = hear(self.loop, self.loop, self.loop, *good, best_of=1)
+        assert result.text == "One. Two. Three."
+        assert [len(segment.retries) for segment in result.segments] == [3, 2, 2]
+        assert [segment.temperature for segment in result.segments] == [0.2, 0.0, 0.0]
+        starts = [segment.start for segment in result.segments]
+        assert starts == sorted(set(starts))
+        assert len(model.backend.asked) == 6
+
+    def test_what_is_left_of_a_part_comes_before_the_next_part(self, hear, say):
+        said = say(" These are the words of the first half of a half.", end=4.0).tokens
+        half = Say((*said, said[-1]))
+        rest, other = say(" Its rest.", end=6.0), say(" The other half.", end=12.0)
+        options = {"without_timestamps": False, "sample_len": len(half.tokens)}
+        result = hear(self.loop, half, rest, other, **options)
+        assert [(segment.seek, segment.text) for segment in result.segments[:2]] == [
+            (0, " These are the words of the first half of a half."),
+            (400, " Its rest."),
+        ]
+        assert result.segments[-1].text == " The other half."
+        assert result.segments[-1].seek > 1000
+
+    @pytest.mark.parametrize("options", [{"prefix": "So"}, {"compression_ratio_threshold": None}])
+    def test_it_stays_whole_where_it_must(self, hear, words, options):
+        result = hear(self.loop, Say(tuple(words(" One."))), best_of=1, **options)
+        assert len({segment.seek for segment in result.segments}) == 1
+
+    def test_a_doubtful_text_stays_whole(self, hear, words, model):
+        doubtful = Say(tuple(words(" Something said.")), logit=2.0)
+        result = hear(doubtful, Say(tuple(words(" One."))), best_of=1)
+        assert result.text == "One."
+        assert result.segments[0].temperature == 0.2
+        assert len(model.backend.asked) == 2
+
+
 class TestPlan:
     def reading(self, model, **options):
         stream = model.transcribe(
