@@ -113,8 +113,13 @@ class Job:
         if language is None and self.language.is_open:
             encoded = Future()
             encoded.set_result(self._hear_language(window, features))
-        wanted = self._decoding_options(begun, language or self.language.code or "en")
-        return Task(self, window, features, wanted, (), reach, shares, encoded)
+        wanted = self._decoding_options(begun, language or self.language.code or self.undetected)
+        return Task(self, window, features, wanted, reach=reach, shares=shares, encoded=encoded)
+
+    @property
+    def undetected(self) -> str:
+        """The language of what has none: of a recording without speech."""
+        return (self.options.languages or ("en",))[0]
 
     def _features_of(self, window: Window) -> Float32Array:
         choices = self.backend.window_frames if self.elastic else (self.window_frames,)
@@ -125,14 +130,16 @@ class Job:
     def _hear_language(self, window: Window, features: Float32Array) -> Float32Array:
         """Find out which language is spoken in a window, and return it encoded."""
         audio, found = self._detect(features)
-        if self.language.code is None and not tells(window.n_frames, found):
+        seconds = self.windows.speech_seconds(window.offset, window.end_time)
+        if self.language.code is None and not tells(seconds, found):
             # Nothing came before it, but what comes next says more.
             further = self._with_more_speech(window)
             if further is not None:
                 _, of_further = self._detect(self._features_of(further))
-                self.language.hear(further.n_frames, of_further)
+                more = self.windows.speech_seconds(further.offset, further.end_time)
+                self.language.hear(more, of_further)
         if self.language.is_open:
-            self.language.hear(window.n_frames, found)
+            self.language.hear(seconds, found)
         return audio
 
     def _detect(self, features: Float32Array) -> tuple[Float32Array, dict[str, float]]:

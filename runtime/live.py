@@ -203,8 +203,8 @@ class LiveTranscriber:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know, one line each: prompts that were cut."""
-        return tuple(self._job.prompts.warnings)
+        """What the user should know, one line each: prompts cut, a language hardly sure."""
+        return (*self._job.prompts.warnings, *self._spoken.warnings)
 
     def feed(self, samples: npt.NDArray[Any]) -> list[LiveUpdate]:
         """Hear more, and say what can be said.
@@ -343,8 +343,8 @@ class LiveTranscriber:
             job = replace(job, options=replace(job.options, temperature=first))
         settled = self._spoken.code if self._begun else None
         task = job.task(Window(self._begin, end), self._begun, language=settled)
-        if self._context_language in (None, task.wanted.language):
-            task.prompt = job.prompts.before(self._context)  # others would make it translate
+        fits = self._context_language in (None, task.wanted.language)
+        task.prompt = job.prompts.before(self._context if fits else ())  # or it would translate
         outcome = hear([task], job.backend, job.times)[0].outcome
         self._decoded = max(self._decoded, end)
         tokens = self._begun if outcome.is_silence else outcome.decoded.tokens

@@ -34,11 +34,10 @@ class SequentialReading:
             return None
         self._waits = True
         task = self._job.task(window)
-        if task.wanted.language != self._language:
-            if self._language is not None:  # text in another language makes it translate
-                self._context_from = len(self._context)
-            self._language = task.wanted.language
-        task.prompt = self._job.prompts.before(self._context[self._context_from :])
+        if self._language in (None, task.wanted.language):
+            task.prompt = self._job.prompts.before(self._context[self._context_from :])
+        else:  # text in another language makes it translate
+            task.prompt = self._job.prompts.before(self._job.prompts.initial)
         return task
 
     def ahead(self, room: int) -> list[Task]:
@@ -60,6 +59,10 @@ class SequentialReading:
         self._seek = window.start + advance
         self._last_speech_end = last_word_end(text.segments) or self._last_speech_end
         job.account(window.offset, self._seek / FRAMES_PER_SECOND, text.made_up)
+        if text.segments and heard.outcome.language != self._language:
+            if self._language is not None:
+                self._context, self._context_from = list(job.prompts.initial), 0
+            self._language = heard.outcome.language
         for segment in text.segments:
             self._context.extend(segment.tokens)
         unwanted = job.options.condition_on_previous_text is False

@@ -10,17 +10,17 @@ if it is short.
 import logging
 from dataclasses import dataclass, field
 
-from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.languages import LANGUAGES
 
 logger = logging.getLogger("whisper_npu")
 
-TELLING = 2.0  # seconds of audio that are seldom mistaken
-_CERTAIN = 0.8  # probability that is seldom mistaken, of so much audio
+TELLING = 1.2  # seconds of speech that are seldom mistaken
+_CERTAIN = 0.8  # probability that is seldom mistaken, of so much speech
+_ENOUGH = 10.0  # seconds of speech of which half of that is believed: some languages are much alike
+_LIKELY = 0.5
 _DOUBTFUL = 0.6  # probability below which the user is told
-_ENOUGH = 10.0  # seconds that are believed whatever the probability: some languages are much alike
 # How many times as probable as the language before another one must be to follow it.
-_AGAIN = 4  # one that was certain before
+_AGAIN = 4  # one that was certain before, or is heard for `_ENOUGH`
 _NEW = 20
 _NEW_IN_SHORT = 1000
 
@@ -34,7 +34,8 @@ class SpokenLanguage:
         may_change: whether every window may be in another language.
         is_guess: whether the code is not certain.
         main: code of the recording's language; of several, that of the first speech.
-        probabilities: of the main language and all others, likeliest first; empty if it was given.
+        probabilities: of the main language and then all others, likeliest first, in the window
+            that decided; empty if it was given.
     """
 
     code: str | None
@@ -67,34 +68,44 @@ class SpokenLanguage:
             "give the language if it is another",
         )
 
-    def hear(self, n_frames: int, probabilities: dict[str, float]) -> None:
+    def hear(self, seconds: float, probabilities: dict[str, float]) -> None:
         """Take up what a window says.
 
         Args:
-            n_frames: frames of audio in it.
+            seconds: of speech in it.
             probabilities: of all languages, likeliest first.
         """
-        is_short = n_frames < TELLING * FRAMES_PER_SECOND
-
-        def weight(code: str) -> float:
-            if self.code in (None, code):
-                return probabilities[code]
-            new = _NEW_IN_SHORT if is_short else _NEW
-            return probabilities[code] / (_AGAIN if code in self._certain else new)
-
-        self.code = max(probabilities, key=weight)
-        is_certain = tells(n_frames, probabilities)
+        likeliest = next(iter(probabilities))
+        telling = tells(seconds, probabilities)
+        if self.code is None or (telling and self.code not in self._certain):
+            self.code = likeliest  # what was guessed before binds nothing
+        else:
+            weights = {code: self._weight(code, seconds, probabilities) for code in probabilities}
+            self.code = max(weights, key=weights.__getitem__)
+        code = self.code
+        is_certain = telling and code == likeliest
         if is_certain:
-            self._certain |= {self.code}
-        if self.main is None or not self.may_change:
-            if self.main != self.code:
-                logger.info("language: %s", LANGUAGES[self.code])
-            self.main, self.probabilities = self.code, probabilities
+            self._certain |= {code}
+        # The recording's language is that of its first speech or, of guesses, the surest.
+        surer = self.main is None or probabilities[code] > self.probabilities[self.main]
+        if self.main is None or (not self.may_change and (is_certain or surer)):
+            if self.main != code:
+                logger.info("language: %s", LANGUAGES[code])
+            self.main, self.probabilities = code, {code: probabilities[code]} | probabilities
         self.is_guess = not is_certain and (self.may_change or self.is_guess)
 
+    def _weight(self, code: str, seconds: float, probabilities: dict[str, float]) -> float:
+        """A language's probability, less where it is not the one before."""
+        if code == self.code:
+            return probabilities[code]
+        if code in self._certain or seconds >= _ENOUGH:
+            return probabilities[code] / _AGAIN
+        return probabilities[code] / (_NEW if seconds >= TELLING else _NEW_IN_SHORT)
 
-def tells(n_frames: int, probabilities: dict[str, float]) -> bool:
-    """Whether a window's language can be told from the window alone."""
-    seconds = n_frames / FRAMES_PER_SECOND
+
+def tells(seconds: float, probabilities: dict[str, float]) -> bool:
+    """Whether the language of so many seconds of speech can be told from them alone."""
     probability = next(iter(probabilities.values()))
-    return seconds >= _ENOUGH or (seconds >= TELLING and probability >= _CERTAIN)
+    return (seconds >= TELLING and probability >= _CERTAIN) or (
+        seconds >= _ENOUGH and probability >= _LIKELY
+    )

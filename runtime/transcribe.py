@@ -340,7 +340,7 @@ class TranscriptionStream:
         backend, job = self._model.backend, self._job
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
-            language=job.language.main or "en",
+            language=job.language.main or job.undetected,
             segments=tuple(self._segments),
             duration=job.features.duration,
             model=self._model.folder.name,

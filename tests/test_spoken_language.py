@@ -17,7 +17,6 @@ from whisper_npu.runtime.live import Committed, LiveTranscriber
 from whisper_npu.runtime.spoken_language import SpokenLanguage
 
 PITCH = {"de": (1000, 26), "es": (1500, 36), "fr": (2250, 47)}  # hertz and mel band
-SECOND = 100  # frames
 
 
 def likely(**probabilities):
@@ -30,7 +29,7 @@ def likely(**probabilities):
 def after(*windows, given=None, may_change=False):
     language = SpokenLanguage.of(given, may_change=may_change)
     for seconds, probabilities in windows:
-        language.hear(round(seconds * SECOND), probabilities)
+        language.hear(seconds, probabilities)
     return language
 
 
@@ -53,10 +52,11 @@ class TestOneLanguage:
     @pytest.mark.parametrize(
         ("window", "is_open"),
         [
-            ((1.99, likely(de=0.99)), True),
-            ((2.0, likely(de=0.8)), False),
+            ((1.19, likely(de=0.99)), True),
+            ((1.2, likely(de=0.8)), False),
             ((9.99, likely(de=0.79)), True),
             ((10.0, likely(no=0.5, da=0.45)), False),
+            ((28.0, likely(nn=0.48)), True),
         ],
     )
     def test_it_is_open_until_enough_was_heard(self, window, is_open):
@@ -66,6 +66,31 @@ class TestOneLanguage:
         language = after((1.2, likely(zh=0.55, de=0.005)), GERMAN)
         assert (language.code, language.main, language.is_open) == ("de", "de", False)
         assert language.probabilities == GERMAN[1]
+
+    def test_a_guess_binds_nothing_that_tells(self):
+        language = after((1.1, likely(nn=0.5)), (12, likely(en=0.6, nn=0.3)))
+        assert (language.code, language.main, language.is_open) == ("en", "en", False)
+
+    def test_doubts_make_no_certainty(self):
+        """Long, but neither language is likely: the guess stays a guess, and is corrected."""
+        doubts = [(0.7, likely(en=0.35, de=0.01)), (14, likely(de=0.36, en=0.23))]
+        language = after(*doubts)
+        assert (language.code, language.is_open) == ("en", True)
+        assert "english, with a probability of 0.35" in language.warnings[0]
+        assert after(*doubts, GERMAN).main == "de"
+
+    @pytest.mark.parametrize(
+        "last", [likely(zh=0.41, de=1e-4), likely(en=0.37, de=0.04)], ids=["another", "the same"]
+    )
+    def test_of_guesses_the_surest_is_the_recordings(self, last):
+        language = after((1.0, likely(de=0.65)), (1.1, last))
+        assert language.main == "de"
+        assert next(iter(language.probabilities.items())) == ("de", 0.65)
+        assert language.warnings == ()
+
+    def test_its_probability_comes_first(self):
+        language = after((1.0, likely(de=0.3)), (1.1, likely(en=0.5, de=0.4)))
+        assert list(language.probabilities)[:2] == ["de", "en"]
 
     def test_a_guess_is_told(self):
         (warning,) = after((1.2, likely(pl=0.59, it=0.3))).warnings
@@ -80,11 +105,13 @@ class TestSeveralLanguages:
     @pytest.mark.parametrize(
         ("window", "code"),
         [
-            ((1.5, likely(zh=0.9, de=0.001)), "de"),
-            ((1.5, likely(zh=0.99, de=0.0005)), "zh"),
+            ((1.1, likely(zh=0.9, de=0.001)), "de"),
+            ((1.1, likely(zh=0.99, de=0.0005)), "zh"),
             ((3.0, likely(pt=0.7, de=0.036)), "de"),
             ((3.0, likely(pt=0.75, de=0.036)), "pt"),
             ((3.0, likely(de=0.3, pt=0.2)), "de"),
+            ((12.0, likely(en=0.93, de=0.05)), "en"),
+            ((12.0, likely(en=0.6, de=0.2)), "de"),
         ],
     )
     def test_one_that_is_new_has_to_be_much_likelier(self, window, code):
@@ -95,6 +122,10 @@ class TestSeveralLanguages:
         back = (1.2, likely(es=spanish, de=0.2 if spanish < 0.8 else 0.09))
         windows = [(5, likely(es=0.99)), (5, likely(de=0.99))]
         assert after(*windows, back, may_change=True).code == code
+
+    def test_one_that_is_kept_against_the_odds_is_not_certain(self):
+        language = after(GERMAN, (3.0, likely(pt=0.85, de=0.06)), may_change=True)
+        assert (language.code, language.is_guess) == ("de", True)
 
     def test_a_guess_does_not_count_as_having_been_there(self):
         windows = [(1.2, likely(es=0.7)), GERMAN, (1.2, likely(es=0.9, de=0.09))]
@@ -196,6 +227,10 @@ class TestRecordings:
         with pytest.raises(UsageError, match=message):
             model.transcribe(OPENING, **options)
 
+    def test_of_silence_it_is_one_of_those_it_can_be(self, model):
+        result = model.transcribe(silence(3), languages=("de", "fr")).result()
+        assert (result.language, result.language_probabilities) == ("de", {})
+
     def test_a_short_recording_is_guessed_and_says_so(self, model):
         result = model.transcribe(OPENING[:SAMPLE_RATE], without_timestamps=True).result()
         assert result.language == "zh"
@@ -240,6 +275,14 @@ class TestRecordings:
         ).result()
         assert decoded(model) == [("de", ""), ("de", "de"), ("es", ""), ("es", "es"), ("de", "")]
 
+    def test_but_the_users_prompt_is(self, model):
+        audio = [voice(code, 5) for code in ("de", "es", "es")]
+        audio = np.concatenate([part for each in audio for part in (each, silence(1))])
+        options = {"initial_prompt": "Klaus", "multilingual": True, "without_timestamps": True}
+        model.transcribe(audio, mode="sequential", **options).result()
+        before = [("de", "Klaus"), ("es", "Klaus"), ("es", "Klaus es")]
+        assert decoded(model) == before
+
     def test_nor_is_it_in_batches(self, model):
         """Every other window has the text before it, if that is long enough."""
         model.backend.times_said = 20
@@ -271,6 +314,20 @@ class TestLive:
         assert [code for code, _ in said(pieces)] == ["de", "de", "de", "es", "es"]
         before = [context for _, context in decoded(model)]
         assert before == ["", "de", "de de", "", "es"]
+
+    def test_hotwords_are_given_in_every_language(self, model):
+        audio = [voice(code, 5) for code in ("de", "es")]
+        audio = np.concatenate([part for each in audio for part in (each, silence(1))])
+        live = LiveTranscriber(model, multilingual=True, min_chunk=10, hotwords="Lviv")
+        session(live, audio)
+        live.finish()
+        assert decoded(model) == [("de", "Lviv"), ("es", "Lviv")]
+
+    def test_a_guess_is_told(self, model):
+        live = LiveTranscriber(model)
+        session(live, np.concatenate([voice("de", 0.7), silence(1)]))
+        live.finish()
+        assert "taken to be in chinese" in live.warnings[0]
 
     def test_a_draft_binds_nobody(self, model):
         """The first of them takes it for Chinese."""
