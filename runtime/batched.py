@@ -23,6 +23,7 @@ from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.word_timing import last_word_end
 
 _DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that is heard in parts where it loops
+_GUESSED = 4  # windows whose language is a guess that wait for one that tells it
 _UNHEARD = 1.0  # seconds of speech behind the last timestamp that are worth another window
 
 # Tokens of the text before that a window is given: the most it has of these. Windows are decoded
@@ -44,6 +45,7 @@ class _Place:
         before: the place whose text comes before it as context; None where there is to be none.
         task: the rest as a task, where it has been made already; its prompt is not known yet.
         language: code of its language, once it has been made a task.
+        guessed: whether that is a guess that a later window may correct.
         planned: whether a part is being heard.
     """
 
@@ -55,6 +57,7 @@ class _Place:
     before: "_Place | None" = None
     task: Task | None = None
     language: str | None = None
+    guessed: bool = False
     planned: bool = False
     segments: list[Segment] = field(default_factory=list)
 
@@ -65,7 +68,8 @@ class _Place:
     @property
     def is_ready(self) -> bool:
         """Whether there is something to be planned, and nothing to wait for."""
-        return self.rest is not None and (self.before is None or self.before.is_complete)
+        waits = self.guessed or (self.before is not None and not self.before.is_complete)
+        return self.rest is not None and not waits
 
 
 class BatchedReading:
@@ -83,10 +87,12 @@ class BatchedReading:
 
     def plan(self) -> Task | None:
         """The rest of a window that was heard before, one whose context is there, or a new one."""
-        place = next((place for place in self._places if place.is_ready), None)
-        while place is None or not place.is_ready:
-            place = self._next_place()
-            if place is None:
+        place = self._ready_place()
+        while place is None:
+            is_last = self._next_place() is None
+            self._settle_guesses(at_once=is_last)
+            place = self._ready_place()
+            if place is None and is_last:
                 return None
         self._planned.append(place)
         return self._take_task(place)
@@ -95,6 +101,21 @@ class BatchedReading:
         """Windows whose context is not there yet."""
         waiting = [p for p in self._places if p.rest is not None and not p.is_ready][:room]
         return [self._task(place) for place in waiting]
+
+    def _ready_place(self) -> _Place | None:
+        return next((place for place in self._places if place.is_ready), None)
+
+    def _settle_guesses(self, *, at_once: bool) -> None:
+        """Give windows whose language was a guess that of the recording, once it is known."""
+        guessed = [place for place in self._places if place.guessed]
+        language = self._job.language
+        if language.is_guess and len(guessed) < _GUESSED and not at_once:
+            return
+        for place in guessed:
+            place.guessed = False
+            task = self._task(place)
+            place.language = language.main or task.wanted.language
+            task.wanted = replace(task.wanted, language=place.language)
 
     def _next_place(self) -> _Place | None:
         window = self._job.next_window(self._seek, cut_at_pause=True)
@@ -106,6 +127,7 @@ class BatchedReading:
         self._places.append(place)
         if self._job.language.is_open:
             self._task(place)  # while it is the last
+            place.guessed = self._job.language.is_guess and not self._job.language.may_change
         return place
 
     def _context(self, place: _Place) -> tuple[int, ...]:

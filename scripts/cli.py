@@ -54,7 +54,7 @@ def spell(arguments: Sequence[str]) -> list[str]:
     openai/whisper's underscores are hyphens: `--beam_size=5` is `--beam-size=5`. And a flag
     standing alone does not take the file behind it for its value: `--word-timestamps talk.mp3`.
     """
-    spelled = []
+    spelled: list[str] = []
     for i, argument in enumerate(arguments):
         if argument == "--":
             return [*spelled, *arguments[i:]]

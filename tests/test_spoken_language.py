@@ -231,6 +231,23 @@ class TestRecordings:
         result = model.transcribe(silence(3), languages=("de", "fr")).result()
         assert (result.language, result.language_probabilities) == ("de", {})
 
+    def test_so_is_one_before_a_long_pause(self, model):
+        """More than a window later: in batches, what is a guess waits for what tells."""
+        audio = np.concatenate([voice("de", 0.7), silence(35), voice("de", 6)])
+        result = model.transcribe(audio, mode="batched", without_timestamps=True).result()
+        assert [code for code, _ in decoded(model)] == ["de", "de"]
+        assert len(model.backend.windows) == 2  # each is encoded once
+        assert [segment.start < 1 for segment in result.segments] == [True, False]
+
+    @pytest.mark.parametrize(("n_guesses", "n_wrong"), [(3, 0), (4, 4), (5, 4)])
+    def test_it_does_not_wait_for_long(self, model, n_guesses, n_wrong):
+        pieces = [part for _ in range(n_guesses) for part in (voice("de", 0.7), silence(35))]
+        audio = np.concatenate([*pieces, voice("de", 6)])
+        result = model.transcribe(audio, mode="batched", without_timestamps=True).result()
+        assert [code for code, _ in decoded(model)].count("zh") == n_wrong
+        assert result.language == "de"
+        assert len(result.segments) == n_guesses + 1
+
     def test_a_short_recording_is_guessed_and_says_so(self, model):
         result = model.transcribe(OPENING[:SAMPLE_RATE], without_timestamps=True).result()
         assert result.language == "zh"
