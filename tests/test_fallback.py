@@ -58,10 +58,11 @@ class TestFallback:
         assert segment.temperature == 0.03
         assert segment.flaw is None
 
-    def test_a_loop_says_nothing_about_likelihood(self, make, words):
-        loop = Say(tuple(words(" no no") * 20)[:50])
-        dull = Say((5,) * 3, logit=2.0)
-        model = make(loop, dull, dull, Say((5,) * 3))
+    @pytest.mark.parametrize("loops", [(0,), (1,), (2,)], ids=["first", "second", "third"])
+    def test_a_loop_says_nothing_about_likelihood(self, make, words, loops):
+        loop = Say(tuple(words(" no no") * 20)[:50], logit=1.0)
+        script = [loop if i in loops else Say((5,) * 3, logit=2.0) for i in range(3)]
+        model = make(*script, Say((5,) * 3))
         options = {**ENGLISH, "without_timestamps": True, "temperature": self.BARELY_RISING}
         (segment,) = model.transcribe(sound(4), **options, best_of=1).segments
         assert segment.temperature == 0.03

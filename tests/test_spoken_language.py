@@ -258,6 +258,16 @@ class TestRecordings:
         assert model.transcribe(quiet, without_timestamps=True).result().language == "zh"
         assert len(model.backend.windows) == 1
 
+    @pytest.mark.parametrize("mode", ["batched", "sequential"])
+    def test_pauses_are_no_speech(self, model, mode, monkeypatch):
+        heard = []
+        monkeypatch.setattr(
+            SpokenLanguage, "hear", lambda self, seconds, found: heard.append(seconds)
+        )
+        audio = np.concatenate([silence(2), voice("de", 0.5), silence(2), voice("de", 0.5)])
+        model.transcribe(audio, mode=mode, without_timestamps=True).result()
+        assert heard == pytest.approx([1.0], abs=0.2)
+
     def test_later_windows_are_not_asked(self, model):
         audio = np.concatenate([OPENING, voice("es", 2), silence(4), voice("es", 2)])
         result = model.transcribe(audio, mode="sequential", without_timestamps=True).result()
