@@ -7,6 +7,7 @@ likelihood.
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from whisper_npu.runtime.backend import Float32Array, Int64Array
 from whisper_npu.runtime.logits import log_normalizer
@@ -54,6 +55,10 @@ class TokenChooser:
         self.finished |= chosen == self._eot
         return None
 
+    def end(self, rows: npt.NDArray[np.bool_]) -> None:
+        """End some rows where they are: bool `(rows,)`."""
+        self.finished |= rows
+
     def _with_chance(self, logits: Float32Array) -> Float32Array:
         """Logits whose largest is a sample from softmax(logits / temperature).
 
@@ -92,6 +97,7 @@ class BeamSearch:
         self.sum_logprobs = np.zeros(n_rows)
         self._ended: list[dict[tuple[int, ...], float]] = [{} for _ in range(n_rows // beam_size)]
         self.finished = np.zeros(n_rows, bool)  # never set: ended beams are replaced
+        self._given_up = np.zeros(n_rows // beam_size, bool)
 
     def choose(self, logits: Float32Array) -> list[int]:
         """Extend the beams by one token from filtered logits `(rows, n_vocab)`.
@@ -131,10 +137,17 @@ class BeamSearch:
         self.sum_logprobs = np.array(sums)
         return sources
 
+    def end(self, rows: npt.NDArray[np.bool_]) -> None:
+        """Wait no longer for windows of whose beams, bool `(rows,)`, all are to end."""
+        self._given_up |= rows.reshape(-1, self._beam_size).all(axis=1)
+
     @property
     def done(self) -> bool:
         """Whether every window has as many ended candidates as patience asks for."""
-        return all(len(ended) >= self._max_candidates for ended in self._ended)
+        return all(
+            given_up or len(ended) >= self._max_candidates
+            for ended, given_up in zip(self._ended, self._given_up, strict=True)
+        )
 
     def candidates(self, n_windows: int) -> list[list[Candidate]]:
         """The ended beams of each window, made up to `beam_size` with the best open ones."""

@@ -24,12 +24,15 @@ from whisper_npu.runtime.logits import (
     TimestampRules,
     log_normalizer,
 )
+from whisper_npu.runtime.repetitions import is_endless
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
 
 # Rows leave a batch when no more than this share of it goes on: kernels are made for every new
 # number of rows, so there should be few.
 _LEAVING = 0.5
+
+_LOOK_FOR_LOOPS = 16  # tokens from one look to the next
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class DecodingOptions:
         suppress_tokens: tokens never sampled.
         suppress_first: tokens never sampled first.
         sample_len: tokens sampled per window at most; None for what the context holds.
+        cut_loops: end text that says one phrase over and over, rather than fill the context.
     """
 
     task: str = "transcribe"
@@ -67,6 +71,7 @@ class DecodingOptions:
     suppress_tokens: tuple[int, ...] = ()
     suppress_first: tuple[int, ...] = ()
     sample_len: int | None = None
+    cut_loops: bool = False
 
     @property
     def rows_per_window(self) -> int:
@@ -251,6 +256,8 @@ def decode_windows(
                 for rule in rules:
                     rule.apply(logits, chooser.tokens)
                 sources = chooser.choose(logits)
+                if options.cut_loops and sampled % _LOOK_FOR_LOOPS == 0:
+                    chooser.end(is_endless(chooser.tokens))
             if on_tokens is not None:
                 on_tokens(_leading(chooser, options.rows_per_window))
             if chooser.done or sampled == limit:

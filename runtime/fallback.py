@@ -12,16 +12,12 @@ from dataclasses import dataclass, replace
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions, decode_windows
 from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.repetitions import is_loop
 from whisper_npu.runtime.results import Retry
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
 
 logger = logging.getLogger("whisper_npu")
-
-_LOOP_REPEATS = 5  # a phrase said this often in a row...
-_LOOP_TOKENS = 15  # ...over at least this many tokens is a loop, not speech
-_PHRASE_TOKENS = 5  # what may be said twice in a row without raising doubts is shorter
-
 
 WindowCallback = Callable[[int, float, tuple[int, ...]], None]
 """Takes the number of a window, the temperature, and the window's tokens so far."""
@@ -117,8 +113,9 @@ def decode_with_fallback(
     pending = list(range(len(seeds)))
     misled: list[int] = []  # windows that a prompt has led into a loop
     has_prompt = any(prompts)
+    finds_loops = options.compression_ratio_threshold is not None
     for temperature in options.temperature:
-        wanted = replace(decoding, temperature=temperature)
+        wanted = replace(decoding, temperature=temperature, cut_loops=finds_loops)
         flawed = attempt(pending, wanted, prompted=has_prompt) if pending else []
         pending = []
         for window in flawed:
@@ -223,32 +220,7 @@ def is_silence(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
     return options.logprob_threshold is None or decoded.avg_logprob <= options.logprob_threshold
 
 
-def is_loop(tokens: Sequence[int]) -> bool:
-    """Whether the tokens end in, or hold, one phrase repeated `_LOOP_REPEATS` times in a row."""
-    return any(
-        _longest_run(tokens, period) >= max(_LOOP_REPEATS * period, _LOOP_TOKENS) - period
-        for period in range(1, len(tokens) // _LOOP_REPEATS + 1)
-    )
-
-
 def spoken_length(text: str) -> int:
     """Letters of an alphabet that take as long to say: a sign for a syllable counts as three."""
     signs = sum(char.isalpha() and unicodedata.east_asian_width(char) == "W" for char in text)
     return len(text) + 2 * signs
-
-
-def says_twice(tokens: Sequence[int]) -> bool:
-    """Whether tokens, of text alone, hold a phrase of `_PHRASE_TOKENS` or more twice in a row."""
-    return any(
-        _longest_run(tokens, period) >= period
-        for period in range(_PHRASE_TOKENS, len(tokens) // 2 + 1)
-    )
-
-
-def _longest_run(tokens: Sequence[int], period: int) -> int:
-    """How many tokens in a row are the same as those `period` before them."""
-    longest = run = 0
-    for i in range(period, len(tokens)):
-        run = run + 1 if tokens[i] == tokens[i - period] else 0
-        longest = max(longest, run)
-    return longest

@@ -18,11 +18,11 @@ from whisper_npu.runtime.decoding import DecodingOptions
 from whisper_npu.runtime.fallback import (
     Outcome,
     decode_with_fallback,
-    says_twice,
     spoken_length,
 )
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.partial import partial_reporter
+from whisper_npu.runtime.repetitions import says_twice
 from whisper_npu.runtime.results import Retry
 from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.timing import StageTimes
