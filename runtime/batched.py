@@ -12,7 +12,6 @@ the windows wait for none.
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from whisper_npu.runtime.fallback import repeats_itself
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
@@ -20,6 +19,7 @@ from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.results import Retry, Segment
 from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.speech_windows import Window
+from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.word_timing import last_word_end
 
 _DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that is heard in parts where it loops
@@ -39,9 +39,10 @@ class _Place:
     Attributes:
         start: the first frame that is not accounted for.
         rest: the part that waits to be planned.
-        later: the parts behind that, the last one first.
-        divisible: whether the part that is being heard is to be heard in parts if it loops.
-        retries: why the window, or a larger part of it, is heard in parts.
+        later: the parts behind that, the last one first, and the retries of each.
+        retries: why what is heard next is heard as a part: attempts at larger ones.
+        spoken: what was known of the language when the window came, where every part may be in
+            another one; None where the window's holds for all of them.
         before: the place whose text comes before it as context; None where there is to be none.
         task: the rest as a task, where it has been made already; its prompt is not known yet.
         language: code of its language, once it has been made a task.
@@ -51,9 +52,9 @@ class _Place:
 
     start: int
     rest: Window | None
-    later: list[Window] = field(default_factory=list)
-    divisible: bool = False
+    later: list[tuple[Window, tuple[Retry, ...]]] = field(default_factory=list)
     retries: tuple[Retry, ...] = ()
+    spoken: SpokenLanguage | None = None
     before: "_Place | None" = None
     task: Task | None = None
     language: str | None = None
@@ -127,7 +128,9 @@ class BatchedReading:
         self._places.append(place)
         if self._job.language.is_open:
             self._task(place)  # while it is the last
-            place.guessed = self._job.language.is_guess and not self._job.language.may_change
+            language = self._job.language
+            place.guessed = language.is_guess and not language.may_change
+            place.spoken = replace(language) if language.may_change else None
         return place
 
     def _context(self, place: _Place) -> tuple[int, ...]:
@@ -136,7 +139,7 @@ class BatchedReading:
         said = [] if before is None or before.language != place.language else before.segments
         tokens = [token for segment in said for token in segment.tokens]
         prompts = self._job.prompts
-        if any(segment.temperature > CONTEXT_TEMPERATURE for segment in said):
+        if any(s.temperature > CONTEXT_TEMPERATURE or s.flaw is not None for s in said):
             return prompts.initial
         most = min(len(tokens), prompts.room)
         length = next((n for n in _CONTEXT_LENGTHS if n <= most), 0)
@@ -149,7 +152,10 @@ class BatchedReading:
             raise ValueError("nothing is left of this place to be heard")
         if place.task is None:
             reach = max(0.0, job.windows.speech_end(window) - window.offset - _UNHEARD)
-            place.task = job.task(window, reach=reach, shares=self._shares, language=place.language)
+            language = place.language
+            if place.retries and place.spoken is not None:
+                job, language = replace(job, language=replace(place.spoken)), None
+            place.task = job.task(window, reach=reach, shares=self._shares, language=language)
             place.language = place.task.wanted.language
         return place.task
 
@@ -157,8 +163,7 @@ class BatchedReading:
         task = self._task(place)
         task.prompt = self._job.prompts.before(self._context(place))
         knows_pauses = self._job.options.vad and not task.wanted.prefix
-        place.divisible = knows_pauses and task.window.n_frames >= _DIVISIBLE
-        task.divisible = place.divisible
+        task.divisible = knows_pauses and task.window.n_frames >= _DIVISIBLE
         place.rest, place.task, place.planned = None, None, True
         return task
 
@@ -174,12 +179,14 @@ class BatchedReading:
     def _take(self, place: _Place, heard: Heard) -> None:
         job, window = self._job, heard.window
         place.planned = False
-        if self._divide(place, heard):
+        if heard.outcome.loops:
+            self._divide(place, heard)
             return
-        place.rest = place.later.pop() if place.later else None
+        retries = place.retries
+        heard = heard.after(retries)
+        place.rest, place.retries = place.later.pop() if place.later else (None, ())
         if job.leave_out(heard):
             return
-        heard = heard.after(place.retries)
         parts, _ = split_at_timestamps(
             heard.outcome.decoded.tokens,
             job.tokenizer.special.timestamp_begin,
@@ -189,30 +196,26 @@ class BatchedReading:
         text = job.write(heard, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
         rest = self._rest(window, parts[-1].end)
-        if rest is not None and place.rest is not None:
-            place.later.append(place.rest)
-        place.rest = rest or place.rest
+        if rest is not None:
+            if place.rest is not None:
+                place.later.append((place.rest, place.retries))
+            place.rest, place.retries = rest, retries
         place.start = window.end if rest is None else rest.start
         job.account(window.offset, place.start / FRAMES_PER_SECOND, text.made_up)
 
-    def _divide(self, place: _Place, heard: Heard) -> bool:
-        """Have a window that loops heard in two parts, cut at a pause; returns whether it does.
+    def _divide(self, place: _Place, heard: Heard) -> None:
+        """Have a window that loops heard in two parts, cut at a pause.
 
         What leads to a loop, laughter or music, mostly is a small part of it: the rest of the
         window is heard as usual then. Higher temperatures end loops too, in text that is made up.
         """
-        window, outcome = heard.window, heard.outcome
-        if not place.divisible or outcome.flaw is None:
-            return False
-        if repeats_itself(outcome.decoded, self._job.options) is None:
-            return False
+        window = heard.window
         cut = self._job.windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
         place.rest = Window(window.start, cut)
-        place.later.append(Window(cut, window.end))
-        *earlier, last = outcome.retries
+        *earlier, last = heard.outcome.retries
         last = replace(last, reason=f"{last.reason}; heard in parts")
         place.retries = (*place.retries, *earlier, last)
-        return True
+        place.later.append((Window(cut, window.end), place.retries))
 
     def _rest(self, window: Window, text_end: float) -> Window | None:
         """What is left of a window behind the end of its text, if there is speech in it.

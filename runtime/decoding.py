@@ -351,37 +351,3 @@ def _prefill(
 def _probability(logits: Float32Array, token: int) -> Float32Array:
     probability: Float32Array = np.exp(logits[:, token] - log_normalizer(logits))
     return probability
-
-
-def detect_language(
-    backend: Backend,
-    tokenizer: Tokenizer,
-    audio: Float32Array,
-    times: StageTimes,
-    among: Sequence[str] | None = None,
-) -> list[dict[str, float]]:
-    """How probable each language is, per encoded window.
-
-    Args:
-        backend: a multilingual model.
-        tokenizer: its tokens.
-        audio: float32 `(windows, n_audio_ctx, n_audio_state)`.
-        times: where stage times are added.
-        among: codes of the languages it can be; None: all the model knows.
-
-    Returns:
-        for each window a probability by language code, likeliest first; they add up to 1.
-    """
-    special = tokenizer.special
-    with times.measure("language detection"):
-        session = backend.start(audio)
-        try:
-            logits = session.step(np.full((len(audio), 1), special.sot, np.int64))[:, -1]
-            codes = list(special.languages if among is None else dict.fromkeys(among))
-            scores = logits[:, [special.languages[code] for code in codes]]
-            probabilities = np.exp(scores - log_normalizer(scores)[:, None])
-        finally:
-            session.close()
-    return [
-        {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in probabilities
-    ]

@@ -33,6 +33,7 @@ class Outcome:
         retries: why the attempts before it were not taken, in order.
         flaw: what is still wrong with it after the last temperature; None if nothing is.
         is_silence: the model holds the window for silence; its text is to be left out.
+        loops: it is to be heard in parts: an attempt was a loop, and no other was made.
     """
 
     decoded: DecodedWindow
@@ -40,6 +41,7 @@ class Outcome:
     retries: tuple[Retry, ...]
     flaw: str | None
     is_silence: bool
+    loops: bool = False
 
 
 def decode_with_fallback(
@@ -112,6 +114,8 @@ def decode_with_fallback(
 
     pending = list(range(len(seeds)))
     misled: list[int] = []  # windows that a prompt has led into a loop
+    looping: set[int] = set()  # windows to be heard in parts
+    can_divide = divisible or [False] * len(seeds)
     has_prompt = any(prompts)
     finds_loops = options.compression_ratio_threshold is not None
     for temperature in options.temperature:
@@ -121,23 +125,20 @@ def decode_with_fallback(
         for window in flawed:
             if has_prompt and repeats_itself(attempts[window][-1], options):
                 misled.append(window)
+            else:
+                pending.append(window)
+        if misled:
+            misled = attempt(sorted(misled), wanted, prompted=False)
+        for window in (*pending, *misled):
+            if can_divide[window] and repeats_itself(attempts[window][-1], options):
+                looping.add(window)
             elif temperature < options.temperature[-1] and _worsens(attempts[window], options):
                 last = retries[window][-1]
                 reason = f"{last.reason}, and falling: higher temperatures are not tried"
                 retries[window][-1] = replace(last, reason=reason)
             else:
-                pending.append(window)
-        if misled:
-            misled = attempt(sorted(misled), wanted, prompted=False)
-        if any(divisible):
-            pending, misled = (
-                [
-                    window
-                    for window in windows
-                    if not (divisible[window] and repeats_itself(attempts[window][-1], options))
-                ]
-                for windows in (pending, misled)
-            )
+                continue
+            (pending if window in pending else misled).remove(window)
         if not pending and not misled:
             break
 
@@ -155,6 +156,7 @@ def decode_with_fallback(
                 retries=tuple(retries[window]),
                 flaw=flaw,
                 is_silence=is_silence(best, options),
+                loops=window in looping,
             )
         )
     return outcomes

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from whisper_npu.errors import WhisperNpuError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.features import (
     FRAMES_PER_SECOND,
@@ -26,7 +27,8 @@ class FeatureStream:
     """Log-mel frames of a recording, computed as they are asked for.
 
     Frames are those of the reference: the recording is mirrored at its start and followed by
-    silence. What was read before `forget` is let go, block by block.
+    silence. What was read before `forget` is let go, block by block. A recording that cannot be
+    read on ends there, so that nothing read before is lost; `error` tells why.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FeatureStream:
         self._n_samples = 0
         self._started = False
         self._ended = False
+        self.error: WhisperNpuError | None = None  # what ended it before its end
 
     @property
     def n_frames(self) -> int | None:
@@ -131,7 +134,11 @@ class FeatureStream:
     def _read_to(self, frame: int) -> None:
         while self._blocks is not None and not self._ended and self._end < frame:
             with self._times.measure("audio decoding"):
-                block = next(self._blocks, None)
+                try:
+                    block = next(self._blocks, None)
+                except WhisperNpuError as error:
+                    self.error = error
+                    block = None
             if block is None:
                 self.end()
             else:

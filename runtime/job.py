@@ -3,23 +3,24 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.coverage import Coverage
-from whisper_npu.runtime.decoding import DecodingOptions, detect_language
+from whisper_npu.runtime.decoding import DecodingOptions
 from whisper_npu.runtime.fallback import spoken_length
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hallucinations import first_hallucination
 from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode
+from whisper_npu.runtime.language_detection import detect_language, try_languages
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import PartialCallback
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
 from whisper_npu.runtime.speech_windows import Window, WindowChooser
-from whisper_npu.runtime.spoken_language import TELLING, SpokenLanguage, tells
+from whisper_npu.runtime.spoken_language import TELLING, SpokenLanguage, is_sure, tells
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, sot_sequence
 from whisper_npu.runtime.word_timing import add_word_timestamps
@@ -135,12 +136,29 @@ class Job:
             # Nothing came before it, but what comes next says more.
             further = self._with_more_speech(window)
             if further is not None:
-                _, of_further = self._detect(self._features_of(further))
+                audio_further, of_further = self._detect(self._features_of(further))
                 more = self.windows.speech_seconds(further.offset, further.end_time)
-                self.language.hear(more, of_further)
+                self.language.hear(more, self._try_languages(audio_further, more, of_further))
         if self.language.is_open:
-            self.language.hear(seconds, found)
+            self.language.hear(seconds, self._try_languages(audio, seconds, found))
         return audio
+
+    def _try_languages(
+        self, audio: Float32Array, seconds: float, found: dict[str, float]
+    ) -> dict[str, float]:
+        """The probability of each language, by the text in it where nothing else is sure."""
+        if self.language.is_known or is_sure(seconds, found):
+            return found
+        return try_languages(
+            self.backend,
+            self.tokenizer,
+            self.vocabulary,
+            audio,
+            self._suppressed(),
+            self.options,
+            self.times,
+            found,
+        )
 
     def _detect(self, features: Float32Array) -> tuple[Float32Array, dict[str, float]]:
         """A window encoded, and the probability of each language in it."""
@@ -160,9 +178,9 @@ class Job:
 
     def _decoding_options(self, begun: Sequence[int], language: str) -> DecodingOptions:
         """How a window in that language is decoded."""
-        options, vocabulary = self.options, self.vocabulary
-        chosen = options.suppress_tokens
-        return DecodingOptions(
+        options = self.options
+        return replace(
+            self._suppressed(),
             task=options.task,
             language=language,
             best_of=options.best_of,
@@ -173,9 +191,15 @@ class Job:
             begun=tuple(begun),
             without_timestamps=options.without_timestamps,
             max_initial_timestamp=options.max_initial_timestamp,
-            suppress_tokens=vocabulary.suppress if chosen is None else tuple(chosen),
-            suppress_first=vocabulary.begin_suppress if options.suppress_blank else (),
             sample_len=options.sample_len,
+        )
+
+    def _suppressed(self) -> DecodingOptions:
+        """Greedy decoding without the tokens that are never sampled."""
+        chosen, vocabulary = self.options.suppress_tokens, self.vocabulary
+        return DecodingOptions(
+            suppress_tokens=vocabulary.suppress if chosen is None else tuple(chosen),
+            suppress_first=vocabulary.begin_suppress if self.options.suppress_blank else (),
         )
 
     def leave_out(self, heard: Heard) -> bool:
@@ -250,11 +274,12 @@ class Job:
 
     def account(self, start: float, end: float, made_up: Sequence[Segment]) -> None:
         """Account for the time of a window: transcribed, but for text that was left out."""
-        for segment in made_up:
-            self.coverage.add(start, segment.start, "transcribed")
+        for segment in sorted(made_up, key=lambda one: one.start):
             reason = f"made up, judging by its words' times: {segment.text.strip()!r}"
-            self.coverage.add(segment.start, segment.end, "dropped", reason)
-            start = segment.end
+            dropped = min(max(start, segment.start), end), min(max(start, segment.end), end)
+            self.coverage.add(start, dropped[0], "transcribed")
+            self.coverage.add(*dropped, "dropped", reason)
+            start = dropped[1]
         self.coverage.add(start, end, "transcribed")
 
     def _segments(self, heard: Heard, parts: Sequence[TokenSegment]) -> list[Segment]:

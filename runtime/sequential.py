@@ -66,7 +66,8 @@ class SequentialReading:
         for segment in text.segments:
             self._context.extend(segment.tokens)
         unwanted = job.options.condition_on_previous_text is False
-        if unwanted or decoded.temperature > CONTEXT_TEMPERATURE:
+        doubtful = decoded.temperature > CONTEXT_TEMPERATURE or heard.outcome.flaw is not None
+        if unwanted or doubtful:
             self._context_from = len(self._context)
         job.features.forget(self._seek)
         return text.segments

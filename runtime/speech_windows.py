@@ -134,10 +134,11 @@ class WindowChooser:
         """
         earliest = (start + _EARLIEST_CUT * (end - start)) / FRAMES_PER_SECOND
         limit = end / FRAMES_PER_SECOND
+        ends = [speech_end for _, speech_end in spans]
         edges = [*(begin for begin, _ in spans[1:]), limit]
         pauses = [
             (next_speech - speech_end >= _SHORTEST_PAUSE, (speech_end + next_speech) / 2)
-            for (_, speech_end), next_speech in zip(spans, edges, strict=True)
+            for speech_end, next_speech in zip(ends, edges, strict=False)  # without speech no end
             if speech_end >= earliest and next_speech > speech_end
         ]
         if pauses:

@@ -18,6 +18,7 @@ TELLING = 1.2  # seconds of speech that are seldom mistaken
 _CERTAIN = 0.8  # probability that is seldom mistaken, of so much speech
 _ENOUGH = 10.0  # seconds of speech of which half of that is believed: some languages are much alike
 _LIKELY = 0.5
+_SURE = 0.9  # probability from which less speech need not be tried in other languages
 _DOUBTFUL = 0.6  # probability below which the user is told
 # How many times as probable as the language before another one must be to follow it.
 _AGAIN = 4  # one that was certain before, or is heard for `_ENOUGH`
@@ -54,6 +55,11 @@ class SpokenLanguage:
     def is_open(self) -> bool:
         """Whether the next window has to be asked."""
         return self.may_change or self.is_guess
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the language before the next window is certain, which says more than a guess."""
+        return self.code in self._certain
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -109,3 +115,8 @@ def tells(seconds: float, probabilities: dict[str, float]) -> bool:
     return (seconds >= TELLING and probability >= _CERTAIN) or (
         seconds >= _ENOUGH and probability >= _LIKELY
     )
+
+
+def is_sure(seconds: float, probabilities: dict[str, float]) -> bool:
+    """Whether other languages need not be tried on so many seconds of speech."""
+    return next(iter(probabilities.values())) >= (_LIKELY if seconds >= _ENOUGH else _SURE)

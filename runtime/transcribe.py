@@ -155,6 +155,8 @@ class WhisperModel:
         if language is not None or not self.is_multilingual:
             language = require_language(self.tokenizer, self.vocabulary, language or "en")
             languages = None  # there is nothing to choose
+        if languages is not None and len(set(languages)) == 1 and not wanted.multilingual:
+            language, languages = languages[0], None
         if not self.is_multilingual and wanted.task != "transcribe":
             raise UsageError("this model is English-only and cannot translate; use base or larger")
         if not self.is_multilingual and wanted.multilingual:
@@ -258,8 +260,9 @@ class TranscriptionStream:
         """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
         if self._ended:
             return
-        if self._broken is not None:
-            self.fail(self._broken)
+        error = self._broken or self._job.features.error
+        if error is not None:
+            self.fail(error)
         else:
             self._close()
             self._job.coverage.finish(self._job.features.duration)

@@ -270,13 +270,13 @@ def fit_to_segment(segment: Segment, words: Sequence[Word], typical: float) -> S
     start, end = segment.start, segment.end
     first = fitted[0]
     if first.start + _TRUSTED_BY < start < first.end:
-        start = round(max(0.0, min(first.end - typical, start)), 2)
+        start = round(max(first.start, min(first.end - typical, start)), 2)
         fitted[0] = replace(first, start=start)
     else:
         start = first.start
     last = fitted[-1]
     if last.start < end < last.end - _TRUSTED_BY:
-        end = round(max(last.start + typical, end), 2)
+        end = round(min(last.end, max(last.start + typical, end)), 2)
         fitted[-1] = replace(last, end=end)
     else:
         end = last.end

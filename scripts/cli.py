@@ -28,7 +28,8 @@ exit codes:
 DEFAULT_MODEL = "tiny.en"
 
 
-_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_YES, _NO = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0", "f", "n")
+_TRUTHS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 _flags: set[str] = set()
 
 
@@ -61,8 +62,10 @@ def spell(arguments: Sequence[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             name = name.replace("_", "-")
-        alone = not equals and (*arguments[i + 1 : i + 2], "")[0].lower() not in _TRUTHS
-        spelled.append(f"{name}=True" if name in _flags and alone else name + equals + value)
+        is_flag = len(name) > 2 and any(flag.startswith(name) for flag in _flags)
+        following = (*arguments[i + 1 : i + 2], "")[0].lower()
+        alone = not equals and following not in (*_TRUTHS, "none")  # which is neither, and refused
+        spelled.append(f"{name}=True" if is_flag and alone else name + equals + value)
     return spelled
 
 

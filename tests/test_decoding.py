@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import tiny_whisper
 from fake_backend import N_TEXT_CTX, FakeBackend, Say, write_companions
 
 from whisper_npu.errors import UsageError
@@ -12,7 +11,6 @@ from whisper_npu.runtime.decoding import (
     DecodingOptions,
     compression_ratio,
     decode_windows,
-    detect_language,
 )
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
@@ -242,21 +240,6 @@ class TestLimit:
     def test_ending_just_at_the_limit(self, tokenizer):
         (window,), _ = decode(tokenizer, Say((5, 6)), without_timestamps=True, sample_len=3)
         assert (window.tokens, window.reached_limit) == ((5, 6), False)
-
-
-class TestLanguageDetection:
-    def test_probabilities_in_order(self, tokenizer):
-        backend = FakeBackend(tokenizer, [Say((), language="fr")])
-        found = detect_language(backend, tokenizer, np.zeros((2, 1, 1), np.float32), StageTimes())
-        assert len(found) == 2
-        for probabilities in found:
-            assert next(iter(probabilities)) == "fr"
-            assert set(probabilities) == set(tiny_whisper.LANGUAGES)
-            assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
-            assert sum(probabilities.values()) == pytest.approx(1.0)
-            assert probabilities["fr"] == pytest.approx(math.exp(5) / (math.exp(5) + 4), rel=1e-5)
-        assert backend.asked[0].tokens == [[tokenizer.special.sot]] * 2
-        assert backend.open_sessions == 0
 
 
 def test_sessions_are_closed_when_decoding_fails(tokenizer):

@@ -163,6 +163,12 @@ def model(tmp_path):
     return fake
 
 
+@pytest.fixture
+def untried(monkeypatch):
+    """Nobody tries other languages: `decoded` tells of the windows alone."""
+    monkeypatch.setattr("whisper_npu.runtime.job.is_sure", lambda *_: True)
+
+
 def voice(code, seconds):
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     return (0.5 * np.sin(2 * np.pi * PITCH[code][0] * time)).astype(np.float32)
@@ -203,6 +209,32 @@ class TestRecordings:
         assert result.language == next(iter(result.language_probabilities)) == "de"
         assert result.warnings == ()
 
+    @pytest.mark.parametrize("mode", ["batched", "sequential"])
+    def test_a_guess_is_corrected_by_the_text(self, tmp_path, mode):
+        fake = fake_model(tmp_path, [Say(())])
+        word = tuple(fake.tokenizer.encode(" Wort"))
+        zh, en, de = (Say(word, logit, language="zh", certainty=1.5) for logit in (2.0, 2.0, 30.0))
+        fake.backend.script = [zh, en, de, Say(word)]
+        fake.voice_activity = LoudIsSpeech()
+        result = fake.transcribe(voice("de", 2), mode=mode, without_timestamps=True).result()
+        assert [code for code, _ in decoded(fake)] == ["zh", "en", "de", "de"]
+        assert result.language == next(iter(result.language_probabilities)) == "de"
+        assert (result.text, result.warnings) == ("Wort", ())
+        assert len(fake.backend.windows) == 1
+
+    def test_what_was_certain_is_not_tried_again(self, model):
+        audio = np.concatenate([voice("de", 6), silence(35), voice("de", 0.7)])
+        model.transcribe(audio, multilingual=True, without_timestamps=True).result()
+        assert [code for code, _ in decoded(model)] == ["de", "de"]
+
+    def test_a_single_one_is_not_asked_for(self, model):
+        options = {"languages": ("German",), "without_timestamps": True}
+        result = model.transcribe(OPENING[:SAMPLE_RATE], **options).result()
+        assert (result.language, result.language_probabilities) == ("de", {})
+        assert [code for code, _ in decoded(model)] == ["de"]
+        assert result.warnings == ()
+
+    @pytest.mark.usefixtures("untried")
     @pytest.mark.parametrize("multilingual", [False, True])
     def test_it_is_one_of_those_it_can_be(self, model, multilingual):
         """Chinese is not, and of the others none is likelier: the first is taken."""
@@ -231,6 +263,7 @@ class TestRecordings:
         result = model.transcribe(silence(3), languages=("de", "fr")).result()
         assert (result.language, result.language_probabilities) == ("de", {})
 
+    @pytest.mark.usefixtures("untried")
     def test_so_is_one_before_a_long_pause(self, model):
         """More than a window later: in batches, what is a guess waits for what tells."""
         audio = np.concatenate([voice("de", 0.7), silence(35), voice("de", 6)])
@@ -239,6 +272,7 @@ class TestRecordings:
         assert len(model.backend.windows) == 2  # each is encoded once
         assert [segment.start < 1 for segment in result.segments] == [True, False]
 
+    @pytest.mark.usefixtures("untried")
     @pytest.mark.parametrize(("n_guesses", "n_wrong"), [(3, 0), (4, 4), (5, 4)])
     def test_it_does_not_wait_for_long(self, model, n_guesses, n_wrong):
         pieces = [part for _ in range(n_guesses) for part in (voice("de", 0.7), silence(35))]
