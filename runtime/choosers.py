@@ -138,8 +138,8 @@ class BeamSearch:
         return sources
 
     def end(self, rows: npt.NDArray[np.bool_]) -> None:
-        """Wait no longer for windows of whose beams, bool `(rows,)`, all are to end."""
-        self._given_up |= rows.reshape(-1, self._beam_size).all(axis=1)
+        """Wait no longer for windows whose likeliest beam is to end: bool `(rows,)`."""
+        self._given_up |= rows[:: self._beam_size]
 
     @property
     def done(self) -> bool:

@@ -90,6 +90,13 @@ class TestContext:
         assert {segment.temperature for segment in result.segments} != {0.0}
         assert not any(before)
 
+    def test_none_from_a_text_that_looks_wrong(self, model, say):
+        doubtful = say(" Something that nobody is sure to have heard at all.", logit=6.0)
+        options = {"temperature": (0.0,), "logprob_threshold": -1e-9}
+        before, result = prompts(model, [doubtful], **options)
+        assert all(segment.flaw is not None for segment in result.segments)
+        assert not any(before)
+
     def test_the_users_prompt_stays_before_it(self, model, say):
         said = script(say)
         before, _ = prompts(model, said, initial_prompt="Kyiv.", hotwords="Lviv")
@@ -211,6 +218,30 @@ class TestLoops:
     def test_it_stays_whole_where_it_must(self, hear, words, options):
         result = hear(self.loop, Say(tuple(words(" One."))), best_of=1, **options)
         assert len({segment.seek for segment in result.segments}) == 1
+
+    def test_one_behind_a_doubtful_text_is_divided_too(self, hear, words, model):
+        """Of both attempts the first is the better; but neither is any good."""
+        doubtful = Say(tuple(words(" Something said.")), logit=2.0)
+        good = [Say(tuple(words(text))) for text in (" One.", " Two.")]
+        result = hear(doubtful, self.loop, *good, temperature=(0.0, 0.01), best_of=1)
+        assert result.text == "One. Two."
+        assert [len(segment.retries) for segment in result.segments] == [2, 2]
+        assert len(model.backend.asked) == 4
+
+    def test_each_part_is_in_its_own_language(self, hear, words, model):
+        """Where it may change: the part is asked, and what it says is no news to the next."""
+        french = [
+            Say(tuple(words(text)), language="fr", certainty=15.0) for text in (" Un.", " Deux.")
+        ]
+        english = Say(self.loop.tokens, certainty=15.0)
+        options = {"language": None, "multilingual": True, "best_of": 1}
+        result = hear(english, french[0], Say(tuple(words(" Two.")), certainty=15.0), **options)
+        assert [(s.language, s.text) for s in result.segments] == [("fr", " Un."), ("en", " Two.")]
+        result = hear(english, *french, **{**options, "multilingual": False})
+        assert [asked.tokens[0][1] for asked in model.backend.asked[-3:]] == [
+            model.tokenizer.special.languages["en"]
+        ] * 3
+        assert result.language == "en"
 
     def test_a_doubtful_text_stays_whole(self, hear, words, model):
         doubtful = Say(tuple(words(" Something said.")), logit=2.0)

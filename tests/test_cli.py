@@ -59,6 +59,9 @@ def test_values_keep_their_underscores():
         (["--a-flag", "--", "yes"], True, ["yes"]),
         (["--", "--a-flag"], None, ["--a-flag"]),
         (["yes"], None, ["yes"]),
+        (["--a-flag", "off", "x.wav"], False, ["x.wav"]),
+        (["--a-f", "x.wav"], True, ["x.wav"]),
+        (["--a-f", "on", "x.wav"], True, ["x.wav"]),
     ],
 )
 def test_flags_may_stand_alone(arguments, flag, files):
@@ -67,3 +70,12 @@ def test_flags_may_stand_alone(arguments, flag, files):
     cli.add_flag(parser.add_argument_group("others"), "--a-flag", help="on or off")
     read = parser.parse_args(cli.spell(arguments))
     assert (read.a_flag, read.files) == (flag, files)
+
+
+def test_a_flag_that_is_neither_is_refused(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="*")
+    cli.add_flag(parser.add_argument_group("others"), "--a-flag", help="on or off")
+    with pytest.raises(SystemExit):
+        parser.parse_args(cli.spell(["--a-flag", "None", "x.wav"]))
+    assert "'None' is neither True nor False" in capsys.readouterr().err

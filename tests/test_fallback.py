@@ -51,6 +51,17 @@ class TestFallback:
         assert segment.temperature == 0.0
         assert segment.flaw == segment.retries[0].reason
 
+    def test_nor_where_a_prompt_has_misled(self, make, words):
+        loop = Say(tuple(words(" no no") * 20)[:50])
+        falling = [Say((5,) * 3, logit=logit) for logit in (3.0, 2.5, 2.0)]
+        model = make(loop, *falling, Say((5,) * 3))
+        options = {**ENGLISH, "without_timestamps": True, "temperature": self.BARELY_RISING}
+        stream = model.transcribe(sound(4), **options, best_of=1, initial_prompt="No, no.")
+        (segment,) = stream.segments
+        assert [retry.temperature for retry in segment.retries] == [0.0, 0.0, 0.01, 0.02]
+        assert "falling" in segment.retries[-1].reason
+        assert segment.flaw == segment.retries[1].reason
+
     @pytest.mark.parametrize("logits", [(3.0, 2.5, 3.5), (3.0, 3.5, 3.0), (2.0, 2.5, 3.0)])
     def test_others_are(self, make, logits):
         model = make(*(Say((5,) * 3, logit=logit) for logit in logits), Say((5,) * 3))

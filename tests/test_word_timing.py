@@ -255,6 +255,14 @@ def test_segment_and_words_agree(segment_times, word_times, expected) -> None:
     assert fitted.text == " a b"
 
 
+def test_words_stay_within_what_was_aligned() -> None:
+    first, last = _word(" a", 9.4, 10.0), _word(" b", 9.95, 10.5)
+    late = fit_to_segment(_segment(" a", 9.95, 10.4), [first], 0.7)
+    assert late.words[0].start == 9.4
+    early = fit_to_segment(_segment(" b", 9.0, 9.98), [last], 0.7)
+    assert early.words[0].end == 10.5
+
+
 def test_last_word_end() -> None:
     with_words = fit_to_segment(_segment(" a", 0, 1), [_word(" a", 0.2, 0.8)], 0.3)
     assert last_word_end([with_words, _segment("", 1, 2)]) == 0.8
