@@ -137,6 +137,18 @@ class TestSeeking:
         _ = model.transcribe(sound(40), **ENGLISH, condition_on_previous_text=False).text
         assert all(session.tokens[0][0] == special.sot for session in model.backend.asked)
 
+    def test_no_context_from_a_text_that_looks_wrong(self, make, words):
+        model = make(Say(()))
+        at, special = model.stamp, model.tokenizer.special
+        model.backend.script = [Say((at(0), *words(" One."), at(29)), logit=8.0)]
+        options = {**ENGLISH, "temperature": (0.0,), "logprob_threshold": -1e-9}
+        result = model.transcribe(sound(40), **options, initial_prompt="Kyiv.").result()
+        assert all(segment.flaw is not None for segment in result.segments)
+        asked = [session.tokens[0] for session in model.backend.asked]
+        assert len(asked) == 2
+        assert asked[0][0] == special.sot_prev
+        assert asked[1][0] == special.sot
+
     def test_the_initial_prompt_comes_first(self, make, words):
         model = make(Say(tuple(words(" Hello."))))
         special = model.tokenizer.special
