@@ -235,7 +235,8 @@ class TestLoops:
         ]
         english = Say(self.loop.tokens, certainty=15.0)
         options = {"language": None, "multilingual": True, "best_of": 1}
-        result = hear(english, french[0], Say(tuple(words(" Two.")), certainty=15.0), **options)
+        unsure = Say(tuple(words(" Two.")), certainty=1.0)  # French would be, behind French
+        result = hear(english, french[0], unsure, **options)
         assert [(s.language, s.text) for s in result.segments] == [("fr", " Un."), ("en", " Two.")]
         result = hear(english, *french, **{**options, "multilingual": False})
         assert [asked.tokens[0][1] for asked in model.backend.asked[-3:]] == [

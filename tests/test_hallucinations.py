@@ -1,15 +1,19 @@
 """openai/whisper's rules for made-up text, on segments made for the purpose."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
+from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.hallucinations import (
     first_hallucination,
     is_segment_anomaly,
     word_anomaly_score,
 )
+from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.results import Segment, Word
 
 
@@ -94,3 +98,12 @@ def test_edges_of_the_window_count_for_silence() -> None:
     assert _find(odd_early, last_speech_end=10.9) == 0
     odd_late = _segment(_word(39, 39.02, 0.1))
     assert _find(odd_late, last_speech_end=12.0) == 0
+
+
+def test_what_was_made_up_is_accounted_for_within_its_window() -> None:
+    """Its words may fade out behind what is left of the window; found first is not said first."""
+    job = SimpleNamespace(coverage=Coverage())
+    made_up = [_segment(_word(9, 10.14)), _segment(_word(2, 3))]
+    Job.account(cast(Job, job), 0.0, 10.0, made_up)
+    assert sum(job.coverage.seconds().values()) == pytest.approx(10)
+    assert job.coverage.seconds()["dropped"] == pytest.approx(2)

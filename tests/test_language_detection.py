@@ -94,6 +94,17 @@ class TestTrials:
         found, _ = probabilities(tokenizer, script, compression_ratio_threshold=None)
         assert next(iter(found)) == "fr"
 
+    def test_three_are_tried_on_a_little_text(self, tokenizer):
+        guesses = dict.fromkeys(("fr", "en", "de", "es"), 0.25)
+        backend = FakeBackend(tokenizer, [Say(tuple(range(5, 205)))])
+        backend.n_text_ctx = 448
+        plain = DecodingOptions(without_timestamps=True)
+        audio = np.zeros((1, 1500, 4), np.float32)
+        heard = (TranscribeOptions(), StageTimes(), guesses)
+        try_languages(backend, tokenizer, MULTILINGUAL, audio, plain, *heard)
+        n_prompt = 4
+        assert [len(asked.tokens[0]) for asked in backend.asked] == [n_prompt + 64 - 1] * 3
+
     def test_one_language_alone_is_not_tried(self, tokenizer):
         guesses = {"fr": 0.995, "en": 0.005}
         assert probabilities(tokenizer, [Say(WORDS)], guesses) == (guesses, [])
