@@ -16,7 +16,13 @@ from whisper_npu.npu import bundle as bundles
 from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.placement import DECODER_PART, ENCODER_PART
 from whisper_npu.npu.static_engine import Engine, Request
-from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array, SingleStream
+from whisper_npu.runtime.backend import (
+    N_LOGITS,
+    Float32Array,
+    FollowsNothing,
+    Int64Array,
+    SingleStream,
+)
 from whisper_npu.runtime.kv_cache import is_self_attention, past_name
 
 INPUT_IDS = "input_ids"
@@ -304,7 +310,7 @@ class _Place(NamedTuple):
     row: int
 
 
-class StaticSession:
+class StaticSession(FollowsNothing):
     """A batch of token rows being decoded in lanes. Close it when done."""
 
     def __init__(self, backend: StaticBackend, audio: Float32Array, rows_per_window: int) -> None:

@@ -4,7 +4,7 @@ The protocol is the seam for tests (a fake backend) and for other engines.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
 import numpy as np
@@ -84,9 +84,43 @@ class DecoderSession(Protocol):
         """
         ...
 
+    def follow(self) -> bool:
+        """Keep what tokens attend to, for `attention`; called before the first step.
+
+        Returns:
+            False where that is not known: `Backend.align` tells it.
+        """
+        ...
+
+    def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
+        """What a row's positions attend to, where the session was told to follow.
+
+        Args:
+            row: as rows are numbered now. It was never reordered.
+            n_positions: how many positions count, the first ones.
+            pooled: audio positions that are taken together as one of these.
+
+        Returns:
+            for one alignment head after the other float32 `(length, n_positions)`, in proportion
+            to the attention.
+        """
+        ...
+
     def close(self) -> None:
         """Give the engine's buffers back."""
         ...
+
+
+class FollowsNothing:
+    """What sessions share that do not know what tokens attend to."""
+
+    def follow(self) -> bool:
+        """See `DecoderSession.follow`."""
+        return False
+
+    def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
+        """See `DecoderSession.attention`."""
+        raise RuntimeError("this session follows nothing")
 
 
 class Backend(Protocol):

@@ -11,6 +11,7 @@ the windows wait for none.
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
@@ -23,8 +24,13 @@ from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.word_timing import last_word_end
 
 _DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that is heard in parts where it loops
+# Frames of a window whose text is decoded without timestamps, and gets them by alignment: half of
+# what the encoder hears, several sentences as a rule.
+_ALIGNED = 15 * FRAMES_PER_SECOND
 _GUESSED = 4  # windows whose language is a guess that wait for one that tells it
-_UNHEARD = 1.0  # seconds of speech behind the last timestamp that are worth another window
+# Seconds of speech behind the last timestamp that are worth another window. What was not said in a
+# text without timestamps is a sentence or more; less is noise, or the last word.
+_UNHEARD, _UNHEARD_ALIGNED = 1.0, 2.0
 
 # Tokens of the text before that a window is given: the most it has of these. Windows are decoded
 # together only where they are given equally many, so there are few choices; and nearly every window
@@ -81,6 +87,8 @@ class BatchedReading:
         self._job = job
         self._shares = shares
         self._has_context = _has_context(job)
+        # Larger models lose nothing by writing timestamps, and gain where there is context.
+        self._aligns = job.may_align and (job.is_tiny or not self._has_context)
         self._seek = 0
         self._newest: _Place | None = None  # a window whose text is the context of the next
         self._places: deque[_Place] = deque()  # in order; complete ones leave at the front
@@ -133,11 +141,15 @@ class BatchedReading:
             place.spoken = replace(language) if language.may_change else None
         return place
 
-    def _context(self, place: _Place) -> tuple[int, ...]:
-        """The tokens before what is next heard of a place: the user's prompt, and its context."""
+    def _context(self, place: _Place, *, aligned: bool) -> tuple[int, ...]:
+        """The tokens before what is next heard of a place: the user's prompt, and its context.
+
+        Text that is decoded without timestamps is given text without.
+        """
         before, place.before = place.before, None
         said = [] if before is None or before.language != place.language else before.segments
-        tokens = [token for segment in said for token in segment.tokens]
+        behind = inf if not aligned else self._job.tokenizer.special.timestamp_begin
+        tokens = [token for segment in said for token in segment.tokens if token < behind]
         prompts = self._job.prompts
         if any(s.temperature > CONTEXT_TEMPERATURE or s.flaw is not None for s in said):
             return prompts.initial
@@ -160,9 +172,12 @@ class BatchedReading:
         return place.task
 
     def _take_task(self, place: _Place) -> Task:
-        task = self._task(place)
-        task.prompt = self._job.prompts.before(self._context(place))
-        knows_pauses = self._job.options.vad and not task.wanted.prefix
+        task, job = self._task(place), self._job
+        aligned = self._aligns and task.window.n_frames >= _ALIGNED and not task.wanted.prefix
+        task.prompt = job.prompts.before(self._context(place, aligned=aligned))
+        if aligned:
+            task.wanted = replace(task.wanted, aligned=True, attention_delay=job.attention_delay)
+        knows_pauses = job.options.vad and not task.wanted.prefix
         task.divisible = knows_pauses and task.window.n_frames >= _DIVISIBLE
         place.rest, place.task, place.planned = None, None, True
         return task
@@ -195,7 +210,8 @@ class BatchedReading:
         )
         text = job.write(heard, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
-        rest = self._rest(window, parts[-1].end)
+        least = _UNHEARD_ALIGNED if heard.outcome.decoded.aligned else _UNHEARD
+        rest = self._rest(window, parts[-1].end, least)
         if rest is not None:
             if place.rest is not None:
                 place.later.append((place.rest, place.retries))
@@ -217,19 +233,20 @@ class BatchedReading:
         place.retries = (*place.retries, *earlier, last)
         place.later.append((Window(cut, window.end), place.retries))
 
-    def _rest(self, window: Window, text_end: float) -> Window | None:
+    def _rest(self, window: Window, text_end: float, least: float) -> Window | None:
         """What is left of a window behind the end of its text, if there is speech in it.
 
         Args:
             window: what was decoded.
             text_end: seconds into the window at which its last segment ends.
+            least: seconds of speech that are worth another window.
         """
         rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
         advanced = (rest.start - window.start) / FRAMES_PER_SECOND
-        if advanced < _UNHEARD or rest.n_frames < _UNHEARD * FRAMES_PER_SECOND:
+        if advanced < _UNHEARD or rest.n_frames < least * FRAMES_PER_SECOND:
             return None
         unheard = self._job.windows.speech_seconds(rest.offset, rest.end_time)
-        return rest if unheard >= _UNHEARD else None
+        return rest if unheard >= least else None
 
 
 def _has_context(job: Job) -> bool:

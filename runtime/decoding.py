@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.alignment import TokenTimes
 from whisper_npu.runtime.backend import N_LOGITS, Backend, DecoderSession, Float32Array, Int64Array
 from whisper_npu.runtime.choosers import BeamSearch, TokenChooser, rank
 from whisper_npu.runtime.draft import Draft
@@ -25,8 +26,10 @@ from whisper_npu.runtime.logits import (
     log_normalizer,
 )
 from whisper_npu.runtime.repetitions import is_endless
+from whisper_npu.runtime.sentence_times import Listener, with_timestamps
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
+from whisper_npu.runtime.word_timing import time_words
 
 # Rows leave a batch when no more than this share of it goes on: kernels are made for every new
 # number of rows, so there should be few.
@@ -50,6 +53,8 @@ class DecodingOptions:
         prefix: tokens the transcript of each window goes on from; they are not part of it.
         begun: tokens the transcript of each window is known to begin with, timestamps included.
         without_timestamps: sample text only.
+        aligned: sample text only, and put timestamps in afterwards, by what the model attended to.
+        attention_delay: seconds by which that is behind the sound.
         max_initial_timestamp: seconds into the window at which the first segment begins at most.
         suppress_tokens: tokens never sampled.
         suppress_first: tokens never sampled first.
@@ -67,6 +72,8 @@ class DecodingOptions:
     prefix: tuple[int, ...] = ()
     begun: tuple[int, ...] = ()
     without_timestamps: bool = False
+    aligned: bool = False
+    attention_delay: float = 0.0
     max_initial_timestamp: float | None = 1.0
     suppress_tokens: tuple[int, ...] = ()
     suppress_first: tuple[int, ...] = ()
@@ -79,6 +86,11 @@ class DecodingOptions:
         if self.temperature > 0:
             return self.best_of
         return self.beam_size or 1
+
+    @property
+    def samples_timestamps(self) -> bool:
+        """Whether timestamps are among the tokens sampled."""
+        return not (self.without_timestamps or self.aligned)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class DecodedWindow:
         temperature: temperature it was decoded at.
         compression_ratio: bytes of the text by its bytes after zlib; loops compress well.
         reached_limit: the context was full before the end of text.
+        aligned: its timestamps were not sampled, but put in by alignment.
     """
 
     tokens: tuple[int, ...]
@@ -103,6 +116,7 @@ class DecodedWindow:
     temperature: float
     compression_ratio: float
     reached_limit: bool
+    aligned: bool = False
 
 
 TokenCallback = Callable[[list[tuple[int, ...]]], None]
@@ -143,7 +157,7 @@ def initial_tokens(
     if vocabulary.is_multilingual:
         tokens.append(special.languages[options.language])
         tokens.append(special.translate if options.task == "translate" else special.transcribe)
-    if options.without_timestamps:
+    if not options.samples_timestamps:
         tokens.append(special.no_timestamps)
     tokens += (*options.prefix, *options.begun)
     if len(tokens) >= n_text_ctx:
@@ -158,7 +172,7 @@ def forbidden_tokens(options: DecodingOptions) -> list[LogitFilter]:
 
 def timestamp_rules(tokenizer: Tokenizer, options: DecodingOptions) -> list[LogitFilter]:
     """The rules for timestamps, if there are to be any."""
-    if options.without_timestamps:
+    if not options.samples_timestamps:
         return []
     special = tokenizer.special
     limit = options.max_initial_timestamp
@@ -183,6 +197,7 @@ def decode_windows(
     prompts: Sequence[Sequence[int]] = (),
     seeds: Sequence[int] = (),
     reach: Sequence[float] = (),
+    n_frames: Sequence[int] = (),
     on_tokens: TokenCallback | None = None,
     drafts: bool = True,
 ) -> list[DecodedWindow]:
@@ -201,6 +216,7 @@ def decode_windows(
             with; by default its place in the batch.
         reach: seconds into each window that its text must reach before it may end, if it has
             timestamps; by default it may end anywhere.
+        n_frames: frames of 10 ms of audio in each window, for texts to be aligned with.
         on_tokens: called after each step with the tokens of each window so far.
         drafts: whether a single row may be drafted, which gives the same and is faster.
 
@@ -215,40 +231,25 @@ def decode_windows(
     starts, sot_index = _starts(
         tokenizer, vocabulary, options, backend.n_text_ctx, prompts or [()] * len(audio)
     )
-    n_rows = len(audio) * options.rows_per_window
     room = backend.n_text_ctx - starts.shape[1]
     limit = room if options.sample_len is None else min(options.sample_len, room)
-    chooser: TokenChooser | BeamSearch
-    if options.temperature == 0 and options.beam_size is not None:
-        chooser = BeamSearch(n_rows, options.beam_size, options.patience, eot, options.begun)
-    else:
-        rngs = [
-            np.random.default_rng((seed, row))
-            for seed in (seeds or range(len(audio)))
-            for row in range(options.rows_per_window)
-        ]
-        chooser = TokenChooser(options.temperature, eot, rngs, options.begun)
-    rules = [*forbidden_tokens(options), *timestamp_rules(tokenizer, options)]
-    if any(reach) and not options.without_timestamps:
-        special = tokenizer.special
-        rules.append(
-            ReachEnd(
-                np.repeat(np.asarray(reach), options.rows_per_window),
-                timestamp_begin=special.timestamp_begin,
-                eot=special.eot,
-                step=TIMESTAMP_STEP,
-            )
-        )
-
+    chooser = _chooser(options, eot, seeds or range(len(audio)))
+    rules = _rules(tokenizer, options, reach)
     with times.measure("cross-attention projection"):
         session = backend.start(audio, options.rows_per_window)
     try:
+        is_single = options.rows_per_window == 1
+        listener = (
+            Listener(session, starts[0], sot_index, n_frames, eot, follows=is_single)
+            if options.aligned
+            else None
+        )
         with times.measure("prefill"):
             every_row = np.repeat(starts, options.rows_per_window, axis=0)
             logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
-        rows: _Rows | Draft = _Rows(session, n_rows)
         is_greedy = options.temperature == 0 and options.beam_size is None
+        rows: _Rows | Draft = _Rows(session, len(audio) * options.rows_per_window, listener)
         if drafts and is_greedy and (drafter := session.drafter()):
             rows = Draft(drafter, rules, eot, len(options.begun) + limit - 1)
         for sampled in range(1, limit + 1):
@@ -266,27 +267,79 @@ def decode_windows(
                 if sources is not None:
                     session.reorder(sources)
                 logits = rows.step(chooser.tokens, chooser.finished)
+        if listener is not None:
+            listener.take_down(rows.left, range(len(rows.left)), chooser.tokens)
     finally:
         session.close()
 
     results = []
     for window, candidates in enumerate(chooser.candidates(len(audio))):
         best = rank(candidates, options.length_penalty)
-        n_sampled = len(best.tokens) - len(options.begun)
+        tokens = best.tokens
         with times.measure("text"):
-            text = tokenizer.decode(best.tokens).strip()
+            text = tokenizer.decode(tokens).strip()
+        if listener is not None:
+            with times.measure("alignment"):
+                spoken = listener.times(window, best.tokens, backend, audio)
+                tokens = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
+        n_sampled = len(best.tokens) - len(options.begun)
         results.append(
             DecodedWindow(
-                tokens=best.tokens,
+                tokens=tokens,
                 text=text,
                 avg_logprob=best.sum_logprob / (n_sampled + 1),
                 no_speech_prob=float(no_speech[window]),
                 temperature=options.temperature,
                 compression_ratio=compression_ratio(text),
                 reached_limit=n_sampled >= limit,
+                aligned=listener is not None,
             )
         )
     return results
+
+
+def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> TokenChooser | BeamSearch:
+    """What chooses the tokens of windows with these seeds."""
+    if options.temperature == 0 and options.beam_size is not None:
+        n_rows = len(seeds) * options.beam_size
+        return BeamSearch(n_rows, options.beam_size, options.patience, eot, options.begun)
+    rngs = [
+        np.random.default_rng((seed, row))
+        for seed in seeds
+        for row in range(options.rows_per_window)
+    ]
+    return TokenChooser(options.temperature, eot, rngs, options.begun)
+
+
+def _rules(
+    tokenizer: Tokenizer, options: DecodingOptions, reach: Sequence[float]
+) -> list[LogitFilter]:
+    rules = [*forbidden_tokens(options), *timestamp_rules(tokenizer, options)]
+    if any(reach) and options.samples_timestamps:
+        special = tokenizer.special
+        rules.append(
+            ReachEnd(
+                np.repeat(np.asarray(reach), options.rows_per_window),
+                timestamp_begin=special.timestamp_begin,
+                eot=special.eot,
+                step=TIMESTAMP_STEP,
+            )
+        )
+    return rules
+
+
+def _aligned(
+    text: tuple[int, ...],
+    spoken: TokenTimes | None,
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    n_frames: int,
+) -> tuple[int, ...]:
+    """A window's text with timestamps, where it is known when it was spoken."""
+    if spoken is None:
+        return text
+    words, groups = time_words(text, spoken, tokenizer, options.language, options.attention_delay)
+    return with_timestamps(words, groups, tokenizer.special.timestamp_begin, n_frames)
 
 
 def _starts(
@@ -308,24 +361,28 @@ def _starts(
 class _Rows:
     """The rows that a session still decodes: those that have ended leave it, many at a time."""
 
-    def __init__(self, session: DecoderSession, n_rows: int) -> None:
+    def __init__(self, session: DecoderSession, n_rows: int, listener: Listener | None) -> None:
         self._session = session
+        self._listener = listener
         self._n_rows = n_rows
-        self._left = np.arange(n_rows)
+        self.left = np.arange(n_rows)
         self._may_leave = True
 
     def step(self, tokens: Int64Array, finished: npt.NDArray[np.bool_]) -> Float32Array:
         """Logits `(rows, n_vocab)` after the last of tokens `(rows, n)`; 0 for rows that left."""
-        going_on = np.flatnonzero(~finished[self._left])
-        if self._may_leave and len(going_on) <= _LEAVING * len(self._left):
+        going_on = np.flatnonzero(~finished[self.left])
+        if self._may_leave and len(going_on) <= _LEAVING * len(self.left):
+            if self._listener is not None:
+                leaving = np.flatnonzero(finished[self.left])
+                self._listener.take_down(self.left[leaving], leaving, tokens)
             self._may_leave = self._session.keep(going_on.tolist())
             if self._may_leave:
-                self._left = self._left[going_on]
-        logits = self._session.step(tokens[self._left, -1:])[:, -1]
-        if len(self._left) == self._n_rows:
+                self.left = self.left[going_on]
+        logits = self._session.step(tokens[self.left, -1:])[:, -1]
+        if len(self.left) == self._n_rows:
             return logits
         every = np.zeros((self._n_rows, logits.shape[1]), np.float32)
-        every[self._left] = logits
+        every[self.left] = logits
         return every
 
 

@@ -41,6 +41,7 @@ class Draft:
         self._rules = rules
         self._eot = eot
         self._n_tokens = n_tokens
+        self.left = (0,)  # the rows still decoded, as of `decoding._Rows`
         self._ahead: deque[tuple[int, Float32Array]] = deque()  # tokens, and logits after them
 
     def step(self, tokens: Int64Array, finished: npt.NDArray[np.bool_]) -> Float32Array:

@@ -56,6 +56,7 @@ def decode_with_fallback(
     *,
     prompts: Sequence[Sequence[int]] = (),
     reach: Sequence[float] = (),
+    n_frames: Sequence[int] = (),
     divisible: Sequence[bool] = (),
     on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
@@ -72,6 +73,7 @@ def decode_with_fallback(
         times: where stage times are added.
         prompts: see `decode_windows`.
         reach: see `decode_windows`.
+        n_frames: see `decode_windows`.
         divisible: for each window, whether the caller hears it in parts if it loops: higher
             temperatures are not tried then.
         on_tokens: called after each step for each window being decoded.
@@ -100,6 +102,7 @@ def decode_with_fallback(
             prompts=[prompts[window] for window in windows] if prompted else (),
             seeds=[seeds[window] for window in windows],
             reach=[reach[window] for window in windows] if reach else (),
+            n_frames=[n_frames[window] for window in windows] if n_frames else (),
             on_tokens=None if on_tokens is None else report,
         )
         flawed = []
@@ -107,7 +110,8 @@ def decode_with_fallback(
             attempts[window].append(tried)
             flaw = find_flaw(tried, options)
             if flaw is not None:
-                retries[window].append(Retry(wanted.temperature, flaw))
+                reason = f"{flaw}, without timestamps" if wanted.aligned else flaw
+                retries[window].append(Retry(wanted.temperature, reason))
                 flawed.append(window)
                 logger.debug("retry: at temperature %.1f %s", wanted.temperature, flaw)
         return flawed
@@ -117,9 +121,9 @@ def decode_with_fallback(
     looping: set[int] = set()  # windows to be heard in parts
     can_divide = divisible or [False] * len(seeds)
     has_prompt = any(prompts)
-    finds_loops = options.compression_ratio_threshold is not None
-    for temperature in options.temperature:
-        wanted = replace(decoding, temperature=temperature, cut_loops=finds_loops)
+    rungs = _rungs(decoding, options)
+    for wanted in rungs:
+        is_last = wanted is rungs[-1]
         flawed = attempt(pending, wanted, prompted=has_prompt) if pending else []
         pending = []
         for window in flawed:
@@ -129,10 +133,12 @@ def decode_with_fallback(
                 pending.append(window)
         if misled:
             misled = attempt(sorted(misled), wanted, prompted=False)
+        if wanted.aligned and not is_last:
+            continue  # with timestamps the text may be right at the same temperature
         for window in (*pending, *misled):
             if can_divide[window] and repeats_itself(attempts[window][-1], options):
                 looping.add(window)
-            elif temperature < options.temperature[-1] and _worsens(attempts[window], options):
+            elif not is_last and _worsens(attempts[window], options):
                 last = retries[window][-1]
                 reason = f"{last.reason}, and falling: higher temperatures are not tried"
                 retries[window][-1] = replace(last, reason=reason)
@@ -141,25 +147,45 @@ def decode_with_fallback(
             (pending if window in pending else misled).remove(window)
         if not pending and not misled:
             break
+    return [
+        _outcome(tried, decoding.language, retries[window], options, loops=window in looping)
+        for window, tried in enumerate(attempts)
+    ]
 
-    outcomes = []
-    for window, tried in enumerate(attempts):
-        best = tried[-1]
+
+def _rungs(decoding: DecodingOptions, options: TranscribeOptions) -> list[DecodingOptions]:
+    """How a window is decoded, attempt by attempt."""
+    finds_loops = options.compression_ratio_threshold is not None
+    rungs = [
+        replace(decoding, temperature=temperature, cut_loops=finds_loops)
+        for temperature in options.temperature
+    ]
+    if decoding.aligned and len(rungs) > 1:
+        return [rungs[0], *(replace(each, aligned=False) for each in rungs)]
+    return rungs
+
+
+def _outcome(
+    tried: Sequence[DecodedWindow],
+    language: str,
+    retries: Sequence[Retry],
+    options: TranscribeOptions,
+    *,
+    loops: bool,
+) -> Outcome:
+    best = tried[-1]
+    flaw = find_flaw(best, options)
+    if flaw is not None:
+        best = _least_flawed(tried, options)
         flaw = find_flaw(best, options)
-        if flaw is not None:
-            best = _least_flawed(tried, options)
-            flaw = find_flaw(best, options)
-        outcomes.append(
-            Outcome(
-                decoded=best,
-                language=decoding.language,
-                retries=tuple(retries[window]),
-                flaw=flaw,
-                is_silence=is_silence(best, options),
-                loops=window in looping,
-            )
-        )
-    return outcomes
+    return Outcome(
+        decoded=best,
+        language=language,
+        retries=tuple(retries),
+        flaw=flaw,
+        is_silence=is_silence(best, options),
+        loops=loops,
+    )
 
 
 def _worsens(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> bool:

@@ -96,6 +96,11 @@ class Heard:
         return replace(self, outcome=replace(self.outcome, retries=every))
 
 
+def is_tiny(n_audio_state: int | None) -> bool:
+    """Whether a model is one of the tiny ones, by the elements of its encoder's states."""
+    return n_audio_state is not None and n_audio_state <= _TINY
+
+
 def frames_to_encode(n_frames: int, choices: Sequence[int], n_audio_state: int | None) -> int:
     """Frames to encode of a window of `n_frames`: with silence behind them, one of `choices`.
 
@@ -104,8 +109,7 @@ def frames_to_encode(n_frames: int, choices: Sequence[int], n_audio_state: int |
         choices: what the encoder takes, the fewest first.
         n_audio_state: elements of its states, if that is known.
     """
-    is_tiny = n_audio_state is not None and n_audio_state <= _TINY
-    wanted = n_frames + (_MARGIN_OF_TINY if is_tiny else _MARGIN)
+    wanted = n_frames + (_MARGIN_OF_TINY if is_tiny(n_audio_state) else _MARGIN)
     return next((n for n in choices if n >= wanted), choices[-1])
 
 
@@ -234,6 +238,7 @@ def _decode(
             times,
             prompts=[tasks[place].prompt for place in places],
             reach=[tasks[place].reach for place in places],
+            n_frames=[tasks[place].window.n_frames for place in places],
             divisible=[tasks[place].divisible for place in places],
             on_tokens=None
             if job.on_partial is None

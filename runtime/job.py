@@ -12,7 +12,7 @@ from whisper_npu.runtime.fallback import spoken_length
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hallucinations import first_hallucination
-from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode
+from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode, is_tiny
 from whisper_npu.runtime.language_detection import detect_language, try_languages
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import PartialCallback
@@ -50,6 +50,7 @@ class Job:
         attention_delay: seconds by which the model's attention is behind the sound.
         language: which one is spoken.
         n_audio_state: elements of the encoder's states; None where no configuration says.
+        can_align: whether the model can tell when what it says was spoken.
         on_partial: takes the text of each window after each decoding step; None: nobody does.
     """
 
@@ -65,6 +66,7 @@ class Job:
     attention_delay: float
     language: SpokenLanguage
     n_audio_state: int | None
+    can_align: bool = False
     on_partial: PartialCallback | None = None
 
     @property
@@ -78,6 +80,17 @@ class Job:
         if self.options.elastic is None:
             return self.backend.precision != "f32"
         return self.options.elastic
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the model is one of the tiny ones."""
+        return is_tiny(self.n_audio_state)
+
+    @property
+    def may_align(self) -> bool:
+        """Whether texts may be decoded without timestamps, and get theirs by alignment."""
+        options = self.options
+        return self.can_align and options.task == "transcribe" and not options.without_timestamps
 
     def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
         """The next window; what is passed over on the way is accounted for as silent."""

@@ -79,6 +79,15 @@ class ModelFolder:
         return None
 
     @property
+    def alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        """Cross-attention heads that follow the speech, by layer and place; empty if unknown."""
+        stated = self.generation_config.get("alignment_heads")
+        try:
+            return tuple(sorted((int(layer), int(head)) for layer, head in stated or ()))
+        except (TypeError, ValueError):
+            return ()
+
+    @property
     def n_text_ctx(self) -> int:
         """Positions the decoder has (448 in every published model)."""
         for name in ("max_target_positions", "n_text_ctx"):

@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
-from whisper_npu.runtime.backend import N_LOGITS, Float32Array, Int64Array, SingleStream
+from whisper_npu.runtime.backend import (
+    N_LOGITS,
+    Float32Array,
+    FollowsNothing,
+    Int64Array,
+    SingleStream,
+)
 from whisper_npu.runtime.compile_cache import cache_directory
 from whisper_npu.runtime.kv_cache import (
     ConcatCache,
@@ -308,7 +314,7 @@ class OnnxRuntimeBackend(SingleStream):
         return found["token_probabilities"], found["cross_attentions"]
 
 
-class _Session:
+class _Session(FollowsNothing):
     """One batch of token rows; without a cache the whole context is computed at each step."""
 
     def __init__(

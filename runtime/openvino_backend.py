@@ -20,13 +20,8 @@ from whisper_npu.runtime.kv_cache import ConcatCache, KVCache, StaticCache
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.openvino_alignment import align, read_alignment_graph
 from whisper_npu.runtime.openvino_compile import CacheKind, GraphCompiler, Precision, Wanted
-from whisper_npu.runtime.openvino_sessions import (
-    CachedSession,
-    RequestPool,
-    SplitVocabulary,
-    StatefulSession,
-    UncachedSession,
-)
+from whisper_npu.runtime.openvino_sessions import CachedSession, RequestPool, UncachedSession
+from whisper_npu.runtime.openvino_stateful_session import SplitVocabulary, StatefulSession
 
 _MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
@@ -214,6 +209,7 @@ class OpenVINOBackend(SingleStream):
                 self._n_text_ctx,
                 on_processor=self._device.startswith("CPU"),
                 vocabulary=self._vocabulary,
+                heads=self._facts.heads,
             )
         if rows_per_window > 1:
             audio = np.repeat(audio, rows_per_window, axis=0)

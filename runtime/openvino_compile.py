@@ -21,7 +21,7 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
-from whisper_npu.runtime import backend, eight_bits, kv_cache, openvino_stateful
+from whisper_npu.runtime import backend, eight_bits, kv_cache, openvino_queries, openvino_stateful
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.compile_cache import (
     CACHE_VARIABLE,
@@ -33,6 +33,7 @@ from whisper_npu.runtime.compile_cache import (
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
 from whisper_npu.runtime.memory import available_bytes, forget_files, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+from whisper_npu.runtime.openvino_queries import give_queries
 
 logger = logging.getLogger("whisper_npu")
 
@@ -82,6 +83,7 @@ class Facts:
         options: by graph, what it is compiled with beside the options of all.
         n_draft: text tokens that a single row is drafted from; 0 where the projection to the
             vocabulary is a part of the decoder's graph.
+        heads: alignment heads, by layer and place, whose queries the decoder hands out.
     """
 
     dimensions: graphs.GraphDimensions
@@ -90,6 +92,7 @@ class Facts:
     in_eight_bits: bool
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     n_draft: int = 0
+    heads: tuple[tuple[int, int], ...] = ()
 
     @property
     def stateful_graphs(self) -> tuple[str, ...]:
@@ -242,7 +245,8 @@ class GraphCompiler:
 
     def _keys(self) -> dict[str, CacheKey]:
         folder = self._folder
-        identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{_recipe_digest()}"
+        heads = folder.alignment_heads
+        identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{heads}-{_recipe_digest()}"
         options = {
             **self._config,
             "MATRICES": "int8" if self._rounds else "as they are",
@@ -315,6 +319,10 @@ class GraphCompiler:
             split = graphs.split_vocabulary(with_past, self._folder.end_of_text or 0, n_draft)
             wanted |= split
             n_draft *= bool(split)
+        heads = folder.alignment_heads if self._is_fast_path() else ()
+        is_known = all(head < dimensions.n_text_head for _, head in heads)
+        if not is_known or not give_queries(with_past, heads):
+            heads = ()
         align: dict[str, bytes] = {}
         if in_eight_bits and to_keep and self.arithmetic == "bf16":
             # Half as much to write, and to read at each start.
@@ -336,7 +344,7 @@ class GraphCompiler:
         forget_files(folder.path)
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
-        facts = Facts(dimensions, contract, elastic, in_eight_bits, options, n_draft)
+        facts = Facts(dimensions, contract, elastic, in_eight_bits, options, n_draft, heads)
         return Compiled(compiled, facts, align)
 
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
@@ -387,7 +395,7 @@ def _recipe_digest() -> str:
     Raises:
         OSError: the code is not there to be read.
     """
-    modules = (backend, eight_bits, graphs, kv_cache, openvino_stateful)
+    modules = (backend, eight_bits, graphs, kv_cache, openvino_queries, openvino_stateful)
     sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     content = b"".join(path.read_bytes() for path in sources)
     return hashlib.sha256(content).hexdigest()
@@ -409,8 +417,10 @@ def _read_facts(content: dict[str, Any] | None) -> Facts | None:
     if content is None:
         return None
     try:
-        facts = Facts(**{**content, "dimensions": graphs.GraphDimensions(**content["dimensions"])})
-    except (KeyError, TypeError):
+        dimensions = graphs.GraphDimensions(**content["dimensions"])
+        heads = tuple((layer, head) for layer, head in content["heads"])
+        facts = Facts(**{**content, "dimensions": dimensions, "heads": heads})
+    except (KeyError, TypeError, ValueError):
         return None
     return facts if all(isinstance(each, dict) for each in facts.options.values()) else None
 

@@ -17,7 +17,7 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
-from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import (
     AbandonedError,
@@ -404,6 +404,7 @@ def new_job(
         attention_delay=attention_delay(model.folder.generation_config),
         language=SpokenLanguage.of(options.language, may_change=options.multilingual),
         n_audio_state=model.folder.config.get("d_model"),
+        can_align=(model.folder.path / ALIGNMENT).is_file(),
     )
 
 

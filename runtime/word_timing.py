@@ -9,10 +9,11 @@ likely length.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import nan
 
 import numpy as np
 
-from whisper_npu.runtime.alignment import token_times
+from whisper_npu.runtime.alignment import TokenTimes, token_times
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.options import APPEND_PUNCTUATIONS, PREPEND_PUNCTUATIONS
@@ -45,7 +46,7 @@ class WordTiming:
     word: str
     start: float
     end: float
-    probability: float
+    probability: float = nan
 
     @property
     def duration(self) -> float:
@@ -171,28 +172,54 @@ def find_alignment(
     probabilities, attentions = backend.align(audio, np.array([tokens], np.int64))
     n_positions = max(1, n_frames // FRAMES_PER_POSITION)
     times = token_times(attentions[0], len(text), len(before), n_positions)
-    starts, ends = (
-        np.maximum(0.0, positions * TIMESTAMP_STEP - attention_delay)
-        for positions in (times.starts, times.ends)
-    )
     of_text = probabilities[0, len(before) - 1 :]
     timings: list[list[WordTiming]] = []
     first = 0
     for of_segment in text_tokens:
-        timings.append([])
-        words, groups = tokenizer.split_to_words(list(of_segment), language)
-        for word, group in zip(words, groups, strict=True):
-            stop = first + len(group)
-            timings[-1].append(
-                WordTiming(
-                    word=word,
-                    start=float(starts[first]),
-                    end=float(ends[stop - 1]),
-                    probability=float(of_text[first:stop].mean()),
-                )
-            )
-            first = stop
+        stop = first + len(of_segment)
+        part = TokenTimes(times.starts[first:stop], times.ends[first:stop])
+        words, groups = time_words(of_segment, part, tokenizer, language, attention_delay)
+        edges = np.cumsum([first, *map(len, groups)])
+        timings.append(
+            [
+                replace(word, probability=float(of_text[a:b].mean()))
+                for word, (a, b) in zip(words, pairwise(edges), strict=True)
+            ]
+        )
+        first = stop
     return timings
+
+
+def time_words(
+    text: Sequence[int],
+    times: TokenTimes,
+    tokenizer: Tokenizer,
+    language: str,
+    attention_delay: float,
+) -> tuple[list[WordTiming], list[list[int]]]:
+    """The words of a text, and the tokens of each.
+
+    Args:
+        text: tokens without special ones and timestamps.
+        times: when each of them was spoken.
+        tokenizer: the model's.
+        language: language code of the text; it decides where words end.
+        attention_delay: seconds by which the attention is behind the sound.
+
+    Returns:
+        words whose probability is left open, and their tokens.
+    """
+    starts, ends = (
+        np.maximum(0.0, positions * TIMESTAMP_STEP - attention_delay)
+        for positions in (times.starts, times.ends)
+    )
+    words, groups = tokenizer.split_to_words(list(text), language)
+    edges = np.cumsum([0, *map(len, groups)])
+    timings = [
+        WordTiming(word, float(starts[first]), float(ends[stop - 1]))
+        for word, (first, stop) in zip(words, pairwise(edges), strict=True)
+    ]
+    return timings, groups
 
 
 def sound_out(timings: Sequence[Sequence[WordTiming]], window_end: float) -> list[list[WordTiming]]:

@@ -10,7 +10,7 @@ import numpy as np
 import tiny_whisper
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.backend import N_LOGITS, SingleStream
+from whisper_npu.runtime.backend import N_LOGITS, FollowsNothing, SingleStream
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.tokenizer import Tokenizer
 from whisper_npu.runtime.transcribe import WhisperModel
@@ -76,7 +76,7 @@ class FakeBackend(SingleStream):
         return FakeSession(self, len(audio) * rows_per_window)
 
 
-class FakeSession:
+class FakeSession(FollowsNothing):
     def __init__(self, backend, rows):
         self.backend = backend
         self.rows = rows

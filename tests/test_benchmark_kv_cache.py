@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from whisper_npu import load_model
-from whisper_npu.runtime.openvino_sessions import StatefulSession
+from whisper_npu.runtime.openvino_stateful_session import StatefulSession
 from whisper_npu.scripts import benchmark_kv_cache, main
 from whisper_npu.scripts.kv_cache_figures import Cell, Cost, Decode, Kind, decode, find_difference
 from whisper_npu.scripts.kv_cache_report import cell_table, slower_lengths, verdict

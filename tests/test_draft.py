@@ -17,7 +17,7 @@ from whisper_npu.runtime.logits import SuppressTokens
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 from whisper_npu.runtime.openvino_graphs import DRAFT, HIDDEN, split_vocabulary
-from whisper_npu.runtime.openvino_sessions import _StatefulDrafter
+from whisper_npu.runtime.openvino_stateful_session import _StatefulDrafter
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary
 

@@ -365,6 +365,7 @@ class TestMode:
             features=SimpleNamespace(available=lambda seek, n: min(n, frames - seek)),
             window_frames=3000,
             prompts=SimpleNamespace(initial=()),
+            may_align=False,
         )
         reading = _reading(job)
         assert type(reading) is expected

@@ -1,0 +1,276 @@
+"""Decoding with the self-attention states left to the plugin: the fast way on a processor."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.backend import N_LOGITS, Drafter, Float32Array, Int64Array
+from whisper_npu.runtime.kv_cache import SEQUENCE_AXIS
+from whisper_npu.runtime.openvino_queries import QUERIES, Heads, attention_weights
+from whisper_npu.runtime.openvino_sessions import OpenVINOSession, RequestPool, check_room
+from whisper_npu.runtime.openvino_stateful import ROWS
+
+# Tokens of all rows that are decoded in one pass: scores of cross-attention are held for each of
+# them, and the plugin never gives their memory back.
+_TOKENS_AT_ONCE = 128
+
+
+def _rows_of(tensor: ov.Tensor, first: int, end: int) -> ov.Tensor:
+    """Some rows of a batch, in the same memory."""
+    begin = [first, *(0 for _ in tensor.shape[1:])]
+    return ov.Tensor(tensor, ov.Coordinate(begin), ov.Coordinate([end, *tensor.shape[1:]]))
+
+
+@dataclass(frozen=True)
+class SplitVocabulary:
+    """The projection to the vocabulary apart from the decoder; see `split_vocabulary`.
+
+    Attributes:
+        whole: requests from hidden states to logits.
+        draft: requests from hidden states to log probabilities of a small part.
+        n_draft: text tokens in that part, the first ones.
+    """
+
+    whole: RequestPool
+    draft: RequestPool
+    n_draft: int
+
+
+def _from_hidden(request: ov.InferRequest, hidden: Float32Array, name: str) -> Float32Array:
+    """What a graph makes of hidden states, which it uses in place and not after this call."""
+    request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
+    request.start_async()  # `infer` would copy the output
+    request.wait()
+    projected: Float32Array = request.get_tensor(name).data
+    return projected
+
+
+class StatefulSession(OpenVINOSession):
+    """Leaves the self-attention states with the plugin; one graph prefills and steps."""
+
+    def __init__(
+        self,
+        cross: RequestPool,
+        with_past: RequestPool,
+        audio: Float32Array,
+        rows_per_window: int,
+        dimensions: graphs.GraphDimensions,
+        n_text_ctx: int,
+        *,
+        on_processor: bool,
+        vocabulary: SplitVocabulary | None,
+        heads: Heads,
+    ) -> None:
+        super().__init__(n_text_ctx)
+        self._heads = heads
+        self._queries: list[Float32Array] | None = None  # of what was decoded so far
+        self._on_processor = on_processor  # a tensor may be part of another; not tried elsewhere
+        self._batch = len(audio) * rows_per_window
+        self._dimensions = dimensions
+        self._n_audio_ctx = audio.shape[1]
+        self._length = 0
+        self._request = self._take(with_past)
+        self._vocabulary = vocabulary
+        if vocabulary is not None:
+            self._whole = self._take(vocabulary.whole)
+        self._cross: dict[str, ov.Tensor] = {}
+        try:
+            self._prepare_cross(self._take(cross), audio, rows_per_window)
+            self._request.reset_state()  # whatever the last session left is gone
+        except BaseException:
+            self.close()
+            raise
+        self._states = self._request.query_state()
+        self._rows = np.arange(self._batch, dtype=np.int32)
+
+    def _prepare_cross(
+        self, projection: ov.InferRequest, audio: Float32Array, rows_per_window: int
+    ) -> None:
+        """Compute the cross-attention states, window by window: memory for one at a time.
+
+        They are written to the tensors the request had before, if those have the right shape.
+        """
+        d = self._dimensions
+        shape = [self._batch, d.n_text_head, audio.shape[1], d.head_dim]
+        for tensor in projection.model_outputs:
+            name = next(iter(tensor.get_names()))
+            state = self._request.get_tensor(name)
+            if list(state.shape) != shape:
+                state = ov.Tensor(tensor.element_type, ov.Shape(shape))
+                self._request.set_tensor(name, state)
+            if self._on_processor:  # what it wrote to before is let go of, one by one
+                projection.set_tensor(name, _rows_of(state, 0, 1))
+            self._cross[name] = state
+        for number, window in enumerate(audio):
+            first, behind = number * rows_per_window, (number + 1) * rows_per_window
+            projection.set_tensor(
+                "encoder_hidden_states", ov.Tensor(np.ascontiguousarray(window[None]))
+            )
+            if self._on_processor:  # which writes the first row itself
+                for name, state in self._cross.items():
+                    projection.set_tensor(name, _rows_of(state, first, first + 1))
+            projection.start_async()  # `infer` would copy the outputs
+            projection.wait()
+            missing = slice(first + 1 if self._on_processor else first, behind)
+            for name, state in self._cross.items():
+                state.data[missing] = projection.get_tensor(name).data
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._length
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens, some at a time; see `DecoderSession.step`."""
+        n_new = tokens.shape[1]
+        check_room(self._length, n_new, self._n_text_ctx)
+        at_once = max(N_LOGITS, _TOKENS_AT_ONCE // self._batch)
+        begin = 0
+        for end in reversed(range(n_new, 0, -at_once)[1:]):
+            self._advance(tokens[:, begin:end])
+            begin = end
+        found = self._advance(tokens[:, begin:])
+        return found if self._vocabulary is None else self.logits_of(found)
+
+    def logits_of(self, hidden: Float32Array) -> Float32Array:
+        """Logits `(batch, n, n_vocab)` of hidden states, where the vocabulary is split off."""
+        return _from_hidden(self._whole, hidden, "logits")
+
+    def _advance(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens: logits, or hidden states where the vocabulary is split off."""
+        self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
+        self._request.set_tensor(ROWS, ov.Tensor(self._rows))
+        self._request.start_async()  # `infer` would copy the logits
+        self._request.wait()
+        self._length += tokens.shape[1]
+        self._rows = np.arange(self._batch, dtype=np.int32)
+        if self._steps == 1:  # the first step with a past shows which contract the graph keeps
+            self._check_states()
+        d = self._dimensions
+        self._log_step(
+            (self._batch, d.n_text_head, self._length, d.head_dim),
+            (self._batch, d.n_text_head, self._n_audio_ctx, d.head_dim),
+        )
+        if self._queries is not None:
+            self._queries.append(self._request.get_tensor(QUERIES).data.copy())
+        output = "logits" if self._vocabulary is None else graphs.HIDDEN
+        found: Float32Array = self._request.get_tensor(output).data
+        return found
+
+    def drafter(self) -> Drafter | None:
+        """One for a single row, where the vocabulary is split off."""
+        if self._vocabulary is None or self._batch > 1:
+            return None
+        draft = self._take(self._vocabulary.draft)
+        return _StatefulDrafter(self, draft, self._vocabulary.n_draft, self._dimensions.n_vocab)
+
+    def follow(self) -> bool:
+        """Keep what the alignment heads ask for, where the graph tells it."""
+        if self._heads and self._length == 0:
+            self._queries = []
+        return self._queries is not None
+
+    def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
+        """What a row's positions attend to; see `DecoderSession.attention`."""
+        if self._queries is None:
+            raise RuntimeError("nothing was followed")
+        queries = np.concatenate([each[row] for each in self._queries], axis=1)
+        return attention_weights(queries, self._cross, self._heads, row, n_positions, pooled)
+
+    def advance(self, tokens: Int64Array) -> Float32Array:
+        """Hidden states after further tokens, where the vocabulary is split off.
+
+        Returns:
+            float32 `(batch, min(n, N_LOGITS), n_text_state)`, valid until the next call.
+        """
+        check_room(self._length, tokens.shape[1], self._n_text_ctx)
+        return self._advance(tokens)
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions but the first `length`."""
+        for each in self._states:
+            held = each.state
+            shape = list(held.shape)
+            shape[SEQUENCE_AXIS] = length
+            each.state = ov.Tensor(held, ov.Coordinate([0] * len(shape)), ov.Coordinate(shape))
+        if self._queries is not None:
+            self._queries = [np.concatenate(self._queries, axis=2)[:, :, :length]]
+        self._length = length
+
+    def _check_states(self) -> None:
+        held = self._states[0].state.shape[SEQUENCE_AXIS]
+        if held != self._length:
+            raise ModelError(
+                f"the device holds {held} positions after {self._length} tokens: the model "
+                "folder's manifest and graphs disagree on the KV contract; export the model again"
+            )
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row `i` continue what was row `rows[i]`."""
+        self._rows = self._rows[list(rows)]
+
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Go on with these rows alone; see `DecoderSession.keep`."""
+        if not self._on_processor:
+            return False
+        for name, tensor in self._cross.items():
+            states = tensor.data
+            for place, row in enumerate(rows):
+                if place != row:
+                    states[place] = states[row]
+            self._request.set_tensor(name, _rows_of(tensor, 0, len(rows)))
+        if self._queries is not None:
+            self._queries = [each[list(rows)] for each in self._queries]
+        self._rows = self._rows[list(rows)]
+        self._batch = len(rows)
+        return True
+
+    def close(self) -> None:
+        """Give the requests back, with their whole tensors for the next session."""
+        try:
+            for name, tensor in self._cross.items():
+                self._request.set_tensor(name, tensor)
+        finally:
+            self._cross = {}
+            super().close()
+
+
+class _StatefulDrafter:
+    """Drafts what a session of one row decodes; see `Drafter`."""
+
+    def __init__(
+        self, session: StatefulSession, request: ov.InferRequest, n_draft: int, n_vocab: int
+    ) -> None:
+        self._session = session
+        self._request = request
+        self._n_draft = n_draft
+        self._scores = np.full((1, n_vocab), -np.inf, np.float32)
+        self._unsettled: list[Float32Array] = []  # hidden states
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._session.length
+
+    def draft(self, tokens: Int64Array) -> Float32Array:
+        """Decode a token by the small part of the vocabulary."""
+        hidden = self._session.advance(tokens)
+        self._unsettled.append(hidden.copy())
+        found = _from_hidden(self._request, hidden, graphs.DRAFT)[0, 0]
+        self._scores[0, : self._n_draft] = found[: self._n_draft]
+        self._scores[0, self._n_draft - len(found) :] = found[self._n_draft :]
+        return self._scores
+
+    def settle(self) -> Float32Array:
+        """Logits of the positions drafted since the last call."""
+        hidden, self._unsettled = np.concatenate(self._unsettled, axis=1), []
+        logits: Float32Array = self._session.logits_of(hidden)[0]
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions but the first `length`."""
+        self._session.rewind(length)
