@@ -240,7 +240,7 @@ def decode_windows(
     try:
         is_single = options.rows_per_window == 1
         listener = (
-            Listener(session, starts[0], sot_index, n_frames, eot, follows=is_single)
+            Listener(session, starts[0], sot_index, n_frames, eot, times, follows=is_single)
             if options.aligned
             else None
         )
@@ -279,9 +279,8 @@ def decode_windows(
         with times.measure("text"):
             text = tokenizer.decode(tokens).strip()
         if listener is not None:
-            with times.measure("alignment"):
-                spoken = listener.times(window, best.tokens, backend, audio)
-                tokens = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
+            spoken = listener.times(window, best.tokens, backend, audio)
+            tokens = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
         n_sampled = len(best.tokens) - len(options.begun)
         results.append(
             DecodedWindow(

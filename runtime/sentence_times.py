@@ -14,6 +14,7 @@ import numpy as np
 from whisper_npu.runtime.alignment import TokenTimes, token_times
 from whisper_npu.runtime.backend import Backend, DecoderSession, Float32Array, Int64Array
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP
 from whisper_npu.runtime.word_timing import (
     FRAMES_PER_POSITION,
@@ -45,6 +46,7 @@ class Listener:
         sot_index: int,
         n_frames: Sequence[int],
         eot: int,
+        times: StageTimes,
         *,
         follows: bool,
     ) -> None:
@@ -56,6 +58,7 @@ class Listener:
             sot_index: where `<|startoftranscript|>` is.
             n_frames: frames of 10 ms of audio in each window.
             eot: end of text.
+            times: where the time it takes is added.
             follows: whether a window has one row, which is never reordered.
         """
         self._session = session
@@ -63,6 +66,7 @@ class Listener:
         self._before = [int(token) for token in prompt[sot_index:]]
         self._n_positions = [max(1, n // (_POOLED * FRAMES_PER_POSITION)) for n in n_frames]
         self._eot = eot
+        self._times = times
         self._follows = follows and session.follow()
         self._found: dict[int, TokenTimes] = {}
 
@@ -98,14 +102,16 @@ class Listener:
         if not text or self._follows:
             return self._found.get(window) if text else None
         tokens = [*self._before, *text, self._eot][: backend.n_text_ctx]
-        _, found = backend.align(audio[window : window + 1], np.array([tokens], np.int64))
+        with self._times.measure("alignment"):
+            _, found = backend.align(audio[window : window + 1], np.array([tokens], np.int64))
         n = self._n_positions[window]
         pooled = found[0, :, :, : n * _POOLED].reshape(*found.shape[1:3], n, _POOLED)
         return self._find(window, pooled.mean(axis=-1), len(text))
 
     def _find(self, window: int, of_heads: Iterable[Float32Array], n_text: int) -> TokenTimes:
         n = self._n_positions[window]
-        found = token_times(of_heads, n_text, len(self._before), n, _MEDIAN_WIDTH)
+        with self._times.measure("alignment"):
+            found = token_times(of_heads, n_text, len(self._before), n, _MEDIAN_WIDTH)
         return TokenTimes(starts=_POOLED * found.starts, ends=_POOLED * found.ends)
 
 
