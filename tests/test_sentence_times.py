@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import soundfile
 import tiny_whisper
 from fake_backend import Say, fake_model
 from pauses import PausesEverySoOften
@@ -373,3 +374,34 @@ class TestAttempts:
         tried, outcome = self.attempts(monkeypatch, (0.0,), 1)
         assert tried == [(0.0, True)]
         assert outcome.flaw is not None
+
+
+class TestRealSpeech:
+    """Three utterances with a second of silence between them, by tiny.en."""
+
+    @pytest.fixture
+    def recording(self, shared_audio):
+        """Samples, and where speech may be: from and to which second each utterance lasts."""
+        paths = sorted((shared_audio / "librispeech-test-other").glob("*.flac"))
+        parts, bounds, now = [], [], 0.0
+        for path in paths[3:10:3]:
+            samples, rate = soundfile.read(path, dtype="float32")
+            assert rate == 16_000
+            parts += [samples, np.zeros(rate, np.float32)]
+            bounds.append((now, now + len(samples) / rate))
+            now = bounds[-1][1] + 1.0
+        return np.concatenate(parts), bounds
+
+    @pytest.mark.parametrize("options", [{}, {"kv_cache": "concat"}], ids=["queries", "graph"])
+    def test_no_segment_is_in_the_silence(self, tiny_en_folder, recording, options):
+        samples, bounds = recording
+        assert 15 < len(samples) / 16_000 < 28
+        model = load_model(tiny_en_folder, device="CPU", precision="f32", **options)
+        result = model.transcribe(samples, mode="batched").result()
+        begin = model.tokenizer.special.timestamp_begin
+        assert len(result.segments) >= len(bounds)
+        for segment in result.segments:
+            assert segment.tokens[0] >= begin
+            inside = [a - 0.3 <= segment.start < segment.end <= b + 0.3 for a, b in bounds]
+            assert sum(inside) == 1, segment
+        assert all(any(a <= segment.start <= b for segment in result.segments) for a, b in bounds)
