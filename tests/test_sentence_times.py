@@ -1,8 +1,11 @@
 """Timestamps put into texts: where segments begin and end, and who knows when they were said."""
 
+import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +209,15 @@ class TestFollowing:
         assert not session.follow()
         session.close()
 
+    def test_nor_does_a_model_whose_heads_are_not_there(self, tiny_folder, tmp_path, audio):
+        folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+        path = folder / "generation_config.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"alignment_heads": [[0, 0], [1, 99]]}))
+        session = load_model(folder, device="CPU").backend.start(audio)
+        assert not session.follow()
+        session.close()
+
     def test_nor_what_is_not_asked_to(self, backend, audio, tokens):
         session = backend.start(audio)
         session.step(tokens)
@@ -337,13 +349,14 @@ class TestAttempts:
     """A text without timestamps that looks wrong is decoded with them before it is sampled."""
 
     @staticmethod
-    def attempts(monkeypatch, temperatures, n_flawed):
+    def attempts(monkeypatch, temperatures, n_flawed, **changes):
         tried = []
 
         def decode(_backend, _tokenizer, _vocabulary, _audio, options, _times, **_others):
             tried.append((options.temperature, options.aligned))
             logprob = -5.0 if len(tried) <= n_flawed else -0.1
-            return [DecodedWindow((1,), "text", logprob, 0.0, options.temperature, 1.0, False)]
+            ratio = 9.0 if changes and len(tried) <= n_flawed else 1.0
+            return [DecodedWindow((1,), "text", logprob, 0.0, options.temperature, ratio, False)]
 
         monkeypatch.setattr(fallback, "decode_windows", decode)
         (outcome,) = decode_with_fallback(
@@ -355,6 +368,7 @@ class TestAttempts:
             DecodingOptions(aligned=True),
             TranscribeOptions(temperature=temperatures),
             StageTimes(),
+            **changes,
         )
         return tried, outcome
 
@@ -369,6 +383,12 @@ class TestAttempts:
         first, second = outcome.retries
         assert first.reason.endswith("without timestamps")
         assert "without timestamps" not in second.reason
+
+    @pytest.mark.parametrize(("n_flawed", "loops"), [(1, False), (2, True)])
+    def test_nor_is_a_window_divided_before(self, monkeypatch, n_flawed, loops):
+        tried, outcome = self.attempts(monkeypatch, (0.0, 0.2), n_flawed, divisible=[True])
+        assert tried == [(0.0, True), (0.0, False)]
+        assert outcome.loops == loops
 
     def test_a_single_temperature_is_a_single_attempt(self, monkeypatch):
         tried, outcome = self.attempts(monkeypatch, (0.0,), 1)
@@ -405,3 +425,16 @@ class TestRealSpeech:
             inside = [a - 0.3 <= segment.start < segment.end <= b + 0.3 for a, b in bounds]
             assert sum(inside) == 1, segment
         assert all(any(a <= segment.start <= b for segment in result.segments) for a, b in bounds)
+
+    def test_rows_that_leave_the_batch_have_been_heard(self, tiny_en_folder, recording):
+        """Two windows decoded together: the text of one ends before that of the other."""
+        samples, bounds = recording
+        both = np.concatenate((samples, samples, samples[: round(16_000 * bounds[1][1])]))
+        model = load_model(tiny_en_folder, device="CPU", precision="f32")
+        result = model.transcribe(
+            both, mode="batched", condition_on_previous_text=False, batch_size=8
+        ).result()
+        begin = model.tokenizer.special.timestamp_begin
+        assert len({segment.seek for segment in result.segments}) > 1
+        assert len(result.segments) >= 8
+        assert all(segment.tokens[0] >= begin for segment in result.segments)
