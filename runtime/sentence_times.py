@@ -149,18 +149,22 @@ def _cuts(words: Sequence[WordTiming]) -> list[int]:
     pauses: dict[int, float] = {}  # seconds before a word, where a segment may begin with it
     cuts, said = [0], ""
     last: WordTiming | None = None  # that was spoken
+    behind = 0  # the last word spoken and the marks that close it; others open what comes next
     for place, word in enumerate(words):
-        if last is not None and _is_spoken(word.word):
+        if not _is_spoken(word.word):
+            if place == behind and not word.word.startswith(" "):
+                said += word.word
+                behind += 1
+            continue
+        if last is not None:
             pause = word.start - last.end
             ends_sentence = said.rstrip(_CLOSERS).endswith(_ENDS_OF_SENTENCES)
             needed = _PAUSE_OF_WORD if _may_be_short_for_more(said) else _PAUSE
             if pause >= (needed if ends_sentence else _LONG_PAUSE):
-                cuts.append(place)
+                cuts.append(behind)
             elif pause > 0:
-                pauses[place] = pause
-        if _is_spoken(word.word):
-            last, said = word, ""
-        said += word.word.strip()
+                pauses[behind] = pause
+        last, said, behind = word, word.word.strip(), place + 1
     return _divided([*cuts, len(words)], words, pauses)
 
 

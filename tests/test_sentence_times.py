@@ -83,6 +83,17 @@ class TestSegments:
         apart = [(" Go", 0.0, 0.3), (".", 0.3, 0.3), ('"', 0.3, 0.3), (" Now", 1.0, 1.3)]
         assert [text for text, _, _ in segments(apart)] == [' Go."', " Now"]
 
+    def test_marks_may_open_what_comes_next(self):
+        spoken = [(" Go", 0.0, 0.3), (".", 0.3, 0.3), (' "', 0.3, 0.8), (" Now", 1.0, 1.3)]
+        spoken += [(".", 1.3, 1.3), ('"', 1.3, 1.3), (" -", 1.3, 1.3), (" Yes", 2.0, 2.3)]
+        assert [text for text, _, _ in segments(spoken)] == [" Go.", ' " Now."', " - Yes"]
+
+    def test_marks_before_the_first_word(self):
+        assert segments([(' "', 0.0, 0.2), (" Go", 0.5, 0.8)]) == [(' " Go', 0.5, 0.94)]
+
+    def test_marks_alone(self):
+        assert segments([(" ...", 0.5, 0.9)]) == [(" ...", 0.5, 1.04)]
+
     def test_signs_that_are_written_without_spaces(self):
         spoken = [("行", 0.0, 0.2), ("く", 0.2, 0.4), ("。", 0.4, 0.4), ("何", 1.0, 1.2)]
         assert [text for text, _, _ in segments(spoken)] == ["行く。", "何"]
