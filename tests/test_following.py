@@ -11,6 +11,9 @@ import pytest
 
 from whisper_npu import load_model
 from whisper_npu.runtime.backend import FollowsNothing
+from whisper_npu.runtime.compile_cache import CompileCache
+from whisper_npu.runtime.model_dir import read_model_folder
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,19 @@ class TestFollowing:
             [sys.executable, "-c", SPINNING], capture_output=True, text=True, check=True
         )
         assert float(run.stdout) < 0.02  # seconds of other threads; spinning, they take 0.1
+
+    def test_a_compiled_graph_from_the_disk_follows_too(
+        self, tiny_folder, tmp_path, audio, tokens, expected
+    ):
+        cache = CompileCache(tmp_path / "compiled", 1 << 30)
+        folder = read_model_folder(tiny_folder)
+        for _ in range(2):
+            session = OpenVINOBackend(folder, precision="f32", cache=cache).start(audio)
+            assert session.follow()
+            session.step(tokens)
+            found = self.weights(session, 1)
+            np.testing.assert_allclose(found, expected[1], rtol=1e-3, atol=1e-6)
+            session.close()
 
     def test_other_caches_do_not_follow(self, tiny_folder, audio):
         session = load_model(tiny_folder, device="CPU", kv_cache="concat").backend.start(audio)
