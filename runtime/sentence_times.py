@@ -1,9 +1,9 @@
 """Timestamps for text that was decoded without: where its sentences begin and end.
 
 Of a window with several sentences Whisper writes a better text when it need not write timestamps
-(docs/accuracy.md), and its timestamps are off by a second at times. What it attends to while it writes
-tells more closely when each word was spoken. The timestamps of whole sentences are put in from that
-afterwards, as if the model had written them.
+(docs/accuracy.md), and its timestamps are off by a second at times. What it attends to while it
+writes tells more closely when each word was spoken. The timestamps of whole sentences are put in
+from that afterwards, as if the model had written them.
 """
 
 from collections.abc import Iterable, Sequence
