@@ -11,6 +11,7 @@ from typing import Any
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.runtime.arithmetic import require_precision
 
 CPU = "CPU"
 NPU = "NPU"
@@ -156,11 +157,5 @@ def _emulated(core: ov.Core, precision: str, threads: int) -> Target:
 def _check_processor(core: ov.Core, precision: str) -> str:
     if precision not in _ELEMENT_TYPES:
         raise UsageError(f"precision is {precision!r}; give auto, {', '.join(_ELEMENT_TYPES)}")
-    names = {"bf16": "BF16", "f16": "FP16"}
-    if precision in names and names[precision] not in _capabilities(core):
-        raise UsageError(f"this processor does not compute in {precision}; give --precision f32")
+    require_precision(core, CPU, precision)
     return precision
-
-
-def _capabilities(core: ov.Core) -> list[str]:
-    return list(core.get_property(CPU, "OPTIMIZATION_CAPABILITIES"))

@@ -125,7 +125,7 @@ def choose(
     for option in options:
         try:
             backend = load(option)
-        except DeviceError as error:
+        except (DeviceError, UsageError) as error:
             logger.info("AUTO: %s is out: %s", option.name, error)
             refused.append(f"{option.name}: {error}")
             continue

@@ -73,6 +73,11 @@ class SplitBackend(SingleStream):
             return self._decoder.precision
         return f"encoder {self._encoder.precision}, decoder {self._decoder.precision}"
 
+    @property
+    def is_exact(self) -> bool:
+        """Where both are."""
+        return self._encoder.is_exact and self._decoder.is_exact
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows; see `Backend.encode`."""
         return self._encoder.encode(features)

@@ -166,6 +166,11 @@ class Backend(Protocol):
         """The arithmetic in use, as results name it."""
         ...
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether what is decoded is to be what PyTorch decodes, rather than to be fast."""
+        ...
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows: `(batch, n_mels, frames)` to `(batch, frames // 2, n_audio_state)`."""
         ...
@@ -226,6 +231,16 @@ class SingleStream(ABC):
     @abstractmethod
     def window_frames(self) -> tuple[int, ...]:
         """Frames of 10 ms that a window may have; the last is a whole window."""
+
+    @property
+    @abstractmethod
+    def precision(self) -> str:
+        """The arithmetic in use."""
+
+    @property
+    def is_exact(self) -> bool:
+        """In f32."""
+        return self.precision == "f32"
 
     @abstractmethod
     def encode(self, features: Float32Array) -> Float32Array:

@@ -255,4 +255,4 @@ def _has_context(job: Job) -> bool:
     if wanted is not None:
         return wanted
     # Where languages are detected window by window, it may be in another one.
-    return job.backend.precision == "f32" and not job.options.multilingual
+    return job.backend.is_exact and not job.options.multilingual

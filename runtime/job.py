@@ -76,9 +76,9 @@ class Job:
 
     @property
     def elastic(self) -> bool:
-        """Whether short windows are encoded short: unless asked for, not where f32 is exact."""
+        """Whether short windows are encoded short: by itself, unless results are to be exact."""
         if self.options.elastic is None:
-            return self.backend.precision != "f32"
+            return not self.backend.is_exact
         return self.options.elastic
 
     @property

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
+from whisper_npu.runtime.arithmetic import require_precision
 from whisper_npu.runtime.backend import (
     N_LOGITS,
     Float32Array,
@@ -83,6 +85,8 @@ def arithmetic(device: str, precision: str) -> str:
         raise UsageError(f"precision is {precision!r}; on {device} give {known}")
     if precision == "auto":
         return "f32" if device == "CPU" else "f16"
+    if device == "CPU":
+        require_precision(ov.Core(), device, precision)
     return precision
 
 

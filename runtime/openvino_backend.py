@@ -50,7 +50,7 @@ class OpenVINOBackend(SingleStream):
             precision: arithmetic the device is asked for. `int8` multiplies by matrices in 8
                 bits (see `eight_bits`) and does all else in bf16 where the processor computes
                 in it, else in f32. `auto` is int8 for the stateful cache on a processor that
-                computes in bf16, else f32.
+                multiplies in it, else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
             streams: callers the threads are divided among.
             cache: of compiled graphs, used for the stateful cache on a processor; None compiles
@@ -59,7 +59,8 @@ class OpenVINOBackend(SingleStream):
         Raises:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device is missing or refuses a graph.
-            UsageError: int8 is asked for on another device.
+            UsageError: int8 is asked for on another device, or a precision that the device does
+                not compute in.
         """
         self._core = ov.Core()
         self._folder = folder
@@ -68,6 +69,7 @@ class OpenVINOBackend(SingleStream):
         self._alignment_lock = Lock()
         self._device = device
         self._kv_cache: CacheKind = kv_cache
+        self._wanted_precision: Precision = precision
         self._compiler = GraphCompiler(
             self._core, folder, Wanted(device, kv_cache, precision, threads, streams)
         )
@@ -102,7 +104,7 @@ class OpenVINOBackend(SingleStream):
                     self._folder,
                     device=self._device,
                     kv_cache=self._kv_cache,
-                    precision="int8" if self._facts.in_eight_bits else self._compiler.arithmetic,
+                    precision=self._wanted_precision,
                     threads=self._n_threads,
                     streams=self.n_streams,
                     cache=self._cache,
@@ -157,6 +159,11 @@ class OpenVINOBackend(SingleStream):
         """The arithmetic the device was asked for; `int8+` what is not in 8 bits is computed in."""
         arithmetic = self._compiler.arithmetic
         return f"int8+{arithmetic}" if self._facts.in_eight_bits else arithmetic
+
+    @property
+    def is_exact(self) -> bool:
+        """In f32, unless that is just what this processor is fastest in."""
+        return self.precision == "f32" and not self._compiler.is_for_speed
 
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows, one at a time: a batch is no faster and needs more memory.

@@ -7,11 +7,8 @@ disk, and a later start reads no ONNX at all.
 
 import hashlib
 import logging
-import os
-import platform
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +20,12 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime import backend, eight_bits, kv_cache, openvino_queries, openvino_stateful
 from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.arithmetic import (
+    computes_in,
+    multiplies_bytes,
+    processor,
+    require_precision,
+)
 from whisper_npu.runtime.compile_cache import (
     CACHE_VARIABLE,
     LIMIT_VARIABLE,
@@ -123,7 +126,8 @@ class GraphCompiler:
 
         Raises:
             DeviceError: the device is missing.
-            UsageError: int8 is asked for on another device than a processor.
+            UsageError: int8 is asked for on another device than a processor, or the device does
+                not compute in the precision.
         """
         self._core = core
         self._folder = folder
@@ -182,13 +186,13 @@ class GraphCompiler:
     def _pick_precision(self) -> tuple[bool, Precision]:
         """Whether matrices are to be in 8 bits, and what all else is computed in.
 
-        By itself, int8 for the fast path where the processor computes in it and in bf16, else f32.
-        The other kinds of cache are there to be compared with, so they are exact.
+        By itself, int8 for the fast path where the processor multiplies in it, else f32. The other
+        kinds of cache are there to be compared with, so they are exact.
         """
         wanted = self._wanted.precision
         if wanted == "auto":
-            fast = self._wanted.kv_cache == "stateful" and self._device == "CPU"
-            wanted = "int8" if fast and self._pick_arithmetic() == "bf16" else "f32"
+            wanted = "int8" if self.is_for_speed and multiplies_bytes() else "f32"
+        require_precision(self._core, self._device, wanted)
         return wanted == "int8", self._pick_arithmetic() if wanted == "int8" else wanted
 
     def _pick_arithmetic(self) -> Precision:
@@ -198,8 +202,7 @@ class GraphCompiler:
                 f"precision int8 rounds weights as they are loaded, for processors; for "
                 f"{self._device} export with PRECISION=int8 and give --precision auto"
             )
-        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return "bf16" if "BF16" in capabilities else "f32"
+        return "bf16" if computes_in(self._core, "CPU", "bf16") else "f32"
 
     def _make_config(self) -> dict[str, Any]:
         wanted, precision = self._wanted, self.arithmetic
@@ -219,6 +222,11 @@ class GraphCompiler:
                 # processor core, while another core is idle.
                 config["ENABLE_CPU_PINNING"] = False
         return config
+
+    @property
+    def is_for_speed(self) -> bool:
+        """Whether the arithmetic was left to be what is fastest here."""
+        return self._wanted.precision == "auto" and self._is_fast_path()
 
     def _is_fast_path(self) -> bool:
         """Whether graphs are made for speed, and can be kept: the stateful cache on a processor."""
@@ -250,7 +258,7 @@ class GraphCompiler:
         options = {
             **self._config,
             "MATRICES": "int8" if self._rounds else "as they are",
-            "PROCESSOR": _processor(),
+            "PROCESSOR": processor(),
         }
         return {
             name: cache_key(self._core, f"{identity}-{name}", self._device, options)
@@ -399,17 +407,6 @@ def _recipe_digest() -> str:
     sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     content = b"".join(path.read_bytes() for path in sources)
     return hashlib.sha256(content).hexdigest()
-
-
-@cache
-def _processor() -> str:
-    """What decides, beside OpenVINO, which kernels a graph is made for."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                return hashlib.sha256(f"{line} {limit}".encode()).hexdigest()
-    return f"{platform.machine()} {platform.processor()} {limit}"
 
 
 def _read_facts(content: dict[str, Any] | None) -> Facts | None:

@@ -41,8 +41,8 @@ class TranscribeOptions:
         condition_on_previous_text: give the decoder the text of the window before: every window
             in sequential mode, every other one in batched mode, for which half of the windows have
             to wait for the other half. Live speech is given the text before it, too. None: yes,
-            but in batched mode only in f32, and not with `multilingual`; other precisions are for
-            speed.
+            but in batched mode only in f32 by name, and not with `multilingual`; other precisions,
+            and `auto`, are for speed.
         initial_prompt: text the decoder is given before the first window (sequential mode) or
             before every window (batched mode).
         hotwords: names and terms the decoder is given before every window.
@@ -65,13 +65,13 @@ class TranscribeOptions:
         sample_len: tokens sampled per window at most; None for what the context holds.
         mode: `sequential`: each window begins where the last one's timestamps end, and is given
             its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched,
-            but sequential without `vad`, and for recordings of one window in f32, where it gives
-            PyTorch's tokens, or without timestamps.
+            but sequential without `vad`, and for recordings of one window in f32 by name, where
+            it gives PyTorch's tokens, or without timestamps.
         batch_size: windows decoded together, in each stream.
         elastic: encode a window shorter than the encoder's with 7 s of silence behind it (3 s in
             tiny models) instead of filling it up, which is faster; what looks wrong then is decoded
-            again as a whole window. None: unless the precision is f32, which promises PyTorch's
-            tokens.
+            again as a whole window. None: unless the precision is f32 by name, which promises
+            PyTorch's tokens.
         vad: pass over audio without speech, and end windows at long pauses.
     """
 

@@ -416,7 +416,7 @@ def _reading(job: Job) -> Reading:
     if options.mode == "sequential" or not options.vad:
         return SequentialReading(job)
     longer = job.features.available(0, job.window_frames + 1) > job.window_frames
-    # Of one window, sequential decoding gives PyTorch's tokens in f32.
-    if not longer and (job.backend.precision == "f32" or options.without_timestamps):
+    # Of one window, sequential decoding gives PyTorch's tokens.
+    if not longer and (job.backend.is_exact or options.without_timestamps):
         return SequentialReading(job)
     return BatchedReading(job, shares=longer)

@@ -61,7 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
         choices=PRECISIONS,
         help="arithmetic; f32 reproduces PyTorch token by token; int8 has matrices in 8 bits and "
         "the rest in bf16 or f32; auto is int8 where the stateful cache runs on a processor that "
-        "computes in bf16, f16 on an NPU, else f32",
+        "multiplies in 8 bits (VNNI), f16 on an NPU, else f32",
     )
     group.add_argument(
         "--threads", type=int, default=0, help="processor threads; 0 is one per core (default)"

@@ -4,7 +4,6 @@ import openvino as ov
 import pytest
 
 from whisper_npu.errors import DeviceError, UsageError
-from whisper_npu.npu import devices
 from whisper_npu.npu.devices import EMULATED, EMULATED_LABEL, npu_devices, resolve
 
 
@@ -61,13 +60,6 @@ def test_without_an_npu_the_doctor_is_named():
 def test_what_an_npu_cannot_do(device, precision, threads, message):
     with pytest.raises(UsageError, match=message):
         resolve(FakeCore(), device, precision, threads)
-
-
-def test_a_processor_without_the_precision(monkeypatch):
-    monkeypatch.setattr(devices, "_capabilities", lambda _core: ["FP32"])
-    for precision in ("bf16", "f16"):
-        with pytest.raises(UsageError, match=f"does not compute in {precision}"):
-            resolve(ov.Core(), EMULATED, precision)
 
 
 def test_static_graphs_on_other_devices():
