@@ -59,12 +59,23 @@ class WhisperModel:
             backend: runs its graphs.
             tokenizer: its tokenizer, where it has been read already.
             voice_activity: its judge of where there is speech, where it has been loaded already.
+
+        Attributes:
+            can_align: whether its folder has the graph that tells when a text was spoken.
         """
         self.folder = folder
         self.backend = backend
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
+        self.can_align = (folder.path / ALIGNMENT).is_file()
+        if not self.can_align:
+            logger.info(
+                "no %s in the model folder: timestamps are sampled, which is less exact; "
+                "`whisper-npu export --add-alignment %s` adds it",
+                ALIGNMENT,
+                folder.path,
+            )
 
     @property
     def is_multilingual(self) -> bool:
@@ -404,7 +415,7 @@ def new_job(
         attention_delay=attention_delay(model.folder.generation_config),
         language=SpokenLanguage.of(options.language, may_change=options.multilingual),
         n_audio_state=model.folder.config.get("d_model"),
-        can_align=(model.folder.path / ALIGNMENT).is_file(),
+        can_align=model.can_align,
     )
 
 

@@ -186,9 +186,15 @@ class TestWindows:
         assert not any(self.run(model, " Hello.", **options)[1])
         assert model.backend.align.aligned == 0
 
-    def test_nor_without_the_graph_for_it(self, model, tmp_path):
+    def test_nor_without_the_graph_for_it(self, model, tmp_path, caplog):
+        """Which is said, as is how to get it."""
         (tmp_path / "decoder_alignment_model.onnx").unlink()
-        assert not any(self.run(model, " Hello.")[1])
+        with caplog.at_level("INFO", "whisper_npu"):
+            less = WhisperModel(model.folder, model.backend, model.tokenizer, PausesEverySoOften())
+        assert f"sampled, which is less exact; `whisper-npu export --add-alignment {tmp_path}`" in (
+            caplog.text
+        )
+        assert not any(self.run(less, " Hello.")[1])
 
     def test_text_that_is_to_have_no_timestamps_gets_none(self, model):
         result, without = self.run(model, " Hello.", without_timestamps=True)
