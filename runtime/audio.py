@@ -285,7 +285,8 @@ class _ArrayDecoder:
                 yield SAMPLE_RATE, chunk.astype(np.float32) / np.float32(32_768)
             else:
                 with np.errstate(over="ignore"):  # to Inf, which is replaced and told
-                    yield SAMPLE_RATE, chunk.astype(np.float32)
+                    narrow = chunk.astype(np.float32)
+                yield SAMPLE_RATE, narrow
 
     def close(self) -> None:
         pass

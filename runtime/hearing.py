@@ -126,6 +126,9 @@ def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Hea
 
     Returns:
         one result per task.
+
+    Raises:
+        AbandonedError: nobody wants any of them any more.
     """
     heard: list[Heard | None] = [None] * len(tasks)
     whole = backend.window_frames[-1]
@@ -240,10 +243,10 @@ def _decode(
             reach=[tasks[place].reach for place in places],
             n_frames=[tasks[place].window.n_frames for place in places],
             divisible=[tasks[place].divisible for place in places],
-            on_tokens=None
-            if job.on_partial is None
-            else partial_reporter(
-                job.tokenizer, [tasks[place].window for place in places], job.on_partial
+            on_tokens=partial_reporter(
+                job.tokenizer,
+                [tasks[place].window for place in places],
+                [tasks[place].job.reports for place in places],
             ),
         )
         for place, outcome in zip(places, outcomes, strict=True):

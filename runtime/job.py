@@ -15,7 +15,7 @@ from whisper_npu.runtime.hallucinations import first_hallucination
 from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode, is_tiny
 from whisper_npu.runtime.language_detection import detect_language, try_languages
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.runtime.partial import PartialCallback
+from whisper_npu.runtime.partial import Reports
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
@@ -26,6 +26,8 @@ from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, sot_sequence
 from whisper_npu.runtime.word_timing import add_word_timestamps
 
 logger = logging.getLogger("whisper_npu")
+
+_MODELS_LIST = -1  # among the tokens to be suppressed
 
 
 # Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
@@ -51,7 +53,7 @@ class Job:
         language: which one is spoken.
         n_audio_state: elements of the encoder's states; None where no configuration says.
         can_align: whether the model can tell when what it says was spoken.
-        on_partial: takes the text of each window after each decoding step; None: nobody does.
+        reports: take the text of each window after each decoding step; None: nobody does.
     """
 
     backend: Backend
@@ -67,7 +69,7 @@ class Job:
     language: SpokenLanguage
     n_audio_state: int | None
     can_align: bool = False
-    on_partial: PartialCallback | None = None
+    reports: Reports | None = None
 
     @property
     def window_frames(self) -> int:
@@ -210,8 +212,11 @@ class Job:
     def _suppressed(self) -> DecodingOptions:
         """Greedy decoding without the tokens that are never sampled."""
         chosen, vocabulary = self.options.suppress_tokens, self.vocabulary
+        tokens = set((_MODELS_LIST,) if chosen is None else chosen)
+        if _MODELS_LIST in tokens:
+            tokens = tokens - {_MODELS_LIST} | set(vocabulary.suppress)
         return DecodingOptions(
-            suppress_tokens=vocabulary.suppress if chosen is None else tuple(chosen),
+            suppress_tokens=tuple(sorted(tokens)),
             suppress_first=vocabulary.begin_suppress if self.options.suppress_blank else (),
         )
 

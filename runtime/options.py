@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 
 from whisper_npu.errors import UsageError
 
@@ -20,6 +20,12 @@ NOT_LIVE = (
     "append_punctuations",
     "hallucination_silence_threshold",
     "max_initial_timestamp",
+)
+_THRESHOLDS = (
+    "compression_ratio_threshold",
+    "logprob_threshold",
+    "no_speech_threshold",
+    "hallucination_silence_threshold",
 )
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -56,7 +62,8 @@ class TranscribeOptions:
             time at which it is taken for made up and left out; needs `word_timestamps`.
         without_timestamps: sample text only; a segment is then a whole window.
         max_initial_timestamp: seconds into a window at which its first segment begins at most.
-        suppress_tokens: tokens never sampled; None takes the model's list.
+        suppress_tokens: tokens never sampled, -1 meaning those of the model's list; None is that
+            list alone.
         suppress_blank: never begin a transcript with a blank.
         beam_size: beams at temperature 0; None decodes greedily.
         best_of: samples per window at a temperature above 0.
@@ -123,6 +130,15 @@ class TranscribeOptions:
                 raise UsageError(f"{name} is {value}; give 1 or more")
         if not 0 < self.patience < inf:
             raise UsageError(f"patience is {self.patience}; give a number above 0")
+        if self.beam_size is not None and round(self.beam_size * self.patience) < 1:
+            raise UsageError(
+                f"patience {self.patience} waits for none of {self.beam_size} beams; "
+                f"give {1 / self.beam_size:.2g} or more"
+            )
+        for name in _THRESHOLDS:
+            value = getattr(self, name)
+            if value is not None and isnan(value):
+                raise UsageError(f"{name} is no number; give one, or None to switch it off")
         if self.length_penalty is not None and not 0 <= self.length_penalty <= 1:
             raise UsageError(f"length_penalty is {self.length_penalty}; give a number from 0 to 1")
         limit = self.max_initial_timestamp

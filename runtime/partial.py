@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Semaphore
+from threading import Event, Lock, Semaphore
 from typing import TypeVar
 
 from whisper_npu.runtime.fallback import WindowCallback
@@ -38,30 +38,61 @@ class Partial:
 PartialCallback = Callable[[Partial], None]
 
 
+class Reports:
+    """Hands the partial texts of a recording to a callback, one at a time, until it fails.
+
+    Windows of a recording are decoded in several threads, beside windows of others.
+
+    Attributes:
+        error: what the callback raised; the recording has failed then, the others go on.
+    """
+
+    def __init__(self, callback: PartialCallback) -> None:
+        self._callback = callback
+        self._lock = Lock()
+        self.error: Exception | None = None
+
+    def give(self, partial: Partial) -> None:
+        """Report a text, unless an earlier report has failed."""
+        with self._lock:
+            if self.error is None:
+                try:
+                    self._callback(partial)
+                except Exception as error:  # whatever it is, the recording's thread raises it
+                    self.error = error
+
+
 def partial_reporter(
-    tokenizer: Tokenizer, windows: Sequence[Window], report: PartialCallback
-) -> WindowCallback:
-    """A callback for tokens that reports them as text.
+    tokenizer: Tokenizer, windows: Sequence[Window], reports: Sequence[Reports | None]
+) -> WindowCallback | None:
+    """A callback for tokens that reports them as text; None where nobody wants it.
 
     Args:
         tokenizer: of the model.
         windows: being decoded, in the order of their numbers.
-        report: takes the text after every step that added a token.
+        reports: take the text of each after every step that added a token.
+
+    The callback raises:
+        AbandonedError: the reports of every window have failed.
     """
     eot = tokenizer.special.eot
+    if not any(reports):
+        return None
 
     def on_tokens(number: int, temperature: float, tokens: tuple[int, ...]) -> None:
-        if tokens[-1] == eot:  # has ended, and waits for the rest of its batch
+        if all(each is not None and each.error is not None for each in reports):
+            raise AbandonedError
+        report, window = reports[number], windows[number]
+        if report is None or tokens[-1] == eot:  # has ended, and waits for the rest of its batch
             return
-        window = windows[number]
         text = tokenizer.decode(tokens).rstrip(_CUT_CHARACTER)
-        report(Partial(window.offset, window.end_time, text, temperature))
+        report.give(Partial(window.offset, window.end_time, text, temperature))
 
     return on_tokens
 
 
 class AbandonedError(Exception):
-    """Nobody waits for a thread's items any more."""
+    """Nobody waits for what is being decoded any more."""
 
 
 def in_background(produce: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
@@ -80,6 +111,7 @@ def in_background(produce: Callable[[Callable[[T], None]], None]) -> Iterator[T]
     def emit(item: T) -> None:
         room.acquire()
         if abandoned.is_set():
+            room.release()  # for whoever else waits
             raise AbandonedError
         items.put(item)
 

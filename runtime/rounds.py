@@ -7,6 +7,7 @@ first, so that a run can be repeated. While one round is decoded, the next is re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Protocol
@@ -14,6 +15,7 @@ from typing import Protocol
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.hearing import Heard, Task, encode_ahead, hear
 from whisper_npu.runtime.memory import give_back
+from whisper_npu.runtime.partial import AbandonedError
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 
@@ -66,8 +68,8 @@ class Recording(Protocol):
         """See `Reading.ahead`."""
         ...
 
-    def take(self, heard: Heard) -> None:
-        """Take up the next of the windows planned."""
+    def take(self, heard: Heard | None) -> None:
+        """Take up the next of the windows planned; None: nobody wanted it any more."""
         ...
 
     def end(self) -> None:
@@ -218,7 +220,10 @@ class Rounds:
     def _start(self, places: list[int], tasks: list[Task], n_streams: int) -> _Batch:
         batch = _Batch(places, tasks, StageTimes(), Future())
         if n_streams == 1:
-            batch.heard.set_result(hear(tasks, self._backend, batch.times))
+            try:
+                batch.heard.set_result(hear(tasks, self._backend, batch.times))
+            except AbandonedError as error:
+                batch.heard.set_exception(error)
             return batch
         # The streams are made ready in one of them, the first time: meanwhile more is read here.
         batch.heard = self._streams().submit(
@@ -236,13 +241,14 @@ class Rounds:
         heard: dict[int, Heard] = {}
         n_at_once = min(under_way.n_streams, len(under_way.batches))
         for batch in under_way.batches:
-            heard.update(zip(batch.places, batch.heard.result(), strict=True))
+            with suppress(AbandonedError):
+                heard.update(zip(batch.places, batch.heard.result(), strict=True))
             for task in batch.tasks:
                 task.job.times.add_share(batch.times, 1 / (len(batch.tasks) * n_at_once))
                 task.job.times.add_share(task.encoding, 1 / self._backend.n_streams)
         for place, recording in enumerate(under_way.recordings):
             self._busy[recording] -= 1
-            recording.take(heard[place])
+            recording.take(heard.get(place))
 
     def close(self) -> None:
         """Let the streams go; they finish what was begun, for whoever goes on."""

@@ -23,6 +23,7 @@ from whisper_npu.runtime.partial import (
     AbandonedError,
     Partial,
     PartialCallback,
+    Reports,
     in_background,
 )
 from whisper_npu.runtime.prompts import Prompts
@@ -95,8 +96,9 @@ class WhisperModel:
         Args:
             audio: a path, an open binary file, or float samples `(n_samples,)` at 16 kHz mono.
             options: how to transcribe.
-            on_partial: called with the text of a window after each decoding step, from the thread
-                that takes the segments; in batched mode with each window in turn.
+            on_partial: called with the text of a window after each decoding step, from the threads
+                that decode, but never from two at once; in batched mode with each window in turn.
+                What it raises comes out where the segments are taken.
             changes: options by name, over those in `options`.
 
         Returns:
@@ -172,6 +174,12 @@ class WhisperModel:
             raise UsageError("this model is English-only and cannot translate; use base or larger")
         if not self.is_multilingual and wanted.multilingual:
             raise UsageError("this model is English-only: multilingual needs base or larger")
+        for token in wanted.suppress_tokens or ():
+            if not -1 <= token < self.backend.n_vocab:
+                raise UsageError(
+                    f"suppress_tokens has {token}; the model's tokens are 0 to "
+                    f"{self.backend.n_vocab - 1}, and -1 means its own list"
+                )
         return replace(wanted, language=language, languages=languages)
 
 
@@ -217,9 +225,11 @@ class TranscriptionStream:
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._job = new_job(model, options, features, speech, times)
-        self._job.on_partial = on_partial
+        self._on_partial = on_partial
+        self._job.reports = None if on_partial is None else Reports(on_partial)
         self._reading: Reading | None = None
-        self.rounds = Rounds(model.backend, options.batch_size, iter([self]))
+        self._alone = Rounds(model.backend, options.batch_size, iter([self]))
+        self.rounds = self._alone
 
     @property
     def duration_estimate(self) -> float | None:
@@ -260,9 +270,12 @@ class TranscriptionStream:
             self._broken = error
             return nothing
 
-    def take(self, heard: Heard) -> None:
+    def take(self, heard: Heard | None) -> None:
         """Take up a window that has been decoded; called by the rounds it takes part in."""
-        if self._error is not None or self._reading is None:
+        reports = self._job.reports
+        if reports is not None and reports.error is not None and not self._ended:
+            self.fail(reports.error)
+        if heard is None or self._error is not None or self._reading is None:
             return
         for segment in self._reading.take(heard):
             self._segments.append(replace(segment, id=len(self._segments)))
@@ -283,6 +296,7 @@ class TranscriptionStream:
         """Give the transcription up; whoever asks for what is missing is told why."""
         self._error = error
         self._reading = None  # windows that wait hold a good deal
+        self._alone.close()
         self._close()
 
     def close(self) -> None:
@@ -322,24 +336,25 @@ class TranscriptionStream:
         """The text as it comes: partial texts after each decoding step, and finished segments.
 
         Decoding runs in a thread of its own, a few steps ahead. A loop that is left early gives
-        the transcription up: the thread ends with its decoding step, and the recording is closed.
+        the transcription up: the thread ends with its decoding step, or with the windows of other
+        recordings that are decoded beside it, which go on, and the recording is closed.
         One loop at a time; segments decoded before it come first.
         """
 
         def produce(emit: Callable[[Partial | Segment], None]) -> None:
             def report(partial: Partial) -> None:
-                if callback is not None:
-                    callback(partial)
+                if self._on_partial is not None:
+                    self._on_partial(partial)
                 emit(partial)
 
-            callback, self._job.on_partial = self._job.on_partial, report
+            before, self._job.reports = self._job.reports, Reports(report)
             try:
                 for segment in self:
                     emit(segment)
             except AbandonedError:
                 self.fail(UsageError(_GIVEN_UP))
             finally:
-                self._job.on_partial = callback
+                self._job.reports = before
 
         return in_background(produce)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from whisper_npu.errors import UsageError
+from whisper_npu.errors import OutputError, UsageError
 from whisper_npu.runtime.formats import DEFAULT_OPTIONS, Formatter, expand_formats, make_formatter
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.subtitles import SubtitleOptions
@@ -100,7 +100,8 @@ class OutputFiles:
         name: See `output_path`.
 
     Raises:
-        UsageError: A format is unknown or a file cannot be written.
+        UsageError: A format is unknown, or the folder cannot be made.
+        OutputError: A file cannot be written.
     """
 
     def __init__(
@@ -113,6 +114,13 @@ class OutputFiles:
         name: Path | None = None,
     ) -> None:
         self._outputs: list[_Output] = []
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{output_dir}: cannot be made: {error.strerror or error};"
+                " choose another --output-dir"
+            ) from None
         targets = {
             output_format: output_path(audio_path, output_dir, output_format, name=name)
             for output_format in expand_formats(formats)
@@ -120,7 +128,7 @@ class OutputFiles:
         try:
             for output_format, target in targets.items():
                 self._outputs.append(_Output(target, make_formatter(output_format, options)))
-        except UsageError:
+        except OutputError:
             self._discard()
             raise
 
@@ -203,11 +211,8 @@ class _Output:
             self._draft.unlink(missing_ok=True)
             self._file = None
 
-    def _failure(self, error: OSError) -> UsageError:
-        return UsageError(
-            f"{self._target}: cannot be written: {error.strerror or error};"
-            " choose another --output-dir"
-        )
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(f"{self._target}: cannot be written: {error.strerror or error}")
 
 
 def write(

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +18,8 @@ EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_MODEL = 3
 EXIT_INTERRUPTED = 130
+
+_OUTPUT_FULL = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 
 EXIT_CODES = """\
 exit codes:
@@ -87,9 +91,19 @@ def run(
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: stop, without a second complaint
         # when Python flushes standard output at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
         return EXIT_SOME_FAILED
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_FULL:
+            raise
+        _silence_output()
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_SOME_FAILED
+
+
+def _silence_output() -> None:
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def be_process(main: Callable[[], int]) -> NoReturn:
@@ -98,10 +112,18 @@ def be_process(main: Callable[[], int]) -> NoReturn:
     # fifteenth of a second for what no command of ours uses.
     sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
     map_large_blocks()
+    for stream in (sys.stdout, sys.stderr):  # what a console cannot show is spelt out
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = main()
-    with contextlib.suppress(BrokenPipeError):
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        code = code or EXIT_SOME_FAILED
     os._exit(code)  # freeing a loaded model piece by piece takes a tenth of a second
 
 

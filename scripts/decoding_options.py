@@ -19,6 +19,7 @@ from whisper_npu.scripts import cli
 # Spelt out, so that `--help` loads no engine.
 BACKENDS = ("openvino", "onnxruntime")
 KV_CACHES = ("auto", "stateful", "concat", "static", "off")
+_LEAST_STEP = 0.01  # between temperatures
 PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 
 
@@ -72,7 +73,7 @@ _CONTEXT_LIVE = "give what is heard the text before it (default: True)"
 _CONTEXT = (
     "give a window the text before it: each in sequential mode, every other one in batched mode, "
     "which makes fewer errors and takes a fifth longer with a single short recording (default: "
-    "True, but in batched mode only with f32, and not with --multilingual)"
+    "True, but in batched mode only with --precision f32, and not with --multilingual)"
 )
 
 
@@ -121,7 +122,8 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
         long,
         "--elastic",
         help="encode short recordings as what they are, not as 30 s: faster; what looks wrong then "
-        "is decoded again (default: True, but False with f32, which promises PyTorch's tokens)",
+        "is decoded again (default: True, but False with --precision f32, which promises "
+        "PyTorch's tokens)",
     )
     cli.add_flag(
         long,
@@ -226,8 +228,8 @@ def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._Argume
         default="auto",
         choices=MODES,
         help="sequential: window after window, each with the text before it; batched: windows cut "
-        "at pauses, decoded together; auto: batched, but sequential up to 30 s in f32 or without "
-        "timestamps, and with --vad False (default)",
+        "at pauses, decoded together; auto: batched, but sequential up to 30 s with --precision "
+        "f32 or without timestamps, and with --vad False (default)",
     )
     long.add_argument(
         "--batch-size",
@@ -279,20 +281,22 @@ def _ladder(start: float, step: float | None) -> tuple[float, ...]:
     """Temperatures from `start` to 1 in steps."""
     if step is None:
         return (start,)
-    if not step > 0:  # NaN is not, either
-        raise UsageError("--temperature-increment-on-fallback takes a number above 0, or None")
+    if not step >= _LEAST_STEP:  # NaN is not, either
+        raise UsageError(
+            f"--temperature-increment-on-fallback takes {_LEAST_STEP} or more, or None"
+        )
     if not 0 <= start <= 1:
         return (start,)
     rungs = int((1.0 - start) / step + 1e-6)
     return tuple(round(start + rung * step, 6) for rung in range(max(0, rungs) + 1))
 
 
-def _token_ids(text: str) -> tuple[int, ...] | None:
-    """Ids in `text`; None for the model's own list."""
+def _token_ids(text: str) -> tuple[int, ...]:
+    """Ids in `text`; -1 stands for the model's own list."""
     try:
         ids = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise UsageError(
             f"--suppress-tokens takes numbers separated by commas, not {text!r}"
         ) from None
-    return None if -1 in ids else ids
+    return ids

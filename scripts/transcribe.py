@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from whisper_npu.errors import AudioError
+from whisper_npu.errors import AudioError, OutputError, UsageError
 from whisper_npu.scripts import cli
 from whisper_npu.scripts.decoding_options import (
     add_decoding_options,
@@ -115,6 +115,9 @@ def transcribe(arguments: argparse.Namespace) -> int:
         max_line_count=arguments.max_line_count,
         max_words_per_line=arguments.max_words_per_line,
     )
+    wants = (arguments.verbose, arguments.report, arguments.output_format, arguments.output_dir)
+    if not any(wants):
+        raise UsageError("--verbose False prints no text: say with -o or -f where it is to go")
     for note in layout.check(word_timestamps=options.word_timestamps):
         print(f"warning: {note}", file=sys.stderr)
     formats: tuple[str, ...] = ()
@@ -153,7 +156,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
                     writing = OutputFiles(file, folder, formats, layout, name=name)
                     outputs = stack.enter_context(writing)
                 _finish(stream, file, outputs, arguments)
-        except AudioError as error:
+        except (AudioError, OutputError) as error:
             failures += 1
             print(f"error: {error}", file=sys.stderr)
     return cli.EXIT_SOME_FAILED if failures else cli.EXIT_OK

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,16 @@ class TestArrays:
     def test_floats_are_taken_as_they_are(self, dtype):
         samples = noise(CHUNK_FRAMES + 5).astype(dtype)
         np.testing.assert_array_equal(load_audio(samples), samples.astype(np.float32))
+
+    def test_the_caller_keeps_its_own_arithmetic(self):
+        """Also where the chunks of one array are taken in several threads."""
+        chunks = open_audio(noise(3 * CHUNK_FRAMES).astype(np.float64))
+        before = np.geterr()
+        taken = iter(chunks)
+        next(taken)
+        assert np.geterr() == before
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            thread.submit(lambda: [len(each) for each in taken]).result()
 
     def test_any_stride(self):
         samples = noise(1000)

@@ -1,11 +1,15 @@
 """Text while it is being decoded: by callback, by iterator, and what becomes of the thread."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from types import MappingProxyType
 
 import pytest
 import tiny_whisper
 from fake_backend import Say, fake_model
+from pauses import PausesEverySoOften
 
 from whisper_npu import load_model
 from whisper_npu.errors import UsageError
@@ -14,6 +18,14 @@ from whisper_npu.runtime.results import Segment
 
 ENGLISH = {"vad": False, "mode": "sequential", "language": "en"}
 INVENT = {**ENGLISH, "no_speech_threshold": None, "temperature": (0.0,)}
+
+
+def none_is_left(within=5.0):
+    """Whether the threads of decoding end, those of streams once they have done their batch."""
+    late = time.monotonic() + within
+    while threads() and time.monotonic() < late:
+        time.sleep(0.01)
+    return not threads()
 
 
 def threads():
@@ -122,6 +134,66 @@ class TestIterator:
         assert model.backend.windows == []
 
 
+class TestSeveral:
+    """Recordings whose windows are decoded together."""
+
+    OPTIONS = MappingProxyType({**INVENT, "mode": "batched", "vad": True, "sample_len": 12})
+
+    @pytest.fixture
+    def several(self, tiny_folder):
+        model = load_model(tiny_folder)
+        model.voice_activity = PausesEverySoOften()
+        return model
+
+    @pytest.fixture
+    def sounds(self):
+        return [tiny_whisper.synthetic_speech(n, seconds) for n, seconds in enumerate((200, 60))]
+
+    def test_each_hears_of_its_own_windows(self, several, sounds):
+        streams = several.transcribe_all(sounds, **self.OPTIONS, batch_size=3)
+        first = next(streams)
+        heard = {u.start for u in first.updates() if isinstance(u, Partial)}
+        assert heard
+        assert heard <= {segment.seek / 100 for segment in first.segments}
+        assert next(streams).text == several.transcribe(sounds[1], **self.OPTIONS).text
+
+    def test_one_given_up_costs_the_others_nothing(self, several, sounds):
+        alone = several.transcribe(sounds[1], **self.OPTIONS).text
+        streams = several.transcribe_all(sounds, **self.OPTIONS, batch_size=1)
+        first = next(streams)
+        updates = first.updates()
+        while not isinstance(next(updates), Partial):
+            pass
+        updates.close()
+        with pytest.raises(UsageError, match="given up"):
+            first.result()
+        assert next(streams).text == alone
+        streams.close()
+        assert none_is_left()
+
+    def test_a_callback_that_fails_ends_its_recording(self, several, sounds):
+        def fail(_partial):
+            raise ValueError("no room")
+
+        stream = several.transcribe(sounds[0], on_partial=fail, **self.OPTIONS)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no room"):
+                stream.result()
+        assert none_is_left()
+
+    def test_a_callback_is_called_by_one_thread_at_a_time(self, several, sounds):
+        inside, most = [], []
+
+        def watch(partial):
+            inside.append(partial)
+            time.sleep(0.002)
+            most.append(len(inside))
+            inside.remove(partial)
+
+        several.transcribe(sounds[0], on_partial=watch, **self.OPTIONS, batch_size=2).result()
+        assert set(most) == {1}
+
+
 class TestInBackground:
     def test_an_error_comes_after_the_items_before_it(self):
         def produce(emit):
@@ -132,6 +204,19 @@ class TestInBackground:
         assert next(items) == 1
         with pytest.raises(ValueError, match="broken"):
             next(items)
+        assert threads() == set()
+
+    def test_every_thread_that_waits_ends(self):
+        """Windows are decoded in several."""
+
+        def produce(emit):
+            with ThreadPoolExecutor(max_workers=3) as several:
+                for each in [several.submit(lambda: [emit(n) for n in range(100)]) for _ in "abc"]:
+                    each.result()
+
+        items = in_background(produce)
+        next(items)
+        items.close()
         assert threads() == set()
 
     def test_it_does_not_run_far_ahead(self):

@@ -269,6 +269,9 @@ class TestErrors:
             ({"max_initial_timestamp": float("nan")}, "max_initial_timestamp is nan"),
             ({"patience": float("inf")}, "patience is inf"),
             ({"temperature": (float("nan"),)}, "temperature"),
+            ({"beam_size": 5, "patience": 0.1}, r"waits for none of 5 beams; give 0\.2 or more"),
+            ({"logprob_threshold": float("nan")}, "logprob_threshold is no number"),
+            ({"no_speech_threshold": float("nan")}, "no_speech_threshold is no number"),
         ],
     )
     def test_options_out_of_range(self, options, message):
@@ -344,24 +347,24 @@ class TestMode:
     """What `auto` makes of a recording; only a full window's worth of frames is looked for."""
 
     @pytest.mark.parametrize(
-        ("frames", "precision", "changes", "expected", "shares"),
+        ("frames", "is_exact", "changes", "expected", "shares"),
         [
-            (500, "bf16", {}, BatchedReading, False),
-            (3000, "bf16", {}, BatchedReading, False),
-            (3001, "bf16", {}, BatchedReading, True),
-            (3000, "f32", {}, SequentialReading, None),
-            (3001, "f32", {}, BatchedReading, True),
-            (500, "bf16", {"without_timestamps": True}, SequentialReading, None),
-            (500, "bf16", {"vad": False}, SequentialReading, None),
-            (9000, "bf16", {"vad": False}, SequentialReading, None),
-            (500, "bf16", {"mode": "sequential"}, SequentialReading, None),
-            (500, "f32", {"mode": "batched"}, BatchedReading, True),
+            (500, False, {}, BatchedReading, False),
+            (3000, False, {}, BatchedReading, False),
+            (3001, False, {}, BatchedReading, True),
+            (3000, True, {}, SequentialReading, None),
+            (3001, True, {}, BatchedReading, True),
+            (500, False, {"without_timestamps": True}, SequentialReading, None),
+            (500, False, {"vad": False}, SequentialReading, None),
+            (9000, False, {"vad": False}, SequentialReading, None),
+            (500, False, {"mode": "sequential"}, SequentialReading, None),
+            (500, True, {"mode": "batched"}, BatchedReading, True),
         ],
     )
-    def test_which_way_a_recording_goes(self, frames, precision, changes, expected, shares):
+    def test_which_way_a_recording_goes(self, frames, is_exact, changes, expected, shares):
         job = SimpleNamespace(
             options=TranscribeOptions(**changes),
-            backend=SimpleNamespace(precision=precision),
+            backend=SimpleNamespace(is_exact=is_exact),
             features=SimpleNamespace(available=lambda seek, n: min(n, frames - seek)),
             window_frames=3000,
             prompts=SimpleNamespace(initial=()),

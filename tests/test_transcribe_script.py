@@ -110,12 +110,15 @@ class TestExitCodes:
             (["--patience", "0"], "patience is 0"),
             (["--length-penalty", "2"], "length_penalty is 2"),
             (["--suppress-tokens", "a"], "--suppress-tokens takes numbers"),
-            (["--temperature-increment-on-fallback", "0"], "takes a number above 0"),
-            (["--temperature-increment-on-fallback", "nan"], "takes a number above 0"),
+            (["--temperature-increment-on-fallback", "1e-9"], "takes 0.01 or more"),
+            (["--temperature-increment-on-fallback", "nan"], "takes 0.01 or more"),
             (["--patience", "inf"], "patience is inf"),
             (["--max-initial-timestamp", "inf"], "max_initial_timestamp is inf"),
             (["--output-format", "docx"], "docx"),
             (["--threads", "-2"], "threads is -2"),
+            (["--verbose", "False"], "say with -o or -f"),
+            (["--suppress-tokens=-1,99999999"], "suppress_tokens has 99999999"),
+            (["--suppress-tokens", "-5"], "suppress_tokens has -5"),
             (["--max-initial-timestamp", "-1"], "max_initial_timestamp is -1"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -175,6 +178,32 @@ class TestExitCodes:
         assert len(err) == 1
         assert "GPU.7" in err[0]
 
+    def test_1_for_an_output_that_cannot_be_written(self, run, sound, tmp_path):
+        """Which costs its recording alone."""
+        other = shutil.copy(sound, tmp_path / "other.wav")
+        (tmp_path / "out" / "voice.srt").mkdir(parents=True)
+        code, _, err = run(sound, other, *INVENT, "-o", tmp_path / "out", "-f", "srt")
+        assert code == 1
+        assert len(err) == 1
+        assert "voice.srt: cannot be written" in err[0]
+        assert (tmp_path / "out" / "other.srt").read_text()
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+    def test_1_where_standard_output_is_full(self, sound, tiny_folder):
+        with Path("/dev/full").open("wb") as full:
+            ended = subprocess.run(
+                [
+                    *(sys.executable, ROOT / "scripts" / "transcribe.py", sound),
+                    *(*INVENT, "--model", tiny_folder),
+                ],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        assert ended.returncode == 1
+        assert b"standard output cannot be written: No space left" in ended.stderr
+        assert b"Traceback" not in ended.stderr
+
     def test_the_help_documents_them(self, capsys):
         with pytest.raises(SystemExit) as end:
             main(["--help"])
@@ -185,6 +214,15 @@ class TestExitCodes:
 
 
 class TestInput:
+    def test_a_console_that_cannot_show_a_name(self, sound, tiny_folder, tmp_path, monkeypatch):
+        """It is spelt out, and the text goes on."""
+        named = shutil.copy(sound, tmp_path / "кот.wav")
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+        ended = in_process(named, sound, *INVENT, "--model", tiny_folder)
+        assert ended.returncode == 0
+        assert b"\\u043a\\u043e\\u0442.wav <==" in ended.stdout
+        assert b"voice.wav <==" in ended.stdout
+
     def test_silence_gives_empty_text(self, run, tmp_path):
         soundfile.write(tmp_path / "silence.wav", np.zeros(40 * RATE), RATE)
         code, out, err = run(
@@ -288,9 +326,9 @@ class TestOptions:
             assert json.loads((tmp_path / "voice.json").read_text())["language"] == code
 
     def test_quiet(self, run, sound):
-        code, out, err = run(sound, *INVENT, "--verbose", "False")
+        code, out, err = run(sound, *INVENT, "--verbose", "False", "--report")
         assert (code, out) == (0, "")
-        assert "voice.wav: 100%" in err[-1]
+        assert any("voice.wav: 100%" in line for line in err)
 
     def test_debug_tells_contract_shapes_and_times(self, run, sound):
         code, _, err = run(sound, *INVENT, "--debug", "--kv-cache", "concat")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whisper_npu.errors import UsageError
+from whisper_npu.errors import OutputError, UsageError
 from whisper_npu.runtime.formats import FORMATS, expand_formats, make_formatter, render
 from whisper_npu.runtime.results import Segment, Transcription, Word
 from whisper_npu.runtime.subtitles import SubtitleOptions, format_timestamp
@@ -296,12 +296,12 @@ class TestFiles:
 
     def test_a_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(UsageError, match=r"x\.txt: cannot be written: .*--output-dir"):
+        with pytest.raises(UsageError, match=r"file: cannot be made: .*--output-dir"):
             write(PLAIN, "x.wav", tmp_path / "file", "txt")
 
     def test_a_name_that_is_taken_by_a_folder(self, tmp_path):
         (tmp_path / "x.srt").mkdir()
-        with pytest.raises(UsageError, match=r"x\.srt: cannot be written"):
+        with pytest.raises(OutputError, match=r"x\.srt: cannot be written"):
             write(PLAIN, "x.wav", tmp_path, "srt")
         assert [path.name for path in tmp_path.iterdir()] == ["x.srt"]
 
@@ -316,7 +316,7 @@ class TestFiles:
 
         (tmp_path / "x.txt").write_text("old")
         monkeypatch.setattr(Path, "open", open_full)
-        with pytest.raises(UsageError, match=r"x\.txt: cannot be written: No space left"):
+        with pytest.raises(OutputError, match=r"x\.txt: cannot be written: No space left"):
             write(transcription(segment(0, 1, "x" * size)), "x.wav", tmp_path, "txt")
         monkeypatch.undo()
         assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]

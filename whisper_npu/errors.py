@@ -3,6 +3,7 @@
     WhisperNpuError
     ├── UsageError         options or arguments that cannot work (exit code 2)
     ├── AudioError         one recording cannot be read (exit code 1; a batch goes on)
+    ├── OutputError        a result cannot be written (exit code 1; a batch goes on)
     ├── ModelError         the model folder cannot be used (exit code 3)
     ├── DeviceError        the device cannot be used (exit code 3)
     ├── AssetError         a built-in asset cannot be fetched (exit code 3)
@@ -28,6 +29,12 @@ class UsageError(WhisperNpuError):
 
 class AudioError(WhisperNpuError):
     """A recording that cannot be read or that holds no usable audio."""
+
+    exit_code = 1
+
+
+class OutputError(WhisperNpuError):
+    """A result that cannot be written where it was wanted."""
 
     exit_code = 1
 
