@@ -3,6 +3,8 @@
 Short windows are encoded short ("elastic"): the audio and a few seconds of silence behind it. Where
 windows of different lengths share a batch, what is missing to a whole window is filled with what
 the encoder makes of silence, so that a row never depends on its neighbours.
+A recording of one window is filled up less where it is decoded by itself, which is a tenth faster:
+its text may differ in a word there.
 """
 
 import logging

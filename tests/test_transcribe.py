@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from fake_backend import ENGLISH, SEQUENTIAL, SURE, Say, sound
+from fake_backend import ENGLISH, SEQUENTIAL, SURE, Say, fake_model, sound
 
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio import SAMPLE_RATE
@@ -341,6 +341,23 @@ class TestSources:
         (warning,) = model.transcribe(samples, **ENGLISH).result().warnings
         assert warning.startswith("1 samples are not finite")
         assert np.isfinite(model.backend.windows[0]).all()
+
+
+class TestSuppressedTokens:
+    @pytest.mark.parametrize(
+        ("wanted", "expected"),
+        [(None, (3, 7)), ((), ()), ((5,), (5,)), ((-1,), (3, 7)), ((5, -1, 7), (3, 5, 7))],
+    )
+    def test_minus_one_means_the_list_of_the_model(self, tmp_path, wanted, expected):
+        model = fake_model(tmp_path, [Say(())], suppress_tokens=[3, 7])
+        stream = model.transcribe(sound(1), suppress_tokens=wanted, **ENGLISH)
+        assert stream._job._suppressed().suppress_tokens == expected
+
+    @pytest.mark.parametrize("token", [-2, 10**8])
+    def test_one_that_there_is_not(self, tmp_path, token):
+        model = fake_model(tmp_path, [Say(())])
+        with pytest.raises(UsageError, match=f"suppress_tokens has {token}; the model's tokens"):
+            model.transcribe(sound(1), suppress_tokens=(token,), **ENGLISH)
 
 
 class TestMode:
