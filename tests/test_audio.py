@@ -181,7 +181,7 @@ class TestArrays:
 
     def test_the_caller_keeps_its_own_arithmetic(self):
         """Also where the chunks of one array are taken in several threads."""
-        chunks = open_audio(noise(3 * CHUNK_FRAMES).astype(np.float64))
+        chunks = open_audio(noise(20 * CHUNK_FRAMES).astype(np.float64))
         before = np.geterr()
         taken = iter(chunks)
         next(taken)
