@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -58,17 +57,6 @@ def sound(tmp_path):
     path = tmp_path / "voice.wav"
     soundfile.write(path, voice(3.0), RATE)
     return path
-
-
-def in_process(*arguments, cwd=None, given=b""):
-    """The program in a process of its own."""
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "transcribe.py", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        cwd=cwd,
-        input=given,
-    )
 
 
 class TestExitCodes:
@@ -188,22 +176,6 @@ class TestExitCodes:
         assert "voice.srt: cannot be written" in err[0]
         assert (tmp_path / "out" / "other.srt").read_text()
 
-    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-    def test_1_where_standard_output_is_full(self, sound, tiny_folder):
-        with Path("/dev/full").open("wb") as full:
-            ended = subprocess.run(
-                [
-                    *(sys.executable, ROOT / "scripts" / "transcribe.py", sound),
-                    *(*INVENT, "--model", tiny_folder),
-                ],
-                stdout=full,
-                stderr=subprocess.PIPE,
-                check=False,
-            )
-        assert ended.returncode == 1
-        assert b"standard output cannot be written: No space left" in ended.stderr
-        assert b"Traceback" not in ended.stderr
-
     def test_the_help_documents_them(self, capsys):
         with pytest.raises(SystemExit) as end:
             main(["--help"])
@@ -214,15 +186,6 @@ class TestExitCodes:
 
 
 class TestInput:
-    def test_a_console_that_cannot_show_a_name(self, sound, tiny_folder, tmp_path, monkeypatch):
-        """It is spelt out, and the text goes on."""
-        named = shutil.copy(sound, tmp_path / "кот.wav")
-        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-        ended = in_process(named, sound, *INVENT, "--model", tiny_folder)
-        assert ended.returncode == 0
-        assert b"\\u043a\\u043e\\u0442.wav <==" in ended.stdout
-        assert b"voice.wav <==" in ended.stdout
-
     def test_silence_gives_empty_text(self, run, tmp_path):
         soundfile.write(tmp_path / "silence.wav", np.zeros(40 * RATE), RATE)
         code, out, err = run(
@@ -281,19 +244,6 @@ class TestInput:
         assert (code, err) == (0, [])
         assert LINE.match(out)
         assert json.loads((tmp_path / "stdin.json").read_text())["duration"] == 3.0
-
-    def test_a_real_pipe(self, tiny_folder, sound):
-        done = in_process("-", "--model", tiny_folder, *INVENT, given=sound.read_bytes())
-        assert done.returncode == 0
-        assert done.stderr == b""
-        assert LINE.match(done.stdout.decode())
-
-    def test_an_empty_pipe(self, tiny_folder):
-        done = in_process("-", "--model", tiny_folder)
-        assert done.returncode == 1
-        assert done.stdout == b""
-        (line,) = done.stderr.decode().splitlines()
-        assert line.startswith("error: ")
 
 
 class TestOptions:
@@ -405,14 +355,6 @@ class TestOutput:
 
 
 class TestRealModel:
-    def test_the_program_from_another_directory(self, tiny_en_folder, beckett, tmp_path):
-        assert tiny_en_folder.name == "tiny.en"
-        done = in_process(beckett, cwd=tmp_path)
-        assert done.returncode == 0
-        assert done.stderr == b""
-        assert "ever tried" in done.stdout.decode().lower()
-        assert list(tmp_path.iterdir()) == []
-
     def test_english_only_refuses_german(self, run, tiny_en_folder, beckett):
         code, out, err = run(beckett, "--language", "German", model=tiny_en_folder)
         assert (code, out) == (2, "")
@@ -454,17 +396,3 @@ class TestAsACommand:
         monkeypatch.setattr("whisper_npu.api.load_model", interrupt)
         assert main([str(sound), "--model", str(tiny_folder)]) == 130
         assert capsys.readouterr().err == "interrupted\n"
-
-    def test_a_reader_that_goes_away(self, tiny_folder, sound):
-        """`transcribe ... | head -0`: no traceback, no complaint."""
-        with subprocess.Popen(
-            [
-                *(sys.executable, ROOT / "scripts" / "transcribe.py", sound),
-                *("--model", tiny_folder, *INVENT),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as process:
-            process.stdout.close()
-            assert process.stderr.read() == b""
-        assert process.returncode == 1
