@@ -212,6 +212,12 @@ class BatchedReading:
         place.segments += text.segments
         least = _UNHEARD_ALIGNED if heard.outcome.decoded.aligned else _UNHEARD
         rest = self._rest(window, parts[-1].end, least)
+        if rest is not None and rest.start - window.start < _UNHEARD * FRAMES_PER_SECOND:
+            # Heard again from there it would say the same again.
+            job.account(window.offset, rest.offset, text.made_up)
+            job.coverage.add(rest.offset, rest.end_time, "dropped", "the text ends before it")
+            place.start = window.end
+            return
         if rest is not None:
             if place.rest is not None:
                 place.later.append((place.rest, place.retries))
@@ -242,8 +248,7 @@ class BatchedReading:
             least: seconds of speech that are worth another window.
         """
         rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
-        advanced = (rest.start - window.start) / FRAMES_PER_SECOND
-        if advanced < _UNHEARD or rest.n_frames < least * FRAMES_PER_SECOND:
+        if rest.n_frames < least * FRAMES_PER_SECOND:
             return None
         unheard = self._job.windows.speech_seconds(rest.offset, rest.end_time)
         return rest if unheard >= least else None

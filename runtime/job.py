@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.coverage import Coverage
-from whisper_npu.runtime.decoding import DecodingOptions
+from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions
 from whisper_npu.runtime.fallback import spoken_length
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
@@ -300,6 +300,13 @@ class Job:
             start = dropped[1]
         self.coverage.add(start, end, "transcribed")
 
+    def _cut_off(self, decoded: DecodedWindow) -> str | None:
+        """What is wrong with a text that nothing goes on from where the decoder had to stop."""
+        begin = self.tokenizer.special.timestamp_begin
+        if not decoded.reached_limit or any(token >= begin for token in decoded.tokens):
+            return None
+        return "the text is cut off: the decoder takes no more tokens"
+
     def _segments(self, heard: Heard, parts: Sequence[TokenSegment]) -> list[Segment]:
         window, outcome = heard.window, heard.outcome
         decoded = outcome.decoded
@@ -325,7 +332,7 @@ class Job:
                     no_speech_prob=decoded.no_speech_prob,
                     language=outcome.language if self.options.multilingual else None,
                     retries=outcome.retries,
-                    flaw=outcome.flaw,
+                    flaw=outcome.flaw or self._cut_off(decoded),
                 )
             )
         return made

@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
-from whisper_npu.errors import ModelError, WhisperNpuError
+from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
 from whisper_npu.runtime.memory import map_large_blocks
 
 EXIT_OK = 0
@@ -125,6 +125,17 @@ def be_process(main: Callable[[], int]) -> NoReturn:
         print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
         code = code or EXIT_SOME_FAILED
     os._exit(code)  # freeing a loaded model piece by piece takes a tenth of a second
+
+
+def standard_input() -> BinaryIO:
+    """Standard input, in bytes.
+
+    Raises:
+        UsageError: it is closed, as it is for services.
+    """
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: there is nothing to read audio from")
+    return sys.stdin.buffer
 
 
 def boolean(text: str) -> bool:

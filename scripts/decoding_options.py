@@ -291,12 +291,12 @@ def _ladder(start: float, step: float | None) -> tuple[float, ...]:
     return tuple(round(start + rung * step, 6) for rung in range(max(0, rungs) + 1))
 
 
-def _token_ids(text: str) -> tuple[int, ...]:
-    """Ids in `text`; -1 stands for the model's own list."""
+def _token_ids(text: str) -> tuple[int, ...] | None:
+    """Ids in `text`, -1 standing for the model's own list; None for that list alone."""
     try:
         ids = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise UsageError(
             f"--suppress-tokens takes numbers separated by commas, not {text!r}"
         ) from None
-    return ids
+    return None if set(ids) == {-1} else ids

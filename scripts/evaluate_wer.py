@@ -194,6 +194,8 @@ def _measure(
 
     modes = list(dict.fromkeys(arguments.mode or [TranscribeOptions.mode]))
     options = {mode: _options(arguments, mode) for mode in modes}  # wrong ones are told at once
+    if arguments.max_wer is not None and not arguments.max_wer >= 0:  # NaN is not, either
+        raise UsageError("--max-wer takes a percentage, 0 or more")
     setups = _setups(arguments)
     folders = {setup.model: cli.find_model(setup.model) for setup in setups}  # none is missing
     names = _model_names(folders)
@@ -299,16 +301,17 @@ def _progress(
 
 
 def _judge(evaluations: "Sequence[Evaluation]", limit: float | None) -> int:
-    """Exit code 1 if an error rate, rounded as it is printed, is above the limit."""
+    """Exit code 1 if an error rate, rounded as it is printed, is not within the limit."""
     code = cli.EXIT_OK
     for evaluation in evaluations:
-        if limit is None or evaluation.rate is None or round(evaluation.rate, 2) <= limit:
+        rate = evaluation.rate
+        if limit is None or (rate is not None and round(rate, 2) <= limit):
             continue
         settings = ", ".join(evaluation.run.settings.values())
-        print(
-            f"{settings}: {evaluation.metric.name} {evaluation.rate:.2f} is above {limit:g}",
-            file=sys.stderr,
-        )
+        found = "has no value: there are no words to compare with"
+        if rate is not None:
+            found = f"{rate:.2f} is above {limit:g}"
+        print(f"{settings}: {evaluation.metric.name} {found}", file=sys.stderr)
         code = cli.EXIT_SOME_FAILED
     return code
 

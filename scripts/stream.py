@@ -107,12 +107,13 @@ def stream(arguments: argparse.Namespace) -> int:
     from whisper_npu.runtime.pcm import PcmDecoder  # noqa: PLC0415
 
     options = decoding_options(arguments)
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe audio into it; see --help")
+    arriving = cli.standard_input()
     folder = cli.find_model(arguments.model)
     name, warnings = "standard input", list[str]()
     # Buffered, it would wait until the buffer is full.
-    pipe = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+    pipe = getattr(arriving, "raw", arriving)
     decoder = PcmDecoder(
         pipe,
         name,

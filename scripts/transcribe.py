@@ -141,6 +141,8 @@ def transcribe(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
     )
     streams = model.transcribe_all((_source(file) for file in files), options)
+    suffixes = {f".{output_format}" for output_format in formats}
+    recordings = [file for file in files if file.suffix in suffixes]  # that outputs may be called
     show_names = len(files) > 1 and arguments.verbose
     for file, name, stream in zip(files, output_names(files), streams, strict=True):
         if show_names:
@@ -153,7 +155,9 @@ def transcribe(arguments: argparse.Namespace) -> int:
                 outputs = None
                 if formats:
                     folder = arguments.output_dir or "."
-                    writing = OutputFiles(file, folder, formats, layout, name=name)
+                    writing = OutputFiles(
+                        file, folder, formats, layout, name=name, recordings=recordings
+                    )
                     outputs = stack.enter_context(writing)
                 _finish(stream, file, outputs, arguments)
         except (AudioError, OutputError) as error:
@@ -188,7 +192,7 @@ def _set_up_logging(*, debug: bool) -> None:
 
 
 def _source(file: Path) -> Path | BinaryIO:
-    return sys.stdin.buffer if str(file) == "-" else file
+    return cli.standard_input() if str(file) == "-" else file
 
 
 def _follow(

@@ -252,6 +252,40 @@ class TestLoops:
         assert len(model.backend.asked) == 2
 
 
+class TestAccounts:
+    """What a text leaves out is told."""
+
+    @pytest.fixture
+    def spans(self, model):
+        def transcribe(*script, **options):
+            model.backend.script = list(script)
+            samples = tiny_whisper.synthetic_speech(0, 27.0)
+            result = model.transcribe(samples, **{**BATCHED, **options}).result()
+            return result, result.coverage.spans
+
+        return transcribe
+
+    def test_a_text_that_ends_at_once(self, spans, say):
+        """It would say the same again where it ended."""
+        result, found = spans(say(" Oh.", end=0.5))
+        assert result.text == "Oh."
+        (dropped,) = [span for span in found if span.fate == "dropped"]
+        assert dropped.reason == "the text ends before it"
+        assert dropped.start == pytest.approx(0.5, abs=0.3)
+        assert sum(result.coverage.seconds().values()) == pytest.approx(27.0, abs=0.1)
+
+    def test_one_that_goes_on_is_heard_on(self, spans, say):
+        result, found = spans(say(" Oh.", end=5.0), say(" Yes.", end=21.5))
+        assert result.text == "Oh. Yes."
+        assert not [span for span in found if span.fate == "dropped"]
+
+    @pytest.mark.parametrize(("n", "flawed"), [(3, True), (30, False)])
+    def test_a_text_that_is_cut_off(self, spans, model, n, flawed):
+        text = Say(tuple(model.tokenizer.encode(" one two")))
+        result, _ = spans(text, sample_len=n, without_timestamps=True, temperature=(0.0,))
+        assert [segment.flaw is not None for segment in result.segments] == [flawed]
+
+
 class TestPlan:
     def reading(self, model, **options):
         stream = model.transcribe(

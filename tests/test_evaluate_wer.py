@@ -164,6 +164,24 @@ def test_max_wer_is_a_gate(bench, capsys, limit, code) -> None:
     assert (f"WER 33.33 is above {limit}" in err) == bool(code)
 
 
+def test_max_wer_does_not_hold_where_there_are_no_words(bench, capsys) -> None:
+    empty = bench.folder / "empty.tsv"
+    empty.write_text("a.wav\t\n")
+    assert run(str(empty), "--model", bench.en, "--max-wer", "20") == 1
+    assert "WER has no value: there are no words to compare with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["nan", "-1"])
+def test_max_wer_is_a_percentage(bench, limit) -> None:
+    assert run(bench.manifest, "--model", bench.en, f"--max-wer={limit}") == 2
+    assert bench.loads == []
+
+
+def test_options_not_given_are_not_told(bench, capsys) -> None:
+    run(bench.manifest, "--model", bench.en)
+    assert "options: defaults" in capsys.readouterr().out
+
+
 def test_max_wer_holds_for_every_configuration(bench) -> None:
     bench.heard["base/a.wav"] = "take the red book"
     models = ["--model", bench.en, "--model", bench.base]

@@ -1,6 +1,7 @@
 """The command line in a process of its own: pipes, and consoles of all kinds."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def test_a_real_pipe(tiny_folder, sound):
     assert done.returncode == 0
     assert done.stderr == b""
     assert LINE.match(done.stdout.decode())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="standard input is closed by a shell")
+@pytest.mark.parametrize("command", ["transcribe.py -", "stream.py"])
+def test_a_closed_standard_input(tiny_folder, command):
+    """As services have it."""
+    program = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'scripts'))}/{command}"
+    done = subprocess.run(
+        f"{program} --model {shlex.quote(str(tiny_folder))} <&-",
+        shell=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"error: standard input is closed: there is nothing to read audio from\n"
 
 
 def test_an_empty_pipe(tiny_folder):

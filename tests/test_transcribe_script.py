@@ -176,6 +176,22 @@ class TestExitCodes:
         assert "voice.srt: cannot be written" in err[0]
         assert (tmp_path / "out" / "other.srt").read_text()
 
+    def test_1_for_a_recording_that_would_be_written_over(self, run, sound, tmp_path):
+        """By its own transcript, or by that of another."""
+        called = shutil.copy(sound, tmp_path / "voice.srt")
+        content = Path(called).read_bytes()
+        code, _, err = run(sound, called, *INVENT, "-o", tmp_path, "-f", "srt,txt")
+        assert code == 0  # they are of one name, so outputs have their suffixes, too
+        assert Path(called).read_bytes() == content
+        code, _, err = run(sound, *INVENT, "-o", tmp_path, "-f", "txt")
+        assert code == 0
+        code, _, err = run(called, *INVENT, "-o", tmp_path, "-f", "srt")
+        assert code == 1
+        assert err == [
+            f"error: {called}: is a recording, and is not written over; choose an --output-dir"
+        ]
+        assert Path(called).read_bytes() == content
+
     def test_the_help_documents_them(self, capsys):
         with pytest.raises(SystemExit) as end:
             main(["--help"])
