@@ -98,11 +98,10 @@ class OutputFiles:
         formats: See `expand_formats`.
         options: Layout of subtitles.
         name: See `output_path`.
-        recordings: Others that are never written over, as this one is not.
 
     Raises:
         UsageError: A format is unknown, or the folder cannot be made.
-        OutputError: A file cannot be written, or is a recording.
+        OutputError: A file cannot be written, or is the recording itself.
     """
 
     def __init__(
@@ -113,7 +112,6 @@ class OutputFiles:
         options: SubtitleOptions = DEFAULT_OPTIONS,
         *,
         name: Path | None = None,
-        recordings: Iterable[str | Path] = (),
     ) -> None:
         self._outputs: list[_Output] = []
         try:
@@ -127,11 +125,11 @@ class OutputFiles:
             output_format: output_path(audio_path, output_dir, output_format, name=name)
             for output_format in expand_formats(formats)
         }
-        kept = {Path(each).resolve() for each in (audio_path, *recordings)}
+        recording = Path(audio_path).resolve()
         for target in targets.values():
-            if target.resolve() in kept:
+            if target.resolve() == recording:
                 raise OutputError(
-                    f"{target}: is a recording, and is not written over; choose an --output-dir"
+                    f"{target}: is the recording, and is not written over; choose an --output-dir"
                 )
         try:
             for output_format, target in targets.items():

@@ -141,8 +141,6 @@ def transcribe(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
     )
     streams = model.transcribe_all((_source(file) for file in files), options)
-    suffixes = {f".{output_format}" for output_format in formats}
-    recordings = [file for file in files if file.suffix in suffixes]  # that outputs may be called
     show_names = len(files) > 1 and arguments.verbose
     for file, name, stream in zip(files, output_names(files), streams, strict=True):
         if show_names:
@@ -155,9 +153,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
                 outputs = None
                 if formats:
                     folder = arguments.output_dir or "."
-                    writing = OutputFiles(
-                        file, folder, formats, layout, name=name, recordings=recordings
-                    )
+                    writing = OutputFiles(file, folder, formats, layout, name=name)
                     outputs = stack.enter_context(writing)
                 _finish(stream, file, outputs, arguments)
         except (AudioError, OutputError) as error:
