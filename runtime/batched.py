@@ -16,7 +16,6 @@ from math import inf
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
-from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.results import Retry, Segment
 from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.speech_windows import Window
@@ -54,6 +53,7 @@ class _Place:
         language: code of its language, once it has been made a task.
         guessed: whether that is a guess that a later window may correct.
         planned: whether a part is being heard.
+        doubtful: whether its text, as far as it is there, looks wrong: no context for others.
     """
 
     start: int
@@ -66,6 +66,7 @@ class _Place:
     language: str | None = None
     guessed: bool = False
     planned: bool = False
+    doubtful: bool = False
     segments: list[Segment] = field(default_factory=list)
 
     @property
@@ -151,7 +152,7 @@ class BatchedReading:
         behind = inf if not aligned else self._job.tokenizer.special.timestamp_begin
         tokens = [token for segment in said for token in segment.tokens if token < behind]
         prompts = self._job.prompts
-        if any(s.temperature > CONTEXT_TEMPERATURE or s.flaw is not None for s in said):
+        if before is not None and before.doubtful:
             return prompts.initial
         most = min(len(tokens), prompts.room)
         length = next((n for n in _CONTEXT_LENGTHS if n <= most), 0)
@@ -210,6 +211,7 @@ class BatchedReading:
         )
         text = job.write(heard, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
+        place.doubtful |= heard.outcome.is_doubtful
         least = _UNHEARD_ALIGNED if heard.outcome.decoded.aligned else _UNHEARD
         rest = self._rest(window, parts[-1].end, least)
         if rest is not None and rest.start - window.start < _UNHEARD * FRAMES_PER_SECOND:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions, decode_windows
 from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.repetitions import is_loop
 from whisper_npu.runtime.results import Retry
 from whisper_npu.runtime.timing import StageTimes
@@ -42,6 +43,11 @@ class Outcome:
     flaw: str | None
     is_silence: bool
     loops: bool = False
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether its text is no context for what follows: it looks wrong, or is mere chance."""
+        return self.flaw is not None or self.decoded.temperature > CONTEXT_TEMPERATURE
 
 
 def decode_with_fallback(

@@ -7,7 +7,6 @@ openai/whisper's `transcribe.py` carries it out.
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
-from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.word_timing import last_word_end
@@ -66,8 +65,7 @@ class SequentialReading:
         for segment in text.segments:
             self._context.extend(segment.tokens)
         unwanted = job.options.condition_on_previous_text is False
-        doubtful = decoded.temperature > CONTEXT_TEMPERATURE or heard.outcome.flaw is not None
-        if unwanted or doubtful:
+        if unwanted or heard.outcome.is_doubtful:
             self._context_from = len(self._context)
         job.features.forget(self._seek)
         return text.segments
