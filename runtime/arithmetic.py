@@ -2,7 +2,7 @@
 
 OpenVINO takes a precision as a hint: on a device without it, it computes in f32 and does not say
 so. And it says of every processor that it computes in 8 bits, though it multiplies matrices in them
-only where the instructions for it (VNNI) are there.
+only where the instructions for it (VNNI) are there, and none for tiles of bf16 (AMX).
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from whisper_npu.errors import UsageError
 
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 _VNNI = frozenset({"avx_vnni", "avx512_vnni"})
+_TILES = "amx_bf16"
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -46,6 +47,14 @@ def require_precision(core: ov.Core, device: str, precision: str) -> None:
 def multiplies_bytes() -> bool:
     """Whether the processor has instructions that multiply and add up 8-bit integers."""
     return not _VNNI.isdisjoint(processor_flags())
+
+
+def multiplies_tiles() -> bool:
+    """Whether the processor has instructions that multiply tiles of bf16 (AMX).
+
+    OpenVINO turns matrices in 8 bits into bf16 for them, product by product.
+    """
+    return _TILES in processor_flags()
 
 
 def processor() -> str:

@@ -4,6 +4,9 @@ Every output of a matrix product has a scale of its own, so that its largest wei
 such weights OpenVINO's processor plugin also rounds what they are multiplied by, as it comes, in
 groups of neighbours with one scale each, and multiplies integers. Attention, normalisation and
 convolutions stay in floating point.
+
+It does so where what comes is in f32. In a graph that is computed in bf16 it may turn the matrices
+into bf16 instead, at every product anew (seen on a processor with AMX).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -83,9 +86,9 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
 
 
 def narrow_tables(model: ov.Model) -> bytes:
-    """Keep tables that are looked up in bf16, in place, for graphs that are computed in it.
+    """Keep tables that are looked up in bf16, in place, for models that are computed in it.
 
-    They are rounded to it anyway, as soon as they have been looked up.
+    They would be rounded to it anyway, as soon as they have been looked up.
 
     Returns:
         how the largest of them begins in memory; empty if there is none.

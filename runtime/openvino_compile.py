@@ -23,6 +23,7 @@ from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.arithmetic import (
     computes_in,
     multiplies_bytes,
+    multiplies_tiles,
     processor,
     require_precision,
 )
@@ -56,6 +57,7 @@ _STATEFUL = {
     "draft": DECODER_WITH_PAST,
 }
 _OF_VOCABULARY = ("vocabulary", "draft")
+_OF_WHOLE_WINDOWS = ("encoder", "cross")  # they wait for arithmetic, the decoder for memory
 # Text tokens that a single row is drafted from, unless the vocabulary is small. Byte-pair merges
 # are numbered by how frequent they are: nine of ten tokens of English prose are among these.
 _DRAFT_TOKENS = 8192
@@ -159,7 +161,7 @@ class GraphCompiler:
             return compiled
         if not self._has_room(kept):
             return self._compile_all()
-        compiled = self._compile_all(to_keep=True)
+        compiled = self._compile_all()
         self._keep(kept, keys, compiled)
         return compiled
 
@@ -297,7 +299,7 @@ class GraphCompiler:
         forget_files(self._folder.path)
         give_back()
 
-    def _compile_all(self, *, to_keep: bool = False) -> Compiled:
+    def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._wanted.kv_cache
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         dimensions = graphs.read_dimensions(encoder, with_past)
@@ -312,7 +314,7 @@ class GraphCompiler:
                 contract = _contract_by_step(probe, dimensions)
             element_type = _ELEMENT_TYPES[self.arithmetic]
             cross = graphs.cross_attention_projection(decoder, element_type)
-            graphs.convert_cross_states(with_past, element_type)
+            graphs.turn_cross_states(with_past, element_type, multiply_in_it=self._rounds)
             openvino_stateful.make_stateful(
                 with_past, contract, fuse=self._device.startswith("CPU")
             )
@@ -332,7 +334,7 @@ class GraphCompiler:
         if not is_known or not give_queries(with_past, heads):
             heads = ()
         align: dict[str, bytes] = {}
-        if in_eight_bits and to_keep and self.arithmetic == "bf16":
+        if in_eight_bits and self._is_fast_path() and self.arithmetic == "bf16":
             # Half as much to write, and to read at each start.
             align = {"with_past": eight_bits.narrow_tables(with_past)}
             forget_files(folder.path)
@@ -342,7 +344,7 @@ class GraphCompiler:
         with ThreadPoolExecutor(max_workers=2) as compilers:
             jobs = {}
             for name, model in wanted.items():
-                if in_eight_bits:
+                if in_eight_bits and not self._stays_whole(name):
                     options[name] = self._round(model, name)
                 file = files[name]
                 jobs[name] = compilers.submit(
@@ -360,7 +362,16 @@ class GraphCompiler:
         if not eight_bits.round_products(model, attention=name != "encoder"):
             return {}
         forget_files(self._folder.path)  # before compiling takes memory, too
-        return {_GROUP_SIZE: eight_bits.GROUP}
+        options: dict[str, Any] = {_GROUP_SIZE: eight_bits.GROUP}
+        if name == "with_past" and self._is_fast_path():
+            # Only from f32 is it sure to round what comes (`eight_bits`). The products with
+            # cross-attention states have a type of their own (`turn_cross_states`).
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        return options
+
+    def _stays_whole(self, name: str) -> bool:
+        """Whether a graph is faster with its matrices as they are, though others are rounded."""
+        return name in _OF_WHOLE_WINDOWS and self.arithmetic == "bf16" and multiplies_tiles()
 
     def _n_draft(self, *, in_eight_bits: bool) -> int:
         """How many text tokens a single row is drafted from; 0 for no drafts.

@@ -1,5 +1,6 @@
 """What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +285,8 @@ def cross_attention_projection(decoder: ov.Model, element_type: ov.Type) -> ov.M
         element_type: what the states are handed over in.
 
     Returns:
-        a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch.
+        a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch, as
+        `turn_cross_states` takes them.
     """
     hidden = port(decoder.inputs, "encoder_hidden_states").get_node()
     tokens = port(decoder.inputs, "input_ids").get_node()
@@ -300,9 +302,7 @@ def cross_attention_projection(decoder: ov.Model, element_type: ov.Type) -> ov.M
         name = state_name(tensor)
         if name and is_cross_attention(name):
             state = tensor.get_node().input_value(0)
-            if element_type != state.get_element_type():
-                state = ops.convert(state, element_type.get_type_name()).output(0)
-            result = ops.result(state)
+            result = ops.result(_turned(_converted(state, element_type)))
             result.output(0).get_tensor().set_names({past_name(name)})
             results.append(result)
     if not results:
@@ -310,19 +310,77 @@ def cross_attention_projection(decoder: ov.Model, element_type: ov.Type) -> ov.M
     return ov.Model(results, [hidden], "cross_attention_projection")
 
 
-def convert_cross_states(decoder_with_past: ov.Model, element_type: ov.Type) -> None:
-    """Take the cross-attention states in `element_type`, in place: they are read at every step."""
+def turn_cross_states(
+    decoder_with_past: ov.Model, element_type: ov.Type, *, multiply_in_it: bool
+) -> None:
+    """Take the cross-attention states as they are read fastest, at every step, in place.
+
+    Args:
+        decoder_with_past: its inputs `past_key_values.*.encoder.*` become `(batch, heads, head_dim,
+            n_audio_ctx)`: in both products of an attention, the positions are then neighbours in
+            memory, and nothing has to be rearranged before it is multiplied.
+        element_type: what they are taken in.
+        multiply_in_it: multiply in that type too, whatever the graph is computed in. Otherwise
+            that is left to the device.
+    """
     for tensor in decoder_with_past.inputs:
         name = state_name(tensor)
         if not (name and is_cross_attention(name)):
             continue
-        parameter = tensor.get_node()
-        readers = parameter.output(0).get_target_inputs()
-        converted = ops.convert(parameter, tensor.element_type.get_type_name())
-        for reader in readers:
-            reader.replace_source_output(converted.output(0))
-        parameter.set_element_type(element_type)
+        states, computed_in = tensor.get_node(), ov.Type(tensor.element_type.to_dtype())
+        products = list(_products_with(states))
+        *sizes, n_audio_ctx, head_dim = tensor.partial_shape
+        readers = list(states.output(0).get_target_inputs())
+        as_before = _turned(_converted(states.output(0), computed_in))
+        for reader in readers:  # those that are no products
+            reader.replace_source_output(as_before)
+        states.set_partial_shape(ov.PartialShape([*sizes, head_dim, n_audio_ctx]))
+        states.set_element_type(element_type)
+        states.validate_and_infer_types()
+        multiplied_in = element_type if multiply_in_it else computed_in
+        for product, turned in products:
+            factors = (product.input_value(0), states.output(0))
+            found = ops.matmul(
+                *(_converted(factor, multiplied_in) for factor in factors),
+                transpose_a=False,
+                transpose_b=not turned,
+            )
+            product.output(0).replace(_converted(found.output(0), computed_in))
     decoder_with_past.validate_nodes_and_infer_types()
+
+
+def _products_with(states: ov.Node) -> Iterator[tuple[ov.Node, bool]]:
+    """Products `x @ states`, and whether the states' last two axes are exchanged before."""
+    waiting = [(states, False)]
+    while waiting:
+        node, turned = waiting.pop()
+        for reader in node.output(0).get_target_inputs():
+            after = reader.get_node()
+            kind = after.get_type_name()
+            if kind in {"Convert", "Identity"}:
+                waiting.append((after, turned))
+            elif kind == "Transpose" and _exchanges_last_two(after):
+                waiting.append((after, not turned))
+            elif kind == "MatMul" and reader.get_index() == 1:
+                flags = after.get_attributes()
+                if not flags["transpose_a"]:
+                    yield after, turned != bool(flags["transpose_b"])
+
+
+def _exchanges_last_two(transpose: ov.Node) -> bool:
+    order = transpose.input_value(1).get_node()
+    return order.get_type_name() == "Constant" and list(order.data) == [0, 1, 3, 2]
+
+
+def _converted(value: ov.Output, element_type: ov.Type) -> ov.Output:
+    if value.get_element_type() == element_type:
+        return value
+    return ops.convert(value, element_type.get_type_name()).output(0)
+
+
+def _turned(states: ov.Output) -> ov.Output:
+    """States with their last two axes exchanged."""
+    return ops.transpose(states, ops.constant([0, 1, 3, 2])).output(0)
 
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:

@@ -57,12 +57,12 @@ def _cross_queries(decoder: ov.Model) -> dict[int, ov.Output]:
     for node in decoder.get_ordered_ops():
         if node.get_type_name() != "Softmax":
             continue
-        scores, factor = node.input_value(0).get_node(), None
+        scores, factor = _unconverted(node.input_value(0)).get_node(), None
         if scores.get_type_name() == "Multiply":
             factor = scores.input_value(1)
             if list(factor.get_partial_shape().to_shape()) not in ([], [1]):
                 continue
-            scores = scores.input_value(0).get_node()
+            scores = _unconverted(scores.input_value(0)).get_node()
         if scores.get_type_name() != "MatMul" or scores.get_attributes()["transpose_a"]:
             continue
         keys = scores.input_value(1).get_node()
@@ -71,7 +71,7 @@ def _cross_queries(decoder: ov.Model) -> dict[int, ov.Output]:
         if keys.get_type_name() != "Parameter":
             continue
         name = graphs.state_name(keys.output(0))
-        queries = scores.input_value(0)
+        queries = _unconverted(scores.input_value(0))
         if (
             name
             and is_cross_attention(name)
@@ -80,6 +80,13 @@ def _cross_queries(decoder: ov.Model) -> dict[int, ov.Output]:
             scaled = queries if factor is None else ops.multiply(queries, factor).output(0)
             found[int(name.split(".")[1])] = scaled
     return found
+
+
+def _unconverted(value: ov.Output) -> ov.Output:
+    """What was converted to another type."""
+    while value.get_node().get_type_name() == "Convert":
+        value = value.get_node().input_value(0)
+    return value
 
 
 def attention_weights(
@@ -95,7 +102,7 @@ def attention_weights(
     Args:
         queries: float32 `(heads, n, head_dim)` of one row.
         keys: the cross-attention states, `past_key_values.*.encoder.key` among them, `(batch,
-            n_text_head, n_audio_ctx, head_dim)`.
+            n_text_head, head_dim, n_audio_ctx)`.
         heads: as the queries come.
         row: which of the batch.
         n_positions: how many positions count, the first ones.
@@ -106,14 +113,15 @@ def attention_weights(
     """
     for of_head, (layer, head) in zip(queries, heads, strict=True):
         key = _numbers(keys[f"past_key_values.{layer}.encoder.key"], row, head)
-        key = np.add.reduce([key[first : n_positions * pooled : pooled] for first in range(pooled)])
+        end = n_positions * pooled
+        key = np.add.reduce([key[:, first:end:pooled] for first in range(pooled)])
         scores = _product(of_head / pooled, key)
         scores -= scores.max(axis=-1, keepdims=True)
         yield np.exp(scores, out=scores)
 
 
 def _product(queries: Float32Array, keys: Float32Array) -> Float32Array:
-    """`queries @ keys.T`, some rows at a time: of more, numpy makes work for threads of its own.
+    """`queries @ keys`, some rows at a time: of more, numpy makes work for threads of its own.
 
     They would wait for processor cores that decode.
     """
@@ -121,12 +129,12 @@ def _product(queries: Float32Array, keys: Float32Array) -> Float32Array:
     at_once = max(1, _IN_ONE_THREAD // keys.size)
     blocks = np.zeros((-(-n // at_once), at_once, width), np.float32)
     blocks.reshape(-1, width)[:n] = queries
-    scores: Float32Array = np.matmul(blocks, keys.T).reshape(-1, len(keys))[:n]
+    scores: Float32Array = np.matmul(blocks, keys).reshape(-1, keys.shape[1])[:n]
     return scores
 
 
 def _numbers(states: ov.Tensor, row: int, head: int) -> Float32Array:
-    """One head's states, float32 `(positions, head_dim)`, whatever they are held in."""
+    """One head's states, float32 `(head_dim, positions)`, whatever they are held in."""
     values = states.data[row, head]
     if states.get_element_type() != ov.Type.bf16:
         return np.asarray(values, np.float32)

@@ -95,7 +95,7 @@ class StatefulSession(OpenVINOSession):
         They are written to the tensors the request had before, if those have the right shape.
         """
         d = self._dimensions
-        shape = [self._batch, d.n_text_head, audio.shape[1], d.head_dim]
+        shape = [self._batch, d.n_text_head, d.head_dim, audio.shape[1]]
         for tensor in projection.model_outputs:
             name = next(iter(tensor.get_names()))
             state = self._request.get_tensor(name)

@@ -11,13 +11,14 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu import load_model
-from whisper_npu.runtime.arithmetic import computes_in, multiplies_bytes
+from whisper_npu.runtime.arithmetic import computes_in, multiplies_bytes, multiplies_tiles
 from whisper_npu.runtime.backend import N_LOGITS
 
 KINDS = ("concat", "static", "stateful", "off")
 TOLERANCE = 2e-3  # rounding reaches 6e-4 where attention is sharp; a wrong past, whole units
 HAS_BF16 = computes_in(ov.Core(), "CPU", "bf16")
 HAS_VNNI = multiplies_bytes()
+HAS_AMX = HAS_BF16 and multiplies_tiles()
 # Every window becomes text, once, however improbable: a random model says nothing probable.
 PLAIN = {
     "language": "en",
@@ -107,6 +108,13 @@ def assert_thread_safe(model, recordings, **options):
     with ThreadPoolExecutor(max_workers=len(recordings)) as threads:
         for results in threads.map(work, range(len(recordings))):
             assert [results[i] for i in range(len(recordings))] == alone
+
+
+def products_of_int8(arithmetic):
+    """How many products of tiny.en's graphs run in which precision with `precision="int8"`."""
+    if HAS_AMX:
+        return {"encoder": {"bf16": 24}, "with_past": {"i8": 33}, "cross": {"bf16": 8}}
+    return {"encoder": {"i8": 8, arithmetic: 16}, "with_past": {"i8": 33}, "cross": {"i8": 8}}
 
 
 def product_precisions(compiled):

@@ -7,11 +7,13 @@ import onnx
 import openvino as ov
 import pytest
 from decoding_checks import (
+    HAS_AMX,
     HAS_BF16,
     HAS_VNNI,
     TOLERANCE,
     loaded,
     product_precisions,
+    products_of_int8,
     stepwise_logits,
 )
 
@@ -19,6 +21,7 @@ from whisper_npu import load_model
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.export.quantize import quantize_weights
 from whisper_npu.export.shared_weights import DATA_FILE
+from whisper_npu.runtime import arithmetic
 from whisper_npu.runtime.audio import load_audio
 from whisper_npu.runtime.eight_bits import GROUP, round_matrix, round_products
 from whisper_npu.runtime.feature_stream import FeatureStream
@@ -134,15 +137,27 @@ class TestBackend:
     @pytest.mark.skipif(not HAS_VNNI, reason="other processors do not multiply in 8 bits")
     def test_what_runs_is_in_8_bits(self, real):
         """Read from the compiled graphs; a plugin that did not follow would be found here."""
-        want = {
-            "encoder": {"i8": 8, real.precision.removeprefix("int8+"): 16},
-            "with_past": {"i8": 33},
-            "cross": {"i8": 8},
-        }
-        for pool, counts in want.items():
+        for pool, counts in products_of_int8(real.precision.removeprefix("int8+")).items():
             compiled = real._pools[pool].compiled
             assert product_precisions(compiled) == counts, pool
-            assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+            if "i8" in counts:
+                assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+
+    @pytest.mark.parametrize("flags", [("avx512_vnni",), ("avx512_vnni", "amx_bf16")])
+    @pytest.mark.parametrize("beside", ["f32", *(["bf16"] if HAS_BF16 else [])])
+    def test_what_is_left_whole_where_tiles_are_multiplied(
+        self, tiny_folder, monkeypatch, flags, beside
+    ):
+        monkeypatch.setattr(arithmetic, "processor_flags", lambda: flags)
+        monkeypatch.setattr(GraphCompiler, "_pick_arithmetic", lambda _self: beside)
+        rounded = []
+        monkeypatch.setattr(
+            GraphCompiler, "_round", lambda _self, _, name: rounded.append(name) or {}
+        )
+        backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
+        whole = "amx_bf16" in flags and beside == "bf16"
+        assert set(rounded) == {"with_past"} | (set() if whole else {"encoder", "cross"})
+        assert backend.precision == f"int8+{beside}"
 
     def test_it_is_near_to_f32_but_rounded(self, tiny_folder, features, monkeypatch):
         """All else in f32, so that what is off is due to 8 bits."""
@@ -171,8 +186,9 @@ class TestBackend:
         streams = backend.in_streams()
         assert streams is not backend
         assert streams.precision == backend.precision
-        for pool in streams._pools.values():
-            assert pool.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+        for name, pool in streams._pools.items():
+            group = pool.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+            assert (group == GROUP) is (name == "with_past" or not HAS_AMX)
 
     @pytest.mark.parametrize("kind", ["concat", "static", "off"])
     def test_any_cache_can_be_asked_for_in_it(self, tiny_folder, features, kind):

@@ -41,7 +41,7 @@ import time
 import numpy as np
 import openvino as ov
 from whisper_npu.runtime.openvino_queries import attention_weights
-keys = {"past_key_values.0.encoder.key": ov.Tensor(np.zeros((1, 1, 1500, 64), np.float32))}
+keys = {"past_key_values.0.encoder.key": ov.Tensor(np.zeros((1, 1, 64, 1500), np.float32))}
 queries = np.zeros((1, 85, 64), np.float32)
 time.sleep(0.5)  # what was started with the process has gone to sleep
 before = time.process_time() - time.thread_time()

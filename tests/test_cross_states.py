@@ -1,0 +1,87 @@
+"""Cross-attention states as they are read fastest: turned, multiplied in a type of their own."""
+
+import numpy as np
+import openvino as ov
+import pytest
+from decoding_checks import HAS_BF16
+from openvino import opset13 as ops
+
+from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.model_dir import DECODER_WITH_PAST
+
+HEADS, POSITIONS, HEAD_DIM = 2, 7, 4
+TURN = [0, 1, 3, 2]
+
+
+def attention(spelling):
+    """A model of one cross-attention that also tells how many positions its keys have."""
+    sizes = [-1, HEADS, -1, HEAD_DIM]
+    queries = ops.parameter(sizes, np.float32, name="queries")
+    keys, values = (
+        ops.parameter(sizes, np.float32, name=f"past_key_values.0.encoder.{kind}")
+        for kind in ("key", "value")
+    )
+    for parameter in (queries, keys, values):
+        parameter.output(0).get_tensor().set_names({parameter.get_friendly_name()})
+    if spelling == "transposed":
+        scores = ops.matmul(queries, ops.transpose(keys, TURN), False, False)
+    elif spelling == "flag":
+        scores = ops.matmul(queries, keys, False, True)
+    else:  # on the other side, where it is no product that is looked for
+        scores = ops.transpose(ops.matmul(keys, queries, False, True), TURN)
+    attended = ops.matmul(ops.softmax(scores, -1), values, False, False)
+    length = ops.gather(ops.shape_of(keys), ops.constant([2]), ops.constant(0))
+    return ov.Model([attended, length], [queries, keys, values])
+
+
+def run(model, queries, keys, values):
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
+    for tensor, value in zip(model.inputs, (queries, keys, values), strict=True):
+        request.set_tensor(tensor, ov.Tensor(np.ascontiguousarray(value)))
+    request.infer()
+    return [request.get_output_tensor(i).data.copy() for i in range(2)]
+
+
+@pytest.mark.parametrize("spelling", ["transposed", "flag", "other side"])
+@pytest.mark.parametrize("multiply_in_it", [False, True])
+def test_turned_states_give_the_same(spelling, multiply_in_it):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((3, HEADS, 1, HEAD_DIM)).astype(np.float32)
+    keys, values = rng.standard_normal((2, 3, HEADS, POSITIONS, HEAD_DIM)).astype(np.float32)
+    want = run(attention(spelling), queries, keys, values)
+    model = attention(spelling)
+    graphs.turn_cross_states(model, ov.Type.f32, multiply_in_it=multiply_in_it)
+    got = run(model, queries, keys.transpose(TURN), values.transpose(TURN))
+    np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
+    assert got[1] == want[1] == POSITIONS
+
+
+@pytest.mark.parametrize("multiply_in_it", [False, True])
+def test_what_they_are_multiplied_in(tiny_en_folder, multiply_in_it):
+    """Both products of each attention, and nothing else; in the graph's own type otherwise."""
+    model = ov.Core().read_model(tiny_en_folder / DECODER_WITH_PAST)
+    graphs.turn_cross_states(model, ov.Type.bf16, multiply_in_it=multiply_in_it)
+    for tensor in model.inputs:
+        if ".encoder." in tensor.get_any_name():
+            assert tensor.element_type == ov.Type.bf16
+            assert tensor.partial_shape[2] == 64
+    products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    in_bf16 = [node for node in products if node.get_element_type() == ov.Type.bf16]
+    assert len(in_bf16) == (8 if multiply_in_it else 0)
+    assert all(node.get_output_partial_shape(0)[1] == 6 for node in in_bf16)
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="other processors do not compute in bf16")
+def test_the_plugin_follows():
+    """A product in bf16 within a graph in f32."""
+    model = attention("transposed")
+    graphs.turn_cross_states(model, ov.Type.bf16, multiply_in_it=True)
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    nodes = ov.Core().compile_model(model, "CPU", config).get_runtime_model().get_ordered_ops()
+    found = {
+        info["layerType"].astype(str): info["runtimePrecision"].astype(str)
+        for info in (node.get_rt_info() for node in nodes)
+    }
+    assert found["MatMul"] == "bf16"
+    assert found["Softmax"] == "f32"
