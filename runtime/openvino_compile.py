@@ -344,7 +344,7 @@ class GraphCompiler:
         with ThreadPoolExecutor(max_workers=2) as compilers:
             jobs = {}
             for name, model in wanted.items():
-                if in_eight_bits and not self._stays_whole(name):
+                if in_eight_bits:
                     options[name] = self._round(model, name)
                 file = files[name]
                 jobs[name] = compilers.submit(
@@ -359,19 +359,17 @@ class GraphCompiler:
 
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
         """Round a graph's matrices; what it is to be compiled with."""
-        if not eight_bits.round_products(model, attention=name != "encoder"):
-            return {}
-        forget_files(self._folder.path)  # before compiling takes memory, too
-        options: dict[str, Any] = {_GROUP_SIZE: eight_bits.GROUP}
+        options: dict[str, Any] = {}
         if name == "with_past" and self._is_fast_path():
             # Only from f32 is it sure to round what comes (`eight_bits`). The products with
             # cross-attention states have a type of their own (`turn_cross_states`).
             options["INFERENCE_PRECISION_HINT"] = "f32"
+        if name in _OF_WHOLE_WINDOWS and self.arithmetic == "bf16" and multiplies_tiles():
+            return options  # faster as they are
+        if eight_bits.round_products(model, attention=name != "encoder"):
+            options[_GROUP_SIZE] = eight_bits.GROUP
+            forget_files(self._folder.path)  # before compiling takes memory, too
         return options
-
-    def _stays_whole(self, name: str) -> bool:
-        """Whether a graph is faster with its matrices as they are, though others are rounded."""
-        return name in _OF_WHOLE_WINDOWS and self.arithmetic == "bf16" and multiplies_tiles()
 
     def _n_draft(self, *, in_eight_bits: bool) -> int:
         """How many text tokens a single row is drafted from; 0 for no drafts.

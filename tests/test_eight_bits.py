@@ -142,6 +142,8 @@ class TestBackend:
             assert product_precisions(compiled) == counts, pool
             if "i8" in counts:
                 assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == GROUP
+        decoder = real._pools["with_past"].compiled
+        assert decoder.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
 
     @pytest.mark.parametrize("flags", [("avx512_vnni",), ("avx512_vnni", "amx_bf16")])
     @pytest.mark.parametrize("beside", ["f32", *(["bf16"] if HAS_BF16 else [])])
@@ -150,13 +152,11 @@ class TestBackend:
     ):
         monkeypatch.setattr(arithmetic, "processor_flags", lambda: flags)
         monkeypatch.setattr(GraphCompiler, "_pick_arithmetic", lambda _self: beside)
-        rounded = []
-        monkeypatch.setattr(
-            GraphCompiler, "_round", lambda _self, _, name: rounded.append(name) or {}
-        )
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
         whole = "amx_bf16" in flags and beside == "bf16"
-        assert set(rounded) == {"with_past"} | (set() if whole else {"encoder", "cross"})
+        options = backend._facts.options
+        rounded = {name for name in options if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in options[name]}
+        assert rounded == {"with_past"} | (set() if whole else {"encoder", "cross"})
         assert backend.precision == f"int8+{beside}"
 
     def test_it_is_near_to_f32_but_rounded(self, tiny_folder, features, monkeypatch):
@@ -211,8 +211,8 @@ class TestBackend:
             shutil.copy(source / name, tmp_path)
         backend = OpenVINOBackend(read_model_folder(tmp_path), precision="auto")
         assert backend.precision == (f"int8+{ARITHMETIC}" if HAS_VNNI else "f32")
-        group = backend._pools["encoder"].compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
-        assert group != GROUP
+        for pool in backend._pools.values():
+            assert pool.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") != GROUP
 
     def test_nothing_is_called_int8_that_is_not(self, tiny_folder, monkeypatch, caplog):
         monkeypatch.setattr("whisper_npu.runtime.eight_bits.matrix_of", lambda _node: None)
