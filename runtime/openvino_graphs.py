@@ -331,12 +331,12 @@ def turn_cross_states(
         products = list(_products_with(states))
         *sizes, n_audio_ctx, head_dim = tensor.partial_shape
         readers = list(states.output(0).get_target_inputs())
-        as_before = _turned(_converted(states.output(0), computed_in))
-        for reader in readers:  # those that are no products
-            reader.replace_source_output(as_before)
         states.set_partial_shape(ov.PartialShape([*sizes, head_dim, n_audio_ctx]))
         states.set_element_type(element_type)
         states.validate_and_infer_types()
+        as_before = _turned(_converted(states.output(0), computed_in))
+        for reader in readers:  # those that are no products keep it
+            reader.replace_source_output(as_before)
         multiplied_in = element_type if multiply_in_it else computed_in
         for product, turned in products:
             factors = (product.input_value(0), states.output(0))

@@ -38,22 +38,43 @@ def run(model, queries, keys, values):
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
     for tensor, value in zip(model.inputs, (queries, keys, values), strict=True):
-        request.set_tensor(tensor, ov.Tensor(np.ascontiguousarray(value)))
+        given = value if isinstance(value, ov.Tensor) else ov.Tensor(value)
+        request.set_tensor(tensor, given)
     request.infer()
     return [request.get_output_tensor(i).data.copy() for i in range(2)]
 
 
+def as_bf16(values):
+    """Numbers that bf16 has, in f32, and the same as a tensor of bf16."""
+    bits = values.view(np.uint32) & np.uint32(0xFFFF0000)
+    tensor = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
+    tensor.data.view(np.uint16)[:] = bits >> 16
+    return bits.view(np.float32), tensor
+
+
 @pytest.mark.parametrize("spelling", ["transposed", "flag", "other side"])
-@pytest.mark.parametrize("multiply_in_it", [False, True])
-def test_turned_states_give_the_same(spelling, multiply_in_it):
+@pytest.mark.parametrize(
+    ("element_type", "multiply_in_it", "tolerance"),
+    [
+        (ov.Type.f32, False, 1e-5),
+        (ov.Type.f32, True, 1e-5),
+        (ov.Type.bf16, False, 1e-5),
+        (ov.Type.bf16, True, 0.03),
+    ],
+)
+def test_turned_states_give_the_same(spelling, element_type, multiply_in_it, tolerance):
     rng = np.random.default_rng(0)
     queries = rng.standard_normal((3, HEADS, 1, HEAD_DIM)).astype(np.float32)
-    keys, values = rng.standard_normal((2, 3, HEADS, POSITIONS, HEAD_DIM)).astype(np.float32)
-    want = run(attention(spelling), queries, keys, values)
+    states = rng.standard_normal((2, 3, HEADS, POSITIONS, HEAD_DIM)).astype(np.float32)
+    states, _ = as_bf16(states)
+    want = run(attention(spelling), queries, *states)
     model = attention(spelling)
-    graphs.turn_cross_states(model, ov.Type.f32, multiply_in_it=multiply_in_it)
-    got = run(model, queries, keys.transpose(TURN), values.transpose(TURN))
-    np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
+    graphs.turn_cross_states(model, element_type, multiply_in_it=multiply_in_it)
+    turned = [np.ascontiguousarray(each.transpose(TURN)) for each in states]
+    if element_type == ov.Type.bf16:
+        turned = [as_bf16(each)[1] for each in turned]
+    got = run(model, queries, *turned)
+    np.testing.assert_allclose(got[0], want[0], rtol=0, atol=tolerance)
     assert got[1] == want[1] == POSITIONS
 
 
