@@ -2,7 +2,7 @@
 
 OpenVINO takes a precision as a hint: on a device without it, it computes in f32 and does not say
 so. And it says of every processor that it computes in 8 bits, though it multiplies matrices in them
-only where the instructions for it (VNNI) are there, and none for tiles of bf16 (AMX).
+only where the instructions for it (VNNI) are there.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from whisper_npu.errors import UsageError
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 _VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 _TILES = "amx_bf16"
+_ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -49,17 +50,23 @@ def multiplies_bytes() -> bool:
     return not _VNNI.isdisjoint(processor_flags())
 
 
-def multiplies_tiles() -> bool:
-    """Whether the processor has instructions that multiply tiles of bf16 (AMX).
+def is_faster_whole(precision: str) -> bool:
+    """Whether graphs that wait for arithmetic are faster as they are than with matrices in 8 bits.
 
-    OpenVINO turns matrices in 8 bits into bf16 for them, product by product.
+    So it is where the processor multiplies tiles of bf16 (AMX): in a graph computed in bf16,
+    matrices in 8 bits would be turned into it, product by product.
+
+    Args:
+        precision: what such a graph is computed in.
     """
-    return _TILES in processor_flags()
+    limit = os.environ.get(_ISA_LIMIT, "").upper()
+    has_tiles = _TILES in processor_flags() and (limit in {"", "DEFAULT"} or "AMX" in limit)
+    return precision == "bf16" and has_tiles
 
 
 def processor() -> str:
     """What decides, beside OpenVINO, which kernels a graph is made for."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    limit = os.environ.get(_ISA_LIMIT, "")
     facts = (platform.machine(), platform.processor(), *processor_flags(), limit)
     return hashlib.sha256(" ".join(facts).encode()).hexdigest()
 

@@ -71,13 +71,12 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(lambda part: part[0].round(part[1]), parts))
     for (node, _), result in zip(found, rounded, strict=True):
-        values = ops.convert(ops.constant(result.codes, shared_memory=True), "f32")
-        scales = np.expand_dims(result.scales, 1 - result.axis)
+        codes = ops.constant(result.codes_by_output(), shared_memory=True)
         product = ops.matmul(
             node.input_value(0),
-            ops.multiply(values, ops.constant(scales)),
+            ops.multiply(ops.convert(codes, "f32"), ops.constant(result.scales[:, None])),
             transpose_a=False,
-            transpose_b=result.axis == 0,
+            transpose_b=True,
         )
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(product.output(0))
@@ -86,9 +85,10 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
 
 
 def narrow_tables(model: ov.Model) -> bytes:
-    """Keep tables that are looked up in bf16, in place, for models that are computed in it.
+    """Keep tables that are looked up in bf16, in place.
 
-    They would be rounded to it anyway, as soon as they have been looked up.
+    In a graph that is computed in bf16 this changes nothing: what is looked up is rounded to it.
+    In one that is computed in f32 it rounds what else would not be, by less than 8 bits do.
 
     Returns:
         how the largest of them begins in memory; empty if there is none.
@@ -158,6 +158,10 @@ class _RoundedMatrix:
         self._stored = matrix if self.axis == 0 else matrix.T
         self.codes = np.empty(self._stored.shape, np.int8)
         self.scales = np.empty(len(matrix), np.float32)
+
+    def codes_by_output(self) -> npt.NDArray[np.int8]:
+        """Int8 `(n_out, n_in)`, stored that way; see `store_by_output`."""
+        return np.ascontiguousarray(self.codes if self.axis == 0 else self.codes.T)
 
     def parts(self) -> list[slice]:
         starts = range(0, len(self.scales), _OUTPUTS_AT_ONCE)

@@ -22,7 +22,9 @@ FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 LOG_FLOOR = 1e-10  # mel power of digital silence, before the logarithm
 DYNAMIC_RANGE = 8.0  # in log10 of power: 80 dB
 SILENCE_FEATURE = (np.log10(LOG_FLOOR) + 4) / 4  # what `normalize` makes of digital silence
-_BLOCK_FRAMES = 400  # frames transformed at once: what fits in the processor's second cache
+# Frames transformed at once: what fits in the processor's second cache. And a product of so many
+# with the widest mel band, 14 bins, is small enough for OpenBLAS not to wake threads for it.
+_BLOCK_FRAMES = 400
 
 
 @lru_cache(maxsize=4)
@@ -88,8 +90,7 @@ def log_mel_frames(padded: Float32Array, n_mels: int) -> Float32Array:
         spectrum = np.fft.rfft(frames[start : start + _BLOCK_FRAMES] * _hann_window())
         power = np.ascontiguousarray((spectrum.real**2 + spectrum.imag**2).T, np.float32)
         # Not as one matrix product: the threads it would wake go on spinning for 0.1 s, on the
-        # processor that the encoder wants next. Most of the filters is zeros anyway, and products
-        # as small as these stay in this thread.
+        # processor that the encoder wants next. Most of the filters is zeros anyway.
         for mel, (band, weights) in enumerate(_mel_bands(n_mels)):
             np.dot(weights, power[band], out=out[mel, start : start + _BLOCK_FRAMES])
     return np.log10(np.maximum(out, LOG_FLOOR, out=out), out=out)

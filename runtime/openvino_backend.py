@@ -48,9 +48,11 @@ class OpenVINOBackend(SingleStream):
             device: an OpenVINO device name.
             kv_cache: where past states are kept.
             precision: arithmetic the device is asked for. `int8` multiplies by matrices in 8
-                bits (see `eight_bits`) and does all else in bf16 where the processor computes
-                in it, else in f32. `auto` is int8 for the stateful cache on a processor that
-                multiplies in it, else f32.
+                bits (see `eight_bits`). The rest of the encoder, and what is done with
+                cross-attention's states, is in bf16 where the processor computes in it, else in
+                f32, as the rest of the decoder is; with AMX all of the encoder is in bf16.
+                `auto` is int8 for the stateful cache on a processor that multiplies in it,
+                else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
             streams: callers the threads are divided among.
             cache: of compiled graphs, used for the stateful cache on a processor; None compiles
@@ -156,7 +158,7 @@ class OpenVINOBackend(SingleStream):
 
     @property
     def precision(self) -> str:
-        """The arithmetic the device was asked for; `int8+` what is not in 8 bits is computed in."""
+        """The arithmetic the device was asked for; `int8+` what the encoder does all else in."""
         arithmetic = self._compiler.arithmetic
         return f"int8+{arithmetic}" if self._facts.in_eight_bits else arithmetic
 

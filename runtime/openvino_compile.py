@@ -18,12 +18,19 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
-from whisper_npu.runtime import backend, eight_bits, kv_cache, openvino_queries, openvino_stateful
+from whisper_npu.runtime import (
+    arithmetic,
+    backend,
+    eight_bits,
+    kv_cache,
+    openvino_queries,
+    openvino_stateful,
+)
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.arithmetic import (
     computes_in,
+    is_faster_whole,
     multiplies_bytes,
-    multiplies_tiles,
     processor,
     require_precision,
 )
@@ -47,6 +54,7 @@ Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
+_HINTS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # The graphs that the stateful cache needs. The decoder with past takes longest, so it goes first.
 _STATEFUL = {
@@ -289,10 +297,10 @@ class GraphCompiler:
         return Compiled(found, facts)
 
     def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
-        arithmetic = f"int8+{self.arithmetic}" if compiled.facts.in_eight_bits else self.arithmetic
+        precision = f"int8+{self.arithmetic}" if compiled.facts.in_eight_bits else self.arithmetic
         for name in compiled.facts.stateful_graphs:
             part = name if name in _OF_VOCABULARY else Path(_STATEFUL[name]).stem
-            label = f"{self._folder.name} {part} ({arithmetic})"
+            label = f"{self._folder.name} {part} ({precision})"
             graph, align = compiled.graphs[name], compiled.align.get(name, b"")
             if not kept.store(keys[name], graph, label, asdict(compiled.facts), align):
                 break
@@ -335,7 +343,8 @@ class GraphCompiler:
             heads = ()
         align: dict[str, bytes] = {}
         if in_eight_bits and self._is_fast_path() and self.arithmetic == "bf16":
-            # Half as much to write, and to read at each start.
+            # Half as much to write, and to read at each start. Done whether graphs are kept or
+            # not, so that the results are the same.
             align = {"with_past": eight_bits.narrow_tables(with_past)}
             forget_files(folder.path)
         files = {**_STATEFUL, "decoder": DECODER}
@@ -346,6 +355,8 @@ class GraphCompiler:
             for name, model in wanted.items():
                 if in_eight_bits:
                     options[name] = self._round(model, name)
+                if self._is_fast_path():
+                    graphs.store_by_output(model)
                 file = files[name]
                 jobs[name] = compilers.submit(
                     self.compile_one, model, file, **options.get(name, {})
@@ -360,12 +371,13 @@ class GraphCompiler:
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
         """Round a graph's matrices; what it is to be compiled with."""
         options: dict[str, Any] = {}
-        if name == "with_past" and self._is_fast_path():
-            # Only from f32 is it sure to round what comes (`eight_bits`). The products with
-            # cross-attention states have a type of their own (`turn_cross_states`).
-            options["INFERENCE_PRECISION_HINT"] = "f32"
-        if name in _OF_WHOLE_WINDOWS and self.arithmetic == "bf16" and multiplies_tiles():
-            return options  # faster as they are
+        if name in _OF_WHOLE_WINDOWS:
+            if is_faster_whole(self.arithmetic):
+                return options
+        else:
+            # Only from f32 is it sure to round what comes (`eight_bits`). The stateful cache's
+            # products with cross-attention states have a type of their own (`turn_cross_states`).
+            options = {hint: "f32" for hint in _HINTS if hint in self._config}
         if eight_bits.round_products(model, attention=name != "encoder"):
             options[_GROUP_SIZE] = eight_bits.GROUP
             forget_files(self._folder.path)  # before compiling takes memory, too
@@ -412,7 +424,10 @@ def _recipe_digest() -> str:
     Raises:
         OSError: the code is not there to be read.
     """
-    modules = (backend, eight_bits, graphs, kv_cache, openvino_queries, openvino_stateful)
+    modules = (
+        *(arithmetic, backend, eight_bits, graphs),
+        *(kv_cache, openvino_queries, openvino_stateful),
+    )
     sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     content = b"".join(path.read_bytes() for path in sources)
     return hashlib.sha256(content).hexdigest()

@@ -99,6 +99,22 @@ def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
     return matrix if by_output else matrix.T
 
 
+def store_by_output(model: ov.Model) -> None:
+    """Store the matrices that a graph multiplies by as the processor's plugin reads them, in place.
+
+    It turns those of the other order each time a compiled graph is loaded, and keeps the copy.
+    """
+    for node in model.get_ordered_ops():
+        matrix = matrix_of(node)
+        if matrix is None or matrix.flags.c_contiguous:
+            continue
+        turned = ops.constant(np.ascontiguousarray(matrix), shared_memory=True)
+        values = _converted(turned.output(0), node.get_element_type())
+        product = ops.matmul(node.input_value(0), values, transpose_a=False, transpose_b=True)
+        node.output(0).replace(product.output(0))
+    model.validate_nodes_and_infer_types()
+
+
 def read_dimensions(encoder: ov.Model, decoder_with_past: ov.Model) -> GraphDimensions:
     """Sizes of the model.
 
@@ -327,18 +343,20 @@ def turn_cross_states(
         name = state_name(tensor)
         if not (name and is_cross_attention(name)):
             continue
-        states, computed_in = tensor.get_node(), ov.Type(tensor.element_type.to_dtype())
+        states = tensor.get_node()
+        own_type = getattr(ov.Type, tensor.element_type.get_type_name())  # not what it will be
         products = list(_products_with(states))
         *sizes, n_audio_ctx, head_dim = tensor.partial_shape
         readers = list(states.output(0).get_target_inputs())
         states.set_partial_shape(ov.PartialShape([*sizes, head_dim, n_audio_ctx]))
         states.set_element_type(element_type)
         states.validate_and_infer_types()
-        as_before = _turned(_converted(states.output(0), computed_in))
+        as_before = _turned(_converted(states.output(0), own_type))
         for reader in readers:  # those that are no products keep it
             reader.replace_source_output(as_before)
-        multiplied_in = element_type if multiply_in_it else computed_in
         for product, turned in products:
+            computed_in = product.get_element_type()
+            multiplied_in = element_type if multiply_in_it else computed_in
             factors = (product.input_value(0), states.output(0))
             found = ops.matmul(
                 *(_converted(factor, multiplied_in) for factor in factors),

@@ -36,7 +36,10 @@ class Detector(Protocol):
     """A stream of audio being judged."""
 
     def judge(self, chunks: Float32Array) -> Judgement:
-        """Begin to judge the next chunks, `(n, CHUNK)`; what was begun before has been taken."""
+        """Begin to judge the next chunks, `(n, CHUNK)`, one or more.
+
+        What was begun before has been taken.
+        """
         ...
 
 
@@ -133,7 +136,7 @@ class VoiceActivity:
 class SpeechMap:
     """Probability of speech along a recording, as far as its audio has been heard.
 
-    Audio is judged on a processor core of its own, while whoever let it be heard goes on.
+    The graph judges audio in a thread of OpenVINO's, while whoever let it be heard goes on.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -156,8 +159,8 @@ class SpeechMap:
     def settle(self) -> None:
         """Wait until all that was heard is judged."""
         if self._judgement is not None:
-            judged, self._judgement = self._judgement(), None
-            self._probabilities = np.concatenate((self._probabilities, judged))
+            self._probabilities = np.concatenate((self._probabilities, self._judgement()))
+            self._judgement = None
 
     def finish(self) -> None:
         """Judge the rest, silence behind it."""

@@ -15,6 +15,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from whisper_npu.errors import ModelError
+from whisper_npu.runtime.arithmetic import is_faster_whole
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.scripts.observed_backend import Observations, Step
 
@@ -123,7 +124,8 @@ class Sizes:
 
     Attributes:
         numbers: Precision of all but matrices in 8 bits.
-        matrices: Precision of products with the model's matrices.
+        matrices: Precision of products with the decoder's matrices.
+        window_matrices: The same of those that encode windows and project their states.
         encoder_attention: The same of those in the encoder's attention.
     """
 
@@ -136,6 +138,7 @@ class Sizes:
     decoder_ffn: int
     numbers: str
     matrices: str
+    window_matrices: str
     encoder_attention: str
 
     @property
@@ -151,21 +154,26 @@ class Sizes:
         attention, mlp = layers * 4 * d * d, layers * 2 * d * self.encoder_ffn
         numbers, weights = filters, mlp
         flops, matrix_flops = convolutions + layers * 4 * ctx * ctx * d, 2 * ctx * mlp
-        if self.encoder_attention == self.matrices:
+        if self.encoder_attention == self.window_matrices:
             weights, matrix_flops = weights + attention, matrix_flops + 2 * ctx * attention
         else:
             numbers, flops = numbers + attention, flops + 2 * ctx * attention
-        return self._work(flops, matrix_flops, n_numbers=numbers, n_weights=weights)
+        return self._work(
+            flops, matrix_flops, self.window_matrices, n_numbers=numbers, n_weights=weights
+        )
 
     def projection(self, audio_ctx: int) -> Work:
         """Keys and values of the cross-attention for one window."""
         weights = self.decoder_layers * 2 * self.n_state**2
-        return self._work(0, 2 * audio_ctx * weights, n_numbers=0, n_weights=weights)
+        return self._work(
+            0, 2 * audio_ctx * weights, self.window_matrices, n_numbers=0, n_weights=weights
+        )
 
     def step(self, step: Step) -> Work:
         """One step of the decoder: weights are read once, keys and values once per row.
 
-        What the small part of the vocabulary costs that tokens are drafted from is left out.
+        What the small part of the vocabulary costs that tokens are drafted from is left out, and
+        self-attention's states, which are few, count as if they were cross-attention's.
         """
         d = self.n_state
         tokens = step.rows * step.tokens
@@ -179,15 +187,18 @@ class Sizes:
         return self._work(
             flops,
             2 * tokens * weights + 2 * step.rows * step.projected * table,
+            self.matrices,
             n_numbers=states,
             n_weights=weights + table,
         )
 
-    def _work(self, flops: float, matrix_flops: float, *, n_numbers: int, n_weights: int) -> Work:
+    def _work(
+        self, flops: float, matrix_flops: float, matrices: str, *, n_numbers: int, n_weights: int
+    ) -> Work:
         by_precision = {self.numbers: flops}
-        by_precision[self.matrices] = by_precision.get(self.matrices, 0) + matrix_flops
+        by_precision[matrices] = by_precision.get(matrices, 0) + matrix_flops
         n_bytes = n_numbers * _ELEMENT_BYTES[self.numbers]
-        return Work(by_precision, n_bytes + n_weights * _ELEMENT_BYTES[self.matrices])
+        return Work(by_precision, n_bytes + n_weights * _ELEMENT_BYTES[matrices])
 
 
 def precisions(precision: str) -> tuple[str, str]:
@@ -218,10 +229,12 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
     matrices, numbers = precisions(precision)
     # Rounded when they are loaded, the encoder's attention keeps its own (`eight_bits`).
     is_stored = folder.manifest.get("precision") == "int8"
+    stays_whole = matrices != numbers and not is_stored and is_faster_whole(numbers)
     return Sizes(
         **sizes,
         numbers=numbers,
         matrices=matrices,
+        window_matrices=numbers if stays_whole else matrices,
         encoder_attention=matrices if is_stored else numbers,
     )
 

@@ -11,14 +11,14 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu import load_model
-from whisper_npu.runtime.arithmetic import computes_in, multiplies_bytes, multiplies_tiles
+from whisper_npu.runtime.arithmetic import computes_in, is_faster_whole, multiplies_bytes
 from whisper_npu.runtime.backend import N_LOGITS
 
 KINDS = ("concat", "static", "stateful", "off")
 TOLERANCE = 2e-3  # rounding reaches 6e-4 where attention is sharp; a wrong past, whole units
 HAS_BF16 = computes_in(ov.Core(), "CPU", "bf16")
 HAS_VNNI = multiplies_bytes()
-HAS_AMX = HAS_BF16 and multiplies_tiles()
+HAS_AMX = HAS_BF16 and is_faster_whole("bf16")
 # Every window becomes text, once, however improbable: a random model says nothing probable.
 PLAIN = {
     "language": "en",

@@ -13,6 +13,7 @@ from whisper_npu.npu.placement import Placement, choose
 from whisper_npu.runtime import arithmetic
 from whisper_npu.runtime.arithmetic import (
     computes_in,
+    is_faster_whole,
     multiplies_bytes,
     processor,
     processor_flags,
@@ -132,6 +133,24 @@ class TestEightBits:
         names = {"sse2", "avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16"}
         assert "sse2" in asked
         assert asked & names == said & names
+
+    @pytest.mark.parametrize(
+        ("flags", "limit", "precision", "want"),
+        [
+            (("avx512_vnni", "amx_bf16"), None, "bf16", True),
+            (("avx512_vnni", "amx_bf16"), None, "f32", False),
+            (("avx512_vnni",), None, "bf16", False),
+            (("avx512_vnni", "amx_bf16"), "AVX2_VNNI", "bf16", False),
+            (("avx512_vnni", "amx_bf16"), "AVX512_CORE_AMX", "bf16", True),
+        ],
+    )
+    def test_tiles(self, monkeypatch, flags, limit, precision, want):
+        """What waits for arithmetic is left as it is where they are multiplied."""
+        monkeypatch.setattr(arithmetic, "processor_flags", lambda: flags)
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        if limit is not None:
+            monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert is_faster_whole(precision) is want
 
     def test_kernels_depend_on_them(self, monkeypatch):
         before = processor()

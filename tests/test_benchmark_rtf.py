@@ -8,6 +8,7 @@ import openvino as ov
 import pytest
 
 from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.runtime import arithmetic
 from whisper_npu.runtime.backend import N_LOGITS
 from whisper_npu.runtime.eight_bits import round_products
 from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, ENCODER, read_model_folder
@@ -275,7 +276,8 @@ def graph_flops(model: ov.Model, counts=lambda _node: True) -> int:
     return total
 
 
-def test_work_is_what_the_graphs_say(tiny_folder) -> None:
+def test_work_is_what_the_graphs_say(tiny_folder, monkeypatch) -> None:
+    monkeypatch.setattr(arithmetic, "processor_flags", lambda: ("avx512_vnni",))
     sizes = read_sizes(read_model_folder(tiny_folder), "f32")
     core = ov.Core()
     encoder = core.read_model(tiny_folder / ENCODER)
@@ -286,6 +288,10 @@ def test_work_is_what_the_graphs_say(tiny_folder) -> None:
     round_products(encoder, attention=False)
     in_8_bits = graph_flops(encoder, is_in_8_bits)
     assert rounded.flops["int8"] == in_8_bits > 0
+    monkeypatch.setattr(arithmetic, "processor_flags", lambda: ("avx512_vnni", "amx_bf16"))
+    with_tiles = read_sizes(read_model_folder(tiny_folder), "int8+bf16")
+    assert with_tiles.encoder(1500).flops == {"bf16": graph_flops(encoder)}
+    assert list(with_tiles.projection(1500).flops.values())[1:] == []
 
     rows, past = 2, 7
     decoder = core.read_model(tiny_folder / DECODER_WITH_PAST)

@@ -7,7 +7,8 @@ from decoding_checks import HAS_BF16
 from openvino import opset13 as ops
 
 from whisper_npu.runtime import openvino_graphs as graphs
-from whisper_npu.runtime.model_dir import DECODER_WITH_PAST
+from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, read_model_folder
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 
 HEADS, POSITIONS, HEAD_DIM = 2, 7, 4
 TURN = [0, 1, 3, 2]
@@ -23,7 +24,11 @@ def attention(spelling):
     )
     for parameter in (queries, keys, values):
         parameter.output(0).get_tensor().set_names({parameter.get_friendly_name()})
-    if spelling == "transposed":
+    if spelling == "half":  # computed in another type than the states are handed over in
+        half = ops.convert(ops.transpose(keys, TURN), "f16")
+        product = ops.matmul(ops.convert(queries, "f16"), half, False, False)
+        scores = ops.convert(ops.multiply(product, ops.constant(np.float16(1))), "f32")
+    elif spelling == "transposed":
         scores = ops.matmul(queries, ops.transpose(keys, TURN), False, False)
     elif spelling == "flag":
         scores = ops.matmul(queries, keys, False, True)
@@ -52,7 +57,7 @@ def as_bf16(values):
     return bits.view(np.float32), tensor
 
 
-@pytest.mark.parametrize("spelling", ["transposed", "flag", "other side"])
+@pytest.mark.parametrize("spelling", ["transposed", "flag", "other side", "half"])
 @pytest.mark.parametrize(
     ("element_type", "multiply_in_it", "tolerance"),
     [
@@ -78,9 +83,19 @@ def test_turned_states_give_the_same(spelling, element_type, multiply_in_it, tol
     assert got[1] == want[1] == POSITIONS
 
 
+def precisions(nodes, layer):
+    """What the layers of a kind run in, in a compiled graph."""
+    infos = [node.get_rt_info() for node in nodes]
+    return [
+        info["runtimePrecision"].astype(str)
+        for info in infos
+        if info["layerType"].astype(str) == layer
+    ]
+
+
 @pytest.mark.parametrize("multiply_in_it", [False, True])
 def test_what_they_are_multiplied_in(tiny_en_folder, multiply_in_it):
-    """Both products of each attention, and nothing else; in the graph's own type otherwise."""
+    """Both products of each cross-attention; in the graph's own type otherwise."""
     model = ov.Core().read_model(tiny_en_folder / DECODER_WITH_PAST)
     graphs.turn_cross_states(model, ov.Type.bf16, multiply_in_it=multiply_in_it)
     for tensor in model.inputs:
@@ -90,7 +105,8 @@ def test_what_they_are_multiplied_in(tiny_en_folder, multiply_in_it):
     products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
     in_bf16 = [node for node in products if node.get_element_type() == ov.Type.bf16]
     assert len(in_bf16) == (8 if multiply_in_it else 0)
-    assert all(node.get_output_partial_shape(0)[1] == 6 for node in in_bf16)
+    inputs = {node.input_value(1).get_node().get_friendly_name() for node in in_bf16}
+    assert all(".encoder." in name for name in inputs)
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="other processors do not compute in bf16")
@@ -100,9 +116,15 @@ def test_the_plugin_follows():
     graphs.turn_cross_states(model, ov.Type.bf16, multiply_in_it=True)
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     nodes = ov.Core().compile_model(model, "CPU", config).get_runtime_model().get_ordered_ops()
-    found = {
-        info["layerType"].astype(str): info["runtimePrecision"].astype(str)
-        for info in (node.get_rt_info() for node in nodes)
-    }
-    assert found["MatMul"] == "bf16"
-    assert found["Softmax"] == "f32"
+    assert precisions(nodes, "MatMul") == ["bf16", "bf16"]
+    assert precisions(nodes, "Softmax") == ["f32"]
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="other processors do not compute in bf16")
+def test_so_it_is_in_the_decoder(tiny_en_folder):
+    """Products with states in bf16, all else in f32 or 8 bits."""
+    backend = OpenVINOBackend(read_model_folder(tiny_en_folder), precision="int8")
+    nodes = backend._pools["with_past"].compiled.get_runtime_model().get_ordered_ops()
+    assert precisions(nodes, "MatMul") == ["bf16"] * 8
+    assert set(precisions(nodes, "Softmax")) == {"f32"}
+    assert backend._pools["cross"].compiled.output(0).element_type == ov.Type.bf16

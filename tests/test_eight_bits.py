@@ -136,7 +136,7 @@ class TestBackend:
 
     @pytest.mark.skipif(not HAS_VNNI, reason="other processors do not multiply in 8 bits")
     def test_what_runs_is_in_8_bits(self, real):
-        """Read from the compiled graphs; a plugin that did not follow would be found here."""
+        """Read from the compiled graphs. Whether integers are added up, rows side by side tell."""
         for pool, counts in products_of_int8(real.precision.removeprefix("int8+")).items():
             compiled = real._pools[pool].compiled
             assert product_precisions(compiled) == counts, pool

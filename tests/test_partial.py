@@ -137,18 +137,11 @@ class TestIterator:
 class TestSeveral:
     """Recordings whose windows are decoded together."""
 
-    OPTIONS = MappingProxyType(
-        {
-            **INVENT,
-            **{"mode": "batched", "vad": True, "sample_len": 12},
-            "condition_on_previous_text": False,
-        }
-    )
+    OPTIONS = MappingProxyType({**INVENT, "mode": "batched", "vad": True, "sample_len": 12})
 
     @pytest.fixture
     def several(self, tiny_folder):
-        """In f32: in bf16 streams, of one thread each, may say something else than two threads."""
-        model = load_model(tiny_folder, precision="f32")
+        model = load_model(tiny_folder)
         model.voice_activity = PausesEverySoOften()
         return model
 

@@ -32,7 +32,7 @@ def load_model(
         precision: arithmetic: `f32` reproduces PyTorch token by token; `bf16` and `f16` are faster
             where the device has them; `int8` rounds matrices to 8 bits as they are loaded, and
             computes the rest in bf16 or f32. `auto` is int8 for the stateful cache on a processor
-            that computes in bf16, f16 on an NPU, f32 otherwise; results say which it was.
+            that multiplies in it, f16 on an NPU, f32 otherwise; results say which it was.
         threads: processor threads for inference; 0 for one per core.
 
     Raises:
