@@ -150,6 +150,30 @@ def test_the_largest_table_is_used_where_it_lies(tiny_en_folder, cache):
     assert where % 64 == 0
 
 
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_matrices_are_stored_as_they_are_read(folder, monkeypatch, precision):
+    """By their outputs; the plugin makes copies of others whenever a compiled graph is loaded."""
+    seen = []
+    compile_one = openvino_compile.GraphCompiler.compile_one
+
+    def look(self, model, file, **options):
+        for node in model.get_ordered_ops():
+            if node.get_type_name() != "MatMul":
+                continue
+            sources = [node.input_value(1).get_node()]
+            while sources[-1].get_type_name() in {"Multiply", "Convert", "Transpose"}:
+                sources.append(sources[-1].input_value(0).get_node())
+            if sources[-1].get_type_name() == "Constant":
+                turns = sum(each.get_type_name() == "Transpose" for each in sources)
+                seen.append(bool(node.get_attributes()["transpose_b"]) != bool(turns % 2))
+        return compile_one(self, model, file, **options)
+
+    monkeypatch.setattr(openvino_compile.GraphCompiler, "compile_one", look)
+    load(folder, None, precision=precision)
+    assert len(seen) > 20
+    assert all(seen)
+
+
 def test_streams_are_kept_too(folder, cache, reads):
     load(folder, cache, threads=2).in_streams()
     assert len(cache.entries()) == N_GRAPHS + N_IN_STREAMS
