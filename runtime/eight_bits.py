@@ -17,7 +17,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from whisper_npu.runtime.backend import Float32Array
-from whisper_npu.runtime.openvino_graphs import matrix_of
+from whisper_npu.runtime.openvino_graphs import matrix_of, to_bfloat16
 
 GROUP = 128
 """Elements of an activation that share a scale. 32 are more exact, but no faster than bf16."""
@@ -103,7 +103,7 @@ def narrow_tables(model: ov.Model) -> bytes:
             continue
         if len(table.shape) != _MATRIX_RANK:
             continue
-        narrow = _to_bfloat16(table.data)
+        narrow = to_bfloat16(table.data)
         if narrow.byte_size > largest:
             begin, largest = narrow.data.ravel()[:_TELLING].tobytes(), narrow.byte_size
         looked_up = ops.gather(ops.constant(narrow), node.input_value(1), node.input_value(2))
@@ -112,21 +112,6 @@ def narrow_tables(model: ov.Model) -> bytes:
             reader.replace_source_output(wide.output(0))
     model.validate_nodes_and_infer_types()
     return begin
-
-
-def _to_bfloat16(values: Float32Array) -> ov.Tensor:
-    """The nearest bf16 of finite numbers, ties to even."""
-    narrow = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
-    out = narrow.data.view(np.uint16)
-
-    def convert(start: int) -> None:
-        rows = slice(start, start + _OUTPUTS_AT_ONCE)
-        bits = values[rows].view(np.uint32)
-        out[rows] = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(convert, range(0, len(values), _OUTPUTS_AT_ONCE)))
-    return narrow
 
 
 def has_matrices(model: ov.Model) -> bool:

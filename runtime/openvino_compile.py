@@ -23,6 +23,7 @@ from whisper_npu.runtime import (
     backend,
     eight_bits,
     kv_cache,
+    openvino_cross_states,
     openvino_queries,
     openvino_stateful,
 )
@@ -242,6 +243,11 @@ class GraphCompiler:
         """Whether graphs are made for speed, and can be kept: the stateful cache on a processor."""
         return self._wanted.kv_cache == "stateful" and self._device == "CPU"
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the matrices that whole windows are multiplied by stay as they are."""
+        return not self._rounds or is_faster_whole(self.arithmetic)
+
     def _has_room(self, kept: CompileCache) -> bool:
         """Whether there is room for compiled graphs, those for streams included."""
         size, name = self._folder.size, self._folder.name
@@ -321,8 +327,12 @@ class GraphCompiler:
                 probe = self.compile_one(with_past, "the probe").create_infer_request()
                 contract = _contract_by_step(probe, dimensions)
             element_type = _ELEMENT_TYPES[self.arithmetic]
-            cross = graphs.cross_attention_projection(decoder, element_type)
-            graphs.turn_cross_states(with_past, element_type, multiply_in_it=self._rounds)
+            cross = openvino_cross_states.cross_attention_projection(
+                decoder, element_type, multiply_in_it=self.arithmetic == "bf16" and self._is_whole
+            )
+            openvino_cross_states.turn_cross_states(
+                with_past, element_type, multiply_in_it=self._rounds
+            )
             openvino_stateful.make_stateful(
                 with_past, contract, fuse=self._device.startswith("CPU")
             )
@@ -372,7 +382,7 @@ class GraphCompiler:
         """Round a graph's matrices; what it is to be compiled with."""
         options: dict[str, Any] = {}
         if name in _OF_WHOLE_WINDOWS:
-            if is_faster_whole(self.arithmetic):
+            if self._is_whole:
                 return options
         else:
             # Only from f32 is it sure to round what comes (`eight_bits`). The stateful cache's
@@ -426,7 +436,7 @@ def _recipe_digest() -> str:
     """
     modules = (
         *(arithmetic, backend, eight_bits, graphs),
-        *(kv_cache, openvino_queries, openvino_stateful),
+        *(kv_cache, openvino_cross_states, openvino_queries, openvino_stateful),
     )
     sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     content = b"".join(path.read_bytes() for path in sources)

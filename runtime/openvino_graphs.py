@@ -1,6 +1,5 @@
 """What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,11 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.backend import N_LOGITS, Float32Array
 from whisper_npu.runtime.kv_cache import (
     SEQUENCE_AXIS,
     Contract,
-    is_cross_attention,
     is_self_attention,
-    past_name,
 )
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 
@@ -27,6 +24,8 @@ DRAFT = "draft"
 """Log probabilities by a small part of the vocabulary, see `split_vocabulary`."""
 
 _MATRIX_RANK = 2
+_ROWS_AT_ONCE = 512  # of a table: what is made of them stays in the processor's cache
+_THREADS = 2  # that convert; more would wait for memory
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,31 @@ def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
     return matrix if by_output else matrix.T
 
 
+def to_bfloat16(values: Float32Array) -> ov.Tensor:
+    """The nearest bf16 of finite numbers, ties to even.
+
+    OpenVINO's own conversion of a constant cuts off where the last bit that is left is even.
+    """
+    narrow = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
+    out = narrow.data.view(np.uint16)
+
+    def convert(start: int) -> None:
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        bits = values[rows].view(np.uint32)
+        out[rows] = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(convert, range(0, len(values), _ROWS_AT_ONCE)))
+    return narrow
+
+
+def converted(value: ov.Output, element_type: ov.Type) -> ov.Output:
+    """A value in a type; itself where it is in it already."""
+    if value.get_element_type() == element_type:
+        return value
+    return ops.convert(value, element_type.get_type_name()).output(0)
+
+
 def store_by_output(model: ov.Model) -> None:
     """Store the matrices that a graph multiplies by as the processor's plugin reads them, in place.
 
@@ -109,7 +133,7 @@ def store_by_output(model: ov.Model) -> None:
         if matrix is None or matrix.flags.c_contiguous:
             continue
         turned = ops.constant(np.ascontiguousarray(matrix), shared_memory=True)
-        values = _converted(turned.output(0), node.get_element_type())
+        values = converted(turned.output(0), node.get_element_type())
         product = ops.matmul(node.input_value(0), values, transpose_a=False, transpose_b=True)
         node.output(0).replace(product.output(0))
     model.validate_nodes_and_infer_types()
@@ -291,114 +315,6 @@ def _named(value: ov.Output, name: str) -> ov.Node:
     result = ops.result(value)
     result.output(0).get_tensor().set_names({name})
     return result
-
-
-def cross_attention_projection(decoder: ov.Model, element_type: ov.Type) -> ov.Model:
-    """The part of `decoder_model` that turns encoded audio into cross-attention states.
-
-    Args:
-        decoder: the graph of `decoder_model.onnx`; used up by this call.
-        element_type: what the states are handed over in.
-
-    Returns:
-        a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch, as
-        `turn_cross_states` takes them.
-    """
-    hidden = port(decoder.inputs, "encoder_hidden_states").get_node()
-    tokens = port(decoder.inputs, "input_ids").get_node()
-    # Exported graphs read the batch size from the tokens; here only the audio has one.
-    batch = ops.gather(ops.shape_of(hidden), ops.constant([0]), ops.constant(0))
-    one_token = ops.broadcast(
-        ops.constant(0, dtype=np.int64), ops.concat([batch, ops.constant([1])], 0)
-    )
-    for target in tokens.output(0).get_target_inputs():
-        target.replace_source_output(one_token.output(0))
-    results = []
-    for tensor in decoder.outputs:
-        name = state_name(tensor)
-        if name and is_cross_attention(name):
-            state = tensor.get_node().input_value(0)
-            result = ops.result(_turned(_converted(state, element_type)))
-            result.output(0).get_tensor().set_names({past_name(name)})
-            results.append(result)
-    if not results:
-        raise ModelError(f"{DECODER} returns no present.*.encoder.* states; export the model again")
-    return ov.Model(results, [hidden], "cross_attention_projection")
-
-
-def turn_cross_states(
-    decoder_with_past: ov.Model, element_type: ov.Type, *, multiply_in_it: bool
-) -> None:
-    """Take the cross-attention states as they are read fastest, at every step, in place.
-
-    Args:
-        decoder_with_past: its inputs `past_key_values.*.encoder.*` become `(batch, heads, head_dim,
-            n_audio_ctx)`: in both products of an attention, the positions are then neighbours in
-            memory, and nothing has to be rearranged before it is multiplied.
-        element_type: what they are taken in.
-        multiply_in_it: multiply in that type too, whatever the graph is computed in. Otherwise
-            that is left to the device.
-    """
-    for tensor in decoder_with_past.inputs:
-        name = state_name(tensor)
-        if not (name and is_cross_attention(name)):
-            continue
-        states = tensor.get_node()
-        own_type = getattr(ov.Type, tensor.element_type.get_type_name())  # not what it will be
-        products = list(_products_with(states))
-        *sizes, n_audio_ctx, head_dim = tensor.partial_shape
-        readers = list(states.output(0).get_target_inputs())
-        states.set_partial_shape(ov.PartialShape([*sizes, head_dim, n_audio_ctx]))
-        states.set_element_type(element_type)
-        states.validate_and_infer_types()
-        as_before = _turned(_converted(states.output(0), own_type))
-        for reader in readers:  # those that are no products keep it
-            reader.replace_source_output(as_before)
-        for product, turned in products:
-            computed_in = product.get_element_type()
-            multiplied_in = element_type if multiply_in_it else computed_in
-            factors = (product.input_value(0), states.output(0))
-            found = ops.matmul(
-                *(_converted(factor, multiplied_in) for factor in factors),
-                transpose_a=False,
-                transpose_b=not turned,
-            )
-            product.output(0).replace(_converted(found.output(0), computed_in))
-    decoder_with_past.validate_nodes_and_infer_types()
-
-
-def _products_with(states: ov.Node) -> Iterator[tuple[ov.Node, bool]]:
-    """Products `x @ states`, and whether the states' last two axes are exchanged before."""
-    waiting = [(states, False)]
-    while waiting:
-        node, turned = waiting.pop()
-        for reader in node.output(0).get_target_inputs():
-            after = reader.get_node()
-            kind = after.get_type_name()
-            if kind in {"Convert", "Identity"}:
-                waiting.append((after, turned))
-            elif kind == "Transpose" and _exchanges_last_two(after):
-                waiting.append((after, not turned))
-            elif kind == "MatMul" and reader.get_index() == 1:
-                flags = after.get_attributes()
-                if not flags["transpose_a"]:
-                    yield after, turned != bool(flags["transpose_b"])
-
-
-def _exchanges_last_two(transpose: ov.Node) -> bool:
-    order = transpose.input_value(1).get_node()
-    return order.get_type_name() == "Constant" and list(order.data) == [0, 1, 3, 2]
-
-
-def _converted(value: ov.Output, element_type: ov.Type) -> ov.Output:
-    if value.get_element_type() == element_type:
-        return value
-    return ops.convert(value, element_type.get_type_name()).output(0)
-
-
-def _turned(states: ov.Output) -> ov.Output:
-    """States with their last two axes exchanged."""
-    return ops.transpose(states, ops.constant([0, 1, 3, 2])).output(0)
 
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:

@@ -118,10 +118,16 @@ def products_of_int8(arithmetic):
 
 
 def product_precisions(compiled):
-    """How many of a compiled graph's products with constants run in which precision."""
+    """How many of a compiled graph's products with constants run in which precision.
+
+    With a constant on the left, as in the projection of cross-attention states, the plugin has
+    another name for them.
+    """
+    is_projection = compiled.inputs[0].get_any_name() == "encoder_hidden_states"
+    kind = "MatMul" if is_projection and HAS_AMX else "FullyConnected"
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     return Counter(
         info["runtimePrecision"].astype(str)
         for info in infos
-        if info["layerType"].astype(str) == "FullyConnected"
+        if info["layerType"].astype(str) == kind
     )
