@@ -36,6 +36,8 @@ class TokenChooser:
         self._temperature = temperature
         self._eot = eot
         self._rngs = rngs
+        self._rows = np.arange(n_rows)
+        self._scratch: Float32Array | None = None
         self.tokens = _rows_of(begun, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self.finished = np.zeros(n_rows, bool)
@@ -46,11 +48,13 @@ class TokenChooser:
         Returns:
             None: no row has to continue another's past.
         """
+        if self._scratch is None:
+            self._scratch = np.empty(logits.shape[1], np.float32)
         chosen = self._with_chance(logits).argmax(axis=-1)
-        rows = np.arange(len(chosen))
-        gained = logits[rows, chosen] - log_normalizer(logits)
-        self.sum_logprobs += np.where(self.finished, 0.0, gained)
-        chosen = np.where(self.finished, self._eot, chosen)
+        gained = logits[self._rows, chosen] - log_normalizer(logits, self._scratch)
+        gained[self.finished] = 0
+        chosen[self.finished] = self._eot
+        self.sum_logprobs += gained
         self.tokens = np.concatenate((self.tokens, chosen[:, None]), axis=1)
         self.finished |= chosen == self._eot
         return None

@@ -70,39 +70,41 @@ class TimestampRules:
 
     def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
         """Forbid what breaks the rules."""
-        begin, eot = self._begin, self._eot
-        logits[:, self._no_timestamps] = -np.inf
-        n_sampled = tokens.shape[1]
-        if n_sampled == 0:
-            logits[:, :begin] = -np.inf
-            if self._max_initial_index is not None:
-                logits[:, begin + self._max_initial_index + 1 :] = -np.inf
-        else:
-            was_timestamp = tokens[:, -1] >= begin
-            before_was_timestamp = (
-                tokens[:, -2] >= begin if n_sampled > 1 else np.ones(len(tokens), bool)
-            )
-            logits[was_timestamp & before_was_timestamp, begin:] = -np.inf
-            logits[was_timestamp & ~before_was_timestamp, :eot] = -np.inf
+        # Row by row, with few calls: behind a step of the decoder the processor's cache holds
+        # matrices, and each call takes several times as long as it would by itself.
+        for row, sampled in zip(logits, tokens, strict=True):
+            self._apply(row, sampled)
 
-            stamps = np.where(tokens >= begin, tokens, 0)
-            latest = stamps.max(axis=1)  # they never go back, so the latest is the largest
-            for row in np.flatnonzero(latest):
-                # A segment that has just been closed may begin where it ended; one that is open
-                # may not end where it began, or it would have no length.
-                closed = was_timestamp[row] and not before_was_timestamp[row]
-                logits[row, begin : latest[row] + (0 if closed else 1)] = -np.inf
+    def _apply(self, row: Float32Array, sampled: Int64Array) -> None:
+        begin, eot = self._begin, self._eot
+        row[self._no_timestamps] = -np.inf
+        n_sampled = len(sampled)
+        if n_sampled == 0:
+            row[:begin] = -np.inf
+            if self._max_initial_index is not None:
+                row[begin + self._max_initial_index + 1 :] = -np.inf
+            return  # only timestamps are left
+        was_timestamp = sampled[-1] >= begin
+        before_was_timestamp = n_sampled == 1 or sampled[-2] >= begin
+        if was_timestamp:
+            if before_was_timestamp:
+                row[begin:] = -np.inf
+            else:
+                row[:eot] = -np.inf
+        latest = sampled.max()  # they never go back, and are behind all other tokens
+        if latest >= begin:
+            # A segment that has just been closed may begin where it ended; one that is open
+            # may not end where it began, or it would have no length.
+            closed = was_timestamp and not before_was_timestamp
+            row[begin : latest + (0 if closed else 1)] = -np.inf
 
         # If all timestamps together are likelier than the likeliest text, sample a timestamp.
         # The normaliser of the softmax is common to both sides and drops out.
-        text = logits[:, :begin].max(axis=1)
-        stamps_max = logits[:, begin:].max(axis=1)
-        reachable = np.isfinite(stamps_max)
-        if reachable.any():
-            rows = np.flatnonzero(reachable)
-            shifted = logits[rows, begin:] - stamps_max[rows, None]
-            total = stamps_max[rows] + np.log(np.exp(shifted).sum(axis=1))
-            logits[rows[total > text[rows]], :begin] = -np.inf
+        text, stamps = row[:begin], row[begin:]
+        likeliest, peak = text.max(), stamps.max()
+        can_be = peak > -np.inf and peak + np.log(len(stamps)) > likeliest
+        if can_be and peak + np.log(np.exp(stamps - peak).sum()) > likeliest:
+            text[:] = -np.inf
 
 
 class ReachEnd:
@@ -139,22 +141,20 @@ class ReachEnd:
                 logits[row, self._eot] = end
 
 
-def log_softmax(logits: Float32Array) -> Float32Array:
-    """Log probabilities along the last axis."""
-    peak = logits.max(axis=-1, keepdims=True)
-    shifted = logits - peak
-    total: Float32Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return total
+def log_normalizer(logits: Float32Array, scratch: Float32Array | None = None) -> Float32Array:
+    """Log of the sum of exponentials along the last axis, `(batch,)`.
 
-
-def log_normalizer(logits: Float32Array) -> Float32Array:
-    """Log of the sum of exponentials along the last axis, `(batch,)`."""
-    total = np.empty(logits.shape[:-1], np.float32)
-    # Row by row, in one buffer that stays in the cache: new memory for all rows costs four times
-    # as much as the exponentials.
-    row = np.empty(logits.shape[-1], np.float32)
-    for place in np.ndindex(total.shape):
-        peak = logits[place].max()
-        np.exp(np.subtract(logits[place], peak, out=row), out=row)
-        total[place] = peak + np.log(row.sum())
+    Args:
+        logits: `(batch, n_vocab)`.
+        scratch: memory to be used, `(n_vocab,)`: new memory for all rows costs four times as much
+            as the exponentials.
+    """
+    total = np.empty(len(logits), np.float32)
+    if scratch is None:
+        scratch = np.empty(logits.shape[1], np.float32)
+    for number, row in enumerate(logits):
+        peak = row.max()
+        np.subtract(row, peak, out=scratch)
+        np.exp(scratch, out=scratch)
+        total[number] = peak + np.log(scratch.sum())
     return total
