@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 
 from whisper_npu.errors import ModelError
@@ -85,7 +87,22 @@ class StatefulSession(OpenVINOSession):
             self.close()
             raise
         self._states = self._request.query_state()
-        self._rows = np.arange(self._batch, dtype=np.int32)
+        # Inputs are written where they are read: to set them takes time, a step at a time.
+        self._tokens = self._input("input_ids", (self._batch, 1), ov.Type.i64)
+        self._rows = self._input(ROWS, (self._batch,), ov.Type.i32)
+        self._stay()
+
+    def _input(self, name: str, shape: tuple[int, ...], element_type: ov.Type) -> npt.NDArray[Any]:
+        """Give an input of the decoder new memory; what is written there is read at each step."""
+        tensor = ov.Tensor(element_type, ov.Shape(shape))
+        self._request.set_tensor(name, tensor)
+        memory: npt.NDArray[Any] = tensor.data
+        return memory
+
+    def _stay(self) -> None:
+        """Each row goes on from its own past."""
+        self._rows[:] = np.arange(self._batch)
+        self._has_moved = False
 
     def _prepare_cross(
         self, projection: ov.InferRequest, audio: Float32Array, rows_per_window: int
@@ -110,7 +127,7 @@ class StatefulSession(OpenVINOSession):
             projection.set_tensor(
                 "encoder_hidden_states", ov.Tensor(np.ascontiguousarray(window[None]))
             )
-            if self._on_processor:  # which writes the first row itself
+            if self._on_processor and number:  # it writes the first row of each window itself
                 for name, state in self._cross.items():
                     projection.set_tensor(name, _rows_of(state, first, first + 1))
             projection.start_async()  # `infer` would copy the outputs
@@ -142,12 +159,14 @@ class StatefulSession(OpenVINOSession):
 
     def _advance(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens: logits, or hidden states where the vocabulary is split off."""
-        self._request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
-        self._request.set_tensor(ROWS, ov.Tensor(self._rows))
+        if self._tokens.shape != tokens.shape:
+            self._tokens = self._input("input_ids", tokens.shape, ov.Type.i64)
+        self._tokens[:] = tokens
         self._request.start_async()  # `infer` would copy the logits
         self._request.wait()
         self._length += tokens.shape[1]
-        self._rows = np.arange(self._batch, dtype=np.int32)
+        if self._has_moved:
+            self._stay()
         if self._steps == 1:  # the first step with a past shows which contract the graph keeps
             self._check_states()
         d = self._dimensions
@@ -211,7 +230,8 @@ class StatefulSession(OpenVINOSession):
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Make row `i` continue what was row `rows[i]`."""
-        self._rows = self._rows[list(rows)]
+        self._rows[:] = self._rows[list(rows)]
+        self._has_moved = True
 
     def keep(self, rows: Sequence[int]) -> bool:
         """Go on with these rows alone; see `DecoderSession.keep`."""
@@ -225,8 +245,11 @@ class StatefulSession(OpenVINOSession):
             self._request.set_tensor(name, _rows_of(tensor, 0, len(rows)))
         if self._queries is not None:
             self._queries = [each[list(rows)] for each in self._queries]
-        self._rows = self._rows[list(rows)]
+        going_on = self._rows[list(rows)]
         self._batch = len(rows)
+        self._rows = self._input(ROWS, (self._batch,), ov.Type.i32)
+        self._rows[:] = going_on
+        self._has_moved = True
         return True
 
     def close(self) -> None:
