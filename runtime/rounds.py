@@ -20,6 +20,7 @@ from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
+_GIVE_BACK_AFTER = 8  # windows: what one leaves is not worth the time, a fiftieth of a short one
 
 
 class Reading(Protocol):
@@ -119,6 +120,7 @@ class Rounds:
         self._open: list[Recording] = []
         self._busy: Counter[Recording] = Counter()  # windows of each that are under way
         self._is_first_round = True
+        self._n_heard = 0  # windows since memory was last given back
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._failure: BaseException | None = None
@@ -137,8 +139,12 @@ class Rounds:
                 return False
             if self._under_way[0].n_streams > 1:
                 self._begin()  # read on while the streams are busy
-            self._finish(self._under_way.popleft())
-            give_back()
+            done = self._under_way.popleft()
+            self._finish(done)
+            self._n_heard += len(done.recordings)
+            if self._n_heard >= _GIVE_BACK_AFTER:
+                self._n_heard = 0
+                give_back()
         except BaseException as error:
             self._failure = error
             raise
