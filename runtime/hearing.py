@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("whisper_npu")
 
 # Frames of silence encoded behind a window shorter than the encoder's. With 3 s the decoder knows
-# where the audio ends, and tiny models want no more; base mishears then, being used to 30 s, and
-# larger models are taken to be like it (docs/accuracy.md).
-_MARGIN, _MARGIN_OF_TINY = 7 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
+# where the audio ends, and tiny models want no more; base hears a little better with 4, and larger
+# models are taken to be like it (docs/accuracy.md).
+_MARGIN, _MARGIN_OF_TINY = 4 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
 _TINY = 384  # elements of a tiny model's states
 
 _HURRIED_SPEECH = 20  # letters in a second; audio books have about 15

@@ -75,7 +75,7 @@ class TranscribeOptions:
             but sequential without `vad`, and for recordings of one window in f32 by name, where
             it gives PyTorch's tokens, or without timestamps.
         batch_size: windows decoded together, in each stream.
-        elastic: encode a window shorter than the encoder's with 7 s of silence behind it (3 s in
+        elastic: encode a window shorter than the encoder's with 4 s of silence behind it (3 s in
             tiny models) instead of filling it up, which is faster; what looks wrong then is decoded
             again as a whole window. None: unless the precision is f32 by name, which promises
             PyTorch's tokens.
