@@ -45,8 +45,7 @@ class SplitVocabulary:
 def _from_hidden(request: ov.InferRequest, hidden: Float32Array, name: str) -> Float32Array:
     """What a graph makes of hidden states, which it uses in place and not after this call."""
     request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
-    request.start_async()  # `infer` would copy the output
-    request.wait()
+    request.infer(share_outputs=True)  # else it would copy the output
     projected: Float32Array = request.get_tensor(name).data
     return projected
 
@@ -130,8 +129,7 @@ class StatefulSession(OpenVINOSession):
             if self._on_processor and number:  # it writes the first row of each window itself
                 for name, state in self._cross.items():
                     projection.set_tensor(name, _rows_of(state, first, first + 1))
-            projection.start_async()  # `infer` would copy the outputs
-            projection.wait()
+            projection.infer(share_outputs=True)  # else it would copy the states
             missing = slice(first + 1 if self._on_processor else first, behind)
             for name, state in self._cross.items():
                 state.data[missing] = projection.get_tensor(name).data
@@ -162,8 +160,7 @@ class StatefulSession(OpenVINOSession):
         if self._tokens.shape != tokens.shape:
             self._tokens = self._input("input_ids", tokens.shape, ov.Type.i64)
         self._tokens[:] = tokens
-        self._request.start_async()  # `infer` would copy the logits
-        self._request.wait()
+        self._request.infer(share_outputs=True)  # else it would copy the logits
         self._length += tokens.shape[1]
         if self._has_moved:
             self._stay()
