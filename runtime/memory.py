@@ -7,13 +7,15 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any, BinaryIO
 
 _DONTNEED = 4  # Linux's MADV_DONTNEED
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _LARGE = 2 << 20  # bytes: few blocks are as large, and those are worth a call to the system
 _UNKNOWN = 4 << 30  # bytes free: where the system does not say, assume a small machine
+_FORGET_EVERY = 0.003  # seconds: tiny.en's decoder is read in 20 ms
+_FORGET_TIMES = 3000  # at most, should nobody stop it
 _KEPT = 64 << 20  # bytes free at the heap's end that wait for `give_back`; fetching them costs time
 
 _mapped: dict[str, mmap.mmap] = {}  # by the digest of the content
@@ -71,6 +73,29 @@ def forget_mapped() -> None:
         with _mapping:
             for mapped in _mapped.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class Forgetting:
+    """Drops what is held of files from `map_file`, again and again, until it is stopped.
+
+    For the time that weights are read in, once, to be put in order for kernels: otherwise all of
+    them would be held twice before that is done.
+    """
+
+    def __init__(self) -> None:
+        self._done = Event()
+        if _mapped and hasattr(mmap, "MADV_DONTNEED"):
+            Thread(target=self._go_on, name="whisper-npu-forgetting", daemon=True).start()
+
+    def _go_on(self) -> None:
+        for _ in range(_FORGET_TIMES):
+            if self._done.wait(_FORGET_EVERY):
+                return
+            forget_mapped()
+
+    def stop(self) -> None:
+        """Let it end."""
+        self._done.set()
 
 
 def give_back() -> None:

@@ -25,7 +25,7 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.memory import give_back
+from whisper_npu.runtime.memory import Forgetting, give_back
 
 logger = logging.getLogger("whisper_npu")
 
@@ -36,6 +36,7 @@ class RequestPool:
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self.compiled = compiled
         self._is_fresh = True
+        self._forgetting: Forgetting | None = None  # while requests are used for the first time
         self._free: list[ov.InferRequest] = []
         self._lock = Lock()
 
@@ -44,6 +45,8 @@ class RequestPool:
         with self._lock:
             if self._free:
                 return self._free.pop()
+            if self._is_fresh and self._forgetting is None:
+                self._forgetting = Forgetting()
         return self.compiled.create_infer_request()
 
     def give(self, request: ov.InferRequest) -> None:
@@ -52,6 +55,8 @@ class RequestPool:
             self._free.append(request)
             was_fresh, self._is_fresh = self._is_fresh, False
         if was_fresh:  # weights have been read for the first time, and put in order for its kernels
+            if self._forgetting is not None:
+                self._forgetting.stop()
             give_back()
 
 

@@ -5,13 +5,16 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from whisper_npu import load_model
-from whisper_npu.runtime import memory, openvino_compile
+from whisper_npu.runtime import memory, openvino_compile, openvino_sessions
+from whisper_npu.runtime.openvino_sessions import RequestPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is held")
 SIZE = 4 << 20
@@ -96,6 +99,83 @@ class TestForgetFiles:
         assert forgetting.backend.n_text_ctx == 448  # it is in use
 
 
+def wait_for(condition):
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def begun():
+    """The forgetting threads that were begun in a test and go on."""
+    before = set(threading.enumerate())
+
+    def begun():
+        new = set(threading.enumerate()) - before
+        return [each for each in new if each.name == "whisper-npu-forgetting"]
+
+    return begun
+
+
+@linux
+class TestForgetting:
+    """What is read once from mapped files is let go of meanwhile."""
+
+    @pytest.fixture
+    def mapped(self, file, monkeypatch):
+        monkeypatch.setattr(memory, "_mapped", {})
+        with file.open("rb") as opened:
+            return np.frombuffer(memory.map_file(opened, "its digest"), np.int32)
+
+    def test_pages_go_until_it_is_stopped(self, file, mapped, begun):
+        forgetting = memory.Forgetting()
+        assert begun()
+        for _ in range(2):
+            assert mapped.sum() == np.arange(SIZE // 4).sum()
+            wait_for(lambda: held(file) == 0)
+        forgetting.stop()
+        wait_for(lambda: not begun())
+        assert mapped.sum() == np.arange(SIZE // 4).sum()
+        time.sleep(0.05)
+        assert held(file) == SIZE
+
+    def test_it_ends_though_nobody_stops_it(self, mapped, monkeypatch, begun):
+        monkeypatch.setattr(memory, "_FORGET_TIMES", 2)
+        memory.Forgetting()
+        wait_for(lambda: not begun())
+        assert len(mapped) == SIZE // 4
+
+    def test_no_thread_where_nothing_is_mapped(self, monkeypatch, begun):
+        monkeypatch.setattr(memory, "_mapped", {})
+        memory.Forgetting().stop()
+        assert not begun()
+
+    def test_the_first_use_of_a_graph_alone(self, tiny_folder, monkeypatch):
+        """From when its first request is taken until one is given back."""
+        told = []
+
+        class Told:
+            def __init__(self):
+                told.append("begun")
+
+            def stop(self):
+                told.append("stopped")
+
+        monkeypatch.setattr(openvino_sessions, "Forgetting", Told)
+        pool = RequestPool(load_model(tiny_folder).backend._pools["encoder"].compiled)
+        told.clear()
+        one, other = pool.take(), pool.take()
+        assert told == ["begun"]
+        pool.give(one)
+        assert told == ["begun", "stopped"]
+        pool.give(other)
+        pool.give(pool.take())
+        again = [pool.take() for _ in range(3)]
+        assert told == ["begun", "stopped"]
+        assert len({id(request) for request in again}) == 3
+
+
 def test_a_folder_that_is_gone(tmp_path):
     memory.forget_files(tmp_path / "nothing")
 
@@ -125,6 +205,8 @@ def test_free_memory_goes_back_to_the_system():
 
 WHERE_A_LARGE_BLOCK_LIES = """
 import sys
+import threading
+import time
 from pathlib import Path
 import numpy as np
 from whisper_npu.runtime import memory
