@@ -8,6 +8,7 @@
 | off      | none: the whole context is computed anew at each step (the oracle)       |
 """
 
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
@@ -88,9 +89,12 @@ class OpenVINOBackend(SingleStream):
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
         self._streams_lock = Lock()
 
-    @property
+    @cached_property
     def n_streams(self) -> int:
-        """Streams of one thread each; one where the device is no processor."""
+        """Streams of one thread each; one where the device is no processor.
+
+        Asked for once: a compiled graph answers when no request of it is running.
+        """
         if self._device != "CPU" or self._kv_cache != "stateful":
             return 1
         threads = self._pools["encoder"].compiled.get_property("INFERENCE_NUM_THREADS")

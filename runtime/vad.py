@@ -49,8 +49,19 @@ class _GraphDetector:
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._request = compiled.create_infer_request()
         self._context = np.zeros(_CONTEXT, np.float32)
-        self._hidden = np.zeros(_STATE, np.float32)
-        self._cell = np.zeros(_STATE, np.float32)
+        # Written and read where the graph reads and writes: it takes time to set tensors, and
+        # whoever decodes beside waits for it.
+        self._frames = np.empty((0, _CONTEXT + CHUNK), np.float32)
+        self._before = [self._memory(name, _STATE) for name in ("h", "c")]
+        self._after = [self._memory(name, _STATE) for name in ("hn", "cn")]
+        for state in self._before:
+            state[:] = 0
+
+    def _memory(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+        tensor = ov.Tensor(ov.Type.f32, ov.Shape(shape))
+        self._request.set_tensor(name, tensor)
+        memory: Float32Array = tensor.data
+        return memory
 
     def judge(self, chunks: Float32Array) -> Judgement:
         # Piece by piece, in few lengths: for each length it has not met the plugin makes kernels.
@@ -73,21 +84,20 @@ class _GraphDetector:
         return judged
 
     def _begin(self, chunks: Float32Array) -> None:
-        contexts = np.concatenate((self._context[None], chunks[:-1, -_CONTEXT:]))
-        self._context = chunks[-1, -_CONTEXT:].copy()
-        frames = np.concatenate((contexts, chunks), axis=1)
-        for name, value in {"input": frames, "h": self._hidden, "c": self._cell}.items():
-            self._request.set_tensor(name, ov.Tensor(value))
+        if len(self._frames) != len(chunks):
+            self._frames = self._memory("input", (len(chunks), _CONTEXT + CHUNK))
+        self._frames[0, :_CONTEXT] = self._context
+        self._frames[1:, :_CONTEXT] = chunks[:-1, -_CONTEXT:]
+        self._frames[:, _CONTEXT:] = chunks
+        self._context[:] = chunks[-1, -_CONTEXT:]
         self._request.start_async()
 
     def _end(self) -> Float32Array:
         self._request.wait()
-        names = ("hn", "cn", "speech_probs")
-        self._hidden, self._cell, found = (
-            self._request.get_tensor(name).data.copy() for name in names
-        )
-        probabilities: Float32Array = found.reshape(-1)
-        return probabilities
+        for before, after in zip(self._before, self._after, strict=True):
+            before[:] = after
+        probabilities: Float32Array = self._request.get_tensor("speech_probs").data.reshape(-1)
+        return probabilities.copy()
 
 
 class _PackageDetector:
