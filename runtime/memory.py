@@ -5,6 +5,7 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -15,7 +16,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_TH
 _LARGE = 2 << 20  # bytes: few blocks are as large, and those are worth a call to the system
 _UNKNOWN = 4 << 30  # bytes free: where the system does not say, assume a small machine
 _FORGET_EVERY = 0.003  # seconds: tiny.en's decoder is read in 20 ms
-_FORGET_TIMES = 3000  # at most, should nobody stop it
+_GIVE_BACK_AFTER = 8  # windows
 _KEPT = 64 << 20  # bytes free at the heap's end that wait for `give_back`; fetching them costs time
 
 _mapped: dict[str, mmap.mmap] = {}  # by the digest of the content
@@ -75,27 +76,30 @@ def forget_mapped() -> None:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
-class Forgetting:
-    """Drops what is held of files from `map_file`, again and again, until it is stopped.
+@contextlib.contextmanager
+def forgetting_mapped() -> Iterator[None]:
+    """Drop what is held of files from `map_file`, again and again, for as long as a block runs.
 
-    For the time that weights are read in, once, to be put in order for kernels: otherwise all of
-    them would be held twice before that is done.
+    For one that reads weights once, to put them in order for kernels: otherwise all of them would
+    be held twice by the end of it.
     """
+    if not (_mapped and hasattr(mmap, "MADV_DONTNEED")):
+        yield
+        return
+    done = Event()
 
-    def __init__(self) -> None:
-        self._done = Event()
-        if _mapped and hasattr(mmap, "MADV_DONTNEED"):
-            Thread(target=self._go_on, name="whisper-npu-forgetting", daemon=True).start()
-
-    def _go_on(self) -> None:
-        for _ in range(_FORGET_TIMES):
-            if self._done.wait(_FORGET_EVERY):
-                return
+    def go_on() -> None:
+        while not done.wait(_FORGET_EVERY):
             forget_mapped()
 
-    def stop(self) -> None:
-        """Let it end."""
-        self._done.set()
+    thread = Thread(target=go_on, name="whisper-npu-forgetting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        forget_mapped()
 
 
 def give_back() -> None:
@@ -104,6 +108,36 @@ def give_back() -> None:
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+class _Windows:
+    """Counts windows that have been decoded since memory was given back."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._lock = Lock()
+
+    def add(self, n: int) -> bool:
+        """Whether it is time to give back again; then they are counted anew."""
+        with self._lock:
+            self._n += n
+            is_time = self._n >= _GIVE_BACK_AFTER
+            if is_time:
+                self._n = 0
+        return is_time
+
+
+_decoded = _Windows()
+
+
+def give_back_after(n_windows: int) -> None:
+    """Give back what decoding leaves, every few windows: behind each it would cost a fiftieth.
+
+    Args:
+        n_windows: how many more have been decoded, by whomever in this process.
+    """
+    if _decoded.add(n_windows):
+        give_back()
 
 
 def map_large_blocks() -> None:

@@ -187,7 +187,7 @@ class OpenVINOBackend(SingleStream):
         try:
             for i, window in enumerate(features):
                 request.set_tensor("input_features", ov.Tensor(np.ascontiguousarray(window[None])))
-                request.infer(share_outputs=True)  # else it would copy the states
+                pool.run(request)
                 out[i] = request.get_tensor("last_hidden_state").data[0]
         finally:
             pool.give(request)

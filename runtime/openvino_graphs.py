@@ -104,15 +104,16 @@ def to_bfloat16(values: Float32Array) -> ov.Tensor:
     OpenVINO's own conversion of a constant cuts off where the last bit that is left is even.
     """
     narrow = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
-    out = narrow.data.view(np.uint16)
+    bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1, values.shape[-1])
+    out = narrow.data.view(np.uint16).reshape(bits.shape)
 
     def convert(start: int) -> None:
         rows = slice(start, start + _ROWS_AT_ONCE)
-        bits = values[rows].view(np.uint32)
-        out[rows] = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
+        part = bits[rows]
+        out[rows] = (part + (np.uint32(0x7FFF) + ((part >> 16) & 1))) >> 16
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(convert, range(0, len(values), _ROWS_AT_ONCE)))
+        list(threads.map(convert, range(0, len(bits), _ROWS_AT_ONCE)))
     return narrow
 
 

@@ -5,6 +5,7 @@ Which is which: see `openvino_backend`.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 
 import numpy as np
@@ -25,9 +26,13 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.memory import Forgetting, give_back
+from whisper_npu.runtime.memory import forget_mapped, forgetting_mapped, give_back
 
 logger = logging.getLogger("whisper_npu")
+
+_READS_WEIGHTS = 2  # runs of a graph: the decoder's kernels for a prompt, and for a token
+# Runs behind which is let go of what they looked up in tables: with a row, the system maps 64 KB.
+_LOOKED_UP = 8
 
 
 class RequestPool:
@@ -36,7 +41,7 @@ class RequestPool:
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self.compiled = compiled
         self._is_fresh = True
-        self._forgetting: Forgetting | None = None  # while requests are used for the first time
+        self._n_runs = 0
         self._free: list[ov.InferRequest] = []
         self._lock = Lock()
 
@@ -45,9 +50,8 @@ class RequestPool:
         with self._lock:
             if self._free:
                 return self._free.pop()
-            if self._is_fresh and self._forgetting is None:
-                self._forgetting = Forgetting()
-        return self.compiled.create_infer_request()
+        with self._reading():
+            return self.compiled.create_infer_request()
 
     def give(self, request: ov.InferRequest) -> None:
         """Give a request back."""
@@ -55,9 +59,21 @@ class RequestPool:
             self._free.append(request)
             was_fresh, self._is_fresh = self._is_fresh, False
         if was_fresh:  # weights have been read for the first time, and put in order for its kernels
-            if self._forgetting is not None:
-                self._forgetting.stop()
             give_back()
+
+    def run(self, request: ov.InferRequest) -> None:
+        """Run a request taken from here; its outputs stay where they are until it runs again.
+
+        The first times, weights are read and put in order for kernels.
+        """
+        with self._reading():
+            request.infer(share_outputs=True)  # else it would copy the outputs
+        self._n_runs += 1
+        if self._n_runs % _LOOKED_UP == 0:
+            forget_mapped()
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return forgetting_mapped() if self._n_runs < _READS_WEIGHTS else nullcontext()
 
 
 def check_room(length: int, n_new: int, n_text_ctx: int) -> None:

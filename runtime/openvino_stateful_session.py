@@ -42,10 +42,12 @@ class SplitVocabulary:
     n_draft: int
 
 
-def _from_hidden(request: ov.InferRequest, hidden: Float32Array, name: str) -> Float32Array:
+def _from_hidden(
+    pool: RequestPool, request: ov.InferRequest, hidden: Float32Array, name: str
+) -> Float32Array:
     """What a graph makes of hidden states, which it uses in place and not after this call."""
     request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
-    request.infer(share_outputs=True)  # else it would copy the output
+    pool.run(request)
     projected: Float32Array = request.get_tensor(name).data
     return projected
 
@@ -74,22 +76,23 @@ class StatefulSession(OpenVINOSession):
         self._dimensions = dimensions
         self._n_audio_ctx = audio.shape[1]
         self._length = 0
+        self._pool = with_past
         self._request = self._take(with_past)
         self._vocabulary = vocabulary
         if vocabulary is not None:
             self._whole = self._take(vocabulary.whole)
         self._cross: dict[str, ov.Tensor] = {}
         try:
-            self._prepare_cross(self._take(cross), audio, rows_per_window)
+            self._prepare_cross(cross, audio, rows_per_window)
             self._request.reset_state()  # whatever the last session left is gone
+            self._states = self._request.query_state()
+            # Inputs are written where they are read: to set them takes time, a step at a time.
+            self._tokens = self._input("input_ids", (self._batch, 1), ov.Type.i64)
+            self._rows = self._input(ROWS, (self._batch,), ov.Type.i32)
+            self._stay()
         except BaseException:
             self.close()
             raise
-        self._states = self._request.query_state()
-        # Inputs are written where they are read: to set them takes time, a step at a time.
-        self._tokens = self._input("input_ids", (self._batch, 1), ov.Type.i64)
-        self._rows = self._input(ROWS, (self._batch,), ov.Type.i32)
-        self._stay()
 
     def _input(self, name: str, shape: tuple[int, ...], element_type: ov.Type) -> npt.NDArray[Any]:
         """Give an input of the decoder new memory; what is written there is read at each step."""
@@ -103,13 +106,12 @@ class StatefulSession(OpenVINOSession):
         self._rows[:] = np.arange(self._batch)
         self._has_moved = False
 
-    def _prepare_cross(
-        self, projection: ov.InferRequest, audio: Float32Array, rows_per_window: int
-    ) -> None:
+    def _prepare_cross(self, pool: RequestPool, audio: Float32Array, rows_per_window: int) -> None:
         """Compute the cross-attention states, window by window: memory for one at a time.
 
         They are written to the tensors the request had before, if those have the right shape.
         """
+        projection = self._take(pool)
         d = self._dimensions
         shape = [self._batch, d.n_text_head, d.head_dim, audio.shape[1]]
         for tensor in projection.model_outputs:
@@ -129,7 +131,7 @@ class StatefulSession(OpenVINOSession):
             if self._on_processor and number:  # it writes the first row of each window itself
                 for name, state in self._cross.items():
                     projection.set_tensor(name, _rows_of(state, first, first + 1))
-            projection.infer(share_outputs=True)  # else it would copy the states
+            pool.run(projection)
             missing = slice(first + 1 if self._on_processor else first, behind)
             for name, state in self._cross.items():
                 state.data[missing] = projection.get_tensor(name).data
@@ -153,14 +155,16 @@ class StatefulSession(OpenVINOSession):
 
     def logits_of(self, hidden: Float32Array) -> Float32Array:
         """Logits `(batch, n, n_vocab)` of hidden states, where the vocabulary is split off."""
-        return _from_hidden(self._whole, hidden, "logits")
+        if self._vocabulary is None:
+            raise RuntimeError("the vocabulary is not split off")
+        return _from_hidden(self._vocabulary.whole, self._whole, hidden, "logits")
 
     def _advance(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens: logits, or hidden states where the vocabulary is split off."""
         if self._tokens.shape != tokens.shape:
             self._tokens = self._input("input_ids", tokens.shape, ov.Type.i64)
         self._tokens[:] = tokens
-        self._request.infer(share_outputs=True)  # else it would copy the logits
+        self._pool.run(self._request)
         self._length += tokens.shape[1]
         if self._has_moved:
             self._stay()
@@ -181,8 +185,8 @@ class StatefulSession(OpenVINOSession):
         """One for a single row, where the vocabulary is split off."""
         if self._vocabulary is None or self._batch > 1:
             return None
-        draft = self._take(self._vocabulary.draft)
-        return _StatefulDrafter(self, draft, self._vocabulary.n_draft, self._dimensions.n_vocab)
+        request = self._take(self._vocabulary.draft)
+        return _StatefulDrafter(self, self._vocabulary, request, self._dimensions.n_vocab)
 
     def follow(self) -> bool:
         """Keep what the alignment heads ask for, where the graph tells it."""
@@ -263,11 +267,16 @@ class _StatefulDrafter:
     """Drafts what a session of one row decodes; see `Drafter`."""
 
     def __init__(
-        self, session: StatefulSession, request: ov.InferRequest, n_draft: int, n_vocab: int
+        self,
+        session: StatefulSession,
+        vocabulary: SplitVocabulary,
+        request: ov.InferRequest,
+        n_vocab: int,
     ) -> None:
         self._session = session
+        self._pool = vocabulary.draft
         self._request = request
-        self._n_draft = n_draft
+        self._n_draft = vocabulary.n_draft
         self._scores = np.full((1, n_vocab), -np.inf, np.float32)
         self._unsettled: list[Float32Array] = []  # hidden states
 
@@ -280,7 +289,7 @@ class _StatefulDrafter:
         """Decode a token by the small part of the vocabulary."""
         hidden = self._session.advance(tokens)
         self._unsettled.append(hidden.copy())
-        found = _from_hidden(self._request, hidden, graphs.DRAFT)[0, 0]
+        found = _from_hidden(self._pool, self._request, hidden, graphs.DRAFT)[0, 0]
         self._scores[0, : self._n_draft] = found[: self._n_draft]
         self._scores[0, self._n_draft - len(found) :] = found[self._n_draft :]
         return self._scores

@@ -14,13 +14,12 @@ from typing import Protocol
 
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.hearing import Heard, Task, encode_ahead, hear
-from whisper_npu.runtime.memory import give_back
+from whisper_npu.runtime.memory import give_back_after
 from whisper_npu.runtime.partial import AbandonedError
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
-_GIVE_BACK_AFTER = 8  # windows: what one leaves is not worth the time, a fiftieth of a short one
 
 
 class Reading(Protocol):
@@ -120,7 +119,6 @@ class Rounds:
         self._open: list[Recording] = []
         self._busy: Counter[Recording] = Counter()  # windows of each that are under way
         self._is_first_round = True
-        self._n_heard = 0  # windows since memory was last given back
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._failure: BaseException | None = None
@@ -141,10 +139,7 @@ class Rounds:
                 self._begin()  # read on while the streams are busy
             done = self._under_way.popleft()
             self._finish(done)
-            self._n_heard += len(done.recordings)
-            if self._n_heard >= _GIVE_BACK_AFTER:
-                self._n_heard = 0
-                give_back()
+            give_back_after(len(done.recordings))
         except BaseException as error:
             self._failure = error
             raise

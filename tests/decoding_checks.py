@@ -124,10 +124,10 @@ def product_precisions(compiled):
     another name for them.
     """
     is_projection = compiled.inputs[0].get_any_name() == "encoder_hidden_states"
-    kind = "MatMul" if is_projection and HAS_AMX else "FullyConnected"
+    kinds = {"FullyConnected", "MatMul"} if is_projection else {"FullyConnected"}
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
     return Counter(
         info["runtimePrecision"].astype(str)
         for info in infos
-        if info["layerType"].astype(str) == kind
+        if info["layerType"].astype(str) in kinds
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from whisper_npu import load_model
-from whisper_npu.runtime import memory, openvino_compile, openvino_sessions
+from whisper_npu.runtime import memory, openvino_compile, openvino_sessions, rounds
 from whisper_npu.runtime.openvino_sessions import RequestPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is held")
@@ -128,52 +128,81 @@ class TestForgetting:
         with file.open("rb") as opened:
             return np.frombuffer(memory.map_file(opened, "its digest"), np.int32)
 
-    def test_pages_go_until_it_is_stopped(self, file, mapped, begun):
-        forgetting = memory.Forgetting()
-        assert begun()
-        for _ in range(2):
-            assert mapped.sum() == np.arange(SIZE // 4).sum()
-            wait_for(lambda: held(file) == 0)
-        forgetting.stop()
-        wait_for(lambda: not begun())
+    def test_pages_go_for_as_long_as_a_block_runs(self, file, mapped, begun):
+        with memory.forgetting_mapped():
+            assert begun()
+            for _ in range(2):
+                assert mapped.sum() == np.arange(SIZE // 4).sum()
+                wait_for(lambda: held(file) == 0)
+        assert not begun()
         assert mapped.sum() == np.arange(SIZE // 4).sum()
         time.sleep(0.05)
         assert held(file) == SIZE
 
-    def test_it_ends_though_nobody_stops_it(self, mapped, monkeypatch, begun):
-        monkeypatch.setattr(memory, "_FORGET_TIMES", 2)
-        memory.Forgetting()
-        wait_for(lambda: not begun())
+    def test_it_ends_where_the_block_fails(self, mapped, begun):
+        with pytest.raises(KeyError), memory.forgetting_mapped():
+            raise KeyError
+        assert not begun()
         assert len(mapped) == SIZE // 4
 
     def test_no_thread_where_nothing_is_mapped(self, monkeypatch, begun):
         monkeypatch.setattr(memory, "_mapped", {})
-        memory.Forgetting().stop()
-        assert not begun()
+        with memory.forgetting_mapped():
+            assert not begun()
 
-    def test_the_first_use_of_a_graph_alone(self, tiny_folder, monkeypatch):
-        """From when its first request is taken until one is given back."""
-        told = []
+    def test_the_first_runs_of_a_graph_alone(self, tiny_folder, tmp_path, monkeypatch, begun):
+        """Those behind them are not, though its request is still in use."""
+        monkeypatch.setattr(memory, "_mapped", {"": mmap.mmap(-1, 4096)})
+        backend = load_model(tiny_folder).backend
+        runs = []
 
-        class Told:
-            def __init__(self):
-                told.append("begun")
+        class Watched:
+            def infer(self, *, share_outputs):
+                runs.append((share_outputs, len(begun())))
 
-            def stop(self):
-                told.append("stopped")
+        pool = RequestPool(backend._pools["encoder"].compiled)
+        for _ in range(4):
+            pool.run(Watched())
+        assert runs == [(True, 1), (True, 1), (True, 0), (True, 0)]
 
-        monkeypatch.setattr(openvino_sessions, "Forgetting", Told)
-        pool = RequestPool(load_model(tiny_folder).backend._pools["encoder"].compiled)
-        told.clear()
-        one, other = pool.take(), pool.take()
-        assert told == ["begun"]
-        pool.give(one)
-        assert told == ["begun", "stopped"]
-        pool.give(other)
-        pool.give(pool.take())
-        again = [pool.take() for _ in range(3)]
-        assert told == ["begun", "stopped"]
-        assert len({id(request) for request in again}) == 3
+    def test_what_runs_look_up_is_let_go_of(self, monkeypatch):
+        dropped = []
+        monkeypatch.setattr(memory, "_mapped", {})
+        monkeypatch.setattr(openvino_sessions, "forget_mapped", lambda: dropped.append(True))
+
+        class Ready:
+            def infer(self, *, share_outputs):
+                pass
+
+        pool = RequestPool(None)
+        for n_runs in range(1, 33):
+            pool.run(Ready())
+            assert len(dropped) == n_runs // 8
+
+
+class TestGiveBackAfter:
+    @pytest.fixture
+    def given(self, monkeypatch):
+        given = []
+        monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
+        monkeypatch.setattr(memory, "_decoded", memory._Windows())
+        return given
+
+    def test_every_eight_windows_whoever_decodes_them(self, given):
+        for n_windows, want in [(1, 0)] * 7 + [(1, 1), (7, 1), (16, 2), (7, 2), (1, 3)]:
+            memory.give_back_after(n_windows)
+            assert len(given) == want
+
+    def test_transcriptions_count(self, tiny_folder, given, monkeypatch):
+        """One after another, each of one window."""
+        model = load_model(tiny_folder)
+        noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+        counted = []
+        monkeypatch.setattr(rounds, "give_back_after", counted.append)
+        for _ in range(3):
+            model.transcribe(noise, vad=False, temperature=(0.0,)).result()
+        assert counted == [1, 1, 1]
+        assert not given
 
 
 def test_a_folder_that_is_gone(tmp_path):
@@ -205,8 +234,6 @@ def test_free_memory_goes_back_to_the_system():
 
 WHERE_A_LARGE_BLOCK_LIES = """
 import sys
-import threading
-import time
 from pathlib import Path
 import numpy as np
 from whisper_npu.runtime import memory
