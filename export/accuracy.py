@@ -14,7 +14,7 @@ from whisper_npu.export.manifest import VERIFIED
 from whisper_npu.export.references import read_references
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
-from whisper_npu.runtime.openvino_compile import Precision as InferencePrecision
+from whisper_npu.runtime.openvino_plan import Precision as InferencePrecision
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcribe import WhisperModel
 

@@ -21,7 +21,7 @@ from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
-from whisper_npu.runtime.openvino_compile import CACHE_KINDS, PRECISIONS, CacheKind, Precision
+from whisper_npu.runtime.openvino_plan import CACHE_KINDS, PRECISIONS, CacheKind, Precision
 
 OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
 BACKENDS = (OPENVINO, ONNXRUNTIME)

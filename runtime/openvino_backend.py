@@ -20,7 +20,8 @@ from whisper_npu.runtime.compile_cache import CompileCache
 from whisper_npu.runtime.kv_cache import ConcatCache, KVCache, StaticCache
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.openvino_alignment import align, read_alignment_graph
-from whisper_npu.runtime.openvino_compile import CacheKind, GraphCompiler, Precision, Wanted
+from whisper_npu.runtime.openvino_compile import GraphCompiler
+from whisper_npu.runtime.openvino_plan import CacheKind, Plan, Precision, Wanted
 from whisper_npu.runtime.openvino_sessions import CachedSession, RequestPool, UncachedSession
 from whisper_npu.runtime.openvino_stateful_session import SplitVocabulary, StatefulSession
 
@@ -73,9 +74,9 @@ class OpenVINOBackend(SingleStream):
         self._device = device
         self._kv_cache: CacheKind = kv_cache
         self._wanted_precision: Precision = precision
-        self._compiler = GraphCompiler(
-            self._core, folder, Wanted(device, kv_cache, precision, threads, streams)
-        )
+        wanted = Wanted(device, kv_cache, precision, threads, streams)
+        self._plan = Plan(self._core, wanted)
+        self._compiler = GraphCompiler(self._core, folder, self._plan)
         compiled = self._compiler.compile(cache)
         self._facts = compiled.facts
         self._pools = {name: RequestPool(graph) for name, graph in compiled.graphs.items()}
@@ -163,13 +164,13 @@ class OpenVINOBackend(SingleStream):
     @property
     def precision(self) -> str:
         """The arithmetic the device was asked for; `int8+` what the encoder does all else in."""
-        arithmetic = self._compiler.arithmetic
+        arithmetic = self._plan.arithmetic
         return f"int8+{arithmetic}" if self._facts.in_eight_bits else arithmetic
 
     @property
     def is_exact(self) -> bool:
         """In f32, unless that is just what this processor is fastest in."""
-        return self.precision == "f32" and not self._compiler.is_for_speed
+        return self.precision == "f32" and not self._plan.is_for_speed
 
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows, one at a time: a batch is no faster and needs more memory.

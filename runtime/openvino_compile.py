@@ -12,29 +12,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import openvino as ov
 
-from whisper_npu.errors import DeviceError, ModelError, UsageError
+from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime import (
     arithmetic,
     backend,
     eight_bits,
     kv_cache,
     openvino_cross_states,
+    openvino_plan,
     openvino_queries,
     openvino_stateful,
 )
 from whisper_npu.runtime import openvino_graphs as graphs
-from whisper_npu.runtime.arithmetic import (
-    computes_in,
-    is_faster_whole,
-    multiplies_bytes,
-    processor,
-    require_precision,
-)
+from whisper_npu.runtime.arithmetic import processor
 from whisper_npu.runtime.compile_cache import (
     CACHE_VARIABLE,
     LIMIT_VARIABLE,
@@ -45,14 +40,11 @@ from whisper_npu.runtime.compile_cache import (
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
 from whisper_npu.runtime.memory import available_bytes, forget_files, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+from whisper_npu.runtime.openvino_plan import Plan
 from whisper_npu.runtime.openvino_queries import give_queries
 
 logger = logging.getLogger("whisper_npu")
 
-CacheKind = Literal["stateful", "concat", "static", "off"]
-CACHE_KINDS: tuple[str, ...] = get_args(CacheKind)
-Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 _HINTS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
@@ -72,17 +64,6 @@ _OF_WHOLE_WINDOWS = ("encoder", "cross")  # they wait for arithmetic, the decode
 _DRAFT_TOKENS = 8192
 _DRAFT_SHARE = 4  # of the vocabulary at most one in so many
 _MEMORY_TO_KEEP = 4  # times the weights: what compiled graphs take on their way to the disk
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How graphs are to be run; see `OpenVINOBackend`."""
-
-    device: str
-    kv_cache: CacheKind
-    precision: Precision
-    threads: int
-    streams: int
 
 
 @dataclass(frozen=True)
@@ -132,21 +113,12 @@ class Compiled:
 class GraphCompiler:
     """Compiles the graphs of a model folder."""
 
-    def __init__(self, core: ov.Core, folder: ModelFolder, wanted: Wanted) -> None:
-        """Settle what will be computed in.
-
-        Raises:
-            DeviceError: the device is missing.
-            UsageError: int8 is asked for on another device than a processor, or the device does
-                not compute in the precision.
-        """
+    def __init__(self, core: ov.Core, folder: ModelFolder, plan: Plan) -> None:
+        """Compile nothing yet."""
         self._core = core
         self._folder = folder
-        self._wanted = wanted
-        self._device = wanted.device
-        self._check_device()
-        self._rounds, self.arithmetic = self._pick_precision()
-        self._config = self._make_config()
+        self._plan = plan
+        self._device = plan.wanted.device
 
     def compile(self, kept: CompileCache | None) -> Compiled:
         """Load compiled graphs, or compile them.
@@ -158,7 +130,7 @@ class GraphCompiler:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device refuses a graph.
         """
-        if kept is None or kept.limit <= 0 or not self._is_fast_path():
+        if kept is None or kept.limit <= 0 or not self._plan.is_fast_path:
             return self._compile_all()
         try:
             keys = self._keys()
@@ -181,72 +153,10 @@ class GraphCompiler:
             DeviceError: the device refuses it.
         """
         try:
-            return self._core.compile_model(model, self._device, {**self._config, **options})
+            return self._core.compile_model(model, self._device, {**self._plan.config, **options})
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise DeviceError(f"{self._device} cannot compile {file}: {reason}") from None
-
-    def _check_device(self) -> None:
-        available = self._core.available_devices
-        if self._device.split(".")[0] not in {name.split(".")[0] for name in available}:
-            raise DeviceError(
-                f"device {self._device} is not available here; "
-                f"OpenVINO finds {', '.join(available) or 'none'}"
-            )
-
-    def _pick_precision(self) -> tuple[bool, Precision]:
-        """Whether matrices are to be in 8 bits, and what all else is computed in.
-
-        By itself, int8 for the fast path where the processor multiplies in it, else f32. The other
-        kinds of cache are there to be compared with, so they are exact.
-        """
-        wanted = self._wanted.precision
-        if wanted == "auto":
-            wanted = "int8" if self.is_for_speed and multiplies_bytes() else "f32"
-        require_precision(self._core, self._device, wanted)
-        return wanted == "int8", self._pick_arithmetic() if wanted == "int8" else wanted
-
-    def _pick_arithmetic(self) -> Precision:
-        """What is computed in beside 8 bits."""
-        if self._device.split(".")[0] != "CPU":
-            raise UsageError(
-                f"precision int8 rounds weights as they are loaded, for processors; for "
-                f"{self._device} export with PRECISION=int8 and give --precision auto"
-            )
-        return "bf16" if computes_in(self._core, "CPU", "bf16") else "f32"
-
-    def _make_config(self) -> dict[str, Any]:
-        wanted, precision = self._wanted, self.arithmetic
-        config: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-        }
-        if "KV_CACHE_PRECISION" in self._core.get_property(self._device, "SUPPORTED_PROPERTIES"):
-            # Else it may be 8 bits, even where f32 is asked for. A GPU has 8 bits and f16.
-            config["KV_CACHE_PRECISION"] = precision if self._device.startswith("CPU") else "f16"
-        if wanted.threads:
-            config["INFERENCE_NUM_THREADS"] = wanted.threads
-        if wanted.streams > 1:
-            config["NUM_STREAMS"] = wanted.streams
-            if self._device == "CPU":
-                # Else a stream of one graph and a stream of another may be bound to the same
-                # processor core, while another core is idle.
-                config["ENABLE_CPU_PINNING"] = False
-        return config
-
-    @property
-    def is_for_speed(self) -> bool:
-        """Whether the arithmetic was left to be what is fastest here."""
-        return self._wanted.precision == "auto" and self._is_fast_path()
-
-    def _is_fast_path(self) -> bool:
-        """Whether graphs are made for speed, and can be kept: the stateful cache on a processor."""
-        return self._wanted.kv_cache == "stateful" and self._device == "CPU"
-
-    @property
-    def _is_whole(self) -> bool:
-        """Whether the matrices that whole windows are multiplied by stay as they are."""
-        return not self._rounds or is_faster_whole(self.arithmetic)
 
     def _has_room(self, kept: CompileCache) -> bool:
         """Whether there is room for compiled graphs, those for streams included."""
@@ -272,8 +182,8 @@ class GraphCompiler:
         heads = folder.alignment_heads
         identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{heads}-{_recipe_digest()}"
         options = {
-            **self._config,
-            "MATRICES": "int8" if self._rounds else "as they are",
+            **self._plan.config,
+            "MATRICES": "int8" if self._plan.rounds else "as they are",
             "PROCESSOR": processor(),
         }
         return {
@@ -291,7 +201,7 @@ class GraphCompiler:
             return None
 
         def load(name: str) -> ov.CompiledModel | None:
-            options = {**self._config, **facts.options.get(name, {})}
+            options = {**self._plan.config, **facts.options.get(name, {})}
             return kept.load(self._core, keys[name], options)
 
         with ThreadPoolExecutor(max_workers=2) as loaders:
@@ -303,7 +213,11 @@ class GraphCompiler:
         return Compiled(found, facts)
 
     def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
-        precision = f"int8+{self.arithmetic}" if compiled.facts.in_eight_bits else self.arithmetic
+        precision = (
+            f"int8+{self._plan.arithmetic}"
+            if compiled.facts.in_eight_bits
+            else self._plan.arithmetic
+        )
         for name in compiled.facts.stateful_graphs:
             part = name if name in _OF_VOCABULARY else Path(_STATEFUL[name]).stem
             label = f"{self._folder.name} {part} ({precision})"
@@ -314,7 +228,7 @@ class GraphCompiler:
         give_back()
 
     def _compile_all(self) -> Compiled:
-        folder, kind = self._folder, self._wanted.kv_cache
+        folder, kind = self._folder, self._plan.wanted.kv_cache
         encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         dimensions = graphs.read_dimensions(encoder, with_past)
         contract = self._known_contract(with_past)
@@ -326,12 +240,14 @@ class GraphCompiler:
             if contract is None:
                 probe = self.compile_one(with_past, "the probe").create_infer_request()
                 contract = _contract_by_step(probe, dimensions)
-            element_type = _ELEMENT_TYPES[self.arithmetic]
+            element_type = _ELEMENT_TYPES[self._plan.arithmetic]
             cross = openvino_cross_states.cross_attention_projection(
-                decoder, element_type, multiply_in_it=self.arithmetic == "bf16" and self._is_whole
+                decoder,
+                element_type,
+                multiply_in_it=self._plan.arithmetic == "bf16" and self._plan.is_whole,
             )
             openvino_cross_states.turn_cross_states(
-                with_past, element_type, multiply_in_it=self._rounds
+                with_past, element_type, multiply_in_it=self._plan.rounds
             )
             openvino_stateful.make_stateful(
                 with_past, contract, fuse=self._device.startswith("CPU")
@@ -341,18 +257,18 @@ class GraphCompiler:
             wanted["decoder"] = decoder
         else:
             wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
-        in_eight_bits = self._rounds and self._can_round(wanted.values())
+        in_eight_bits = self._plan.rounds and self._can_round(wanted.values())
         n_draft = self._n_draft(in_eight_bits=in_eight_bits)
         if n_draft:
             split = graphs.split_vocabulary(with_past, self._folder.end_of_text or 0, n_draft)
             wanted |= split
             n_draft *= bool(split)
-        heads = folder.alignment_heads if self._is_fast_path() else ()
+        heads = folder.alignment_heads if self._plan.is_fast_path else ()
         is_known = all(head < dimensions.n_text_head for _, head in heads)
         if not is_known or not give_queries(with_past, heads):
             heads = ()
         align: dict[str, bytes] = {}
-        if in_eight_bits and self._is_fast_path() and self.arithmetic == "bf16":
+        if in_eight_bits and self._plan.is_fast_path and self._plan.arithmetic == "bf16":
             # Half as much to write, and to read at each start. Done whether graphs are kept or
             # not, so that the results are the same.
             align = {"with_past": eight_bits.narrow_tables(with_past)}
@@ -365,7 +281,7 @@ class GraphCompiler:
             for name, model in wanted.items():
                 if in_eight_bits:
                     options[name] = self._round(model, name)
-                if self._is_fast_path():
+                if self._plan.is_fast_path:
                     graphs.store_by_output(model)
                 file = files[name]
                 jobs[name] = compilers.submit(
@@ -382,12 +298,12 @@ class GraphCompiler:
         """Round a graph's matrices; what it is to be compiled with."""
         options: dict[str, Any] = {}
         if name in _OF_WHOLE_WINDOWS:
-            if self._is_whole:
+            if self._plan.is_whole:
                 return options
         else:
             # Only from f32 is it sure to round what comes (`eight_bits`). The stateful cache's
             # products with cross-attention states have a type of their own (`turn_cross_states`).
-            options = {hint: "f32" for hint in _HINTS if hint in self._config}
+            options = {hint: "f32" for hint in _HINTS if hint in self._plan.config}
         if eight_bits.round_products(model, attention=name != "encoder"):
             options[_GROUP_SIZE] = eight_bits.GROUP
             forget_files(self._folder.path)  # before compiling takes memory, too
@@ -399,7 +315,7 @@ class GraphCompiler:
         Streams decode many rows, and a table in 8 bits is read too fast for drafts to gain by it.
         """
         n_text = self._folder.end_of_text or 0
-        if not self._is_fast_path() or self._wanted.streams > 1 or in_eight_bits:
+        if not self._plan.is_fast_path or self._plan.wanted.streams > 1 or in_eight_bits:
             return 0
         return min(_DRAFT_TOKENS, n_text // _DRAFT_SHARE)
 
@@ -412,9 +328,9 @@ class GraphCompiler:
         if any(map(eight_bits.has_matrices, models)):
             return True
         found = f"{self._folder.path} has no matrices that can be rounded to 8 bits"
-        if self._wanted.precision == "int8":
-            raise ModelError(f"{found}; give --precision {self.arithmetic}")
-        logger.warning("%s: computing in %s", found, self.arithmetic)
+        if self._plan.wanted.precision == "int8":
+            raise ModelError(f"{found}; give --precision {self._plan.arithmetic}")
+        logger.warning("%s: computing in %s", found, self._plan.arithmetic)
         return False
 
     def _known_contract(self, with_past: ov.Model) -> Contract | None:
@@ -436,7 +352,8 @@ def _recipe_digest() -> str:
     """
     modules = (
         *(arithmetic, backend, eight_bits, graphs),
-        *(kv_cache, openvino_cross_states, openvino_queries, openvino_stateful),
+        *(kv_cache, openvino_cross_states, openvino_plan),
+        *(openvino_queries, openvino_stateful),
     )
     sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     content = b"".join(path.read_bytes() for path in sources)

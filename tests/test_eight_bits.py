@@ -32,8 +32,8 @@ from whisper_npu.runtime.model_dir import (
     read_model_folder,
 )
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
-from whisper_npu.runtime.openvino_compile import GraphCompiler
 from whisper_npu.runtime.openvino_graphs import matrix_of
+from whisper_npu.runtime.openvino_plan import Plan
 
 ARITHMETIC = "bf16" if HAS_BF16 else "f32"
 """What is computed in beside 8 bits."""
@@ -151,7 +151,7 @@ class TestBackend:
         self, tiny_folder, monkeypatch, flags, beside
     ):
         monkeypatch.setattr(arithmetic, "processor_flags", lambda: flags)
-        monkeypatch.setattr(GraphCompiler, "_pick_arithmetic", lambda _self: beside)
+        monkeypatch.setattr(Plan, "_pick_arithmetic", lambda _self: beside)
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
         whole = "amx_bf16" in flags and beside == "bf16"
         options = backend._facts.options
@@ -161,7 +161,7 @@ class TestBackend:
 
     def test_it_is_near_to_f32_but_rounded(self, tiny_folder, features, monkeypatch):
         """All else in f32, so that what is off is due to 8 bits."""
-        monkeypatch.setattr(GraphCompiler, "_pick_arithmetic", lambda _self: "f32")
+        monkeypatch.setattr(Plan, "_pick_arithmetic", lambda _self: "f32")
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
         assert backend.precision == "int8+f32"
         exact = loaded(tiny_folder, "stateful").backend
@@ -223,7 +223,7 @@ class TestBackend:
         assert ("no matrices that can be rounded" in caplog.text) == HAS_VNNI
 
     def test_it_is_for_processors(self, tiny_folder, monkeypatch):
-        monkeypatch.setattr(GraphCompiler, "_check_device", lambda _self: None)
+        monkeypatch.setattr(Plan, "_check_device", lambda _self: None)
         with pytest.raises(UsageError, match=r"for GPU export with PRECISION=int8"):
             OpenVINOBackend(read_model_folder(tiny_folder), device="GPU", precision="int8")
         with pytest.raises(UsageError, match="precision is 'int8'"):
