@@ -1,4 +1,4 @@
-"""What is settled before any graph is read: what it is computed in, and what it is compiled with."""
+"""What is settled before any graph is read: what graphs compute in and are compiled with."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
