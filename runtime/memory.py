@@ -5,11 +5,13 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, BinaryIO
+
+import numpy.typing as npt
 
 _DONTNEED = 4  # Linux's MADV_DONTNEED
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -29,22 +31,25 @@ def _c_library() -> Any:
     return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def forget_files(folder: Path) -> None:
-    """Drop what this process holds of the files in a folder that it has mapped to read (Linux).
+def forget_files_of(arrays: Iterable[npt.NDArray[Any]]) -> None:
+    """Drop what this process holds of the files that arrays lie in, mapped to be read (Linux).
 
     Weights are mapped to be compiled, and then mostly not read again. Whatever is read all the same
-    comes back from the file.
+    comes back from the file. Nobody can take away a mapping that an array lies in; of another one,
+    the place could have become somebody's memory by the time it is dropped.
     """
     library = _c_library()
     if library is None:
         return
+    places = [array.__array_interface__["data"][0] for array in arrays if array.size]
     with contextlib.suppress(OSError):
-        files = {str(path.resolve()) for path in folder.iterdir()}
         for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
             addresses, _, rest = line.partition(b" ")
             permissions, *_, name = rest.split(maxsplit=4) or [b"", b""]
-            if os.fsdecode(name) in files and b"w" not in permissions:
-                start, end = (int(address, 16) for address in addresses.split(b"-"))
+            if not name.startswith(b"/") or b"w" in permissions:
+                continue
+            start, end = (int(address, 16) for address in addresses.split(b"-"))
+            if any(start <= place < end for place in places):
                 library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 

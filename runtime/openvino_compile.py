@@ -7,7 +7,7 @@ disk, and a later start reads no ONNX at all.
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
@@ -38,7 +39,7 @@ from whisper_npu.runtime.compile_cache import (
     cache_key,
 )
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
-from whisper_npu.runtime.memory import available_bytes, forget_files, give_back
+from whisper_npu.runtime.memory import available_bytes, forget_files_of, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 from whisper_npu.runtime.openvino_plan import Plan
 from whisper_npu.runtime.openvino_queries import give_queries
@@ -103,11 +104,13 @@ class Compiled:
         graphs: by name.
         facts: what is known of them.
         align: by graph, see `CompileCache.store`.
+        weights: arrays in the files that were read.
     """
 
     graphs: dict[str, ov.CompiledModel]
     facts: Facts
     align: dict[str, bytes] = field(default_factory=dict)
+    weights: Sequence[npt.NDArray[Any]] = ()
 
 
 class GraphCompiler:
@@ -224,12 +227,13 @@ class GraphCompiler:
             graph, align = compiled.graphs[name], compiled.align.get(name, b"")
             if not kept.store(keys[name], graph, label, asdict(compiled.facts), align):
                 break
-        forget_files(self._folder.path)
+        forget_files_of(compiled.weights)
         give_back()
 
     def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._plan.wanted.kv_cache
-        encoder, decoder, with_past = graphs.read_trio(self._core, folder)
+        trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
+        weights = graphs.largest_constants(trio)
         dimensions = graphs.read_dimensions(encoder, with_past)
         contract = self._known_contract(with_past)
         elastic = graphs.make_elastic(encoder, dimensions.n_audio_ctx)
@@ -263,16 +267,13 @@ class GraphCompiler:
             split = graphs.split_vocabulary(with_past, self._folder.end_of_text or 0, n_draft)
             wanted |= split
             n_draft *= bool(split)
-        heads = folder.alignment_heads if self._plan.is_fast_path else ()
-        is_known = all(head < dimensions.n_text_head for _, head in heads)
-        if not is_known or not give_queries(with_past, heads):
-            heads = ()
+        heads = self._followed_heads(with_past, dimensions)
         align: dict[str, bytes] = {}
         if in_eight_bits and self._plan.is_fast_path and self._plan.arithmetic == "bf16":
             # Half as much to write, and to read at each start. Done whether graphs are kept or
             # not, so that the results are the same.
             align = {"with_past": eight_bits.narrow_tables(with_past)}
-            forget_files(folder.path)
+            forget_files_of(weights)
         files = {**_STATEFUL, "decoder": DECODER}
         options: dict[str, dict[str, Any]] = {}
         # A graph is rounded while the one before it is compiled.
@@ -281,6 +282,7 @@ class GraphCompiler:
             for name, model in wanted.items():
                 if in_eight_bits:
                     options[name] = self._round(model, name)
+                    forget_files_of(weights)  # before compiling takes memory, too
                 if self._plan.is_fast_path:
                     graphs.store_by_output(model)
                 file = files[name]
@@ -288,11 +290,19 @@ class GraphCompiler:
                     self.compile_one, model, file, **options.get(name, {})
                 )
             compiled = {name: job.result() for name, job in jobs.items()}
-        forget_files(folder.path)
+        forget_files_of(weights)
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
         facts = Facts(dimensions, contract, elastic, in_eight_bits, options, n_draft, heads)
-        return Compiled(compiled, facts, align)
+        return Compiled(compiled, facts, align, weights)
+
+    def _followed_heads(
+        self, with_past: ov.Model, dimensions: graphs.GraphDimensions
+    ) -> tuple[tuple[int, int], ...]:
+        """Have the decoder hand out queries of alignment heads; of which, if it can."""
+        heads = self._folder.alignment_heads if self._plan.is_fast_path else ()
+        is_known = all(head < dimensions.n_text_head for _, head in heads)
+        return heads if is_known and give_queries(with_past, heads) else ()
 
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
         """Round a graph's matrices; what it is to be compiled with."""
@@ -306,7 +316,6 @@ class GraphCompiler:
             options = {hint: "f32" for hint in _HINTS if hint in self._plan.config}
         if eight_bits.round_products(model, attention=name != "encoder"):
             options[_GROUP_SIZE] = eight_bits.GROUP
-            forget_files(self._folder.path)  # before compiling takes memory, too
         return options
 
     def _n_draft(self, *, in_eight_bits: bool) -> int:

@@ -1,8 +1,10 @@
 """What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +98,15 @@ def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
         return None
     matrix: npt.NDArray[np.floating] = node.data
     return matrix if by_output else matrix.T
+
+
+def largest_constants(models: Iterable[ov.Model]) -> list[npt.NDArray[Any]]:
+    """Each graph's largest constant where it lies; the file it is mapped from stays mapped."""
+    found = []
+    for model in models:
+        constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+        found.append(max(constants, key=lambda constant: constant.get_byte_size()).data)
+    return found
 
 
 def to_bfloat16(values: Float32Array) -> ov.Tensor:

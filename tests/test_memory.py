@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from whisper_npu import load_model
 from whisper_npu.runtime import memory, openvino_compile, openvino_sessions, rounds
+from whisper_npu.runtime import openvino_graphs as graphs
+from whisper_npu.runtime.model_dir import ENCODER
 from whisper_npu.runtime.openvino_sessions import RequestPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is held")
@@ -39,57 +42,53 @@ def file(tmp_path):
     return path
 
 
+def map_to_read(path, access=mmap.ACCESS_READ):
+    """A file's content where it is mapped, all of it read."""
+    with path.open("rb") as opened:
+        content = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=access), np.int32)
+    assert content.sum() == np.arange(SIZE // 4).sum()
+    return content
+
+
 @linux
 class TestForgetFiles:
     def test_pages_go_and_come_back(self, file):
-        with file.open("rb") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        content = np.frombuffer(mapped, np.int32)
-        assert content.sum() == np.arange(SIZE // 4).sum()
+        content = map_to_read(file)
         assert held(file) == SIZE
-        memory.forget_files(file.parent)
+        memory.forget_files_of([content[100:]])
         assert held(file) == 0
         assert (content == np.arange(SIZE // 4)).all()
 
-    def test_a_link_to_a_file_elsewhere(self, file, tmp_path):
-        folder = tmp_path / "snapshot"
-        folder.mkdir()
-        (folder / "weights").symlink_to(file)
-        with file.open("rb") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        assert bytes(mapped[:]) == file.read_bytes()
-        memory.forget_files(folder)
-        assert held(file) == 0
-
     def test_what_may_have_been_written_is_kept(self, file):
-        with file.open("rb") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-        mapped[:4] = b"mine"
-        memory.forget_files(file.parent)
-        assert mapped[:4] == b"mine"
+        content = map_to_read(file, mmap.ACCESS_COPY)
+        content[0] = 7
+        memory.forget_files_of([content])
+        assert content[0] == 7
 
-    def test_other_folders_are_left_alone(self, file, tmp_path):
-        with file.open("rb") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        assert mapped[:] == file.read_bytes()
-        other = tmp_path / "other"
-        other.mkdir()
-        memory.forget_files(other)
+    def test_memory_that_is_no_file_is_kept(self):
+        content = np.arange(SIZE // 4)  # as large as this it has a mapping of its own
+        memory.forget_files_of([content, np.empty(0)])
+        assert (content == np.arange(SIZE // 4)).all()
+
+    def test_other_mappings_are_left_alone(self, file):
+        """Whoever has them may let go of them at any time, and their place be taken by others."""
+        ours, of_another = map_to_read(file), map_to_read(file)
+        assert held(file) == 2 * SIZE
+        memory.forget_files_of([ours])
         assert held(file) == SIZE
+        assert (of_another == ours).all()
 
     def test_a_mapped_file_with_a_name_in_no_encoding(self, file):
         odd = file.with_name(os.fsdecode(b"w\xffights\xe2\x80\xa8"))
         odd.write_bytes(file.read_bytes())
-        with odd.open("rb") as opened, file.open("rb") as other:
-            mapped = [mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) for f in (opened, other)]
-        assert mapped[0][:] == mapped[1][:]
-        memory.forget_files(file.parent)
+        contents = map_to_read(odd), map_to_read(file)
+        memory.forget_files_of([contents[1]])
         assert held(file) == 0
 
     def test_a_loaded_model_holds_little_of_its_files(self, tiny_folder, monkeypatch):
         weights = (tiny_folder / "model.onnx_data").resolve()
         with monkeypatch.context() as patched:
-            patched.setattr(openvino_compile, "forget_files", lambda folder: None)
+            patched.setattr(openvino_compile, "forget_files_of", lambda arrays: None)
             keeping = load_model(tiny_folder, precision="f32")
         much = held(weights)
         del keeping
@@ -97,6 +96,16 @@ class TestForgetFiles:
         forgetting = load_model(tiny_folder, precision="f32")
         assert held(weights) < much / 2
         assert forgetting.backend.n_text_ctx == 448  # it is in use
+
+    def test_what_is_told_of_a_graph_keeps_its_file_mapped(self, tiny_folder):
+        weights = (tiny_folder / "model.onnx_data").resolve()
+        (array,) = graphs.largest_constants([ov.Core().read_model(tiny_folder / ENCODER)])
+        gc.collect()
+        total = array.sum()  # the graph itself is gone
+        assert held(weights) > 0
+        memory.forget_files_of([array])
+        assert held(weights) == 0
+        assert array.sum() == total
 
 
 def wait_for(condition):
@@ -205,14 +214,10 @@ class TestGiveBackAfter:
         assert not given
 
 
-def test_a_folder_that_is_gone(tmp_path):
-    memory.forget_files(tmp_path / "nothing")
-
-
-def test_systems_that_cannot(monkeypatch, tmp_path):
+def test_systems_that_cannot(monkeypatch):
     monkeypatch.setattr(memory, "_c_library", lambda: None)
     monkeypatch.setattr(memory.Path, "read_bytes", lambda self: pytest.fail("looked for maps"))
-    memory.forget_files(tmp_path)
+    memory.forget_files_of([np.zeros(1)])
     memory.give_back()
     memory.map_large_blocks()
 
