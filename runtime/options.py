@@ -74,7 +74,8 @@ class TranscribeOptions:
             its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched,
             but sequential without `vad`, and for recordings of one window in f32 by name, where
             it gives PyTorch's tokens, or without timestamps.
-        batch_size: windows decoded together, in each stream.
+        batch_size: windows decoded together, in each stream; up to a quarter more where only so
+            few would be left.
         elastic: encode a window shorter than the encoder's with 4 s of silence behind it (3 s in
             tiny models) instead of filling it up, which is faster; what looks wrong then is decoded
             again as a whole window. None: unless the precision is f32 by name, which promises

@@ -20,6 +20,7 @@ from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
+_REMNANT = 4  # a round of so many windows takes one more in, where nothing is left behind them
 
 
 class Reading(Protocol):
@@ -109,7 +110,8 @@ class Rounds:
 
         Args:
             backend: the model.
-            batch_size: windows decoded side by side in one stream at most.
+            batch_size: windows decoded side by side in one stream; up to a quarter more where
+                streams would be left with those few afterwards.
             recordings: opened when there is room for their windows; at first as many as it takes to
                 know whether streams will be needed.
         """
@@ -118,6 +120,7 @@ class Rounds:
         self._upcoming = recordings
         self._open: list[Recording] = []
         self._busy: Counter[Recording] = Counter()  # windows of each that are under way
+        self._held: list[tuple[Recording, Task]] = []  # planned, but for the next round
         self._is_first_round = True
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
@@ -153,9 +156,10 @@ class Rounds:
         # Few windows are faster in one stream, but once there are several, it is memory for both.
         enough = self._backend.n_streams if self._pool is not None else _WORTH_SPLITTING
         n_streams = self._backend.n_streams if len(tasks) >= enough else 1
+        batch_size = max(self._batch_size, -(-len(tasks) // self._backend.n_streams))
         batches = [
             self._start(places, [tasks[place] for place in places], n_streams)
-            for places in _parts([len(task.prompt) for task in tasks], n_streams, self._batch_size)
+            for places in _parts([len(task.prompt) for task in tasks], n_streams, batch_size)
         ]
         if n_streams > 1:
             self._encode_ahead(waiting)
@@ -164,32 +168,38 @@ class Rounds:
 
     def _plan(self) -> tuple[list[Recording], list[Task], list[Task]]:
         """What the next round decodes, much of it being encoded already, and what waits for it."""
-        room = self._batch_size * self._backend.n_streams
-        recordings: list[Recording] = []
-        tasks: list[Task] = []
-        enough = _WORTH_SPLITTING
-        if self._is_first_round and self._is_much(room):
-            enough = 2  # of one alone it is not sure that there is speech behind it
+        room, at_most, enough = self._batch_size * self._backend.n_streams, 0, _WORTH_SPLITTING
+        if self._backend.n_streams > 1:
+            at_most = room + room // _REMNANT
+        if self._is_first_round and at_most:
+            expected = self._n_expected(at_most)
+            if min(room, expected) >= _WORTH_SPLITTING:
+                enough = 2  # of one alone it is not sure that there is speech behind it
+            if expected > at_most:
+                at_most = 0  # the first words come sooner
         self._is_first_round = False
+        planned, self._held = self._held, []
         number = 0
-        while len(tasks) < room and self._is_open(number):
+        while len(planned) < max(room, at_most + 1) and self._is_open(number):
             recording = self._open[number]
             task = None if recording.has_ended else recording.plan()
             if task is not None:
-                recordings.append(recording)
-                tasks.append(task)
+                planned.append((recording, task))
                 self._busy[recording] += 1
-                if len(tasks) >= enough:
-                    self._encode_ahead(tasks)
+                if len(planned) >= enough:
+                    self._encode_ahead([task for _, task in planned])
             elif self._busy[recording]:
                 number += 1
             else:
                 recording.end()
                 self._open.pop(number)
                 del self._busy[recording]
+        if len(planned) > at_most:
+            planned, self._held = planned[:room], planned[room:]
+        recordings, tasks = [each for each, _ in planned], [task for _, task in planned]
         waiting: list[Task] = []
         for recording in dict.fromkeys(recordings):
-            waiting += recording.ahead(room - len(tasks) - len(waiting))
+            waiting += recording.ahead(max(0, room - len(tasks) - len(waiting)))
         if len(tasks) + len(waiting) >= _WORTH_SPLITTING:
             self._encode_ahead(tasks)
         return recordings, tasks, waiting
@@ -200,18 +210,16 @@ class Rounds:
             self._open.extend(islice(self._upcoming, 1))
         return number < len(self._open)
 
-    def _is_much(self, room: int) -> bool:
-        """Whether the lengths of the recordings promise enough to begin in streams at once.
+    def _n_expected(self, at_most: int) -> int:
+        """Windows that the recordings' lengths promise; more than `at_most` are not counted.
 
         They promise too much where there is little speech; streams are then made ready for nothing.
         """
-        if self._backend.n_streams == 1 or room < _WORTH_SPLITTING:
-            return False
         number, expected = 0, 0
-        while expected < _WORTH_SPLITTING and self._is_open(number):
+        while expected <= at_most and self._is_open(number):
             expected += self._open[number].n_expected
             number += 1
-        return expected >= _WORTH_SPLITTING
+        return expected
 
     def _encode_ahead(self, tasks: Sequence[Task]) -> None:
         if self._backend.n_streams > 1:

@@ -236,7 +236,8 @@ def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._Argume
         type=int,
         default=TranscribeOptions.batch_size,
         metavar="N",
-        help="windows decoded together in batched mode (default: %(default)s)",
+        help="windows decoded together in batched mode, in each stream; up to a quarter more where "
+        "only so few would be left (default: %(default)s)",
     )
 
 

@@ -151,12 +151,51 @@ class TestRounds:
         assert sum(len(batch) for batch in batches) == 100
 
     @pytest.mark.parametrize(
-        ("n_windows", "tail"), [(7, [7]), (16 + 1, [1]), (16 + 2, []), (16 + 7, []), (16 + 8, [])]
+        ("n_windows", "n_expected", "sizes"),
+        [
+            (16, 16, [8, 8]),
+            (17, 15, [8, 9]),
+            (20, 20, [10, 10]),
+            (21, 20, [8, 8, 2, 3]),  # too many for one round
+            (19, 100, [8, 8, 1, 2]),  # had more come, the first words would have waited for it
+            (32 + 1, 33, [8, 8, 8, 9]),
+            (32 + 5, 37, [8, 8, 8, 8, 2, 3]),
+        ],
     )
+    def test_a_few_windows_are_not_left_for_a_round_of_their_own(
+        self, batches, n_windows, n_expected, sizes
+    ):
+        recording = FakeRecording("a", n_windows, n_expected=n_expected)
+        n_rounds = go_through([recording], 8)
+        assert n_rounds == len(sizes) / STREAMS
+        by_place = sorted(batches, key=lambda batch: -int(batch[0][1:]))
+        assert [len(batch) for batch in by_place] == sizes
+        assert recording.taken == [f"a{n_windows - i}" for i in range(n_windows)]
+
+    def test_small_batches_and_one_stream_take_in_no_more(self, batches):
+        go_through([FakeRecording("a", 3)], 1)
+        go_through([FakeRecording("a", 9)], 8, n_streams=1)
+        assert sorted(len(batch) for batch in batches) == [1, 1, 1, 1, 8]
+
+    def test_what_is_held_for_the_next_round_is_of_any_recording(self, batches):
+        recordings = [FakeRecording(name, 6, n_expected=6) for name in "abcd"]
+        go_through(recordings, 8)
+        assert sorted(batches[:2]) == [
+            ["a6", "a5", "a4", "a3", "a2", "a1", "b6", "b5"],
+            ["b4", "b3", "b2", "b1", "c6", "c5", "c4", "c3"],
+        ]
+        for recording in recordings:
+            assert recording.taken == [f"{recording.name}{6 - i}" for i in range(6)]
+
+    @pytest.mark.parametrize(("n_windows", "tail"), [(7, [7]), (21, []), (23, []), (24, [])])
     def test_few_windows_stay_in_the_streams_once_these_are_there(self, batches, n_windows, tail):
-        """But one alone has all threads."""
         go_through([FakeRecording("a", n_windows)], 8)
         assert [len(batch) for batch in batches.in_one] == tail
+
+    def test_but_one_alone_has_all_threads(self, batches):
+        """It was not there when the others were planned."""
+        go_through([FakeRecording("a", 17, at_once=16)], 8)
+        assert batches.in_one == [["a1"]]
 
     @pytest.mark.parametrize(
         ("n_windows", "n_waiting", "n_ahead"), [(3, 4, 0), (5, 20, 11), (12, 2, 2), (16, 5, 0)]
@@ -194,11 +233,11 @@ class TestRounds:
         assert batches.ahead == []
         assert batches.in_one == [["a1"]]
 
-    def test_recordings_are_opened_until_it_is_known_that_there_is_much(self, batches):
+    def test_recordings_are_opened_until_it_is_known_how_much_there_is(self, batches):
         opened = []
-        rounds = Rounds(FakeStreams(), 8, noting(opened, "abc", 20, n_expected=4))
-        assert rounds._is_much(16)
-        assert opened == ["a", "b"]
+        rounds = Rounds(FakeStreams(), 8, noting(opened, "abcdef", 20, n_expected=8))
+        assert rounds._n_expected(20) == 24
+        assert opened == ["a", "b", "c"]
 
     def test_time_of_what_runs_side_by_side_counts_once(self, batches):
         """Three batches of a second each, in one stream and in two."""
