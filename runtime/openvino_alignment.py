@@ -7,6 +7,7 @@ from whisper_npu.errors import ModelError
 from whisper_npu.runtime.backend import Float32Array, Int64Array
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.openvino_graphs import port, read_graph
+from whisper_npu.runtime.openvino_sessions import RequestPool
 
 
 def require_alignment_graph(folder: ModelFolder) -> None:
@@ -38,12 +39,12 @@ def read_alignment_graph(core: ov.Core, folder: ModelFolder) -> ov.Model:
 
 
 def align(
-    request: ov.InferRequest, audio: Float32Array, tokens: Int64Array
+    pool: RequestPool, request: ov.InferRequest, audio: Float32Array, tokens: Int64Array
 ) -> tuple[Float32Array, Float32Array]:
     """Run the alignment graph; see `Backend.align`."""
     request.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
     request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
-    request.infer()
+    pool.run(request)
     probabilities = request.get_tensor("token_probabilities").data.copy()
     attentions = request.get_tensor("cross_attentions").data.copy()
     return probabilities, attentions

@@ -8,8 +8,8 @@
 | off      | none: the whole context is computed anew at each step (the oracle)       |
 """
 
-from functools import cached_property
-from threading import Lock
+from contextlib import suppress
+from threading import Lock, Thread
 
 import numpy as np
 import openvino as ov
@@ -79,7 +79,15 @@ class OpenVINOBackend(SingleStream):
         self._compiler = GraphCompiler(self._core, folder, self._plan)
         compiled = self._compiler.compile(cache)
         self._facts = compiled.facts
-        self._pools = {name: RequestPool(graph) for name, graph in compiled.graphs.items()}
+        self._n_threads_used = 1
+        if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
+            found = compiled.graphs["encoder"].get_property("INFERENCE_NUM_THREADS")
+            self._n_threads_used = int(found)
+        self._n_alone = streams if self._n_threads_used > streams else 0
+        self._pools = {
+            name: RequestPool(graph, n_alone=self._n_alone if self._may_race(name) else 0)
+            for name, graph in compiled.graphs.items()
+        }
         self._vocabulary: SplitVocabulary | None = None
         if self._facts.n_draft:
             self._vocabulary = SplitVocabulary(
@@ -89,17 +97,44 @@ class OpenVINOBackend(SingleStream):
         self._n_threads = threads
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
         self._streams_lock = Lock()
+        self._preparing = Lock()
+        if self._n_alone == 1:  # until there is something to encode it is done
+            Thread(target=self._try_to_prepare, name="whisper-npu-preparing").start()
 
-    @cached_property
-    def n_streams(self) -> int:
-        """Streams of one thread each; one where the device is no processor.
+    def _may_race(self, name: str) -> bool:
+        """Whether a graph's first run is to be kept to one thread; see `one_thread`.
 
-        Asked for once: a compiled graph answers when no request of it is running.
+        Where the plugin keeps the states, kernels of the decoder's work their shapes out alone.
         """
+        return self._facts.elastic if name == "encoder" else not self._plan.is_fast_path
+
+    def _try_to_prepare(self) -> None:
+        with suppress(RuntimeError):  # whoever encodes is told
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Have the encoder run its shortest window, if it has not run for this thread.
+
+        The first time one thread does everything, so it should be little.
+        """
+        pool = self._pools["encoder"]
+        with self._preparing:
+            if pool.is_prepared:
+                return
+            request = pool.take()
+            try:
+                shortest = np.zeros((1, self.n_mels, self.window_frames[0]), np.float32)
+                request.set_tensor("input_features", ov.Tensor(shortest))
+                pool.run(request)
+            finally:
+                pool.give(request)
+
+    @property
+    def n_streams(self) -> int:
+        """Streams that the threads are divided among; one where the device is no processor."""
         if self._device != "CPU" or self._kv_cache != "stateful":
             return 1
-        threads = self._pools["encoder"].compiled.get_property("INFERENCE_NUM_THREADS")
-        return min(int(threads), _MOST_STREAMS)
+        return min(self._n_threads_used, _MOST_STREAMS)
 
     def in_streams(self) -> "OpenVINOBackend":
         """The same model compiled for `n_streams` callers at once, the first time it is wanted."""
@@ -184,6 +219,8 @@ class OpenVINOBackend(SingleStream):
         d = self._facts.dimensions
         out = np.empty((len(features), features.shape[2] // 2, d.n_audio_state), np.float32)
         pool = self._pools["encoder"]
+        if not pool.is_prepared:
+            self._prepare()
         request = pool.take()
         try:
             for i, window in enumerate(features):
@@ -202,11 +239,13 @@ class OpenVINOBackend(SingleStream):
         with self._alignment_lock:
             if self._alignment is None:
                 model = read_alignment_graph(self._core, self._folder)
-                self._alignment = RequestPool(self._compiler.compile_one(model, ALIGNMENT))
+                self._alignment = RequestPool(
+                    self._compiler.compile_one(model, ALIGNMENT), n_alone=self._n_alone
+                )
         pool = self._alignment
         request = pool.take()
         try:
-            return align(request, audio, tokens)
+            return align(pool, request, audio, tokens)
         finally:
             pool.give(request)
 

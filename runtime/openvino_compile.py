@@ -41,6 +41,7 @@ from whisper_npu.runtime.compile_cache import (
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
 from whisper_npu.runtime.memory import available_bytes, forget_files_of, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+from whisper_npu.runtime.one_thread import one_thread
 from whisper_npu.runtime.openvino_plan import Plan
 from whisper_npu.runtime.openvino_queries import give_queries
 
@@ -394,7 +395,8 @@ def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensio
         length = n_past if is_self_attention(name) else d.n_audio_ctx
         zeros = np.zeros((1, d.n_text_head, length, d.head_dim), np.float32)
         request.set_tensor(tensor, ov.Tensor(zeros))
-    request.infer()
+    with one_thread():
+        request.infer()
     present = request.get_tensor("present.0.decoder.key")
     contract = graphs.contract_of(present.shape[2], n_past, n_new)
     logger.debug("KV contract: %s (from a probing step)", contract)

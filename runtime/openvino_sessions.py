@@ -6,7 +6,9 @@ Which is which: see `openvino_backend`.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from threading import Lock
+from threading import Lock, local
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -27,6 +29,7 @@ from whisper_npu.runtime.kv_cache import (
     past_name,
 )
 from whisper_npu.runtime.memory import forget_mapped, forgetting_mapped, give_back
+from whisper_npu.runtime.one_thread import one_thread
 
 logger = logging.getLogger("whisper_npu")
 
@@ -38,8 +41,18 @@ _LOOKED_UP = 8
 class RequestPool:
     """Inference requests of one compiled graph, each used by one caller at a time."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
+    def __init__(self, compiled: ov.CompiledModel, *, n_alone: int = 0) -> None:
+        """No request is made yet.
+
+        Args:
+            compiled: the graph.
+            n_alone: copies of it, one for each stream, that one thread is to run the first time
+                (`one_thread`); 0 where that is no need.
+        """
         self.compiled = compiled
+        self._n_alone = n_alone
+        # Each thread that asks has a stream of its own, where there are several.
+        self._prepared: Any = local() if n_alone > 1 else SimpleNamespace()
         self._is_fresh = True
         self._n_runs = 0
         self._free: list[ov.InferRequest] = []
@@ -57,8 +70,9 @@ class RequestPool:
         """Give a request back."""
         with self._lock:
             self._free.append(request)
-            was_fresh, self._is_fresh = self._is_fresh, False
-        if was_fresh:  # weights have been read for the first time, and put in order for its kernels
+            was_fresh = self._is_fresh
+            self._is_fresh = self._n_runs < _READS_WEIGHTS
+        if was_fresh:  # weights have been read, and put in order for its kernels
             give_back()
 
     def run(self, request: ov.InferRequest) -> None:
@@ -66,11 +80,20 @@ class RequestPool:
 
         The first times, weights are read and put in order for kernels.
         """
-        with self._reading():
+        with self._reading(), self._preparing():
             request.infer(share_outputs=True)  # else it would copy the outputs
+        self._prepared.once = True
         self._n_runs += 1
         if self._n_runs % _LOOKED_UP == 0:
             forget_mapped()
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it has run for whoever asks, if that matters; else one thread runs it next."""
+        return self._n_alone == 0 or getattr(self._prepared, "once", False)
+
+    def _preparing(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.is_prepared else one_thread()
 
     def _reading(self) -> AbstractContextManager[None]:
         return forgetting_mapped() if self._n_runs < _READS_WEIGHTS else nullcontext()
@@ -126,6 +149,7 @@ class UncachedSession(OpenVINOSession):
 
     def __init__(self, decoder: RequestPool, audio: Float32Array, n_text_ctx: int) -> None:
         super().__init__(n_text_ctx)
+        self._pool = decoder
         self._request = self._take(decoder)
         self._request.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
         self._tokens = np.empty((len(audio), 0), np.int64)
@@ -141,7 +165,7 @@ class UncachedSession(OpenVINOSession):
         check_room(self.length, n_new, self._n_text_ctx)
         self._tokens = np.concatenate((self._tokens, tokens), axis=1)
         self._request.set_tensor("input_ids", ov.Tensor(self._tokens))
-        self._request.infer()
+        self._pool.run(self._request)
         self._log_step(
             self._request.get_tensor("present.0.decoder.key").shape,
             self._request.get_tensor("present.0.encoder.key").shape,
@@ -167,6 +191,7 @@ class CachedSession(OpenVINOSession):
     ) -> None:
         super().__init__(n_text_ctx)
         self._cache = cache
+        self._decoder, self._with_past = decoder, with_past
         self._prefill = self._take(decoder)
         self._prefill.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
         self._step = self._take(with_past)
@@ -181,12 +206,13 @@ class CachedSession(OpenVINOSession):
         """Decode further tokens; see `DecoderSession.step`."""
         check_room(self.length, tokens.shape[1], self._n_text_ctx)
         first = self._cache.length == 0
+        pool = self._decoder if first else self._with_past
         request = self._prefill if first else self._step
         if not first:
             for name, state in self._cache.past().items():
                 request.set_tensor(name, ov.Tensor(np.ascontiguousarray(state)))
         request.set_tensor("input_ids", ov.Tensor(np.ascontiguousarray(tokens)))
-        request.infer()
+        pool.run(request)
         present = _present_states(request)
         self._cache.update(
             {name: state for name, state in present.items() if is_self_attention(name)},

@@ -20,7 +20,7 @@ from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
-_REMNANT = 4  # a round of so many windows takes one more in, where nothing is left behind them
+_REMNANT = 4  # a batch of so many windows takes one more in, where nothing is left behind them
 
 
 class Reading(Protocol):
@@ -110,8 +110,8 @@ class Rounds:
 
         Args:
             backend: the model.
-            batch_size: windows decoded side by side in one stream; up to a quarter more where
-                streams would be left with those few afterwards.
+            batch_size: windows decoded side by side in one stream; up to a quarter more where only
+                those few would be left.
             recordings: opened when there is room for their windows; at first as many as it takes to
                 know whether streams will be needed.
         """
@@ -168,19 +168,20 @@ class Rounds:
 
     def _plan(self) -> tuple[list[Recording], list[Task], list[Task]]:
         """What the next round decodes, much of it being encoded already, and what waits for it."""
-        room, at_most, enough = self._batch_size * self._backend.n_streams, 0, _WORTH_SPLITTING
-        if self._backend.n_streams > 1:
-            at_most = room + room // _REMNANT
-        if self._is_first_round and at_most:
+        n_streams, enough = self._backend.n_streams, _WORTH_SPLITTING
+        at_most = room = self._batch_size * n_streams
+        if n_streams > 1:  # else nothing is read while it is busy
+            at_most += self._batch_size // _REMNANT * n_streams
+        if self._is_first_round and n_streams > 1:
             expected = self._n_expected(at_most)
             if min(room, expected) >= _WORTH_SPLITTING:
                 enough = 2  # of one alone it is not sure that there is speech behind it
             if expected > at_most:
-                at_most = 0  # the first words come sooner
+                at_most = room  # the first words come sooner
         self._is_first_round = False
         planned, self._held = self._held, []
         number = 0
-        while len(planned) < max(room, at_most + 1) and self._is_open(number):
+        while len(planned) < at_most + (at_most > room) and self._is_open(number):
             recording = self._open[number]
             task = None if recording.has_ended else recording.plan()
             if task is not None:

@@ -172,10 +172,24 @@ class TestRounds:
         assert [len(batch) for batch in by_place] == sizes
         assert recording.taken == [f"a{n_windows - i}" for i in range(n_windows)]
 
-    def test_small_batches_and_one_stream_take_in_no_more(self, batches):
-        go_through([FakeRecording("a", 3)], 1)
-        go_through([FakeRecording("a", 9)], 8, n_streams=1)
-        assert sorted(len(batch) for batch in batches) == [1, 1, 1, 1, 8]
+    @pytest.mark.parametrize(
+        ("batch_size", "n_streams", "n_windows", "largest"),
+        [(1, 2, 3, 1), (1, 4, 5, 1), (3, 4, 13, 3), (4, 4, 17, 5), (4, 3, 15, 5), (8, 1, 9, 8)],
+    )
+    def test_no_batch_takes_in_more_than_a_quarter(
+        self, batches, batch_size, n_streams, n_windows, largest
+    ):
+        go_through([FakeRecording("a", n_windows, n_expected=n_windows)], batch_size, n_streams)
+        assert max(len(batch) for batch in batches) == largest
+        assert sum(len(batch) for batch in batches) == n_windows
+
+    def test_nothing_is_read_ahead_that_could_not_be_taken_in(self, batches):
+        recording = FakeRecording("a", 9, n_expected=9)
+        rounds = Rounds(FakeStreams(4), 2, iter([recording]))
+        rounds._begin()
+        assert recording.left == 1
+        while rounds.advance():
+            pass
 
     def test_what_is_held_for_the_next_round_is_of_any_recording(self, batches):
         recordings = [FakeRecording(name, 6, n_expected=6) for name in "abcd"]
