@@ -14,7 +14,7 @@ import pytest
 from openvino import opset13 as ops
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime import compile_cache
+from whisper_npu.runtime import compile_cache, memory
 from whisper_npu.runtime.compile_cache import CompileCache, cache_key, compile_cached, default_cache
 
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -108,18 +108,29 @@ def not_a_blob(path):
     """A right header over something OpenVINO cannot load."""
     content = b"nonsense" * 100
     header = json.loads(path.read_bytes()[:4096])
-    header |= {"bytes": len(content), "sha256": compile_cache.hashlib.sha256(content).hexdigest()}
-    path.write_bytes(json.dumps(header).encode().ljust(4096) + content)
+    digest = compile_cache._digest(header["facts"])
+    digest.update(content)
+    header |= {"bytes": len(content), "sha256": digest.hexdigest()}
+    head = json.dumps(header).encode().ljust(header["begin"] - 1) + b"\n"
+    path.write_bytes(head + content)
 
 
 DAMAGES = [truncate, empty, flip_a_bit, from_another_program, headed_by_another_kind, not_a_blob]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_is_found_and_repaired(compiles, cache, damage):
+def test_damage_is_found_and_repaired(compiles, cache, damage, monkeypatch):
+    mapped = []
+
+    def map_file(file, digest):
+        mapped.append(digest)
+        return memory.map_file(file, digest)
+
+    monkeypatch.setattr(compile_cache, "map_file", map_file)
     compiles()
     damage(only_file(cache))
     assert compiles() == (128.0, True)
+    assert len(mapped) == (damage is not_a_blob), "all else is found before OpenVINO reads it"
     assert compiles() == (128.0, False)
 
 
