@@ -12,6 +12,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
+from whisper_npu.export import parity_graph
 from whisper_npu.runtime import one_thread as module
 from whisper_npu.runtime import openvino_compile, openvino_sessions
 from whisper_npu.runtime.model_dir import read_model_folder
@@ -217,6 +218,27 @@ class TestBackend:
         backend = OpenVINOBackend(read_model_folder(tiny_en_folder), precision=precision, **THREADS)
         found = {name for name, pool in backend._pools.items() if has_shapes_to_look_up(pool)}
         assert found == {"encoder"}
+
+
+def test_graphs_that_are_compared_with_pytorch(tiny_folder, monkeypatch):
+    entered = []
+
+    @contextmanager
+    def noting():
+        entered.append(True)
+        yield
+
+    monkeypatch.setattr(parity_graph, "one_thread", noting)
+    monkeypatch.setattr(parity_graph.Graph, "_check_interface", lambda *_: None)
+    graph = parity_graph.Graph(tiny_folder, "decoder_model", parity_graph.Interface({}, {}))
+    d_model = graph._compiled.input("encoder_hidden_states").partial_shape[2].get_length()
+    inputs = {
+        "input_ids": np.ones((1, 3), np.int64),
+        "encoder_hidden_states": np.zeros((1, 1500, d_model), np.float32),
+    }
+    for _ in range(2):
+        graph(inputs)
+    assert entered == [True]
 
 
 def has_shapes_to_look_up(pool):
