@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _DONTNEED = 4  # Linux's MADV_DONTNEED
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -31,7 +32,7 @@ def _c_library() -> Any:
     return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def forget_files_of(arrays: Iterable[npt.NDArray[Any]]) -> None:
+def forget_files_of(arrays: "Iterable[npt.NDArray[Any]]") -> None:
     """Drop what this process holds of the files that arrays lie in, mapped to be read (Linux).
 
     Weights are mapped to be compiled, and then mostly not read again. Whatever is read all the same

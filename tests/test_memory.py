@@ -13,11 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import openvino as ov
 import pytest
+from model_surgery import copy_folder
 
 from whisper_npu import load_model
 from whisper_npu.runtime import memory, openvino_compile, openvino_sessions, rounds
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.model_dir import ENCODER
+from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 from whisper_npu.runtime.openvino_sessions import RequestPool
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is held")
@@ -41,6 +43,12 @@ def file(tmp_path):
     path = (tmp_path / "weights").resolve()
     path.write_bytes(np.arange(SIZE // 4, dtype=np.int32).tobytes())
     return path
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A model folder that nobody else has mapped."""
+    return copy_folder(tiny_folder, tmp_path / "tiny")
 
 
 def map_to_read(path, access=mmap.ACCESS_READ):
@@ -86,21 +94,22 @@ class TestForgetFiles:
         memory.forget_files_of([contents[1]])
         assert held(file) == 0
 
-    def test_a_loaded_model_holds_little_of_its_files(self, tiny_folder, monkeypatch):
-        weights = (tiny_folder / "model.onnx_data").resolve()
+    def test_a_loaded_model_holds_little_of_its_files(self, folder, monkeypatch):
+        weights = (folder / "model.onnx_data").resolve()
+        monkeypatch.setattr(OpenVINOBackend, "_try_to_prepare", lambda self: None)  # it reads some
         with monkeypatch.context() as patched:
             patched.setattr(openvino_compile, "forget_files_of", lambda arrays: None)
-            keeping = load_model(tiny_folder, precision="f32")
+            keeping = load_model(folder, precision="f32")
         much = held(weights)
         del keeping
         gc.collect()
-        forgetting = load_model(tiny_folder, precision="f32")
+        forgetting = load_model(folder, precision="f32")
         assert held(weights) < much / 2
         assert forgetting.backend.n_text_ctx == 448  # it is in use
 
-    def test_what_is_told_of_a_graph_keeps_its_file_mapped(self, tiny_folder):
-        weights = (tiny_folder / "model.onnx_data").resolve()
-        (array,) = graphs.largest_constants([ov.Core().read_model(tiny_folder / ENCODER)])
+    def test_what_is_told_of_a_graph_keeps_its_file_mapped(self, folder):
+        weights = (folder / "model.onnx_data").resolve()
+        (array,) = graphs.largest_constants([ov.Core().read_model(folder / ENCODER)])
         gc.collect()
         total = array.sum()  # the graph itself is gone
         assert held(weights) > 0
