@@ -38,7 +38,7 @@ class _GlobalControl(ctypes.Structure):
 def _controls() -> tuple[Any, Any] | None:
     """What begins and ends such a control in the oneTBB that is loaded; None where there is none.
 
-    Elsewhere than on Linux the standard library's tables do not lead astray.
+    It was seen, and is known how to be kept from happening, on Linux only.
     """
     if sys.platform != "linux":
         return None

@@ -71,7 +71,7 @@ class RequestPool:
         with self._lock:
             self._free.append(request)
             was_fresh = self._is_fresh
-            self._is_fresh = self._n_runs < _READS_WEIGHTS
+            self._is_fresh = 0 < self._n_runs < _READS_WEIGHTS
         if was_fresh:  # weights have been read, and put in order for its kernels
             give_back()
 

@@ -194,10 +194,35 @@ class TestForgetting:
             def infer(self, *, share_outputs):
                 pass
 
-        pool = RequestPool(SimpleNamespace(inputs=[]))
+        pool = RequestPool(None)
         for n_runs in range(1, 33):
             pool.run(Ready())
             assert len(dropped) == n_runs // 8
+
+
+class TestPools:
+    """Memory is given back where weights have been read for the first times."""
+
+    @pytest.mark.parametrize(
+        ("n_runs", "given"),
+        [
+            ([0, 0, 0], [1, 0, 0]),  # whoever runs its requests otherwise, as static graphs are
+            ([1, 1, 1], [1, 1, 0]),  # the encoder's first run, and its first of a recording
+            ([30, 1, 1], [1, 0, 0]),  # a decoder
+        ],
+    )
+    def test_as_requests_are_given_back(self, monkeypatch, n_runs, given):
+        found = []
+        monkeypatch.setattr(openvino_sessions, "give_back", lambda: found.append(True))
+        request = SimpleNamespace(infer=lambda *, share_outputs: None)
+        pool = RequestPool(SimpleNamespace(create_infer_request=lambda: request))
+        for n, want in zip(n_runs, given, strict=True):
+            found.clear()
+            taken = pool.take()
+            for _ in range(n):
+                pool.run(taken)
+            pool.give(taken)
+            assert len(found) == want
 
 
 class TestGiveBackAfter:

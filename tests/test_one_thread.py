@@ -20,7 +20,7 @@ from whisper_npu.runtime.one_thread import one_thread
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 from whisper_npu.runtime.openvino_sessions import RequestPool
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="others are not led astray")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is held")
 
 
 def allowed():
