@@ -15,21 +15,20 @@ from math import inf
 
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
-from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.job import DIVISIBLE, NEGLIGIBLE_SPEECH, Job
 from whisper_npu.runtime.results import Retry, Segment
-from whisper_npu.runtime.segments import split_at_timestamps
+from whisper_npu.runtime.segments import split_at_timestamps, without_timestamps
 from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.word_timing import last_word_end
 
-_DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that is heard in parts where it loops
 # Frames of a window whose text is decoded without timestamps, and gets them by alignment: half of
 # what the encoder hears, several sentences as a rule.
 _ALIGNED = 15 * FRAMES_PER_SECOND
 _GUESSED = 4  # windows whose language is a guess that wait for one that tells it
 # Seconds of speech behind the last timestamp that are worth another window. What was not said in a
 # text without timestamps is a sentence or more; less is noise, or the last word.
-_UNHEARD, _UNHEARD_ALIGNED = 1.0, 2.0
+_UNHEARD, _UNHEARD_ALIGNED = NEGLIGIBLE_SPEECH, 2.0
 
 # Tokens of the text before that a window is given: the most it has of these. Windows are decoded
 # together only where they are given equally many, so there are few choices; and nearly every window
@@ -164,22 +163,25 @@ class BatchedReading:
         if window is None:
             raise ValueError("nothing is left of this place to be heard")
         if place.task is None:
-            reach = max(0.0, job.windows.speech_end(window) - window.offset - _UNHEARD)
             language = place.language
             if place.retries and place.spoken is not None:
                 job, language = replace(job, language=replace(place.spoken)), None
-            place.task = job.task(window, reach=reach, shares=self._shares, language=language)
+            place.task = job.task(window, reaches_end=True, shares=self._shares, language=language)
             place.language = place.task.wanted.language
         return place.task
 
     def _take_task(self, place: _Place) -> Task:
         task, job = self._task(place), self._job
-        aligned = self._aligns and task.window.n_frames >= _ALIGNED and not task.wanted.prefix
+        aligned = self._aligns and task.window.n_frames >= _ALIGNED and not task.wanted.begun
         task.prompt = job.prompts.before(self._context(place, aligned=aligned))
         if aligned:
-            task.wanted = replace(task.wanted, aligned=True, attention_delay=job.attention_delay)
-        knows_pauses = job.options.vad and not task.wanted.prefix
-        task.divisible = knows_pauses and task.window.n_frames >= _DIVISIBLE
+            task.wanted = replace(
+                task.wanted,
+                aligned=True,
+                without_timestamps=False,
+                attention_delay=job.attention_delay,
+            )
+        task.divisible = task.window.n_frames >= DIVISIBLE and not task.wanted.begun
         place.rest, place.task, place.planned = None, None, True
         return task
 
@@ -195,7 +197,7 @@ class BatchedReading:
     def _take(self, place: _Place, heard: Heard) -> None:
         job, window = self._job, heard.window
         place.planned = False
-        if heard.outcome.loops:
+        if heard.outcome.in_parts:
             self._divide(place, heard)
             return
         retries = place.retries
@@ -209,14 +211,17 @@ class BatchedReading:
             window.n_frames,
             keep_open_end=True,
         )
+        text_end = parts[-1].end
+        if job.options.without_timestamps:
+            parts = [without_timestamps(parts, job.tokenizer.special.timestamp_begin)]
         text = job.write(heard, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
         place.doubtful |= heard.outcome.is_doubtful
         least = _UNHEARD_ALIGNED if heard.outcome.decoded.aligned else _UNHEARD
-        rest = self._rest(window, parts[-1].end, least)
+        rest = self._rest(window, text_end, least)
         if rest is not None and rest.start - window.start < _UNHEARD * FRAMES_PER_SECOND:
             # Heard again from there it would say the same again.
-            job.account(window.offset, rest.offset, text.made_up)
+            job.account(heard, rest.offset, text)
             job.coverage.add(rest.offset, rest.end_time, "dropped", "the text ends before it")
             place.start = window.end
             return
@@ -225,19 +230,24 @@ class BatchedReading:
                 place.later.append((place.rest, place.retries))
             place.rest, place.retries = rest, retries
         place.start = window.end if rest is None else rest.start
-        job.account(window.offset, place.start / FRAMES_PER_SECOND, text.made_up)
+        job.account(heard, place.start / FRAMES_PER_SECOND, text)
 
     def _divide(self, place: _Place, heard: Heard) -> None:
-        """Have a window that loops heard in two parts, cut at a pause.
+        """Have a window that loops or leaves out speech decoded in two parts, cut at a pause.
 
         What leads to a loop, laughter or music, mostly is a small part of it: the rest of the
         window is heard as usual then. Higher temperatures end loops too, in text that is made up.
+        Speech that was left out beside louder speech is heard when it is by itself.
         """
-        window = heard.window
-        cut = self._job.windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
+        window, windows = heard.window, self._job.windows
+        unheard = heard.outcome.decoded.unheard
+        if unheard:
+            cut = windows.cut_beside(window, unheard)
+        else:
+            cut = windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
         place.rest = Window(window.start, cut)
         *earlier, last = heard.outcome.retries
-        last = replace(last, reason=f"{last.reason}; heard in parts")
+        last = replace(last, reason=f"{last.reason}; decoded in parts")
         place.retries = (*place.retries, *earlier, last)
         place.later.append((Window(cut, window.end), place.retries))
 

@@ -29,7 +29,8 @@ from whisper_npu.runtime.repetitions import is_endless
 from whisper_npu.runtime.sentence_times import Listener, with_timestamps
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
-from whisper_npu.runtime.word_timing import time_words
+from whisper_npu.runtime.unheard import Stretch
+from whisper_npu.runtime.word_timing import WordTiming, time_words
 
 # Rows leave a batch when no more than this share of it goes on: kernels are made for every new
 # number of rows, so there should be few.
@@ -50,7 +51,6 @@ class DecodingOptions:
         beam_size: beams at temperature 0; None for greedy decoding.
         patience: how many times `beam_size` finished candidates beam search waits for.
         length_penalty: Google NMT's alpha in ranking candidates; None divides by their length.
-        prefix: tokens the transcript of each window goes on from; they are not part of it.
         begun: tokens the transcript of each window is known to begin with, timestamps included.
         without_timestamps: sample text only.
         aligned: sample text only, and put timestamps in afterwards, by what the model attended to.
@@ -69,7 +69,6 @@ class DecodingOptions:
     beam_size: int | None = None
     patience: float = 1.0
     length_penalty: float | None = None
-    prefix: tuple[int, ...] = ()
     begun: tuple[int, ...] = ()
     without_timestamps: bool = False
     aligned: bool = False
@@ -106,7 +105,8 @@ class DecodedWindow:
         temperature: temperature it was decoded at.
         compression_ratio: bytes of the text by its bytes after zlib; loops compress well.
         reached_limit: the context was full before the end of text.
-        aligned: its timestamps were not sampled, but put in by alignment.
+        words: its words, timed by alignment; None where timestamps were sampled.
+        unheard: where there is speech in it that the text does not account for.
     """
 
     tokens: tuple[int, ...]
@@ -116,7 +116,13 @@ class DecodedWindow:
     temperature: float
     compression_ratio: float
     reached_limit: bool
-    aligned: bool = False
+    words: tuple[WordTiming, ...] | None = None
+    unheard: tuple[Stretch, ...] = ()
+
+    @property
+    def aligned(self) -> bool:
+        """Whether its timestamps were not sampled, but put in by alignment."""
+        return self.words is not None
 
 
 TokenCallback = Callable[[list[tuple[int, ...]]], None]
@@ -159,7 +165,7 @@ def initial_tokens(
         tokens.append(special.translate if options.task == "translate" else special.transcribe)
     if not options.samples_timestamps:
         tokens.append(special.no_timestamps)
-    tokens += (*options.prefix, *options.begun)
+    tokens += options.begun
     if len(tokens) >= n_text_ctx:
         raise UsageError(f"prompt and prefix fill the decoder's context of {n_text_ctx} tokens")
     return tokens, sot_index
@@ -275,12 +281,12 @@ def decode_windows(
     results = []
     for window, candidates in enumerate(chooser.candidates(len(audio))):
         best = rank(candidates, options.length_penalty)
-        tokens = best.tokens
+        tokens, words = best.tokens, None
         with times.measure("text"):
             text = tokenizer.decode(tokens).strip()
         if listener is not None:
             spoken = listener.times(window, best.tokens, backend, audio)
-            tokens = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
+            tokens, words = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
         n_sampled = len(best.tokens) - len(options.begun)
         results.append(
             DecodedWindow(
@@ -291,7 +297,7 @@ def decode_windows(
                 temperature=options.temperature,
                 compression_ratio=compression_ratio(text),
                 reached_limit=n_sampled >= limit,
-                aligned=listener is not None,
+                words=words,
             )
         )
     return results
@@ -333,12 +339,13 @@ def _aligned(
     tokenizer: Tokenizer,
     options: DecodingOptions,
     n_frames: int,
-) -> tuple[int, ...]:
-    """A window's text with timestamps, where it is known when it was spoken."""
+) -> tuple[tuple[int, ...], tuple[WordTiming, ...]]:
+    """A window's text with timestamps, and its words, where it is known when it was spoken."""
     if spoken is None:
-        return text
+        return text, ()
     words, groups = time_words(text, spoken, tokenizer, options.language, options.attention_delay)
-    return with_timestamps(words, groups, tokenizer.special.timestamp_begin, n_frames)
+    stamped = with_timestamps(words, groups, tokenizer.special.timestamp_begin, n_frames)
+    return stamped, tuple(words)
 
 
 def _starts(

@@ -2,12 +2,15 @@
 
 Radford et al. 2022, section 4.5. Only the windows that look wrong are decoded again; those that
 loop under a prompt are so without it, for the prompt is what most often leads them there.
+
+A text that leaves out speech is wrong, too. Higher temperatures do not bring back words: such a
+window is decoded with timestamps, and then in parts.
 """
 
 import logging
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions, decode_windows
@@ -15,8 +18,15 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.repetitions import is_loop
 from whisper_npu.runtime.results import Retry
+from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary
+from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
+from whisper_npu.runtime.unheard import (
+    Stretch,
+    seconds_of,
+    unheard_by_segments,
+    unheard_by_words,
+)
 
 logger = logging.getLogger("whisper_npu")
 
@@ -34,7 +44,8 @@ class Outcome:
         retries: why the attempts before it were not taken, in order.
         flaw: what is still wrong with it after the last temperature; None if nothing is.
         is_silence: the model holds the window for silence; its text is to be left out.
-        loops: it is to be heard in parts: an attempt was a loop, and no other was made.
+        in_parts: it is to be decoded in parts: an attempt was a loop or left out speech, and no
+            other was made.
     """
 
     decoded: DecodedWindow
@@ -42,7 +53,12 @@ class Outcome:
     retries: tuple[Retry, ...]
     flaw: str | None
     is_silence: bool
-    loops: bool = False
+    in_parts: bool = False
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether there is speech in the window that its text does not account for."""
+        return bool(self.decoded.unheard)
 
     @property
     def is_doubtful(self) -> bool:
@@ -63,6 +79,7 @@ def decode_with_fallback(
     prompts: Sequence[Sequence[int]] = (),
     reach: Sequence[float] = (),
     n_frames: Sequence[int] = (),
+    speech: Sequence[Sequence[Stretch]] = (),
     divisible: Sequence[bool] = (),
     on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
@@ -80,8 +97,10 @@ def decode_with_fallback(
         prompts: see `decode_windows`.
         reach: see `decode_windows`.
         n_frames: see `decode_windows`.
-        divisible: for each window, whether the caller hears it in parts if it loops: higher
-            temperatures are not tried then.
+        speech: where the detector hears speech in each window; by default nobody knows. Needs
+            `n_frames`.
+        divisible: for each window, whether the caller decodes it in parts if it loops or leaves out
+            speech: higher temperatures are not tried then.
         on_tokens: called after each step for each window being decoded.
 
     Returns:
@@ -112,7 +131,11 @@ def decode_with_fallback(
             on_tokens=None if on_tokens is None else report,
         )
         flawed = []
-        for window, tried in zip(windows, decoded, strict=True):
+        for window, found in zip(windows, decoded, strict=True):
+            tried = found
+            if speech:
+                where = _unheard(found, speech[window], n_frames[window], tokenizer, options)
+                tried = replace(found, unheard=where)
             attempts[window].append(tried)
             flaw = find_flaw(tried, options)
             if flaw is not None:
@@ -124,8 +147,8 @@ def decode_with_fallback(
 
     pending = list(range(len(seeds)))
     misled: list[int] = []  # windows that a prompt has led into a loop
-    looping: set[int] = set()  # windows to be heard in parts
-    can_divide = divisible or [False] * len(seeds)
+    divided: set[int] = set()  # windows to be decoded in parts
+    can_divide = {window for window, can in enumerate(divisible) if can}
     has_prompt = any(prompts)
     rungs = _rungs(decoding, options)
     for wanted in rungs:
@@ -139,24 +162,71 @@ def decode_with_fallback(
                 pending.append(window)
         if misled:
             misled = attempt(sorted(misled), wanted, prompted=False)
-        if wanted.aligned and not is_last:
-            continue  # with timestamps the text may be right at the same temperature
         for window in (*pending, *misled):
-            if can_divide[window] and repeats_itself(attempts[window][-1], options):
-                looping.add(window)
-            elif not is_last and _worsens(attempts[window], options):
-                last = retries[window][-1]
-                reason = f"{last.reason}, and falling: higher temperatures are not tried"
-                retries[window][-1] = replace(last, reason=reason)
-            else:
+            following = _what_follows(
+                attempts[window],
+                options,
+                has_second_form=wanted.aligned and not is_last,
+                is_last=is_last,
+                is_divisible=window in can_divide,
+            )
+            if following is _Next.ATTEMPT:
                 continue
+            if following is _Next.PARTS:
+                divided.add(window)
+            if following is _Next.NOTHING_FALLING:
+                retries[window][-1] = _falling(retries[window][-1])
             (pending if window in pending else misled).remove(window)
         if not pending and not misled:
             break
     return [
-        _outcome(tried, decoding.language, retries[window], options, loops=window in looping)
+        _outcome(tried, decoding.language, retries[window], options, in_parts=window in divided)
         for window, tried in enumerate(attempts)
     ]
+
+
+class _Next(Enum):
+    """What is done about a window that looks wrong."""
+
+    ATTEMPT = auto()
+    PARTS = auto()
+    NOTHING = auto()
+    NOTHING_FALLING = auto()  # as higher temperatures have only made its text less likely
+
+
+def _what_follows(
+    tried: Sequence[DecodedWindow],
+    options: TranscribeOptions,
+    *,
+    has_second_form: bool,
+    is_last: bool,
+    is_divisible: bool,
+) -> _Next:
+    """What is done about a window whose last attempt looks wrong.
+
+    Args:
+        tried: the attempts.
+        options: thresholds and temperatures.
+        has_second_form: whether the text can be decoded with timestamps at the same temperature.
+        is_last: whether there is no further attempt.
+        is_divisible: whether the window can be decoded in parts.
+    """
+    last = tried[-1]
+    leaves_out = _only_leaves_out(last, options)
+    has_ladder = len(options.temperature) > 1
+    if has_second_form and (has_ladder or leaves_out):
+        return _Next.ATTEMPT
+    if is_divisible and (leaves_out or repeats_itself(last, options)):
+        return _Next.PARTS
+    if leaves_out or has_second_form:
+        return _Next.NOTHING  # higher temperatures bring back no words
+    if not is_last and _worsens(tried, options):
+        return _Next.NOTHING_FALLING
+    return _Next.ATTEMPT
+
+
+def _falling(last: Retry) -> Retry:
+    return replace(last, reason=f"{last.reason}, and falling: higher temperatures are not tried")
 
 
 def _rungs(decoding: DecodingOptions, options: TranscribeOptions) -> list[DecodingOptions]:
@@ -166,7 +236,7 @@ def _rungs(decoding: DecodingOptions, options: TranscribeOptions) -> list[Decodi
         replace(decoding, temperature=temperature, cut_loops=finds_loops)
         for temperature in options.temperature
     ]
-    if decoding.aligned and len(rungs) > 1:
+    if decoding.aligned:
         return [rungs[0], *(replace(each, aligned=False) for each in rungs)]
     return rungs
 
@@ -177,7 +247,7 @@ def _outcome(
     retries: Sequence[Retry],
     options: TranscribeOptions,
     *,
-    loops: bool,
+    in_parts: bool,
 ) -> Outcome:
     best = tried[-1]
     flaw = find_flaw(best, options)
@@ -190,7 +260,7 @@ def _outcome(
         retries=tuple(retries),
         flaw=flaw,
         is_silence=is_silence(best, options),
-        loops=loops,
+        in_parts=in_parts,
     )
 
 
@@ -210,13 +280,15 @@ def _worsens(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> bool
 
 
 def _least_flawed(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> DecodedWindow:
-    """The likeliest attempt that is no loop; of loops, the one that says least twice.
+    """The attempt that leaves out least, or else the likeliest, that is no loop.
+
+    Of loops it is the one that says least twice.
 
     The reference takes the last, at the highest temperature: of improbable texts, the worst.
     """
     honest = [attempt for attempt in tried if not repeats_itself(attempt, options)]
     if honest:
-        return max(honest, key=lambda attempt: attempt.avg_logprob)
+        return max(honest, key=lambda one: (-seconds_of(one.unheard), one.avg_logprob))
     return min(tried, key=lambda attempt: attempt.compression_ratio)
 
 
@@ -230,7 +302,38 @@ def find_flaw(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
     logprob_limit = options.logprob_threshold
     if logprob_limit is not None and decoded.avg_logprob < logprob_limit:
         return f"average log probability {decoded.avg_logprob:.2f} is below {logprob_limit}"
+    if decoded.unheard:
+        where = ", ".join(f"{start:.1f} to {stop:.1f}" for start, stop in decoded.unheard)
+        return f"speech in it has no text: {where} s"
     return None
+
+
+def _only_leaves_out(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
+    """Whether nothing is wrong with a text but that it leaves out speech."""
+    if not decoded.unheard:
+        return False
+    return find_flaw(replace(decoded, unheard=()), options) is None
+
+
+def _unheard(
+    decoded: DecodedWindow,
+    speech: Sequence[Stretch],
+    n_frames: int,
+    tokenizer: Tokenizer,
+    options: TranscribeOptions,
+) -> tuple[Stretch, ...]:
+    """Where there is speech in a window that its text does not account for."""
+    least = options.unheard_speech_threshold
+    if least is None:
+        return ()
+    if decoded.words is not None and (decoded.words or not decoded.tokens):
+        return unheard_by_words(decoded.words, speech, least)
+    begin = tokenizer.special.timestamp_begin
+    segments, _ = split_at_timestamps(decoded.tokens, begin, n_frames, keep_open_end=True)
+    first = segments[0]
+    if first.tokens and first.tokens[0] >= begin:  # a single segment would begin with the window
+        segments[0] = replace(first, start=(first.tokens[0] - begin) * TIMESTAMP_STEP)
+    return unheard_by_segments(segments, tokenizer, speech, least)
 
 
 def repeats_itself(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
@@ -252,9 +355,3 @@ def is_silence(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
     if decoded.no_speech_prob <= options.no_speech_threshold:
         return False
     return options.logprob_threshold is None or decoded.avg_logprob <= options.logprob_threshold
-
-
-def spoken_length(text: str) -> int:
-    """Letters of an alphabet that take as long to say: a sign for a syllable counts as three."""
-    signs = sum(char.isalpha() and unicodedata.east_asian_width(char) == "W" for char in text)
-    return len(text) + 2 * signs

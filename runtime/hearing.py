@@ -17,17 +17,14 @@ import numpy as np
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.decoding import DecodingOptions
-from whisper_npu.runtime.fallback import (
-    Outcome,
-    decode_with_fallback,
-    spoken_length,
-)
+from whisper_npu.runtime.fallback import Outcome, decode_with_fallback
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.partial import partial_reporter
-from whisper_npu.runtime.repetitions import says_twice
+from whisper_npu.runtime.repetitions import says_twice, spoken_length
 from whisper_npu.runtime.results import Retry
 from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.unheard import Stretch
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.job import Job
@@ -58,8 +55,9 @@ class Task:
         wanted: how to decode it.
         prompt: tokens of the text before it, the user's prompt included.
         reach: seconds into the window that its text must reach: there is speech up to there.
+        speech: where the detector hears speech in the window, in seconds from its start.
         shares: whether it shares its batch with windows of other lengths.
-        divisible: whether it is heard in parts where its text is a loop.
+        divisible: whether it is heard in parts where its text is a loop or leaves out speech.
         encoded: the features encoded, where that has been done, or begun, already; used up when
             the window is decoded.
         encoding: how long it took to encode them ahead.
@@ -71,6 +69,7 @@ class Task:
     wanted: DecodingOptions
     prompt: tuple[int, ...] = ()
     reach: float = 0.0
+    speech: tuple[Stretch, ...] = ()
     shares: bool = False
     divisible: bool = False
     encoded: "Future[Float32Array] | None" = None
@@ -173,7 +172,11 @@ def _hear_alike(
         _doubted(one, task) if short else one
         for one, task, short in zip(heard, tasks, is_short, strict=True)
     ]
-    flawed = [place for place, one in enumerate(heard) if one.outcome.flaw is not None]
+    flawed = [
+        place
+        for place, one in enumerate(heard)
+        if one.outcome.flaw is not None and not (one.outcome.in_parts and one.outcome.leaves_out)
+    ]
     if not flawed:
         return heard
     wholes = [_as_whole(tasks[place], whole) for place in flawed]
@@ -244,6 +247,7 @@ def _decode(
             prompts=[tasks[place].prompt for place in places],
             reach=[tasks[place].reach for place in places],
             n_frames=[tasks[place].window.n_frames for place in places],
+            speech=[tasks[place].speech for place in places],
             divisible=[tasks[place].divisible for place in places],
             on_tokens=partial_reporter(
                 job.tokenizer,

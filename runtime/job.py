@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions
-from whisper_npu.runtime.fallback import spoken_length
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hallucinations import first_hallucination
@@ -17,6 +16,7 @@ from whisper_npu.runtime.language_detection import detect_language, try_language
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import Reports
 from whisper_npu.runtime.prompts import Prompts
+from whisper_npu.runtime.repetitions import spoken_length
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.segments import TokenSegment
 from whisper_npu.runtime.speech_windows import Window, WindowChooser
@@ -29,6 +29,9 @@ logger = logging.getLogger("whisper_npu")
 
 _MODELS_LIST = -1  # among the tokens to be suppressed
 
+
+DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
+NEGLIGIBLE_SPEECH = 1.0  # seconds at the end of a window that may be noise, or the last word
 
 # Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
 _SHORT = 2.0  # seconds
@@ -91,8 +94,7 @@ class Job:
     @property
     def may_align(self) -> bool:
         """Whether texts may be decoded without timestamps, and get theirs by alignment."""
-        options = self.options
-        return self.can_align and options.task == "transcribe" and not options.without_timestamps
+        return self.can_align and self.options.task == "transcribe"
 
     def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
         """The next window; what is passed over on the way is accounted for as silent."""
@@ -108,7 +110,7 @@ class Job:
         window: Window,
         begun: Sequence[int] = (),
         *,
-        reach: float = 0.0,
+        reaches_end: bool = False,
         shares: bool = False,
         language: str | None = None,
     ) -> Task:
@@ -120,7 +122,7 @@ class Job:
         Args:
             window: which.
             begun: tokens its transcript begins with, decoded from it before.
-            reach: seconds into the window that its text must reach.
+            reaches_end: whether its text must reach the end of its speech, or nearly.
             shares: whether it will share its batch with windows of other lengths.
             language: code of its language, if it is known already.
         """
@@ -130,7 +132,18 @@ class Job:
             encoded = Future()
             encoded.set_result(self._hear_language(window, features))
         wanted = self._decoding_options(begun, language or self.language.code or self.undetected)
-        return Task(self, window, features, wanted, reach=reach, shares=shares, encoded=encoded)
+        speech = self.windows.speech(window)
+        reach = max(0.0, speech[-1][1] - NEGLIGIBLE_SPEECH) if reaches_end and speech else 0.0
+        return Task(
+            self,
+            window,
+            features,
+            wanted,
+            reach=reach,
+            speech=speech,
+            shares=shares,
+            encoded=encoded,
+        )
 
     @property
     def undetected(self) -> str:
@@ -202,12 +215,18 @@ class Job:
             beam_size=options.beam_size,
             patience=options.patience,
             length_penalty=options.length_penalty,
-            prefix=self.prompts.take_prefix(),
-            begun=tuple(begun),
+            begun=(*self._prefix(), *begun),
             without_timestamps=options.without_timestamps,
             max_initial_timestamp=options.max_initial_timestamp,
             sample_len=options.sample_len,
         )
+
+    def _prefix(self) -> tuple[int, ...]:
+        """What the user wants the first transcript to begin with."""
+        prefix = self.prompts.take_prefix()
+        if not prefix or self.options.without_timestamps:
+            return prefix
+        return (self.tokenizer.special.timestamp_begin, *prefix)
 
     def _suppressed(self) -> DecodingOptions:
         """Greedy decoding without the tokens that are never sampled."""
@@ -290,11 +309,33 @@ class Job:
             append_punctuations=self.options.append_punctuations,
         )
 
-    def account(self, start: float, end: float, made_up: Sequence[Segment]) -> None:
-        """Account for the time of a window: transcribed, but for text that was left out."""
-        for segment in sorted(made_up, key=lambda one: one.start):
-            reason = f"made up, judging by its words' times: {segment.text.strip()!r}"
-            dropped = min(max(start, segment.start), end), min(max(start, segment.end), end)
+    def account(self, heard: Heard, end: float, text: Text) -> None:
+        """Account for the time of a window up to `end`, in seconds from the recording's start.
+
+        It is transcribed, but for text that was left out and speech that has no text.
+        """
+        window = heard.window
+        start = window.offset
+        lost = [
+            (
+                segment.start,
+                segment.end,
+                f"hallucinated, by its words' times: {segment.text.strip()!r}",
+            )
+            for segment in text.made_up
+        ]
+        lost += [
+            (start + first, start + last, "speech without text, in every attempt")
+            for first, last in heard.outcome.decoded.unheard
+        ]
+        if not text.segments and not lost:
+            if self.windows.speech(window):
+                self.coverage.add(start, end, "dropped", "the model writes no text for it")
+            else:
+                self.coverage.add(start, end, "silent", "no speech, and no text")
+            return
+        for first, last, reason in sorted(lost):
+            dropped = min(max(start, first), end), min(max(start, last), end)
             self.coverage.add(start, dropped[0], "transcribed")
             self.coverage.add(*dropped, "dropped", reason)
             start = dropped[1]

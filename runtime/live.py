@@ -37,7 +37,7 @@ from whisper_npu.runtime.speech_windows import (
 from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcribe import WhisperModel, new_job
-from whisper_npu.runtime.vad import SpeechMap, speech_spans
+from whisper_npu.runtime.vad import SpeechMap
 
 _PADDING = round(PAD * FRAMES_PER_SECOND)
 # Words at the end of what two decodings agree on that wait for one more: they may be half heard.
@@ -172,7 +172,10 @@ class LiveTranscriber:
         self._trim_after = _frames("trim_after", trim_after, min_chunk, window)
         options = replace(options, without_timestamps=True)
         self._tokenizer = model.tokenizer
-        self._speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
+        self._speech = None
+        if options.vad:
+            self._speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
+        self._long_pause = round((options.vad_min_silence or LONG_PAUSE) * FRAMES_PER_SECOND)
         self._job = _new_job(model, options, self._speech)
         self._features = self._job.features
         self._finished = False
@@ -273,7 +276,7 @@ class LiveTranscriber:
         spans = self._spans(self._begin, heard)
         if not spans:
             return None
-        long = self._pause if self._spoken.is_open else round(LONG_PAUSE * FRAMES_PER_SECOND)
+        long = self._pause if self._spoken.is_open else self._long_pause
         for (_, end), (following, _) in pairwise(spans):
             if following - end >= long:
                 return _Speech(spans[0][0], end, paused=True, over=True)
@@ -285,8 +288,7 @@ class LiveTranscriber:
         """Speech between two frames; all of it without a detector."""
         if self._speech is None:
             return [(start, end)] if start < end else []
-        judged, first = self._speech.between(start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
-        spans = speech_spans(judged, first)
+        spans = self._speech.spans(start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
         return [
             (round(begin * FRAMES_PER_SECOND), min(end, round(stop * FRAMES_PER_SECOND)))
             for begin, stop in spans

@@ -25,6 +25,7 @@ _THRESHOLDS = (
     "compression_ratio_threshold",
     "logprob_threshold",
     "no_speech_threshold",
+    "unheard_speech_threshold",
     "hallucination_silence_threshold",
 )
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -44,6 +45,8 @@ class TranscribeOptions:
         logprob_threshold: a window less probable on average looks wrong; None: never.
         no_speech_threshold: a window more probably without speech, and improbable as text, is
             skipped; None: never.
+        unheard_speech_threshold: seconds of speech without a word from which a text leaves out
+            speech: its window is decoded with timestamps, and then in parts; None: never.
         condition_on_previous_text: give the decoder the text of the window before: every window
             in sequential mode, every other one in batched mode, for which half of the windows have
             to wait for the other half. Live speech is given the text before it, too. None: yes,
@@ -52,7 +55,7 @@ class TranscribeOptions:
         initial_prompt: text the decoder is given before the first window (sequential mode) or
             before every window (batched mode).
         hotwords: names and terms the decoder is given before every window.
-        prefix: text the transcript of the first window goes on from; it is not part of the result.
+        prefix: what the transcript begins with; it is part of the result.
         multilingual: detect the language of every window, and end windows at short pauses, for
             recordings in several languages.
         word_timestamps: give every word its time; needs the folder's alignment graph.
@@ -72,15 +75,19 @@ class TranscribeOptions:
         sample_len: tokens sampled per window at most; None for what the context holds.
         mode: `sequential`: each window begins where the last one's timestamps end, and is given
             its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched,
-            but sequential without `vad`, and for recordings of one window in f32 by name, where
-            it gives PyTorch's tokens, or without timestamps.
+            but sequential for recordings of one window in f32 by name, where it gives PyTorch's
+            tokens, or without timestamps, and for all without `vad` unless without timestamps.
         batch_size: windows decoded together, in each stream; up to a quarter more where only so
             few would be left.
         elastic: encode a window shorter than the encoder's with 4 s of silence behind it (3 s in
             tiny models) instead of filling it up, which is faster; what looks wrong then is decoded
             again as a whole window. None: unless the precision is f32 by name, which promises
             PyTorch's tokens.
-        vad: pass over audio without speech, and end windows at long pauses.
+        vad: pass over audio without speech, and end windows at long pauses. Without, all audio is
+            decoded; the speech detector still tells whether a text leaves out speech.
+        vad_threshold: probability from which a stretch is speech, above 0 and below 1.
+        vad_min_silence: seconds without speech that end a window and are passed over; None: 3, and
+            0.5 with `multilingual`.
     """
 
     language: str | None = None
@@ -90,6 +97,7 @@ class TranscribeOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
+    unheard_speech_threshold: float | None = 1.0
     condition_on_previous_text: bool | None = None
     initial_prompt: str | None = None
     hotwords: str | None = None
@@ -112,6 +120,8 @@ class TranscribeOptions:
     batch_size: int = 8
     elastic: bool | None = None
     vad: bool = True
+    vad_threshold: float = 0.5
+    vad_min_silence: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -145,7 +155,17 @@ class TranscribeOptions:
         limit = self.max_initial_timestamp
         if limit is not None and not 0 <= limit < inf:
             raise UsageError(f"max_initial_timestamp is {limit}; give seconds, 0 or more, or None")
+        self._refuse_wrong_vad_options()
         self._refuse_contradictions()
+
+    def _refuse_wrong_vad_options(self) -> None:
+        if not 0 < self.vad_threshold < 1:
+            raise UsageError(
+                f"vad_threshold is {self.vad_threshold}; give a probability above 0 and below 1"
+            )
+        pause = self.vad_min_silence
+        if pause is not None and not 0.1 <= pause < inf:
+            raise UsageError(f"vad_min_silence is {pause}; give 0.1 seconds or more, or None")
 
     def _refuse_contradictions(self) -> None:
         silence = self.hallucination_silence_threshold
@@ -153,6 +173,8 @@ class TranscribeOptions:
             raise UsageError("hallucination_silence_threshold judges words: set word_timestamps")
         if not self.vad and self.mode == "batched":
             raise UsageError("batched mode cuts windows at pauses: it cannot do without vad")
+        if not self.vad and self.vad_min_silence is not None:
+            raise UsageError("vad_min_silence is for silence passed over: it needs vad")
         if not self.vad and self.multilingual:
             raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
         if self.multilingual and self.language is not None:

@@ -1,5 +1,6 @@
 """Phrases that are said again and again: what Whisper falls into where it does not hear well."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,6 +50,12 @@ def is_endless(tokens: Int64Array) -> npt.NDArray[np.bool_]:
         before = tokens[:, -_ENDLESS_TOKENS - period : -period]
         endless |= (last == before).all(axis=1)
     return endless
+
+
+def spoken_length(text: str) -> int:
+    """Letters of an alphabet that take as long to say: a sign for a syllable counts as three."""
+    signs = sum(char.isalpha() and unicodedata.east_asian_width(char) == "W" for char in text)
+    return len(text) + 2 * signs
 
 
 def _longest_run(tokens: Sequence[int], period: int) -> int:

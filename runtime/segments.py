@@ -1,5 +1,6 @@
 """Cuts the tokens of a window into segments at their timestamps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
@@ -59,3 +60,9 @@ def split_at_timestamps(
         return segments, n_frames
     advance = round(seconds(tokens[cuts[-1] - 1]) * FRAMES_PER_SECOND)
     return segments, max(1, min(advance, n_frames))
+
+
+def without_timestamps(segments: Sequence[TokenSegment], timestamp_begin: int) -> TokenSegment:
+    """The segments of a window, at least one, as a single one that holds text alone."""
+    tokens = [token for segment in segments for token in segment.tokens if token < timestamp_begin]
+    return TokenSegment(0.0, segments[-1].end, tuple(tokens))

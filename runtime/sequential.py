@@ -4,11 +4,14 @@ Radford et al. 2022, section 4.5, "Strategies for Reliable Long-form Transcripti
 openai/whisper's `transcribe.py` carries it out.
 """
 
+from dataclasses import replace
+
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
-from whisper_npu.runtime.job import Job
-from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.job import DIVISIBLE, Job
+from whisper_npu.runtime.results import Retry, Segment
 from whisper_npu.runtime.segments import split_at_timestamps
+from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.word_timing import last_word_end
 
 
@@ -23,14 +26,20 @@ class SequentialReading:
         self._last_speech_end = 0.0
         self._seek = 0
         self._waits = False
+        self._cut: int | None = None  # frame at which the next window ends, at the latest
+        self._retries: tuple[Retry, ...] = ()  # attempts at a longer window from the same start
 
     def plan(self) -> Task | None:
         """The next window, once the one before it has been heard."""
         if self._waits:
             return None
-        window = self._job.next_window(self._seek, cut_at_pause=False)
+        # Without timestamps, nothing tells where the text of a window cut inside a word ends.
+        cut_at_pause = self._job.options.without_timestamps
+        window = self._job.next_window(self._seek, cut_at_pause=cut_at_pause)
         if window is None:
             return None
+        if self._cut is not None:
+            window = Window(window.start, min(window.end, self._cut))
         self._waits = True
         task = self._job.task(window)
         if self._language in (None, task.wanted.language):
@@ -46,6 +55,10 @@ class SequentialReading:
     def take(self, heard: Heard) -> list[Segment]:
         """Segments of the window that was planned."""
         self._waits = False
+        if self._is_to_be_divided(heard):
+            return []
+        heard = heard.after(self._retries)
+        self._cut, self._retries = None, ()
         job, window, decoded = self._job, heard.window, heard.outcome.decoded
         if job.leave_out(heard):
             self._seek = window.end
@@ -57,7 +70,7 @@ class SequentialReading:
         # depend on whether words are timed: they end a little early, and would be heard twice.
         self._seek = window.start + advance
         self._last_speech_end = last_word_end(text.segments) or self._last_speech_end
-        job.account(window.offset, self._seek / FRAMES_PER_SECOND, text.made_up)
+        job.account(heard, self._seek / FRAMES_PER_SECOND, text)
         if text.segments and heard.outcome.language != self._language:
             if self._language is not None:
                 self._context, self._context_from = list(job.prompts.initial), 0
@@ -69,3 +82,15 @@ class SequentialReading:
             self._context_from = len(self._context)
         job.features.forget(self._seek)
         return text.segments
+
+    def _is_to_be_divided(self, heard: Heard) -> bool:
+        """Whether a window leaves out speech; it is then decoded again, up to a pause beside it."""
+        window, outcome = heard.window, heard.outcome
+        if not outcome.leaves_out or window.n_frames < DIVISIBLE or outcome.is_silence:
+            return False
+        self._cut = self._job.windows.cut_beside(window, outcome.decoded.unheard)
+        *earlier, last = outcome.retries
+        last = replace(last, reason=f"{last.reason}; decoded in parts")
+        self._retries = (*self._retries, *earlier, last)
+        self._seek = window.start
+        return True

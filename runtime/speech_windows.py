@@ -5,14 +5,17 @@ passed over, and a window ends where a long pause begins: given silence to trans
 invents text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
-from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap, speech_spans
+from whisper_npu.runtime.unheard import Stretch
+from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap
 
 # Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
 SILENCE = -7.0
@@ -59,6 +62,8 @@ class WindowChooser:
         speech: SpeechMap | None,
         window_frames: int,
         long_pause: float = LONG_PAUSE,
+        *,
+        skips_silence: bool = True,
     ) -> None:
         """Prepare to choose.
 
@@ -67,7 +72,9 @@ class WindowChooser:
             speech: where speech is in it; None takes all audio.
             window_frames: frames in a window at most.
             long_pause: seconds without speech that end a window.
+            skips_silence: pass over audio without speech, and end windows at long pauses.
         """
+        self._skips_silence = skips_silence and speech is not None
         self._long_pause = long_pause
         self._features = features
         self._speech = speech
@@ -91,9 +98,9 @@ class WindowChooser:
             if self._features.peak(seek, n_frames) < SILENCE:
                 seek += n_frames
                 continue
-            if self._speech is None:
-                return Window(seek, seek + n_frames)
-            spans = self._spans(seek, n_frames)
+            spans = [] if self._speech is None else self._spans(seek, n_frames)
+            if not self._skips_silence:
+                return self._end(seek, n_frames, spans, cut_at_pause=cut_at_pause)
             if not spans:
                 at_end = self._features.available(seek + n_frames, 1) == 0
                 seek += n_frames if at_end else n_frames - round(LOOK_AHEAD * FRAMES_PER_SECOND)
@@ -111,12 +118,14 @@ class WindowChooser:
     ) -> Window:
         end = start + n_frames
         edges = [*(begin for begin, _ in spans[1:]), end / FRAMES_PER_SECOND]
-        for (_, speech_end), next_speech in zip(spans, edges, strict=True):
+        for (_, speech_end), next_speech in zip(spans, edges, strict=False):
+            if not self._skips_silence:
+                break
             if next_speech - speech_end >= self._long_pause:
                 pad = min(PAD, (next_speech - speech_end) / 2)
                 return Window(start, _frame(speech_end + pad))
         more = self._features.available(end, 1) > 0
-        if cut_at_pause and more:
+        if cut_at_pause and more and self._speech is not None:
             end = self._pause(start, end, spans)
         return Window(start, end)
 
@@ -125,6 +134,24 @@ class WindowChooser:
         if self._speech is None:
             return end
         return self._pause(start, end, self._spans(start, end - start))
+
+    def cut_beside(self, window: Window, unheard: Sequence[Stretch]) -> int:
+        """The frame at which to cut a window in two, so that one part is speech left out before.
+
+        It is the pause nearest to that end of the longest stretch which is farther from the ends
+        of the window.
+
+        Args:
+            window: in which speech was left out.
+            unheard: where, in seconds from its start; at least one stretch.
+        """
+        longest = max(unheard, key=lambda stretch: stretch[1] - stretch[0])
+        seconds = window.end_time - window.offset
+        edge = max(longest, key=lambda at: min(at, seconds - at))
+        spans = self.speech(window)
+        pauses = [(before[1] + after[0]) / 2 for before, after in pairwise(spans)]
+        at = min(pauses, key=lambda pause: abs(pause - edge), default=seconds / 2)
+        return window.start + _frame(at)
 
     def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
         """The frame at which to cut a full window: the middle of its latest pause.
@@ -149,25 +176,22 @@ class WindowChooser:
 
     def _spans(self, seek: int, n_frames: int) -> list[tuple[float, float]]:
         start = seek / FRAMES_PER_SECOND
-        probabilities, first = self._judged(start, (seek + n_frames) / FRAMES_PER_SECOND)
-        return speech_spans(probabilities, first)
-
-    def speech_end(self, window: Window) -> float:
-        """Seconds from the start of the recording at which the last speech in a window ends.
-
-        Where nobody looks for speech, or there is none, the start of the window.
-        """
         if self._speech is None:
-            return window.offset
+            raise ValueError("pauses are only known with a speech detector")
+        return self._speech.spans(start, (seek + n_frames) / FRAMES_PER_SECOND)
+
+    def speech(self, window: Window) -> tuple[Stretch, ...]:
+        """Where there is speech in a window, in seconds from its start; none without a detector."""
+        if self._speech is None:
+            return ()
         spans = self._spans(window.start, window.n_frames)
-        return spans[-1][1] if spans else window.offset
+        return tuple((start - window.offset, end - window.offset) for start, end in spans)
 
     def speech_seconds(self, start: float, end: float) -> float:
-        """Seconds of speech between two times; all of them without a detector."""
-        if self._speech is None:
+        """Seconds of speech between two times; all of them where silence is not passed over."""
+        if self._speech is None or not self._skips_silence:
             return end - start
-        probabilities, first = self._speech.between(start, end)
-        return sum(stop - begin for begin, stop in speech_spans(probabilities, first))
+        return sum(stop - begin for begin, stop in self._speech.spans(start, end))
 
     def _judged(self, start: float, end: float) -> tuple[Float32Array, float]:
         if self._speech is None:

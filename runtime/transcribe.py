@@ -221,7 +221,7 @@ class TranscriptionStream:
         self._ended = False
         self._error: BaseException | None = None
         self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
-        speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
+        speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._job = new_job(model, options, features, speech, times)
@@ -417,13 +417,17 @@ def new_job(
     """A recording about to be transcribed; `options` are those `resolve` gives."""
     backend = model.backend
     long_pause = SHORT_PAUSE if options.multilingual else LONG_PAUSE
+    if options.vad_min_silence is not None:
+        long_pause = options.vad_min_silence
     return Job(
         backend=backend,
         tokenizer=model.tokenizer,
         vocabulary=model.vocabulary,
         options=options,
         features=features,
-        windows=WindowChooser(features, speech, 2 * backend.n_audio_ctx, long_pause),
+        windows=WindowChooser(
+            features, speech, 2 * backend.n_audio_ctx, long_pause, skips_silence=options.vad
+        ),
         prompts=Prompts(model.tokenizer, options, backend.n_text_ctx),
         times=times,
         coverage=Coverage(),
@@ -439,7 +443,7 @@ def _reading(job: Job) -> Reading:
     options = job.options
     if options.mode == "batched":
         return BatchedReading(job, shares=True)
-    if options.mode == "sequential" or not options.vad:
+    if options.mode == "sequential" or not (options.vad or options.without_timestamps):
         return SequentialReading(job)
     longer = job.features.available(0, job.window_frames + 1) > job.window_frames
     # Of one window, sequential decoding gives PyTorch's tokens.

@@ -17,6 +17,7 @@ from whisper_npu.errors import ModelError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.model_dir import VAD_MODEL
+from whisper_npu.runtime.speech_level import SpeechLevel
 
 logger = logging.getLogger("whisper_npu")
 
@@ -149,8 +150,11 @@ class SpeechMap:
     The graph judges audio in a thread of OpenVINO's, while whoever let it be heard goes on.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, threshold: float = 0.5) -> None:
+        """Nothing has been heard yet; `threshold` is the probability from which it is speech."""
+        self._threshold = threshold
         self._detector = detector
+        self._level = SpeechLevel(CHUNKS_PER_SECOND)
         self._pending = np.empty(0, np.float32)
         self._probabilities = np.empty(0, np.float32)
         self._first = 0  # number of the first chunk held
@@ -164,7 +168,7 @@ class SpeechMap:
         self._pending = audio[n_chunks * CHUNK :]
         if n_chunks:
             chunks = audio[: n_chunks * CHUNK].reshape(n_chunks, CHUNK)
-            self._judgement = self._detector.judge(chunks)
+            self._judgement = self._detector.judge(self._level.normalize(chunks))
 
     def settle(self) -> None:
         """Wait until all that was heard is judged."""
@@ -189,6 +193,10 @@ class SpeechMap:
         last = max(first, int(np.ceil(end * CHUNKS_PER_SECOND - 1e-9)))
         part = self._probabilities[first - self._first : last - self._first]
         return part, first / CHUNKS_PER_SECOND
+
+    def spans(self, start: float, end: float) -> list[tuple[float, float]]:
+        """Stretches of speech between two times, in seconds; see `speech_spans`."""
+        return speech_spans(*self.between(start, end), threshold=self._threshold)
 
     def forget(self, before: float) -> None:
         """Let go of what is before `before` seconds."""

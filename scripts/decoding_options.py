@@ -118,6 +118,21 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
         default=True,
         help="pass over audio without speech (default: %(default)s)",
     )
+    long.add_argument(
+        "--vad-threshold",
+        type=float,
+        default=TranscribeOptions.vad_threshold,
+        metavar="PROBABILITY",
+        help="a stretch that is more probably speech than this is decoded; less finds more, noise "
+        "included (default: %(default)s)",
+    )
+    long.add_argument(
+        "--vad-min-silence",
+        type=cli.optional(float),
+        metavar="SECONDS",
+        help="silence that is passed over, and ends a window (default: 3, and 0.5 with "
+        "--multilingual)",
+    )
     cli.add_flag(
         long,
         "--elastic",
@@ -171,6 +186,14 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
         "(default: %(default)s)",
     )
     how.add_argument(
+        "--unheard-speech-threshold",
+        type=cli.optional(float),
+        default=1.0,
+        metavar="SECONDS",
+        help="speech without a word, so long: decoded again, with timestamps and then in parts "
+        "(default: %(default)s)",
+    )
+    how.add_argument(
         "--suppress-tokens",
         default="-1",
         metavar="IDS",
@@ -196,7 +219,7 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
 def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._ArgumentGroup) -> None:
     """Add the options that need a whole recording: `NOT_LIVE`."""
     what.add_argument(
-        "--prefix", metavar="TEXT", help="what the transcript goes on from; not part of it"
+        "--prefix", metavar="TEXT", help="what the transcript begins with; part of the text"
     )
     cli.add_flag(
         what,
@@ -265,11 +288,14 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
         batch_size=arguments.batch_size,
         elastic=arguments.elastic,
         vad=arguments.vad,
+        vad_threshold=arguments.vad_threshold,
+        vad_min_silence=arguments.vad_min_silence,
         condition_on_previous_text=arguments.condition_on_previous_text,
         temperature=_ladder(arguments.temperature, arguments.temperature_increment_on_fallback),
         compression_ratio_threshold=arguments.compression_ratio_threshold,
         logprob_threshold=arguments.logprob_threshold,
         no_speech_threshold=arguments.no_speech_threshold,
+        unheard_speech_threshold=arguments.unheard_speech_threshold,
         suppress_tokens=_token_ids(arguments.suppress_tokens),
         beam_size=arguments.beam_size,
         best_of=arguments.best_of,

@@ -1,7 +1,6 @@
-"""Makes the robustness set from clean utterances: `python scripts/robustness_set.py REFERENCES OUT`.
+"""Makes the robustness set: recordings with the difficulties of real life from clean utterances.
 
-Each part is one kind of difficulty that recordings have outside of a studio. `docs/accuracy.md`
-lists the word error rates measured on it.
+Each part is one kind of difficulty. `docs/accuracy.md` lists the word error rates measured on it.
 """
 
 import argparse
@@ -85,9 +84,7 @@ def parts(utterances: Sequence[Utterance]) -> dict[str, list[Recording]]:
     """The recordings of every part of the set, by the part's name."""
     import numpy as np  # noqa: PLC0415 - not needed to print --help
 
-    by_speaker = [
-        list(group) for _, group in groupby(utterances, key=lambda each: each.speaker)
-    ]
+    by_speaker = [list(group) for _, group in groupby(utterances, key=lambda each: each.speaker)]
     halves = [group[: (len(group) + 1) // 2] for group in by_speaker]
     others = [group[(len(group) + 1) // 2 :] or group for group in by_speaker]
     rng = np.random.default_rng(_SEED)
@@ -312,7 +309,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="a TSV manifest (audio<TAB>reference) or a LibriSpeech folder",
     )
-    parser.add_argument("out", type=Path, help="folder for the recordings, a manifest for each part")
+    parser.add_argument(
+        "out", type=Path, help="folder for the recordings, a manifest for each part"
+    )
     return parser
 
 

@@ -187,12 +187,12 @@ class TestPrompt:
             ENGLISH,
             prompts=[(1, 2)],
             without_timestamps=True,
-            prefix=(3, 4),
+            begun=(3, 4),
         )
         special = tokenizer.special
         head = [special.sot_prev, 1, 2, special.sot, special.no_timestamps, 3, 4]
         assert backend.asked[0].tokens[0][: len(head)] == head
-        assert window.tokens == (5,)
+        assert window.tokens == (3, 4, 5)
 
     def test_every_window_has_its_own_prompt(self, tokenizer):
         audio = np.repeat(NO_AUDIO, 2, axis=0)
@@ -210,7 +210,7 @@ class TestPrompt:
 
     def test_no_room(self, tokenizer):
         with pytest.raises(UsageError, match=f"context of {N_TEXT_CTX}"):
-            decode(tokenizer, Say((5,)), prefix=tuple(range(1, N_TEXT_CTX)))
+            decode(tokenizer, Say((5,)), begun=tuple(range(1, N_TEXT_CTX)))
 
     @pytest.mark.parametrize("prefix_length", [0, 3, 7, 20])
     def test_no_speech_is_read_at_sot_whatever_follows_it(self, tokenizer, prefix_length):
@@ -218,7 +218,7 @@ class TestPrompt:
             tokenizer,
             Say((5,), logit=10.0, no_speech=40.0),
             without_timestamps=True,
-            prefix=(8,) * prefix_length,
+            begun=(8,) * prefix_length,
             sample_len=1,
         )
         assert window.no_speech_prob == pytest.approx(1.0)

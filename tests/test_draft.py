@@ -264,10 +264,9 @@ class TestBackend:
             (DecodingOptions(), {}),
             (DecodingOptions(), {"reach": [20.0]}),
             (DecodingOptions(without_timestamps=True), {}),
-            (DecodingOptions(prefix=(5, 6, 7), sample_len=30), {}),
             (DecodingOptions(begun=(5, 6, 7)), {"prompts": [(8, 9)]}),
         ],
-        ids=["timestamps", "reach", "without timestamps", "prefix", "begun"],
+        ids=["timestamps", "reach", "without timestamps", "begun"],
     )
     def test_windows_are_decoded_the_same(self, backend, options, more, decode, calls, monkeypatch):
         """A random model is never sure, so drafts are gone on from that are not either."""

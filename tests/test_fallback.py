@@ -6,8 +6,7 @@ A scripted decoder takes the place of the graphs; `vad` is off, so that any soun
 import pytest
 from fake_backend import ENGLISH, SURE, Say, sound
 
-from whisper_npu.runtime.fallback import spoken_length
-from whisper_npu.runtime.repetitions import says_twice
+from whisper_npu.runtime.repetitions import says_twice, spoken_length
 
 ELASTIC = {**ENGLISH, "elastic": True, "without_timestamps": True, "temperature": (0.0,)}
 ONCE = " I really was very much afraid."

@@ -6,13 +6,14 @@ import pytest
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.speech_windows import WindowChooser
-from whisper_npu.runtime.vad import CHUNKS_PER_SECOND
+from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap
 
 
-class Judged:
+class Judged(SpeechMap):
     """A detector's judgement of half a minute, made up."""
 
     def __init__(self, probabilities):
+        super().__init__(None)
         self.probabilities = np.asarray(probabilities, np.float32)
 
     def between(self, start, end):
