@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from whisper_npu.errors import AssetError, ExportError
-from whisper_npu.export.alignment import read_settings, write_alignment_graph
+from whisper_npu.export.alignment import write_alignment_graph
 from whisper_npu.export.assets import fetch
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.conversion import Conversion
@@ -160,8 +160,7 @@ def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None
         report("wrote the ONNX graphs")
         share_weights([Path(raw) / name for name in GRAPHS], folder, _name_logits_axis)
         report("stored every weight once")
-    config = checkpoint.model.config.to_dict()
-    write_alignment_graph(folder, read_settings(checkpoint.generation_config, config))
+    write_alignment_graph(folder, checkpoint.alignment_settings())
     report("cut out the alignment graph, for word times")
 
 

@@ -11,8 +11,6 @@ from whisper_npu.export.assets import ASSETS
 
 MODEL_ASSETS = tuple(name for name, asset in ASSETS.items() if asset.kind == "model")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-HF_INDEXES = tuple(f"{name}.index.json" for name in HF_WEIGHTS)
 CONTENT_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".pt")
 
 
