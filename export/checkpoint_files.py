@@ -26,6 +26,19 @@ Schema = TypeVar("Schema")
 
 
 @dataclass(frozen=True)
+class LayerConfig:
+    """`config.json`: what PyTorch's layers take beside their sizes."""
+
+    activation_function: str | None = None
+    scale_embedding: bool | None = None
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    activation_dropout: float | None = None
+    encoder_layerdrop: float | None = None
+    decoder_layerdrop: float | None = None
+
+
+@dataclass(frozen=True)
 class PreprocessorConfig:
     """`preprocessor_config.json`: the sizes in it, which must fit the model."""
 
@@ -90,7 +103,8 @@ def check_architecture(config_path: Path, argument: str) -> ModelConfig:
         CheckpointError: It describes something else, or nothing that can be; the message names the
             architecture or the field.
     """
-    config = check_json(read_json(config_path), ModelConfig, config_path)
+    content = read_checked(config_path, LayerConfig)
+    config = check_json(content, ModelConfig, config_path)
     architectures = config.architectures or ARCHITECTURES[:1]
     if config.model_type != "whisper" or not any(name in ARCHITECTURES for name in architectures):
         found = ", ".join(config.architectures or [str(config.model_type)])

@@ -1,5 +1,6 @@
 """Downloads checkpoints from the Hugging Face hub, or finds them in its local cache."""
 
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,11 @@ def _download_file(repository: str, name: str, revision: str | None, token: str 
     except HFValidationError as error:
         raise CheckpointError(f"'{repository}' is no valid hub id: {error}") from error
     except (HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise CheckpointError(
+                f"cannot store {name} of {repository}: {error.strerror}; free some space, or set"
+                " HF_HOME to a directory that can be written"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the hub failed for {repository}{at}: {reason}") from error
     finally:

@@ -169,7 +169,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     if not folder.exists():
         raise ModelError(
             f"model folder {path} does not exist; make one with "
-            f"`whisper-npu export tiny.en --output {path}`"
+            f"`whisper-npu export CHECKPOINT --output {path}`"
         )
     if not folder.is_dir():
         raise ModelError(f"model {path} is a file; give the folder that holds {ENCODER}")
