@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from whisper_npu.errors import ModelError
+from whisper_npu.errors import ModelError, WhisperNpuError
 from whisper_npu.runtime.json_files import EXPORT_AGAIN, Index, explain, read_bytes
 
 
@@ -31,7 +31,7 @@ class _AddedToken:
 
 
 @dataclass(frozen=True)
-class _TokenizerFile:
+class TokenizerFile:
     """What is read of `tokenizer.json`."""
 
     decoder: _Decoder
@@ -92,15 +92,36 @@ class TokenText:
         return raw.decode(errors="replace")
 
 
-def _read(path: Path) -> _TokenizerFile:
+def _read(path: Path) -> TokenizerFile:
     content = read_bytes(path)
     if content is None:
         raise ModelError(f"cannot read {path}: there is no such file; {EXPORT_AGAIN}")
+    return parse_tokenizer(content, path)
+
+
+def parse_tokenizer(
+    content: bytes,
+    name: Path | str,
+    *,
+    error: type[WhisperNpuError] = ModelError,
+    advice: str = EXPORT_AGAIN,
+) -> TokenizerFile:
+    """What is read of a `tokenizer.json`.
+
+    Args:
+        content: of the file.
+        name: the file, for the message.
+        error: what to raise.
+        advice: what the user can do, for the message.
+
+    Raises:
+        WhisperNpuError: `error`; it is no tokenizer.
+    """
     try:
-        return msgspec.json.decode(content, type=_TokenizerFile)
+        return msgspec.json.decode(content, type=TokenizerFile)
     except msgspec.ValidationError as reason:
-        raise ModelError(f"{path} is no tokenizer: {explain(reason)}; {EXPORT_AGAIN}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as reason:
-        raise ModelError(f"cannot read {path}: {reason}; {EXPORT_AGAIN}") from None
+        raise error(f"{name} is no tokenizer: {explain(reason)}; {advice}") from None
+    except (msgspec.DecodeError, UnicodeError) as reason:
+        raise error(f"cannot read {name}: {reason}; {advice}") from None
     except RecursionError:
-        raise ModelError(f"cannot read {path}: it is nested too deeply; {EXPORT_AGAIN}") from None
+        raise error(f"cannot read {name}: it is nested too deeply; {advice}") from None

@@ -128,10 +128,10 @@ class Tokenizer:
     @cached_property
     def annotation_tokens(self) -> tuple[int, ...]:
         """Tokens of speaker tags and non-speech annotations, which no spoken text needs."""
-        found = {self.encode(" -")[0], self.encode(" '")[0]}
+        found = {*self.encode(" -")[:1], *self.encode(" '")[:1]}
         for symbol in (*_ANNOTATION_SYMBOLS, *_MUSIC_SYMBOLS):
             for ids in (self.encode(symbol), self.encode(" " + symbol)):
-                if len(ids) == 1 or symbol in _MUSIC_SYMBOLS:
+                if len(ids) == 1 or (ids and symbol in _MUSIC_SYMBOLS):
                     found.add(ids[0])
         return tuple(sorted(found))
 

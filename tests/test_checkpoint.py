@@ -321,6 +321,33 @@ def test_hostile_configurations(folder: Path, file: str, field: str, value) -> N
     assert file in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"{}",
+        b'{"decoder": {"type": "ByteLevel"}, "model": {"vocab": []}, "added_tokens": []}',
+        b'{"decoder": {"type": "x"}, "model": {"vocab": {"\\ud800": 1}}, "added_tokens": []}',
+        b'{"decoder": {"type": "x"}, "model": {"vocab": {}}, "added_tokens": [{"id": "1"}]}',
+    ],
+)
+def test_hostile_tokenizers(folder: Path, content: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json") as caught:
+        load_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_its_library_refuses(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"] = 7
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged") as caught:
+        load_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors"])
 def test_weights_outside_the_folder(folder: Path, name: str) -> None:
     (folder / "model.safetensors").rename(folder / "part.safetensors")
