@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from whisper_npu.errors import CheckpointError
+from whisper_npu.export.checkpoint_files import MEND
+from whisper_npu.runtime.token_text import parse_tokenizer
 
 # What openai/whisper's Tokenizer.non_speech_tokens never lets through, because it annotates sound
 # instead of being spoken: single characters, then groups, one per word.
@@ -88,11 +91,7 @@ def read_special_tokens(tokenizer_json: bytes, n_vocab: int) -> SpecialTokens:
 
 def suppressed_tokens(tokenizer_json: bytes, special: SpecialTokens) -> list[int]:
     """The tokens openai/whisper suppresses at every step (`suppress_tokens="-1"`, decoding.py)."""
-    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
+    encode = _encoder(tokenizer_json)
     # A hyphen or quote may stand inside a word, not at its start.
     found = {encode(" -")[0], encode(" '")[0], *special.controls}
     for symbol in (*SYMBOLS, *MUSIC):
@@ -104,8 +103,7 @@ def suppressed_tokens(tokenizer_json: bytes, special: SpecialTokens) -> list[int
 
 def begin_suppressed_tokens(tokenizer_json: bytes, special: SpecialTokens) -> list[int]:
     """The tokens suppressed at the first step: a blank, and the end of the text."""
-    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-    return [*tokenizer.encode(" ", add_special_tokens=False).ids, special.eot]
+    return [*_encoder(tokenizer_json)(" "), special.eot]
 
 
 def with_cantonese(tokenizer_json: bytes) -> bytes:
@@ -131,8 +129,21 @@ def with_cantonese(tokenizer_json: bytes) -> bytes:
 
 
 def _added_tokens(tokenizer_json: bytes) -> dict[str, int]:
+    content = parse_tokenizer(tokenizer_json, "tokenizer.json", error=CheckpointError, advice=MEND)
+    return {token.content: token.id for token in content.added_tokens}
+
+
+def _encoder(tokenizer_json: bytes) -> Callable[[str], list[int]]:
     try:
-        content = json.loads(tokenizer_json)
-        return {str(token["content"]): int(token["id"]) for token in content["added_tokens"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"tokenizer.json is damaged: {error!r}") from error
+        tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    except Exception as error:  # the library raises bare Exception
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"tokenizer.json is damaged: {reason}; {MEND}") from None
+
+    def encode(text: str) -> list[int]:
+        ids = list(tokenizer.encode(text, add_special_tokens=False).ids)
+        if not ids:
+            raise CheckpointError(f"tokenizer.json has no tokens for {text!r}; {MEND}")
+        return ids
+
+    return encode

@@ -1,6 +1,7 @@
 """Whisper's tokens: text, special tokens and timestamps, all read from the model folder."""
 
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,10 +75,7 @@ class Tokenizer:
         Raises:
             ModelError: the file is not a tokenizer, or lacks one of Whisper's special tokens.
         """
-        try:
-            self._text = TokenText(path)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot read {path}: {error}; export the model again") from None
+        self._text = TokenText(path)
         self._path = path
         self.special = self._read_special_tokens()
 
@@ -113,6 +111,11 @@ class Tokenizer:
             languages={code: found_id for code, found_id in found.items() if found_id is not None},
         )
 
+    @property
+    def n_vocab(self) -> int:
+        """Tokens there are, timestamps included where the file names them."""
+        return self._text.n_vocab
+
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, without any special token added."""
         return list(self._encoder.encode(text, add_special_tokens=False).ids)
@@ -125,10 +128,10 @@ class Tokenizer:
     @cached_property
     def annotation_tokens(self) -> tuple[int, ...]:
         """Tokens of speaker tags and non-speech annotations, which no spoken text needs."""
-        found = {self.encode(" -")[0], self.encode(" '")[0]}
+        found = {*self.encode(" -")[:1], *self.encode(" '")[:1]}
         for symbol in (*_ANNOTATION_SYMBOLS, *_MUSIC_SYMBOLS):
             for ids in (self.encode(symbol), self.encode(" " + symbol)):
-                if len(ids) == 1 or symbol in _MUSIC_SYMBOLS:
+                if len(ids) == 1 or (ids and symbol in _MUSIC_SYMBOLS):
                     found.add(ids[0])
         return tuple(sorted(found))
 
@@ -213,7 +216,7 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
     """The suppression lists of `generation_config.json`, else Whisper's own rule for them."""
     special = tokenizer.special
     generation = folder.generation_config
-    suppress = generation.get("suppress_tokens")
+    suppress: Iterable[int] | None = generation.suppress_tokens
     if suppress is None:
         suppress = [
             *tokenizer.annotation_tokens,
@@ -224,13 +227,13 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
             special.start_of_lm,
             special.no_speech,
         ]
-    begin_suppress = generation.get("begin_suppress_tokens")
+    begin_suppress: Iterable[int] | None = generation.begin_suppress_tokens
     if begin_suppress is None:
         begin_suppress = [*tokenizer.encode(" "), special.eot]
-    multilingual = generation.get("is_multilingual")
+    multilingual = generation.is_multilingual
     if multilingual is None:
-        n_vocab = int(folder.config.get("vocab_size", 0))
-        multilingual = "lang_to_id" in generation or n_vocab >= _MULTILINGUAL_N_VOCAB
+        n_vocab = folder.config.vocab_size or 0
+        multilingual = generation.lang_to_id is not None or n_vocab >= _MULTILINGUAL_N_VOCAB
     return Vocabulary(
         is_multilingual=bool(multilingual),
         suppress=tuple(sorted({int(t) for t in suppress if t >= 0})),

@@ -16,6 +16,8 @@ import openvino as ov
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.failures import cannot_read
+from whisper_npu.runtime.json_files import EXPORT_AGAIN
 from whisper_npu.runtime.model_dir import VAD_MODEL
 from whisper_npu.runtime.speech_level import SpeechLevel
 
@@ -121,7 +123,7 @@ class VoiceActivity:
         """Load `vad_model.onnx` from the folder, if it has one.
 
         Raises:
-            ModelError: the file is damaged.
+            ModelError: the file is damaged, or another network.
         """
         self._compiled: ov.CompiledModel | None = None
         path = folder / VAD_MODEL
@@ -134,14 +136,34 @@ class VoiceActivity:
                 "INFERENCE_NUM_THREADS": 1,
                 "ENABLE_CPU_PINNING": False,
             }
-            self._compiled = ov.Core().compile_model(path, "CPU", config)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ModelError(f"cannot read {path}: {reason}; export the model again") from None
+            core = ov.Core()
+            model = core.read_model(path)
+            _require_detector(model, path)
+            self._compiled = core.compile_model(model, "CPU", config)
+        except (RuntimeError, MemoryError) as error:
+            raise cannot_read(path, error) from None
 
     def detector(self) -> Detector:
         """A detector at the start of a recording."""
         return _PackageDetector() if self._compiled is None else _GraphDetector(self._compiled)
+
+
+def _require_detector(model: ov.Model, path: Path) -> None:
+    """Check that a graph is Silero's, as `_GraphDetector` runs it."""
+    state = ov.PartialShape(list(_STATE))
+    wanted = {
+        "input": ov.PartialShape([-1, _CONTEXT + CHUNK]),
+        **dict.fromkeys(("h", "c", "hn", "cn"), state),
+        "speech_probs": ov.PartialShape.dynamic(),
+    }
+    known = {name: tensor for tensor in model.inputs for name in tensor.get_names()}
+    known |= {name: tensor for tensor in model.outputs for name in tensor.get_names()}
+    for name, shape in wanted.items():
+        if name not in known or not known[name].partial_shape.compatible(shape):
+            raise ModelError(
+                f"{path} is no speech detector that can be run: it has no tensor {name} "
+                f"{shape}; {EXPORT_AGAIN}"
+            )
 
 
 class SpeechMap:
