@@ -16,6 +16,7 @@ import openvino as ov
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.history import History
 from whisper_npu.runtime.model_dir import VAD_MODEL
 
 logger = logging.getLogger("whisper_npu")
@@ -152,8 +153,7 @@ class SpeechMap:
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self._pending = np.empty(0, np.float32)
-        self._probabilities = np.empty(0, np.float32)
-        self._first = 0  # number of the first chunk held
+        self._probabilities = History(0.0, AT_ONCE)  # (n_chunks,)
         self._judgement: Judgement | None = None  # of what was heard last
 
     def hear(self, samples: Float32Array) -> None:
@@ -169,7 +169,7 @@ class SpeechMap:
     def settle(self) -> None:
         """Wait until all that was heard is judged."""
         if self._judgement is not None:
-            self._probabilities = np.concatenate((self._probabilities, self._judgement()))
+            self._probabilities.append(self._judgement())
             self._judgement = None
 
     def finish(self) -> None:
@@ -185,18 +185,25 @@ class SpeechMap:
             end: seconds.
         """
         self.settle()
-        first = max(self._first, int(np.ceil(start * CHUNKS_PER_SECOND - 1e-9)))
-        last = max(first, int(np.ceil(end * CHUNKS_PER_SECOND - 1e-9)))
-        part = self._probabilities[first - self._first : last - self._first]
-        return part, first / CHUNKS_PER_SECOND
+        first = max(self._probabilities.first, _chunk(start))
+        parts = list(self._probabilities.between(first, max(first, _chunk(end))))
+        found = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        return found, first / CHUNKS_PER_SECOND
 
     def forget(self, before: float) -> None:
         """Let go of what is before `before` seconds."""
         self.settle()
-        drop = int(before * CHUNKS_PER_SECOND) - self._first
-        drop = min(max(0, drop), len(self._probabilities))
-        self._probabilities = self._probabilities[drop:]
-        self._first += drop
+        self._probabilities.forget(int(before * CHUNKS_PER_SECOND))
+
+    def pass_over(self, start: float, end: float) -> None:
+        """Let go of what is between two times, in seconds; it reads as no speech."""
+        self.settle()
+        self._probabilities.pass_over(_chunk(start), int(end * CHUNKS_PER_SECOND))
+
+
+def _chunk(time: float) -> int:
+    """The number of the first chunk that begins at a time, in seconds, or after it."""
+    return int(np.ceil(time * CHUNKS_PER_SECOND - 1e-9))
 
 
 def speech_spans(
