@@ -1,8 +1,8 @@
 """A loaded model, and a transcription under way."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from whisper_npu.runtime.audio import AudioSource, open_audio
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.coverage import Coverage
+from whisper_npu.runtime.device_calls import DeviceCalls
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
@@ -22,6 +23,7 @@ from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import (
     AbandonedError,
+    Emit,
     Partial,
     PartialCallback,
     Reports,
@@ -33,6 +35,7 @@ from whisper_npu.runtime.rounds import Reading, Rounds
 from whisper_npu.runtime.sequential import SequentialReading
 from whisper_npu.runtime.speech_windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
 from whisper_npu.runtime.spoken_language import SpokenLanguage
+from whisper_npu.runtime.streams_in_order import StreamsInOrder
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
 from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
@@ -68,6 +71,7 @@ class WhisperModel:
         Raises:
             ModelError: the folder's files are of different models.
         """
+        self._calls = DeviceCalls("the model")
         self.folder = folder
         self.backend = backend
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
@@ -131,27 +135,20 @@ class WhisperModel:
 
         Yields:
             for each recording, in order, its stream, or why it cannot be opened. A recording that
-            turns out to be damaged raises when its segments are asked for; the others go on.
+            turns out to be damaged raises when its segments are asked for; the others go on. The
+            streams may be given to several threads: one decodes for all, the others wait for it.
 
         Raises:
             UsageError: an option is unknown or does not fit the model.
         """
         wanted = self.resolve(options, **changes)
-        opened: deque[TranscriptionStream | AudioError] = deque()
 
-        def streams() -> Iterator[TranscriptionStream]:
-            for recording in recordings:
-                try:
-                    stream = TranscriptionStream(self, recording, wanted)
-                except AudioError as error:
-                    opened.append(error)
-                    continue
-                stream.rounds = rounds
-                opened.append(stream)
-                yield stream
+        def open_stream(recording: AudioSource, rounds: Rounds) -> TranscriptionStream:
+            stream = TranscriptionStream(self, recording, wanted)
+            stream.rounds = rounds
+            return stream
 
-        rounds = Rounds(self.backend, wanted.batch_size, streams())
-        return _in_order(rounds, opened)
+        return StreamsInOrder(self.backend, wanted.batch_size, recordings, open_stream)
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Any
@@ -160,7 +157,9 @@ class WhisperModel:
 
         Raises:
             UsageError: an option is unknown or does not fit the model.
+            DeviceError: the model was loaded before this process was forked.
         """
+        self._calls.check()
         try:
             wanted = replace(options or TranscribeOptions(), **changes)
         except TypeError as error:
@@ -188,25 +187,12 @@ class WhisperModel:
         return replace(wanted, language=language, languages=languages)
 
 
-def _in_order(
-    rounds: Rounds, opened: "deque[TranscriptionStream | AudioError]"
-) -> "Iterator[TranscriptionStream | AudioError]":
-    try:
-        while True:
-            while not opened and rounds.advance():
-                pass
-            if not opened:
-                return
-            yield opened.popleft()
-    finally:
-        for stream in opened:  # nobody will ask for them
-            if isinstance(stream, TranscriptionStream):
-                stream.close()
-        rounds.close()
-
-
 class TranscriptionStream:
-    """A transcription under way: an iterator over segments that becomes the whole result."""
+    """A transcription under way: an iterator over segments that becomes the whole result.
+
+    Safe for several threads: each that iterates it is given all segments. What it holds changes
+    only in a thread that has the turn in its rounds.
+    """
 
     def __init__(
         self,
@@ -232,6 +218,7 @@ class TranscriptionStream:
         self._job = new_job(model, options, features, speech, times)
         self._on_partial = on_partial
         self._job.reports = None if on_partial is None else Reports(on_partial)
+        self._is_watched = False  # whether a loop over its updates is under way
         self._reading: Reading | None = None
         self._alone = Rounds(model.backend, options.batch_size, iter([self]))
         self.rounds = self._alone
@@ -279,7 +266,8 @@ class TranscriptionStream:
         """Take up a window that has been decoded; called by the rounds it takes part in."""
         reports = self._job.reports
         if reports is not None and reports.error is not None and not self._ended:
-            self.fail(reports.error)
+            abandoned = isinstance(reports.error, AbandonedError)
+            self.fail(UsageError(_GIVEN_UP) if abandoned else reports.error)
         if heard is None or self._error is not None or self._reading is None:
             return
         for segment in self._reading.take(heard):
@@ -305,9 +293,17 @@ class TranscriptionStream:
         self._close()
 
     def close(self) -> None:
-        """Give up what has not been decoded, and close the recording."""
-        if not self._ended:
-            self.fail(UsageError(_GIVEN_UP))
+        """Give up what has not been decoded, and close the recording.
+
+        Called back while its windows are decoded, it is closed after these.
+        """
+        given_up = UsageError(_GIVEN_UP)
+        if self.rounds.is_inside:
+            self._broken = self._broken or given_up
+            return
+        with self.rounds.turn():
+            if not self._ended:
+                self.fail(given_up)
 
     def _close(self) -> None:
         self._ended = True
@@ -316,52 +312,67 @@ class TranscriptionStream:
     def __iter__(self) -> Iterator[Segment]:
         """Segments from the first on; what has been decoded already is not decoded again."""
         position = 0
-        while True:
-            if position == len(self._segments) and not self._advance():
-                return
+        while self._reaches(position):
             yield self._segments[position]
             position += 1
 
-    def _advance(self) -> bool:
-        """Decode on until there is another segment; False at the end."""
-        n_segments = len(self._segments)
-        while len(self._segments) == n_segments:
-            if self._error is not None:
-                raise self._error  # again: what was decoded before it is not the whole result
-            if self._ended:
-                return False
-            try:
-                self.rounds.advance()
-            except BaseException as error:
-                self.fail(error)
-                raise
+    def _reaches(self, position: int) -> bool:
+        """Decode on until there is a segment at `position`; False where there will be none."""
+        while position >= len(self._segments):
+            with self.rounds.turn():
+                if position < len(self._segments):
+                    break  # another thread has decoded meanwhile
+                if self._error is not None:
+                    raise self._error  # again: what was decoded before it is not the whole result
+                if self._ended:
+                    return False
+                try:
+                    self.rounds.advance()
+                except BaseException as error:
+                    self.fail(error)
+                    raise
         return True
 
     def updates(self) -> Iterator[Partial | Segment]:
         """The text as it comes: partial texts after each decoding step, and finished segments.
 
-        Decoding runs in a thread of its own, a few steps ahead. A loop that is left early gives
-        the transcription up: the thread ends with its decoding step, or with the windows of other
-        recordings that are decoded beside it, which go on, and the recording is closed.
-        One loop at a time; segments decoded before it come first.
+        Decoding runs in a thread of its own, at most the windows of a round ahead. A loop that is
+        left early gives the transcription up: the thread ends with its decoding step, or with the
+        windows of other recordings that are decoded beside it, which go on, and the recording is
+        closed. Segments decoded before it come first.
+
+        Raises:
+            UsageError: another loop over its updates is under way.
         """
 
-        def produce(emit: Callable[[Partial | Segment], None]) -> None:
+        def produce(emit: Emit[Partial | Segment]) -> None:
             def report(partial: Partial) -> None:
                 if self._on_partial is not None:
                     self._on_partial(partial)
-                emit(partial)
+                emit(partial, wait=False)  # else all whose windows are decoded would wait
 
-            before, self._job.reports = self._job.reports, Reports(report)
-            try:
+            with self._reported_by(Reports(report)):
                 for segment in self:
                     emit(segment)
-            except AbandonedError:
-                self.fail(UsageError(_GIVEN_UP))
-            finally:
-                self._job.reports = before
 
         return in_background(produce)
+
+    @contextmanager
+    def _reported_by(self, reports: Reports) -> Iterator[None]:
+        """Have partial texts go elsewhere for a block, which may be left with `AbandonedError`."""
+        with self.rounds.turn():
+            if self._is_watched:
+                raise UsageError("another loop over these updates is under way; take one at a time")
+            self._is_watched = True
+            before, self._job.reports = self._job.reports, reports
+        try:
+            yield
+        except AbandonedError:
+            self.close()
+        finally:
+            with self.rounds.turn():
+                self._is_watched = False
+                self._job.reports = before
 
     def result(self) -> Transcription:
         """The whole transcription; decodes what is left.
@@ -369,7 +380,7 @@ class TranscriptionStream:
         Raises:
             AudioError: the recording turned out to be empty.
         """
-        while self._advance():
+        while self._reaches(len(self._segments)):
             pass
         backend, job = self._model.backend, self._job
         return Transcription(
