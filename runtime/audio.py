@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime.audio_decoders import open_decoder
-from whisper_npu.runtime.audio_source import CHUNK_FRAMES, Decoder, Samples
+from whisper_npu.runtime.audio_source import CHUNK_FRAMES, Decoder, RefusedError, Samples
 
 SAMPLE_RATE = 16_000  # Hz; what every Whisper model was trained on
 BLOCK_SAMPLES = 30 * SAMPLE_RATE
@@ -104,6 +104,8 @@ class AudioStream:
             raise AudioError(
                 f"{self.name}: cannot be read to its end: {error.strerror or error}"
             ) from error
+        except RefusedError as refusal:
+            raise AudioError(f"{self.name}: {refusal}") from refusal
         self.samples_read += len(block)
         return block
 

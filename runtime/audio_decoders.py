@@ -24,7 +24,7 @@ from whisper_npu.runtime.audio_source import (
     SourceFile,
     Warn,
 )
-from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder
+from whisper_npu.runtime.ffmpeg_process import open_ffmpeg
 
 # A file may have a thousand channels; then fewer frames make a chunk.
 _CHUNK_VALUES = 8 * CHUNK_FRAMES
@@ -59,7 +59,7 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
         except RefusedError:
             pass  # FFmpeg decides
     try:
-        return FFmpegDecoder(source, warn)
+        return open_ffmpeg(source, warn)
     except RefusedError as refusal:
         source.check()
         raise AudioError(f"{name}: {refusal}") from refusal
@@ -118,7 +118,7 @@ class SoundFileDecoder:
         )
         self.close()
         try:
-            rest = FFmpegDecoder(self._file, self._warn, skip_frames=done)
+            rest = open_ffmpeg(self._file, self._warn, skip_frames=done)
         except RefusedError:
             lost = (self._frames - done) / self._rate
             self._warn(f"the last {lost:.1f} s cannot be read")

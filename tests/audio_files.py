@@ -40,6 +40,29 @@ def write_with_ffmpeg(
     return path
 
 
+def write_many_channels(
+    path: Path, samples: np.ndarray, rate: int, codec: str, *, layout: str | None = None
+) -> Path:
+    """Encode float samples `(n, channels)`, channels of unknown places unless `layout` says."""
+    layout = layout or f"{samples.shape[1]}C"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        context = stream.codec_context
+        if context.codec.audio_formats:
+            offered = [each.name for each in context.codec.audio_formats]
+            context.format = "s16p" if "s16p" in offered else offered[0]
+        sample_format = context.format.name
+        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate)
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate = rate
+        frame.pts = 0
+        frame.time_base = Fraction(1, rate)
+        for converted in resampler.resample(frame) + resampler.resample(None):
+            container.mux(stream.encode(converted))
+        container.mux(stream.encode(None))
+    return path
+
+
 def add_pictures(container):
     stream = container.add_stream("mpeg4", rate=10)
     stream.width = stream.height = 64
