@@ -6,7 +6,10 @@ Nothing may reach standard error from the decoders, and nothing but AudioError m
 import io
 import os
 import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from audio_files import (
 )
 
 from whisper_npu.errors import AudioError
+from whisper_npu.runtime import audio_paths
 from whisper_npu.runtime.audio import SAMPLE_RATE, list_audio_files, load_audio, open_audio
 from whisper_npu.runtime.audio_source import CHUNK_FRAMES
 
@@ -175,6 +179,57 @@ class TestUnreadable:
         with pytest.raises(AudioError, match=r"cannot be opened: .*null") as caught:
             load_audio("a\0b.wav")
         assert "\0" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+class TestNoFile:
+    """What would hang for ever, or is read to no end."""
+
+    @pytest.fixture
+    def pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.wav")
+        return tmp_path / "pipe.wav"
+
+    def test_a_named_pipe_without_a_writer(self, pipe, monkeypatch, caplog):
+        monkeypatch.setattr(audio_paths, "WRITER_WAIT", 0.1)
+        monkeypatch.setattr(audio_paths, "_SAY_SO_AFTER", 0.0)
+        assert refusal(pipe) == (
+            ": a named pipe that no program writes to (waited 0 s); "
+            "start the program that writes first"
+        )
+        assert caplog.messages == [f"{pipe}: a named pipe: waiting for a program to write to it"]
+
+    @pytest.mark.parametrize("suffix", ["wav", "mp3"])
+    def test_a_named_pipe_with_a_writer(self, pipe, good, suffix):
+        content = good[suffix].read_bytes()
+        with ThreadPoolExecutor(1) as thread:  # opening waits for the reader
+            thread.submit(pipe.write_bytes, content)
+            np.testing.assert_array_equal(load_audio(pipe), load_audio(good[suffix]))
+
+    def test_a_named_pipe_whose_writer_thinks(self, pipe, good, monkeypatch, caplog):
+        """It is waited for longer than for a writer, which is there."""
+        monkeypatch.setattr(audio_paths, "_SAY_SO_AFTER", 0.0)
+        told = Event()
+        monkeypatch.setattr(audio_paths.logger, "warning", lambda *_: told.set())
+        writer = os.open(pipe, os.O_RDWR)
+
+        def write():
+            assert told.wait(60)
+            with os.fdopen(writer, "wb") as file:
+                file.write(good["wav"].read_bytes())
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(write)
+            np.testing.assert_array_equal(load_audio(pipe), load_audio(good["wav"]))
+
+    def test_a_device(self):
+        assert refusal("/dev/zero").startswith(": is a device; name a file")
+
+    def test_a_socket(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("x.wav")
+            assert refusal("x.wav").startswith(": is a socket; name a file")
 
 
 class TestVeryShort:
