@@ -89,6 +89,12 @@ def write_silent_film(path: Path) -> Path:
 
 def write_with_hole(path: Path, samples: np.ndarray, hole: float) -> Path:
     """Matroska with PCM whose timestamps jump by `hole` seconds in the middle."""
+    half = len(samples) // 3_200
+    return _write_with_jumps(path, samples, lambda index: hole if index >= half else 0)
+
+
+def _write_with_jumps(path: Path, samples: np.ndarray, late) -> Path:
+    """Pieces of 0.1 s, each as many seconds late as `late(index)` says."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
         pcm = np.round(samples * 32_767).astype(np.int16)
@@ -98,10 +104,26 @@ def write_with_hole(path: Path, samples: np.ndarray, hole: float) -> Path:
             )
             frame.sample_rate = RATE
             frame.time_base = Fraction(1, RATE)
-            frame.pts = start + (round(hole * RATE) if start >= len(pcm) // 2 else 0)
+            frame.pts = start + round(late(start // 1600) * RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def write_with_holes(path: Path, samples: np.ndarray, hole: float, number: int) -> Path:
+    """The same with as many holes, of `hole` seconds each, as there are pieces of 0.1 s."""
+    return _write_with_jumps(path, samples, lambda index: hole * min(index, number))
+
+
+def amr_frames(content: bytes) -> list[bytes]:
+    """The frames of AMR-NB (RFC 4867, section 5.3)."""
+    sizes = (12, 13, 15, 17, 19, 20, 26, 31, 5)
+    frames = []
+    while content:
+        size = 1 + sizes[content[0] >> 3 & 15]
+        frames.append(content[:size])
+        content = content[size:]
+    return frames
 
 
 def cut(source: Path, target: Path, share: float) -> Path:
