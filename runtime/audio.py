@@ -16,7 +16,14 @@ import numpy.typing as npt
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime.audio_decoders import open_decoder
 from whisper_npu.runtime.audio_paths import open_path, spool
-from whisper_npu.runtime.audio_source import CHUNK_FRAMES, Decoder, RefusedError, Samples
+from whisper_npu.runtime.audio_source import (
+    CHUNK_FRAMES,
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    Decoder,
+    RefusedError,
+    Samples,
+)
 
 SAMPLE_RATE = 16_000  # Hz; what every Whisper model was trained on
 BLOCK_SAMPLES = 30 * SAMPLE_RATE
@@ -40,8 +47,6 @@ MEDIA_SUFFIXES = _AUDIO_SUFFIXES | _VIDEO_SUFFIXES
 # Beyond this a float sample is garbage (a file of ±1 or even ±32768 stays far below), and its
 # square would soon overflow float32 in the spectrogram.
 _LARGEST_SAMPLE = 1e9
-# Outside of this a header is broken; taken at its word, 1 Hz would fill the memory.
-_LOWEST_RATE, _HIGHEST_RATE = 1_000, 3_072_000  # Hz
 
 
 class AudioStream:
@@ -120,7 +125,7 @@ class AudioStream:
         resampler: _Resampler | None = None
         frames = produced = 0
         for rate, chunk in self._decoder.chunks():
-            if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
                 raise AudioError(f"{self.name}: a sample rate of {rate} Hz; the header is broken")
             mono = _mix_down(cleaner.clean(chunk, frames, rate))
             frames += len(mono)

@@ -20,12 +20,21 @@ def voice(seconds: float, rate: int = RATE) -> np.ndarray:
 
 
 def write_with_ffmpeg(
-    path: Path, samples: np.ndarray, rate: int, codec: str, *, video: bool = False
+    path: Path,
+    samples: np.ndarray,
+    rate: int,
+    codec: str,
+    *,
+    video: bool = False,
+    muxer: str | None = None,
+    options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode mono float samples `(n,)` into the container of `path`'s suffix."""
-    with av.open(str(path), "w") as container:
+    """Encode mono float samples `(n,)` into a container, by default that of `path`'s suffix."""
+    with av.open(str(path), "w", format=muxer, options=options or {}) as container:
         pictures = add_pictures(container) if video else None
         stream = container.add_stream(codec, rate=rate, layout="mono")
+        if codec.startswith("wma"):
+            stream.bit_rate = 64_000  # its encoder knows no default
         sample_format = stream.codec_context.codec.audio_formats[0].name
         resampler = av.AudioResampler(format=sample_format, layout="mono", rate=rate)
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="fltp", layout="mono")
