@@ -61,7 +61,7 @@ class Connection:
         kind, size = HEADER.unpack(header)
         return kind, self._incoming.read(size)
 
-    def send(self, kind: bytes, *contents: bytes | memoryview) -> None:
+    def send(self, kind: bytes, *contents: bytes) -> None:
         """Send a message."""
         self._rest()
         try:
@@ -159,8 +159,7 @@ def _decode(connection: Connection, arguments: dict[str, Any]) -> None:
 
 
 def _send_block(connection: Connection, rate: int, samples: "Samples") -> None:
-    content = memoryview(samples.reshape(-1)).cast("B")
-    connection.send(BLOCK, BLOCK_CONTENT.pack(rate, samples.shape[1]), content)
+    connection.send(BLOCK, BLOCK_CONTENT.pack(rate, samples.shape[1]), samples.tobytes())
 
 
 def _limit_resources() -> None:

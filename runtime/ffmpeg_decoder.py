@@ -6,7 +6,7 @@ Importing this module is cheap; the first decoder imports `av`, which takes 40 m
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -293,7 +293,7 @@ def _choose_codec(stream: "AudioStream") -> "AudioCodecContext":
     better = _DTX_DECODERS.get(own.name)
     if better is None or better not in av.codecs_available:
         return own
-    codec = av.CodecContext.create(better, "r")
+    codec = cast("AudioCodecContext", av.CodecContext.create(better, "r"))
     codec.sample_rate, codec.layout = own.sample_rate, own.layout
     return codec
 

@@ -26,6 +26,11 @@ from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder
 # Work on a fraction of a second of sound, on a machine that is busy with other things.
 _PATIENCE = 60.0  # seconds
 _MOST_IDLE = 2  # children kept for the next files, of 50 MB each
+# Ctrl-C in a terminal reaches a group of processes; it is ours, and ends the child as well.
+_OWN_GROUP: int | None = 0
+_NO_WINDOW = 0
+if sys.platform == "win32":
+    _OWN_GROUP, _NO_WINDOW = None, subprocess.CREATE_NO_WINDOW
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
 
@@ -56,8 +61,8 @@ class IsolatedDecoder:
         self._child: _Child | None = _take_child()
         start = {"patience": _PATIENCE, "arguments": arguments}
         self._child.send(child.START, json.dumps(start).encode())
-        _, size = self._follow_to(child.OPENED)
-        self.duration: float | None = json.loads(self._child.read(size))["duration"]
+        _, content = self._follow_to(child.OPENED)
+        self.duration: float | None = json.loads(content)["duration"]
 
     def chunks(self) -> Iterator[tuple[int, Samples]]:
         """See `Decoder.chunks`.
@@ -67,12 +72,11 @@ class IsolatedDecoder:
             OSError: the file could not be read to its end.
         """
         while self._child is not None:
-            kind, size = self._follow_to(child.BLOCK, child.END)
+            kind, content = self._follow_to(child.BLOCK, child.END)
             if kind == child.END:
                 break
-            rate, channels = child.BLOCK_CONTENT.unpack(self._child.read(child.BLOCK_CONTENT.size))
-            samples = np.empty((size - child.BLOCK_CONTENT.size) // 4, np.float32)
-            self._child.read_into(memoryview(samples).cast("B"))
+            rate, channels = child.BLOCK_CONTENT.unpack_from(content)
+            samples = np.frombuffer(content, np.float32, offset=child.BLOCK_CONTENT.size)
             yield rate, samples.reshape(-1, channels)
         if self._child is not None and self._is_clean:
             _keep_child(self._child)
@@ -86,14 +90,14 @@ class IsolatedDecoder:
             self._child.end()
             self._child = None
 
-    def _follow_to(self, *kinds: bytes) -> tuple[bytes, int]:
-        """Serve the child until it sends one of `kinds`; returns its kind and size."""
+    def _follow_to(self, *kinds: bytes) -> tuple[bytes, bytes]:
+        """Serve the child until it sends a message of one of `kinds`, and return that."""
         try:
             while True:
-                kind, size = self._child_now.receive()
+                kind, content = self._child_now.receive()
                 if kind in kinds:
-                    return kind, size
-                self._serve(kind, self._child_now.read(size))
+                    return kind, content
+                self._serve(kind, content)
         except _DeadError as death:
             self.close()
             self._file.check()
@@ -132,11 +136,6 @@ class _Child:
 
     def __init__(self) -> None:
         program = _PROGRAM.format(path=sys.path, module=child.__name__)
-        options: dict[str, int] = {}
-        if sys.platform == "win32":
-            options["creationflags"] = subprocess.CREATE_NO_WINDOW
-        else:
-            options["process_group"] = 0  # Ctrl-C is for us; closing the pipe ends the child
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program],
@@ -145,7 +144,8 @@ class _Child:
                 stderr=subprocess.DEVNULL,
                 # It computes nothing; numpy would start a thread per core.
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-                **options,
+                creationflags=_NO_WINDOW,
+                process_group=_OWN_GROUP,
             )
         except OSError as error:
             reason = error.strerror or error
@@ -161,22 +161,16 @@ class _Child:
             self._in.write(content)
             self._in.flush()
 
-    def receive(self) -> tuple[bytes, int]:
-        """Kind of the next message and size of its content, which is still to be read."""
-        kind, size = child.HEADER.unpack(self.read(child.HEADER.size))
-        return kind, size
+    def receive(self) -> tuple[bytes, bytes]:
+        """The next message: its kind and its content."""
+        kind, size = child.HEADER.unpack(self._read(child.HEADER.size))
+        return kind, self._read(size)
 
-    def read(self, size: int) -> bytes:
-        """Exactly `size` bytes."""
+    def _read(self, size: int) -> bytes:
         content = self._out.read(size)
         if len(content) < size:
             raise _DeadError(self._obituary())
         return content
-
-    def read_into(self, place: memoryview) -> None:
-        """Fill `place`."""
-        if self._out.readinto(place) < len(place):  # type: ignore[attr-defined]
-            raise _DeadError(self._obituary())
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
