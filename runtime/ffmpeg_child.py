@@ -119,7 +119,7 @@ class RemoteFile:
 
 def main() -> None:
     """Decode one file after the other, until the parent closes the pipe."""
-    _limit_resources()
+    limit_resources()
     incoming = sys.stdin.buffer
     # What C code prints must not get between the messages.
     outgoing = os.fdopen(os.dup(1), "wb")
@@ -162,7 +162,7 @@ def _send_block(connection: Connection, rate: int, samples: "Samples") -> None:
     connection.send(BLOCK, BLOCK_CONTENT.pack(rate, samples.shape[1]), samples.tobytes())
 
 
-def _limit_resources() -> None:
+def limit_resources() -> None:
     """A file that makes FFmpeg ask for gigabytes is refused; one that kills it leaves no core."""
     try:
         import resource  # noqa: PLC0415 - not on Windows

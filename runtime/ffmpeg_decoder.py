@@ -69,7 +69,13 @@ class FFmpegDecoder:
             self.close()
             raise RefusedError("the file has no audio track; nothing can be transcribed")
         self._stream = self._container.streams.audio[0]
-        self._codec = _choose_codec(self._stream)
+        codec = _choose_codec(self._stream)
+        if codec is None:
+            self.close()
+            raise RefusedError(
+                "its audio is of a kind that FFmpeg does not know; convert it to WAV"
+            )
+        self._codec = codec
         self.duration: float | None = None
         if self._stream.duration is not None and self._stream.time_base is not None:
             self.duration = float(self._stream.duration * self._stream.time_base)
@@ -285,11 +291,13 @@ def _silence(frames: int, channels: int) -> list[Samples]:
     return [piece] * whole + ([piece[:rest]] if rest else [])
 
 
-def _choose_codec(stream: "AudioStream") -> "AudioCodecContext":
-    """The stream's own decoder, or one that understands it better."""
+def _choose_codec(stream: "AudioStream") -> "AudioCodecContext | None":
+    """The stream's own decoder, or one that understands it better; None if there is none."""
     import av  # noqa: PLC0415
 
-    own = stream.codec_context
+    own: AudioCodecContext | None = stream.codec_context
+    if own is None:
+        return None
     better = _DTX_DECODERS.get(own.name)
     if better is None or better not in av.codecs_available:
         return own
