@@ -28,8 +28,9 @@ from whisper_npu.runtime.ffmpeg_process import open_ffmpeg
 
 # A file may have a thousand channels; then fewer frames make a chunk.
 _CHUNK_VALUES = 8 * CHUNK_FRAMES
-# FFmpeg would try for seconds to open what these refer to: HLS, its own lists, DASH and SMIL.
-_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<")
+# FFmpeg would try for seconds to open what these refer to: HLS, its own lists, DASH and SMIL; or
+# take them for films of text: PLS and the lists of old Windows players.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<", b"[playlist]", b"[Reference]")
 
 
 def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:

@@ -117,7 +117,9 @@ def fuzz(arguments: argparse.Namespace) -> int:
 def write_files(
     folder: Path, number: int, seed: int, recordings: Sequence[Path] = ()
 ) -> list[Path]:
-    """Write damaged copies of recordings of every kind; the same for the same seed.
+    """Write damaged copies of recordings of every kind.
+
+    The same seed damages the same places; encoders put the time and random numbers into some files.
 
     Args:
         folder: an existing one.
@@ -166,7 +168,7 @@ def decode(files: Sequence[Path], limit: float, *, isolated: bool) -> Iterator[V
         isolated: whether FFmpeg has a child process of its own, as in the product.
     """
     waiting = deque(files)
-    command = [sys.executable, "-m", _MODULE, _WORKER, *(["--isolated"] * isolated)]
+    command = _worker_command(isolated=isolated)
     while waiting:
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as worker:
@@ -178,6 +180,10 @@ def decode(files: Sequence[Path], limit: float, *, isolated: bool) -> Iterator[V
                 else:
                     outcome = HANG if is_late else SIGNAL
                     yield Verdict(path, outcome, f"exit code {worker.wait()}")
+
+
+def _worker_command(*, isolated: bool) -> list[str]:
+    return [sys.executable, "-m", _MODULE, _WORKER, *(["--isolated"] * isolated)]
 
 
 def _ask(worker: "subprocess.Popen[str]", path: Path, limit: float) -> tuple[str, bool]:

@@ -115,6 +115,34 @@ class TestNothingToRead:
         path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{good['mp3']}\n")
         assert refusal(path) == ": a list of recordings, not a recording; name those it lists"
 
+    @pytest.mark.parametrize(
+        ("name", "start"),
+        [
+            ("x.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{url}\n"),
+            ("x.pls", "[playlist]\nFile1={url}\nNumberOfEntries=1\n"),
+            ("x.ffconcat", "ffconcat version 1.0\nfile '{url}'\n"),
+            ("x.txt", "file '{url}'\n"),
+            ("x.mpd", "<MPD><BaseURL>{url}</BaseURL><Period><AdaptationSet/></Period></MPD>"),
+            ("x.smil", '<smil><body><audio src="{url}"/></body></smil>'),
+            (
+                "x.sdp",
+                "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio {port} RTP/AVP 0\n",
+            ),
+            ("x.asx", '<asx><entry><ref href="{url}"/></entry></asx>'),
+            ("x.wpl", "[Reference]\nRef1={url}\n"),
+        ],
+    )
+    def test_nothing_that_a_file_names_is_opened(self, tmp_path, good, name, start):
+        """Neither other files nor addresses: a server waits for a connection that must not come."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            for url in (f"http://127.0.0.1:{port}/x.mp3", good["mp3"].as_uri(), str(good["mp3"])):
+                (tmp_path / name).write_text(start.format(url=url, port=port))
+                assert re.search("a list of recordings|not a recording", refusal(tmp_path / name))
+            server.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                server.accept()
+
     @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
     def test_video_without_audio_track(self, tmp_path, suffix):
         path = write_silent_film(tmp_path / f"film.{suffix}")
