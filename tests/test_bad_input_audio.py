@@ -8,6 +8,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -559,6 +561,42 @@ class TestCutOff:
         samples, warnings = read(cut(good["webm"], tmp_path / "cut.webm", 0.5))
         assert len(samples) / SAMPLE_RATE == pytest.approx(SECONDS / 2, abs=0.7)
         assert "its header announces 6.0 s: cut off or damaged" in warnings[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows counts memory in another way")
+class TestBombs:
+    """Small files that unfold to hours: 2 h of floats would be 460 MB."""
+
+    MOST_MEMORY = 150 * 2**20  # bytes; numpy, FFmpeg and a few blocks
+
+    @staticmethod
+    def peak_memory(path) -> int:
+        """Bytes that this process or its child needs at most to read a recording in blocks."""
+        code = (
+            "import resource, sys; from whisper_npu.runtime.audio import open_audio;"
+            "from whisper_npu.runtime import ffmpeg_process;"
+            "samples = sum(map(len, open_audio(sys.argv[1])));"
+            "ffmpeg_process._end_idle();"
+            "who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN;"
+            "print(samples, max(resource.getrusage(each).ru_maxrss for each in who))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, check=True, text=True
+        )
+        samples, peak = map(int, done.stdout.split())
+        assert samples > 3_400 * SAMPLE_RATE
+        return peak * (1 if sys.platform == "darwin" else 1024)
+
+    def test_hours_of_silence_in_a_flac(self, tmp_path):
+        with soundfile.SoundFile(tmp_path / "x.flac", "w", RATE, 1, "PCM_16") as file:
+            for _ in range(120):
+                file.write(np.zeros(60 * RATE, np.int16))
+        assert (tmp_path / "x.flac").stat().st_size < 400_000
+        assert self.peak_memory(tmp_path / "x.flac") < self.MOST_MEMORY
+
+    def test_holes(self, tmp_path):
+        path = write_with_holes(tmp_path / "x.mka", voice(2.0), hole=500, number=20)
+        assert self.peak_memory(path) < self.MOST_MEMORY
 
 
 class TestDamagedInside:
