@@ -26,14 +26,14 @@ def _place(content: Sequence[int], random: Random, end: int | None = None) -> in
 
 
 def _flip_bits(content: bytearray, _: bytes, random: Random) -> bytearray:
-    for _ in range(random.integers(1, 20)):
+    for _count in range(random.integers(1, 20)):
         if content:
             content[_place(content, random)] ^= 1 << random.integers(8)
     return content
 
 
 def _flip_header_bits(content: bytearray, _: bytes, random: Random) -> bytearray:
-    for _ in range(random.integers(1, 8)):
+    for _count in range(random.integers(1, 8)):
         if content:
             content[_place(content, random, _HEADER)] ^= 1 << random.integers(8)
     return content

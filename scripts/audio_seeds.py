@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
+from av.audio.stream import AudioStream
 
 _SECONDS = 0.7
 
@@ -116,7 +118,8 @@ def _buzz(rate: int) -> npt.NDArray[np.float32]:
     time = np.arange(round(_SECONDS * rate)) / rate
     harmonics = [np.sin(2 * np.pi * 150 * k * time + k * k) / k for k in range(1, 12)]
     syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 3.1 * time)
-    return (0.15 * np.sum(harmonics, axis=0) * syllables).astype(np.float32)
+    samples: npt.NDArray[np.float64] = 0.15 * np.sum(harmonics, axis=0) * syllables
+    return samples.astype(np.float32)
 
 
 def _write_with_soundfile(folder: Path) -> Iterator[Path]:
@@ -140,7 +143,10 @@ def _encode(path: Path, encoding: _Encoding) -> None:
     mono = _buzz(encoding.rate)
     samples = np.repeat(mono[:, np.newaxis], layout.nb_channels, axis=1).reshape(1, -1)
     with av.open(str(path), "w", format=encoding.muxer, options=encoding.options) as container:
-        stream = container.add_stream(encoding.codec, rate=encoding.rate, layout=encoding.layout)
+        stream = cast(
+            AudioStream,
+            container.add_stream(encoding.codec, rate=encoding.rate, layout=encoding.layout),
+        )
         if encoding.bit_rate is not None:
             stream.bit_rate = encoding.bit_rate
         context = stream.codec_context
