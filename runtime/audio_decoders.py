@@ -18,6 +18,7 @@ from whisper_npu.errors import AudioError
 from whisper_npu.runtime.audio_headers import WAV_MP3, Header, read_header
 from whisper_npu.runtime.audio_source import (
     CHUNK_FRAMES,
+    CHUNK_VALUES,
     Decoder,
     RefusedError,
     Samples,
@@ -26,8 +27,6 @@ from whisper_npu.runtime.audio_source import (
 )
 from whisper_npu.runtime.ffmpeg_process import open_ffmpeg
 
-# A file may have a thousand channels; then fewer frames make a chunk.
-_CHUNK_VALUES = 8 * CHUNK_FRAMES
 # FFmpeg would try for seconds to open what these refer to: HLS, its own lists, DASH and SMIL; or
 # take them for films of text: PLS and the lists of old Windows players.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<", b"[playlist]", b"[Reference]")
@@ -103,7 +102,7 @@ class SoundFileDecoder:
     def chunks(self) -> Iterator[tuple[int, Samples]]:
         """See `Decoder.chunks`."""
         done = 0
-        size = min(CHUNK_FRAMES, _CHUNK_VALUES // self._sound.channels)
+        size = min(CHUNK_FRAMES, CHUNK_VALUES // self._sound.channels)
         while True:
             try:
                 chunk = self._sound.read(size, dtype="float32", always_2d=True)

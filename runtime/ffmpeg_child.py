@@ -15,7 +15,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from whisper_npu.runtime.audio_source import RefusedError, SourceFile
+from whisper_npu.runtime.audio_source import CHUNK_VALUES, RefusedError, SourceFile
 from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder
 
 if TYPE_CHECKING:
@@ -159,7 +159,11 @@ def _decode(connection: Connection, arguments: dict[str, Any]) -> None:
 
 
 def _send_block(connection: Connection, rate: int, samples: "Samples") -> None:
-    connection.send(BLOCK, BLOCK_CONTENT.pack(rate, samples.shape[1]), samples.tobytes())
+    """Send samples in messages of some megabytes: a single packet may hold an hour."""
+    frames = max(1, CHUNK_VALUES // samples.shape[1])
+    for start in range(0, len(samples), frames):
+        piece = samples[start : start + frames]
+        connection.send(BLOCK, BLOCK_CONTENT.pack(rate, piece.shape[1]), piece.tobytes())
 
 
 def limit_resources() -> None:

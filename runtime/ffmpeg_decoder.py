@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from whisper_npu.runtime.audio_source import CHUNK_FRAMES, RefusedError, Samples, SourceFile, Warn
+from whisper_npu.runtime.audio_source import (
+    CHUNK_FRAMES,
+    CHUNK_VALUES,
+    RefusedError,
+    Samples,
+    SourceFile,
+    Warn,
+)
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -27,8 +34,6 @@ _LONGEST_GAP = 600.0  # seconds
 # Holes are filled up to this sum, or up to the sum of the audio itself if that is more: a file of a
 # few kilobytes must not unfold to days.
 _LONGEST_SILENCE = 3_600.0  # seconds
-# A frame may have 64 channels; then fewer frames make a chunk.
-_CHUNK_VALUES = 8 * CHUNK_FRAMES
 # AMR decoders that know pauses in which nothing was sent (DTX); FFmpeg's own call them damage.
 _DTX_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 # `AVFrame.data` has room for one plane less than this.
@@ -98,7 +103,7 @@ class FFmpegDecoder:
             changed = bool(pending) and (
                 rate != pending_rate or samples.shape[1] != pending[0].shape[1]
             )
-            enough = min(CHUNK_FRAMES, _CHUNK_VALUES // samples.shape[1])
+            enough = min(CHUNK_FRAMES, CHUNK_VALUES // samples.shape[1])
             if pending and (changed or pending_frames >= enough):
                 yield pending_rate, np.concatenate(pending)
                 pending, pending_frames = [], 0

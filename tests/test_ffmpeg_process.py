@@ -13,6 +13,7 @@ from audio_files import RATE, spoil, voice, write_many_channels, write_with_ffmp
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime import ffmpeg_process
 from whisper_npu.runtime.audio import SAMPLE_RATE, load_audio, open_audio
+from whisper_npu.runtime.audio_source import CHUNK_VALUES, SourceFile
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,16 @@ def test_planar_samples_of_many_channels(tmp_path, channels, codec, suffix):
         samples = np.concatenate(list(stream))
         assert stream.warnings == []
     np.testing.assert_allclose(samples, wide.mean(axis=1), atol=1e-4)
+
+
+def test_a_packet_of_any_size_comes_in_pieces(tmp_path):
+    wide = np.repeat(voice(20.0)[:, np.newaxis], 16, axis=1)
+    path = write_many_channels(tmp_path / "x.nut", wide, RATE, "pcm_s16le_planar")
+    with path.open("rb") as file:
+        decoder = ffmpeg_process.open_ffmpeg(SourceFile(file), [].append)
+        pieces = [samples for _, samples in decoder.chunks()]
+    assert max(piece.size for piece in pieces) <= CHUNK_VALUES < wide.size
+    np.testing.assert_allclose(np.concatenate(pieces), wide, atol=1e-4)
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [("aac", "m4a"), ("libopus", "ogg")])
