@@ -5,18 +5,25 @@ chunk. `load_audio` is the concatenation of the stream, bit for bit.
 """
 
 import io
-import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias, cast
+from typing import Any, BinaryIO, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime.audio_decoders import open_decoder
-from whisper_npu.runtime.audio_source import CHUNK_FRAMES, Decoder, Samples
+from whisper_npu.runtime.audio_paths import open_path, spool
+from whisper_npu.runtime.audio_source import (
+    CHUNK_FRAMES,
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    Decoder,
+    RefusedError,
+    Samples,
+)
 
 SAMPLE_RATE = 16_000  # Hz; what every Whisper model was trained on
 BLOCK_SAMPLES = 30 * SAMPLE_RATE
@@ -40,10 +47,6 @@ MEDIA_SUFFIXES = _AUDIO_SUFFIXES | _VIDEO_SUFFIXES
 # Beyond this a float sample is garbage (a file of ±1 or even ±32768 stays far below), and its
 # square would soon overflow float32 in the spectrogram.
 _LARGEST_SAMPLE = 1e9
-# Outside of this a header is broken; taken at its word, 1 Hz would fill the memory.
-_LOWEST_RATE, _HIGHEST_RATE = 1_000, 3_072_000  # Hz
-# Pipes are kept in memory up to here, then in a temporary file.
-_SPOOL_BYTES = 16 * 2**20
 
 
 class AudioStream:
@@ -104,6 +107,8 @@ class AudioStream:
             raise AudioError(
                 f"{self.name}: cannot be read to its end: {error.strerror or error}"
             ) from error
+        except RefusedError as refusal:
+            raise AudioError(f"{self.name}: {refusal}") from refusal
         self.samples_read += len(block)
         return block
 
@@ -120,7 +125,7 @@ class AudioStream:
         resampler: _Resampler | None = None
         frames = produced = 0
         for rate, chunk in self._decoder.chunks():
-            if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
                 raise AudioError(f"{self.name}: a sample rate of {rate} Hz; the header is broken")
             mono = _mix_down(cleaner.clean(chunk, frames, rate))
             frames += len(mono)
@@ -165,7 +170,7 @@ def open_audio(source: AudioSource, *, block_samples: int = BLOCK_SAMPLES) -> Au
         return AudioStream(_ArrayDecoder(source), "array", block_samples, warnings)
     if isinstance(source, str | Path):
         name = str(source)
-        file = opened = _open_file(Path(source), name)
+        file = opened = open_path(Path(source), name)
     elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
         name = str(getattr(source, "name", "stream"))
         file, opened = source, None
@@ -176,7 +181,7 @@ def open_audio(source: AudioSource, *, block_samples: int = BLOCK_SAMPLES) -> Au
         )
     try:
         if not (hasattr(file, "seekable") and file.seekable()):
-            spooled = _spool(file, name)
+            spooled = spool(file, name)
             if opened is not None:
                 opened.close()
             file = opened = spooled
@@ -231,33 +236,6 @@ def list_audio_files(paths: Iterable[str | Path]) -> list[Path]:
             raise AudioError(f"{path}: no audio or video file in this folder")
         files.extend(sorted(found))
     return files
-
-
-def _open_file(path: Path, name: str) -> BinaryIO:
-    try:
-        if path.is_dir():
-            raise AudioError(f"{name}: is a folder; name a recording in it")
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise AudioError(f"{name}: no such file") from error
-    except PermissionError as error:
-        raise AudioError(f"{name}: no permission to read it") from error
-    except OSError as error:
-        raise AudioError(f"{name}: cannot be opened: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise AudioError(f"{name!r}: cannot be opened: {error}") from error
-
-
-def _spool(pipe: BinaryIO, name: str) -> BinaryIO:
-    """Copy a pipe to where it can be read from any position: headers point forwards and back."""
-    spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - handed on
-    while piece := pipe.read(2**16):
-        if not isinstance(piece, bytes):
-            raise AudioError(
-                f"{name}: gives {type(piece).__name__}, not bytes; open it in binary mode"
-            )
-        spool.write(piece)
-    return cast(BinaryIO, spool)
 
 
 def _close(file: BinaryIO | None) -> None:
