@@ -25,6 +25,7 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND, HOP_LENGTH
 from whisper_npu.runtime.hearing import hear
 from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.memory import give_back_after
 from whisper_npu.runtime.options import NOT_LIVE, TranscribeOptions
 from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.speech_windows import (
@@ -348,6 +349,7 @@ class LiveTranscriber:
         fits = self._context_language in (None, task.wanted.language)
         task.prompt = job.prompts.before(self._context if fits else ())  # or it would translate
         outcome = hear([task], job.backend, job.times)[0].outcome
+        give_back_after(1)
         self._decoded = max(self._decoded, end)
         tokens = self._begun if outcome.is_silence else outcome.decoded.tokens
         words = heard_words(self._tokenizer, tokens[len(self._begun) :], outcome.language)

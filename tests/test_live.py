@@ -10,6 +10,7 @@ from live_speech import LoudIsSpeech, listening_model, reading, silence, speech
 
 from whisper_npu import load_model
 from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.runtime import live as live_module
 from whisper_npu.runtime.audio import SAMPLE_RATE, load_audio
 from whisper_npu.runtime.live import Committed, LiveTranscriber, Tentative
 from whisper_npu.runtime.timing import StageTimes
@@ -75,6 +76,12 @@ def held(thing, seen=None):
 
 
 class TestCommitting:
+    def test_every_decoding_counts_towards_giving_memory_back(self, model, monkeypatch):
+        counted = []
+        monkeypatch.setattr(live_module, "give_back_after", counted.append)
+        session(english(model), speech(0, 5))
+        assert counted == [1] * len(model.backend.windows) != []
+
     def test_two_hypotheses_must_agree(self, model):
         updates = heard(english(model), speech(0, 4))
         assert [update for _, update in updates][:4] == [
