@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts import cli
@@ -92,10 +92,7 @@ def parts(utterances: Sequence[Utterance]) -> dict[str, list[Recording]]:
     def changed(
         groups: Iterable[Sequence[Utterance]], change: "Callable[[Samples], Samples]"
     ) -> list[Recording]:
-        return [
-            _joined(f"{group[0].speaker}-{group[0].text.split()[0]}", group, change=change)
-            for group in groups
-        ]
+        return [_joined(group[0].speaker, group, change=change) for group in groups]
 
     return {
         "clean": changed(halves, lambda speech: speech),
@@ -112,7 +109,7 @@ def parts(utterances: Sequence[Utterance]) -> dict[str, list[Recording]]:
         "fast": changed(others, lambda speech: _at_speed(speech, 1.25)),
         "music": changed(halves, lambda speech: _with_music(speech, 10)),
         "pauses": [
-            _joined(f"{group[0].speaker}-pauses", group, gaps=rng.uniform(4, 16, len(group)))
+            _joined(group[0].speaker, group, gaps=rng.uniform(4, 16, len(group)))
             for group in others
         ],
     }
@@ -175,7 +172,7 @@ def _overlapping(by_speaker: Sequence[Sequence[Utterance]]) -> Iterator[Recordin
         yield _joined(name, turns, gaps=(-0.5, -0.5, -0.5, 0.3))
 
 
-def _rms(samples: "Samples") -> float:
+def _rms(samples: "npt.NDArray[Any]") -> float:
     import numpy as np  # noqa: PLC0415 - not needed to print --help
 
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
@@ -192,8 +189,7 @@ def _at_level(speech: "Samples", decibels: float) -> "Samples":
 def _as_16_bit(speech: "Samples") -> "Samples":
     import numpy as np  # noqa: PLC0415 - not needed to print --help
 
-    rounded: Samples = np.rint(speech * 32768) / 32768
-    return rounded
+    return (np.rint(speech * 32768) / 32768).astype(np.float32)
 
 
 def _telephone(speech: "Samples") -> "Samples":
@@ -222,8 +218,7 @@ def _with_noise(speech: "Samples", decibels: float, rng: "np.random.Generator") 
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     noise = np.fft.irfft(spectrum, len(speech))
     noise *= _rms(speech) / _rms(noise) * 10 ** (-decibels / 20)
-    mixed: Samples = 0.5 * (speech + noise)
-    return mixed
+    return (0.5 * (speech + noise)).astype(np.float32)
 
 
 def _with_music(speech: "Samples", decibels: float) -> "Samples":
@@ -242,8 +237,7 @@ def _with_music(speech: "Samples", decibels: float) -> "Samples":
                 wave = np.sin(2 * np.pi * note * overtone * times) * np.exp(-3 * overtone * since)
                 music += sounds * wave / overtone
     music *= _rms(speech) / _rms(music) * 10 ** (-decibels / 20)
-    mixed: Samples = 0.5 * (speech + music)
-    return mixed
+    return (0.5 * (speech + music)).astype(np.float32)
 
 
 def _at_speed(speech: "Samples", speed: float) -> "Samples":
