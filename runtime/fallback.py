@@ -30,6 +30,10 @@ from whisper_npu.runtime.unheard import (
 
 logger = logging.getLogger("whisper_npu")
 
+# Average log probability of text that a model writes by chance: of real speech that is hard to hear
+# it is about -2, of a model with random weights about -10.
+_CHANCE = -4.0
+
 WindowCallback = Callable[[int, float, tuple[int, ...]], None]
 """Takes the number of a window, the temperature, and the window's tokens so far."""
 
@@ -44,6 +48,7 @@ class Outcome:
         retries: why the attempts before it were not taken, in order.
         flaw: what is still wrong with it after the last temperature; None if nothing is.
         is_silence: the model holds the window for silence; its text is to be left out.
+        is_gibberish: every attempt was a loop, or went on by chance until the context was full.
         in_parts: it is to be decoded in parts: an attempt was a loop or left out speech, and no
             other was made.
     """
@@ -53,6 +58,7 @@ class Outcome:
     retries: tuple[Retry, ...]
     flaw: str | None
     is_silence: bool
+    is_gibberish: bool = False
     in_parts: bool = False
 
     @property
@@ -260,8 +266,17 @@ def _outcome(
         retries=tuple(retries),
         flaw=flaw,
         is_silence=is_silence(best, options),
+        is_gibberish=all(_is_gibberish(attempt, options) for attempt in tried),
         in_parts=in_parts,
     )
+
+
+def _is_gibberish(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
+    """Whether a text is a loop, or goes on and on by chance."""
+    is_endless = decoded.reached_limit and options.sample_len is None
+    if is_endless and options.logprob_threshold is not None and decoded.avg_logprob < _CHANCE:
+        return True
+    return repeats_itself(decoded, options) is not None
 
 
 def _worsens(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> bool:

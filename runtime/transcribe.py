@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any, TypeVar
 
-from whisper_npu.errors import AudioError, UsageError, WhisperNpuError
+from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNpuError
 from whisper_npu.runtime.alignment import attention_delay
 from whisper_npu.runtime.audio import AudioSource, open_audio
 from whisper_npu.runtime.backend import Backend
@@ -16,6 +16,7 @@ from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.device_calls import DeviceCalls
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.gibberish import GibberishWatch
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.model_checks import check_model
@@ -209,6 +210,7 @@ class TranscriptionStream:
         self._model = model
         self._audio = open_audio(source)
         self._segments: list[Segment] = []
+        self._gibberish = GibberishWatch()
         self._ended = False
         self._error: BaseException | None = None
         self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
@@ -269,6 +271,11 @@ class TranscriptionStream:
             abandoned = isinstance(reports.error, AbandonedError)
             self.fail(UsageError(_GIVEN_UP) if abandoned else reports.error)
         if heard is None or self._error is not None or self._reading is None:
+            return
+        try:
+            self._gibberish.note(heard.outcome)
+        except GibberishError as error:  # of this recording; the others go on
+            self.fail(error)
             return
         for segment in self._reading.take(heard):
             self._segments.append(replace(segment, id=len(self._segments)))
@@ -392,7 +399,12 @@ class TranscriptionStream:
             device=backend.device,
             kv_cache=backend.kv_cache,
             precision=backend.precision,
-            warnings=(*self._audio.warnings, *job.prompts.warnings, *job.language.warnings),
+            warnings=(
+                *self._audio.warnings,
+                *job.prompts.warnings,
+                *job.language.warnings,
+                *self._gibberish.warnings,
+            ),
             language_probabilities=job.language.probabilities,
             coverage=job.coverage,
         )

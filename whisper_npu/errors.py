@@ -3,6 +3,7 @@
     WhisperNpuError
     ├── UsageError         options or arguments that cannot work (exit code 2)
     ├── AudioError         one recording cannot be read (exit code 1; a batch goes on)
+    │   └── GibberishError the model writes no text for it that can be believed
     ├── OutputError        a result cannot be written (exit code 1; a batch goes on)
     ├── ModelError         the model folder cannot be used (exit code 3)
     ├── DeviceError        the device cannot be used (exit code 3)
@@ -31,6 +32,10 @@ class AudioError(WhisperNpuError):
     """A recording that cannot be read or that holds no usable audio."""
 
     exit_code = 1
+
+
+class GibberishError(AudioError):
+    """A recording whose first windows give nothing but loops and chance."""
 
 
 class OutputError(WhisperNpuError):
