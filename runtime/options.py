@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf, isnan
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.languages import DETECT, language_code
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
@@ -35,7 +36,8 @@ class TranscribeOptions:
     """What is to be transcribed, and how.
 
     Attributes:
-        language: language code or English name; None detects it (multilingual models).
+        language: language code (of ISO 639, with or without a region) or English name; None, or
+            `auto`, which becomes None, detects it (multilingual models).
         languages: codes or English names of those it can be, to be detected among these only; None:
             any the model knows.
         task: `transcribe`, or `translate` into English.
@@ -119,6 +121,7 @@ class TranscribeOptions:
         Raises:
             UsageError: a value is out of range.
         """
+        self._settle_language()
         if self.task not in TASKS:
             raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
         if not self.temperature or any(not 0 <= t <= 2 for t in self.temperature):
@@ -146,6 +149,16 @@ class TranscribeOptions:
         if limit is not None and not 0 <= limit < inf:
             raise UsageError(f"max_initial_timestamp is {limit}; give seconds, 0 or more, or None")
         self._refuse_contradictions()
+
+    def _settle_language(self) -> None:
+        if self.language is None:
+            return
+        if not self.language.strip():
+            raise UsageError(f"language is empty; give one, or {DETECT} to detect it")
+        if self.language.strip().lower() == DETECT:
+            object.__setattr__(self, "language", None)
+        else:
+            language_code(self.language)
 
     def _refuse_contradictions(self) -> None:
         silence = self.hallucination_silence_threshold

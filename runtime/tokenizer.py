@@ -239,7 +239,7 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
 
 
 def require_language(tokenizer: Tokenizer, vocabulary: Vocabulary, language: str) -> str:
-    """The code of `language` (a code or an English name), if the model can transcribe it.
+    """The code of `language` (see `find_language`), if the model can transcribe it.
 
     Raises:
         UsageError: unknown language, or one this model does not know.
@@ -252,5 +252,8 @@ def require_language(tokenizer: Tokenizer, vocabulary: Vocabulary, language: str
                 "use a multilingual model such as base"
             )
     elif code not in tokenizer.special.languages:
-        raise UsageError(f"this model has no language token for {LANGUAGES[code]} ({code})")
+        instead = "; give zh, or use large-v3 or turbo" if code == "yue" else ""
+        raise UsageError(
+            f"this model has no language token for {LANGUAGES[code]} ({code}){instead}"
+        )
     return code

@@ -6,6 +6,7 @@ Names are openai/whisper's where it has the option.
 import argparse
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import (
     APPEND_PUNCTUATIONS,
     MODES,
@@ -77,10 +78,30 @@ _CONTEXT = (
 )
 
 
+class _ListLanguages(argparse.Action):
+    """Prints the languages, one a line, and ends the program, as `--help` does."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        print("\n".join(f"{code}\t{name}" for code, name in LANGUAGES.items()))
+        parser.exit()
+
+
 def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False) -> None:
     """Add everything that `decoding_options` reads; live, without what needs a whole recording."""
     what = parser.add_argument_group("what to transcribe")
-    what.add_argument("--language", help="code or English name (default: detected)")
+    what.add_argument(
+        "--language",
+        help="code (de, pt-BR, cmn) or English name; auto detects it (default: auto)",
+    )
+    what.add_argument(
+        "--list-languages", action=_ListLanguages, nargs=0, help="print what --language takes"
+    )
     what.add_argument(
         "--languages",
         type=cli.names,

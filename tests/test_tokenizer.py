@@ -9,6 +9,7 @@ import tokenizers
 from fake_backend import write_companions
 
 from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.runtime import languages
 from whisper_npu.runtime.languages import LANGUAGES, language_code
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.token_text import TokenText
@@ -166,9 +167,35 @@ class TestLanguages:
     def test_code_or_name_in_any_case(self, name):
         assert language_code(name) == "de"
 
-    @pytest.mark.parametrize("name", ["", "xx", "Klingon", "en-US"])
-    def test_unknown(self, name):
-        with pytest.raises(UsageError, match=f"unknown language '{name}'"):
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            *[("en-US", "en"), ("zh-TW", "zh"), ("pt_BR", "pt"), ("sr-Latn-RS", "sr")],
+            *[("nb", "no"), ("jv", "jw"), ("iw", "he"), ("fil", "tl"), ("cmn", "zh")],
+            *[("Mandarin", "zh"), ("Farsi", "fa"), ("yue", "yue"), ("zh-yue", "yue")],
+            *[("ger", "de"), ("deu", "de"), ("fre", "fr"), ("slo", "sk"), ("nn", "nn")],
+        ],
+    )
+    def test_other_names_of_a_language(self, name, code):
+        assert language_code(name) == code
+
+    def test_every_language_has_a_code_of_three_letters(self):
+        """Containers name languages by these; every other alias must lead somewhere, too."""
+        three = {code for name, code in languages._CODES.items() if len(name) == 3}
+        assert three == set(LANGUAGES) == set(languages._CODES.values())
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("Germn", r"unknown language 'Germn'; did you mean german\?"),
+            ("Noregian", "did you mean norwegian"),
+            ("xx", r"unknown language 'xx'; `whisper-npu transcribe --list-languages` prints all"),
+            ("", "unknown language ''; "),
+            ("de,en", "unknown language 'de,en'; "),
+        ],
+    )
+    def test_unknown(self, name, told):
+        with pytest.raises(UsageError, match=told):
             language_code(name)
 
     def test_what_a_model_can_transcribe(self, tokenizer):
@@ -178,8 +205,10 @@ class TestLanguages:
         assert require_language(tokenizer, several, "Spanish") == "es"
         with pytest.raises(UsageError, match="English-only and cannot transcribe german"):
             require_language(tokenizer, english, "German")
-        with pytest.raises(UsageError, match=r"no language token for welsh \(cy\)"):
+        with pytest.raises(UsageError, match=r"no language token for welsh \(cy\)$"):
             require_language(tokenizer, several, "Welsh")
+        with pytest.raises(UsageError, match=r"cantonese \(yue\); give zh, or use large-v3"):
+            require_language(tokenizer, several, "yue")
 
     def test_text_is_that_of_the_tokenizers_library(self, tiny_en_folder):
         path = tiny_en_folder / "tokenizer.json"

@@ -196,6 +196,20 @@ class TestExitCodes:
         for code in ("0  everything", "1  some files failed", "2  the command", "3  the model"):
             assert code in text
 
+    def test_0_for_the_list_of_languages(self, run):
+        code, out, err = run("--list-languages")
+        assert (code, err) == (0, [])
+        assert "de\tgerman" in out.splitlines()
+
+    @pytest.mark.parametrize(
+        ("language", "told"), [("", "language is empty"), ("Germn", "did you mean german")]
+    )
+    def test_2_for_an_unknown_language_at_once(self, run, sound, tmp_path, language, told):
+        code, _, err = run(sound, "--language", language, model=tmp_path / "no model")
+        assert code == 2
+        assert len(err) == 1
+        assert told in err[0]
+
 
 class TestInput:
     def test_silence_gives_empty_text(self, run, tmp_path):
