@@ -22,6 +22,9 @@ _END_TOLERANCE = 0.5  # seconds
 _GAP_TOLERANCE = 0.1  # seconds
 # A longer jump is a broken clock rather than a hole: it is told, not filled.
 _LONGEST_GAP = 600.0  # seconds
+# Silence in front of a track that begins later than its video: a file of a few kilobytes must not
+# unfold to days.
+_LATEST_START = 3_600.0  # seconds
 # Elementary streams carry no length: FFmpeg guesses from the bit rate of the first frames.
 _GUESSED_LENGTH = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas"})
 
@@ -58,9 +61,16 @@ class FFmpegDecoder:
             self.close()
             raise RefusedError("the file has no audio track; nothing can be transcribed")
         self._stream = self._container.streams.audio[0]
+        # Times are the file's clock, as players show it: they begin where its first track does,
+        # which may be hours into a broadcast, and of which this one may be late.
+        start = self._container.start_time
+        self._start = None if start is None else start / av.time_base
         self.duration: float | None = None
         if self._stream.duration is not None and self._stream.time_base is not None:
-            self.duration = float(self._stream.duration * self._stream.time_base)
+            late = 0.0
+            if self._start is not None and self._stream.start_time is not None:
+                late = float(self._stream.start_time * self._stream.time_base) - self._start
+            self.duration = float(self._stream.duration * self._stream.time_base) + max(0.0, late)
         elif self._container.duration is not None:
             self.duration = self._container.duration / 1_000_000
         format_names = set(self._container.format.name.split(","))
@@ -101,8 +111,10 @@ class FFmpegDecoder:
             pieces = [samples]
             if frame.pts is not None and frame.time_base is not None:
                 time = float(frame.pts * frame.time_base)
-                origin = time if origin is None else origin
-                gap = time - origin - position
+                late = self._late_start(time) if origin is None else 0.0
+                origin = time - late if origin is None else origin
+                pieces = [*_silence(round(late * rate), samples.shape[1]), samples]
+                gap = time - late - origin - position
                 if _GAP_TOLERANCE < gap <= _LONGEST_GAP:
                     first_hole = first_hole if holes else position
                     holes, missing = holes + 1, missing + gap
@@ -144,6 +156,17 @@ class FFmpegDecoder:
             and sum(page > self._last_packet for page in self._ogg.pages) > 1
         ):
             self._warn(f"damaged: nothing behind {position:.1f} s can be read")
+
+    def _late_start(self, first_time: float) -> float:
+        """Seconds without sound before a track whose first frame has that time."""
+        late = 0.0 if self._start is None else first_time - self._start
+        if late > _LATEST_START:
+            self._length_is_known = False  # it counts them
+            self._warn(
+                f"its sound begins {late:.0f} s after the file does: times are counted from there"
+            )
+            return 0.0
+        return late if late > _GAP_TOLERANCE else 0.0  # else it is the encoder's own delay
 
     def _frames(self) -> "Iterator[AudioFrame]":
         """Decode packet by packet, stepping over those that are damaged."""
