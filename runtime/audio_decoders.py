@@ -18,11 +18,16 @@ import soundfile
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime.audio_source import (
     CHUNK_FRAMES,
-    Decoder,
     RefusedError,
     Samples,
     SourceFile,
     Warn,
+)
+from whisper_npu.runtime.audio_tracks import (
+    AudioTrack,
+    TrackChoice,
+    TrackDecoder,
+    choose_track,
 )
 from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder
 
@@ -34,16 +39,17 @@ _WAV_UNKNOWN_BYTES = 0x7FFF_0000
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<")
 
 
-def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
+def open_decoder(file: BinaryIO, name: str, warn: Warn, track: TrackChoice = None) -> TrackDecoder:
     """Choose the decoder for a file by looking into it; its name plays no part.
 
     Args:
         file: Seekable binary file, read from its start.
         name: What error messages call it.
         warn: Called with one line for everything that is missing or was replaced.
+        track: See `choose_track`.
 
     Raises:
-        AudioError: The file is empty, is not audio or video, or has no audio track.
+        AudioError: The file is empty, is not audio or video, or has no such audio track.
         OSError: The file cannot be read.
     """
     file.seek(0)
@@ -55,11 +61,11 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
     source = SourceFile(file)
     if not _is_better_with_ffmpeg(head):
         try:
-            return SoundFileDecoder(source, warn)
+            return SoundFileDecoder(source, warn, track)
         except RefusedError:
             pass  # FFmpeg decides
     try:
-        return FFmpegDecoder(source, warn)
+        return FFmpegDecoder(source, warn, track=track)
     except RefusedError as refusal:
         source.check()
         raise AudioError(f"{name}: {refusal}") from refusal
@@ -72,9 +78,12 @@ def _is_better_with_ffmpeg(head: bytes) -> bool:
 
 
 class SoundFileDecoder:
-    """WAV, FLAC, AIFF, CAF, AU, W64 and the other formats of libsndfile."""
+    """WAV, FLAC, AIFF, CAF, AU, W64 and the other formats of libsndfile: of one track each."""
 
-    def __init__(self, file: SourceFile, warn: Warn) -> None:
+    tracks: tuple[AudioTrack, ...] = (AudioTrack(1),)
+
+    def __init__(self, file: SourceFile, warn: Warn, track: TrackChoice = None) -> None:
+        self.track = choose_track(self.tracks, track)
         self._file = file
         self._warn = warn
         file.seek(0)
@@ -84,6 +93,7 @@ class SoundFileDecoder:
             raise RefusedError(str(error)) from error
         self._rate: int = self._sound.samplerate
         self._frames: int = self._sound.frames
+        self.n_channels: int = self._sound.channels
         if self._frames == 0 and file.seek(0, 2) > 1024:
             # A recorder that was killed leaves a length of 0 in front of real audio.
             self.close()

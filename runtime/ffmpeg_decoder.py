@@ -6,15 +6,18 @@ Importing this module is cheap; the first decoder imports `av`, which takes 40 m
 
 import re
 from collections.abc import Iterator
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.runtime.audio_source import CHUNK_FRAMES, RefusedError, Samples, SourceFile, Warn
+from whisper_npu.runtime.audio_tracks import AudioTrack, TrackChoice, choose_track
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
 
 # A recording may end this much before what its header announces: encoders pad, headers round.
 _END_TOLERANCE = 0.5  # seconds
@@ -37,9 +40,15 @@ class FFmpegDecoder:
             of FFmpeg's protocols.
         warn: See `audio_decoders.open_decoder`.
         skip_frames: Frames at the start that are not wanted.
+        track: See `choose_track`.
+
+    Raises:
+        RefusedError: It is no recording, or has no such audio track.
     """
 
-    def __init__(self, file: SourceFile, warn: Warn, skip_frames: int = 0) -> None:
+    def __init__(
+        self, file: SourceFile, warn: Warn, skip_frames: int = 0, track: TrackChoice = None
+    ) -> None:
         import av  # noqa: PLC0415 - 40 ms that WAV and FLAC need not pay
 
         self._file = file
@@ -60,7 +69,14 @@ class FFmpegDecoder:
         if not self._container.streams.audio:
             self.close()
             raise RefusedError("the file has no audio track; nothing can be transcribed")
-        self._stream = self._container.streams.audio[0]
+        self.tracks = tuple(map(_audio_track, self._container.streams.audio, count(1)))
+        try:
+            self.track = choose_track(self.tracks, track)
+        except RefusedError:
+            self.close()
+            raise
+        self._stream = self._container.streams.audio[self.track.number - 1]
+        self.n_channels = self._stream.codec_context.channels
         # Times are the file's clock, as players show it: they begin where its first track does,
         # which may be hours into a broadcast, and of which this one may be late.
         start = self._container.start_time
@@ -210,6 +226,19 @@ class FFmpegDecoder:
     def close(self) -> None:
         """See `Decoder.close`."""
         self._container.close()
+
+
+def _audio_track(stream: "AudioStream", number: int) -> AudioTrack:
+    """What the container says of a track."""
+    disposition = stream.disposition
+    return AudioTrack(
+        number,
+        language=stream.language if stream.language != "und" else None,
+        title=stream.metadata.get("title"),
+        is_default=bool(disposition & disposition.default),
+        is_extra=bool(disposition & (disposition.comment | disposition.visual_impaired)),
+        is_readable=stream.codec_context is not None,
+    )
 
 
 def _mp3_announces_length(file: SourceFile) -> bool:
