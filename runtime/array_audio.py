@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import AudioError
+from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_source import CHUNK_FRAMES, Samples
-from whisper_npu.runtime.audio_tracks import AudioTrack, TrackChoice, choose_track
+from whisper_npu.runtime.audio_tracks import AudioTrack, choose_track
 
 
 class ArrayDecoder:

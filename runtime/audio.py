@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.runtime.audio_choices import ALL_TRACKS, MIX, SPLIT, TrackChoice
 from whisper_npu.runtime.audio_source import (
     HIGHEST_RATE,
     LOWEST_RATE,
@@ -20,10 +21,8 @@ from whisper_npu.runtime.audio_source import (
     Decoder,
     Samples,
 )
-from whisper_npu.runtime.audio_tracks import ALL_TRACKS, TrackChoice, unheard_warnings
+from whisper_npu.runtime.audio_tracks import unheard_warnings
 from whisper_npu.runtime.channels import (
-    MIX,
-    SPLIT,
     ChannelMixer,
     ChannelPicker,
     channel_names,

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import soundfile
 
 from whisper_npu.errors import AudioError
+from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_source import (
     CHUNK_FRAMES,
     RefusedError,
@@ -25,7 +26,6 @@ from whisper_npu.runtime.audio_source import (
 )
 from whisper_npu.runtime.audio_tracks import (
     AudioTrack,
-    TrackChoice,
     TrackDecoder,
     choose_track,
 )

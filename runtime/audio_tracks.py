@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio_choices import ALL_TRACKS, TrackChoice
 from whisper_npu.runtime.audio_source import Decoder, RefusedError
 from whisper_npu.runtime.languages import LANGUAGES, find_language
-
-ALL_TRACKS = "all"
-TrackChoice = int | str | None  # a number from 1, a language, or None for the default track
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +55,6 @@ class TrackDecoder(Decoder, Protocol):
     n_channels: int
     tracks: tuple[AudioTrack, ...]
     track: AudioTrack
-
-
-def parse_track(text: str) -> TrackChoice:
-    """What `--audio-track` is given, as `choose_track` takes it.
-
-    Raises:
-        UsageError: it is neither a number from 1, nor `all`, nor a language.
-    """
-    wanted = text.strip().lower()
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    if wanted == ALL_TRACKS or find_language(wanted) is not None:
-        return wanted
-    raise UsageError(
-        f"audio_track is {text!r}; give a track's number from 1, its language, or {ALL_TRACKS}"
-    )
 
 
 def choose_track(tracks: Sequence[AudioTrack], wanted: TrackChoice) -> AudioTrack:

@@ -2,11 +2,8 @@
 
 import numpy as np
 
-from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio_choices import LEFT, MIX, RIGHT, SPLIT, require_channels
 from whisper_npu.runtime.audio_source import Samples
-
-MIX, LEFT, RIGHT, SPLIT = "mix", "left", "right", "split"
-CHANNEL_CHOICES = (MIX, LEFT, RIGHT, SPLIT)
 
 # The energy of a mixture, beside that of as many channels with nothing in common (which is 1, and
 # of equal ones their number). One wire the wrong way round leaves the noise of the line, far below.
@@ -36,9 +33,7 @@ def picked_channels(choice: str, n_channels: int) -> list[int | None]:
         return [None]
     if choice == SPLIT:
         return [*range(n_channels)] if n_channels > 1 else [None]
-    if choice not in CHANNEL_CHOICES:
-        raise UsageError(f"channels is {choice!r}; give {', '.join(CHANNEL_CHOICES)}")
-    wanted = (LEFT, RIGHT).index(choice)
+    wanted = (LEFT, RIGHT).index(require_channels(choice))
     if n_channels < 2:
         raise LookupError(f"one channel only, no {choice} one; leave out --channels")
     return [wanted]

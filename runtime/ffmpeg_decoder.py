@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_source import CHUNK_FRAMES, RefusedError, Samples, SourceFile, Warn
-from whisper_npu.runtime.audio_tracks import AudioTrack, TrackChoice, choose_track
+from whisper_npu.runtime.audio_tracks import AudioTrack, choose_track
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from math import inf, isnan
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio_choices import (
+    MIX,
+    TrackChoice,
+    parse_track,
+    require_channels,
+)
 from whisper_npu.runtime.languages import DETECT, language_code
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
@@ -13,6 +19,8 @@ MODES = ("auto", "sequential", "batched")
 TASKS = ("transcribe", "translate")
 # Options that need a whole recording: live speech does without them.
 NOT_LIVE = (
+    "audio_track",
+    "channels",
     "prefix",
     "mode",
     "batch_size",
@@ -83,6 +91,11 @@ class TranscribeOptions:
             again as a whole window. None: unless the precision is f32 by name, which promises
             PyTorch's tokens.
         vad: pass over audio without speech, and end windows at long pauses.
+        audio_track: of several audio tracks, a number from 1 or a language; None: the one marked as
+            default, else the first, and a warning tells of the others; `all`: each on its own.
+        channels: `mix`: the mean of all, or the loudest where they cancel each other; `left`,
+            `right`: the first or second; `split`: each on its own. Segments of channels and tracks
+            on their own are merged by time and name their `channel`.
     """
 
     language: str | None = None
@@ -114,6 +127,8 @@ class TranscribeOptions:
     batch_size: int = 8
     elastic: bool | None = None
     vad: bool = True
+    audio_track: TrackChoice = None
+    channels: str = MIX
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -122,6 +137,7 @@ class TranscribeOptions:
             UsageError: a value is out of range.
         """
         self._settle_language()
+        self._settle_audio()
         if self.task not in TASKS:
             raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
         if not self.temperature or any(not 0 <= t <= 2 for t in self.temperature):
@@ -159,6 +175,11 @@ class TranscribeOptions:
             object.__setattr__(self, "language", None)
         else:
             language_code(self.language)
+
+    def _settle_audio(self) -> None:
+        require_channels(self.channels)
+        if self.audio_track is not None:
+            object.__setattr__(self, "audio_track", parse_track(str(self.audio_track)))
 
     def _refuse_contradictions(self) -> None:
         silence = self.hallucination_silence_threshold

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.array_audio import ArrayDecoder
+from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_decoders import open_decoder
 from whisper_npu.runtime.audio_source import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, RefusedError
-from whisper_npu.runtime.audio_tracks import TrackChoice, TrackDecoder
+from whisper_npu.runtime.audio_tracks import TrackDecoder
 from whisper_npu.runtime.sample_scale import SampleScale
 from whisper_npu.runtime.shared_file import SharedFile
 

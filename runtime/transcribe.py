@@ -3,13 +3,14 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from typing import Any, TypeVar
 
 from whisper_npu.errors import AudioError, UsageError, WhisperNpuError
 from whisper_npu.runtime.alignment import attention_delay
-from whisper_npu.runtime.audio import AudioSource, open_audio
+from whisper_npu.runtime.audio import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.coverage import Coverage
@@ -17,6 +18,7 @@ from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.merged import MergedStream, one_at_a_time
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import (
@@ -34,6 +36,7 @@ from whisper_npu.runtime.speech_windows import LONG_PAUSE, SHORT_PAUSE, WindowCh
 from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
+from whisper_npu.runtime.transcription_stream import TranscriptionStream
 from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
 
 logger = logging.getLogger("whisper_npu")
@@ -89,13 +92,16 @@ class WhisperModel:
         options: TranscribeOptions | None = None,
         *,
         on_partial: PartialCallback | None = None,
+        sample_rate: int | None = None,
         **changes: Any,
-    ) -> "TranscriptionStream":
+    ) -> TranscriptionStream:
         """Transcribe a recording.
 
         Args:
-            audio: a path, an open binary file, or float samples `(n_samples,)` at 16 kHz mono.
+            audio: a path, an open binary file, or samples `(n_samples,)` of one channel, floats in
+                [-1, 1] or int16.
             options: how to transcribe.
+            sample_rate: that of samples, in Hz; None is 16,000.
             on_partial: called with the text of a window after each decoding step, from the threads
                 that decode, but never from two at once; in batched mode with each window in turn.
                 What it raises comes out where the segments are taken.
@@ -109,19 +115,26 @@ class WhisperModel:
             AudioError: the recording cannot be opened.
             UsageError: an option is unknown or does not fit the model.
         """
-        return TranscriptionStream(self, audio, self.resolve(options, **changes), on_partial)
+        wanted = self.resolve(options, **changes)
+        stream = self._open(audio, wanted, sample_rate, on_partial)
+        if isinstance(stream, MergedStream):
+            stream.rounds = Rounds(self.backend, wanted.batch_size, iter([stream]))
+        return stream
 
     def transcribe_all(
         self,
         recordings: Iterable[AudioSource],
         options: TranscribeOptions | None = None,
+        *,
+        sample_rate: int | None = None,
         **changes: Any,
-    ) -> "Iterator[TranscriptionStream | AudioError]":
+    ) -> Iterator[TranscriptionStream | AudioError]:
         """Transcribe recordings, windows of several of them decoded together: much the fastest way.
 
         Args:
             recordings: see `transcribe`. They are opened some way ahead.
             options: how to transcribe, all of them.
+            sample_rate: see `transcribe`.
             changes: options by name, over those in `options`.
 
         Yields:
@@ -134,10 +147,10 @@ class WhisperModel:
         wanted = self.resolve(options, **changes)
         opened: deque[TranscriptionStream | AudioError] = deque()
 
-        def streams() -> Iterator[TranscriptionStream]:
+        def streams() -> Iterator[RecordingStream | MergedStream]:
             for recording in recordings:
                 try:
-                    stream = TranscriptionStream(self, recording, wanted)
+                    stream = self._open(recording, wanted, sample_rate)
                 except AudioError as error:
                     opened.append(error)
                     continue
@@ -147,6 +160,26 @@ class WhisperModel:
 
         rounds = Rounds(self.backend, wanted.batch_size, streams())
         return _in_order(rounds, opened)
+
+    def _open(
+        self,
+        audio: AudioSource,
+        options: TranscribeOptions,
+        sample_rate: int | None,
+        on_partial: PartialCallback | None = None,
+    ) -> "RecordingStream | MergedStream":
+        """Open a recording, its channels or tracks each on its own if that is wanted."""
+        opened = open_streams(
+            audio,
+            sample_rate=sample_rate,
+            audio_track=options.audio_track,
+            channels=options.channels,
+        )
+        if len(opened) == 1:
+            return RecordingStream(self, opened[0], options, on_partial)
+        if on_partial is not None:
+            on_partial = one_at_a_time(on_partial)
+        return MergedStream([RecordingStream(self, each, options, on_partial) for each in opened])
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Any
@@ -184,8 +217,8 @@ class WhisperModel:
 
 
 def _in_order(
-    rounds: Rounds, opened: "deque[TranscriptionStream | AudioError]"
-) -> "Iterator[TranscriptionStream | AudioError]":
+    rounds: Rounds, opened: deque[TranscriptionStream | AudioError]
+) -> Iterator[TranscriptionStream | AudioError]:
     try:
         while True:
             while not opened and rounds.advance():
@@ -200,23 +233,19 @@ def _in_order(
         rounds.close()
 
 
-class TranscriptionStream:
-    """A transcription under way: an iterator over segments that becomes the whole result."""
+class RecordingStream(TranscriptionStream):
+    """The transcription of a recording, or of one of its channels or tracks."""
 
     def __init__(
         self,
         model: WhisperModel,
-        source: AudioSource,
+        audio: AudioStream,
         options: TranscribeOptions,
         on_partial: PartialCallback | None = None,
     ) -> None:
-        """Open the recording; decode nothing yet.
-
-        Raises:
-            AudioError: the recording cannot be opened.
-        """
+        """Decode nothing yet."""
         self._model = model
-        self._audio = open_audio(source)
+        self._audio = audio
         self._segments: list[Segment] = []
         self._ended = False
         self._error: BaseException | None = None
@@ -226,14 +255,19 @@ class TranscriptionStream:
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._job = new_job(model, options, features, speech, times)
         self._on_partial = on_partial
-        self._job.reports = None if on_partial is None else Reports(on_partial)
+        self._job.reports = None if on_partial is None else Reports(self._labelled(on_partial))
         self._reading: Reading | None = None
         self._alone = Rounds(model.backend, options.batch_size, iter([self]))
         self.rounds = self._alone
 
     @property
+    def channel(self) -> str:
+        """What it is called among the channels or tracks of a recording; empty if alone."""
+        return self._audio.channel or ""
+
+    @property
     def duration_estimate(self) -> float | None:
-        """Seconds of audio the recording's header announces; None if it does not."""
+        """See `TranscriptionStream`."""
         return self._audio.duration_estimate
 
     @property
@@ -274,11 +308,13 @@ class TranscriptionStream:
         """Take up a window that has been decoded; called by the rounds it takes part in."""
         reports = self._job.reports
         if reports is not None and reports.error is not None and not self._ended:
-            self.fail(reports.error)
+            abandoned = isinstance(reports.error, AbandonedError)
+            self.fail(UsageError(_GIVEN_UP) if abandoned else reports.error)
         if heard is None or self._error is not None or self._reading is None:
             return
         for segment in self._reading.take(heard):
-            self._segments.append(replace(segment, id=len(self._segments)))
+            numbered = replace(segment, id=len(self._segments), channel=self._audio.channel)
+            self._segments.append(numbered)
 
     def end(self) -> None:
         """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
@@ -300,7 +336,7 @@ class TranscriptionStream:
         self._close()
 
     def close(self) -> None:
-        """Give up what has not been decoded, and close the recording."""
+        """See `TranscriptionStream`."""
         if not self._ended:
             self.fail(UsageError(_GIVEN_UP))
 
@@ -309,7 +345,7 @@ class TranscriptionStream:
         self._audio.close()
 
     def __iter__(self) -> Iterator[Segment]:
-        """Segments from the first on; what has been decoded already is not decoded again."""
+        """See `TranscriptionStream`."""
         position = 0
         while True:
             if position == len(self._segments) and not self._advance():
@@ -333,37 +369,42 @@ class TranscriptionStream:
         return True
 
     def updates(self) -> Iterator[Partial | Segment]:
-        """The text as it comes: partial texts after each decoding step, and finished segments.
-
-        Decoding runs in a thread of its own, a few steps ahead. A loop that is left early gives
-        the transcription up: the thread ends with its decoding step, or with the windows of other
-        recordings that are decoded beside it, which go on, and the recording is closed.
-        One loop at a time; segments decoded before it come first.
-        """
+        """See `TranscriptionStream`."""
 
         def produce(emit: Callable[[Partial | Segment], None]) -> None:
-            def report(partial: Partial) -> None:
-                if self._on_partial is not None:
-                    self._on_partial(partial)
-                emit(partial)
-
-            before, self._job.reports = self._job.reports, Reports(report)
-            try:
-                for segment in self:
-                    emit(segment)
-            except AbandonedError:
-                self.fail(UsageError(_GIVEN_UP))
-            finally:
-                self._job.reports = before
+            with self.reported_by(emit):
+                try:
+                    for segment in self:
+                        emit(segment)
+                except AbandonedError:
+                    self.fail(UsageError(_GIVEN_UP))
 
         return in_background(produce)
 
-    def result(self) -> Transcription:
-        """The whole transcription; decodes what is left.
+    @contextmanager
+    def reported_by(self, callback: PartialCallback) -> Iterator[None]:
+        """Have partial texts go to `callback`, too, while a block runs."""
 
-        Raises:
-            AudioError: the recording turned out to be empty.
-        """
+        def report(partial: Partial) -> None:
+            if self._on_partial is not None:
+                self._on_partial(partial)
+            callback(partial)
+
+        before, self._job.reports = self._job.reports, Reports(self._labelled(report))
+        try:
+            yield
+        finally:
+            self._job.reports = before
+
+    def _labelled(self, callback: PartialCallback) -> PartialCallback:
+        """The callback, given the channel's name with each text."""
+        channel = self._audio.channel
+        if channel is None:
+            return callback
+        return lambda partial: callback(replace(partial, channel=channel))
+
+    def result(self) -> Transcription:
+        """See `TranscriptionStream`."""
         while self._advance():
             pass
         backend, job = self._model.backend, self._job
@@ -383,28 +424,8 @@ class TranscriptionStream:
 
     @property
     def times(self) -> StageTimes:
-        """Where the time went, so far."""
+        """See `TranscriptionStream`."""
         return self._job.times
-
-    @property
-    def text(self) -> str:
-        """The whole text."""
-        return self.result().text
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """All segments."""
-        return self.result().segments
-
-    @property
-    def language(self) -> str:
-        """The language's code, as detected or as asked for."""
-        return self.result().language
-
-    @property
-    def duration(self) -> float:
-        """Seconds of audio, known at its end."""
-        return self.result().duration
 
 
 def new_job(

@@ -6,6 +6,7 @@ Names are openai/whisper's where it has the option.
 import argparse
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio_choices import CHANNEL_CHOICES
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import (
     APPEND_PUNCTUATIONS,
@@ -217,6 +218,19 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
 def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._ArgumentGroup) -> None:
     """Add the options that need a whole recording: `NOT_LIVE`."""
     what.add_argument(
+        "--audio-track",
+        metavar="N|LANGUAGE|all",
+        help="of several audio tracks, which: a number from 1, a language, or all, each on its own "
+        "(default: the one marked as default)",
+    )
+    what.add_argument(
+        "--channels",
+        default=TranscribeOptions.channels,
+        choices=CHANNEL_CHOICES,
+        help="mix: the mean of all; split: each on its own, for calls with one party on each "
+        "(default: %(default)s)",
+    )
+    what.add_argument(
         "--prefix", metavar="TEXT", help="what the transcript goes on from; not part of it"
     )
     cli.add_flag(
@@ -286,6 +300,8 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
         batch_size=arguments.batch_size,
         elastic=arguments.elastic,
         vad=arguments.vad,
+        audio_track=arguments.audio_track,
+        channels=arguments.channels,
         condition_on_previous_text=arguments.condition_on_previous_text,
         temperature=_ladder(arguments.temperature, arguments.temperature_increment_on_fallback),
         compression_ratio_threshold=arguments.compression_ratio_threshold,

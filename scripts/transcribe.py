@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from whisper_npu.runtime.results import Transcription
-    from whisper_npu.runtime.transcribe import TranscriptionStream
+    from whisper_npu.runtime.transcription_stream import TranscriptionStream
     from whisper_npu.runtime.writers import OutputFiles
 
 logger = logging.getLogger("whisper_npu")
@@ -206,7 +206,8 @@ def _follow(
                 bar.update(max(0.0, segment.end - bar.n))
             else:
                 start, end = format_timestamp(segment.start), format_timestamp(segment.end)
-                print(f"[{start} --> {end}] {segment.text}", flush=True)
+                channel = "" if segment.channel is None else f"[{segment.channel}] "
+                print(f"[{start} --> {end}] {channel}{segment.text}", flush=True)
 
 
 def _progress_bar(stream: "TranscriptionStream", file: Path) -> "tqdm[NoReturn]":
@@ -221,23 +222,30 @@ def _progress_bar(stream: "TranscriptionStream", file: Path) -> "tqdm[NoReturn]"
 
 def _report(result: "Transcription") -> None:
     """Print how the time of a recording is accounted for, and where it ran."""
-    seconds = ", ".join(
-        f"{fate} {total:.2f} s" for fate, total in result.coverage.seconds().items()
-    )
-    print(f"{result.duration:.2f} s of audio: {seconds}", file=sys.stderr)
+    for channel in result.coverage.channels or (None,):
+        _report_channel(result, channel)
+    ran = f"{result.device}, {result.precision}, {result.kv_cache} cache"
+    print(f"ran on {ran}; language {result.language}", file=sys.stderr)
+
+
+def _report_channel(result: "Transcription", channel: str | None) -> None:
+    """Print how the time of one channel or track is accounted for, or of all there is."""
+    totals = result.coverage.seconds(channel)
+    seconds = ", ".join(f"{fate} {total:.2f} s" for fate, total in totals.items())
+    name = "" if channel is None else f"{channel}: "
+    print(f"{name}{sum(totals.values()):.2f} s of audio: {seconds}", file=sys.stderr)
     for span in result.coverage.spans:
-        if span.fate != "transcribed":
+        if span.fate != "transcribed" and span.channel == channel:
             where = f"{span.start:.2f} to {span.end:.2f} s"
             print(f"  {where}: {span.fate}: {span.reason}", file=sys.stderr)
-    for window in {segment.seek: segment for segment in result.segments}.values():
+    segments = [segment for segment in result.segments if segment.channel == channel]
+    for window in {segment.seek: segment for segment in segments}.values():
         for retry in window.retries:
             where = f"window of {window.start:.2f} s"
             print(f"  {where}: temperature {retry.temperature}: {retry.reason}", file=sys.stderr)
-    for segment in result.segments:
+    for segment in segments:
         if segment.flaw is not None:
             print(f"  {segment.start:.2f} s: doubtful: {segment.flaw}", file=sys.stderr)
-    ran = f"{result.device}, {result.precision}, {result.kv_cache} cache"
-    print(f"ran on {ran}; language {result.language}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,8 @@ from av.stream import Disposition
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime import ffmpeg_decoder
 from whisper_npu.runtime.audio import SAMPLE_RATE, load_audio, open_audio, open_streams
-from whisper_npu.runtime.audio_tracks import AudioTrack, choose_track, parse_track
+from whisper_npu.runtime.audio_choices import parse_track
+from whisper_npu.runtime.audio_tracks import AudioTrack, choose_track
 
 # Video and audio codecs that a container takes, and the rate of its sound.
 CONTAINERS = [
@@ -113,7 +114,7 @@ class TestSeveralTracks:
             assert pitch(np.concatenate(list(stream))) == hertz
         assert stream.warnings == warnings
 
-    @pytest.mark.parametrize("opened", [str, io.FileIO, lambda path: io.BytesIO(path.read_bytes())])
+    @pytest.mark.parametrize("opened", [str, lambda path: io.BytesIO(path.read_bytes())])
     def test_all_of_them_side_by_side(self, film, opened):
         """Each reads from a position of its own, in a file that was opened once, too."""
         streams = open_streams(opened(film), audio_track="all", block_samples=4000)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_files import RATE, bad_files, cut, voice
+from audio_files import RATE, Track, bad_files, cut, voice, write_film
 
 from whisper_npu.scripts import main as console
 from whisper_npu.scripts.transcribe import main
@@ -212,6 +212,34 @@ class TestExitCodes:
 
 
 class TestInput:
+    def test_channels_of_a_call(self, run, tmp_path):
+        pair = np.stack([voice(3.0), np.zeros(3 * RATE, np.float32)], axis=1)
+        soundfile.write(tmp_path / "call.wav", pair, RATE)
+        options = [*INVENT, "--channels", "split", "--report", "-o", tmp_path, "-f", "json"]
+        code, out, err = run(tmp_path / "call.wav", *options)
+        assert code == 0
+        assert "] [left] " in out
+        assert "left: 3.00 s of audio: transcribed 3.00 s" in err[0]
+        assert sum(line.startswith("right: 3.00 s of audio") for line in err) == 1
+        written = json.loads((tmp_path / "call.json").read_text())
+        assert written["segments"][0]["channel"] == "left"
+
+    def test_tracks_of_a_film(self, run, tmp_path):
+        tracks = [Track(voice(3.0), language="eng"), Track(voice(2.0), language="ger")]
+        film = write_film(tmp_path / "film.mkv", *tracks, seconds=3)
+        code, _, err = run(film, *INVENT)
+        assert code == 0
+        assert "not 2 (German): choose by --audio-track" in err[0]
+        code, _, err = run(film, *INVENT, "--audio-track", "de", "--report")
+        assert code == 0
+        assert err[0].startswith("2.")
+        code, out, err = run(film, *INVENT, "--audio-track", "all")
+        assert (code, err) == (0, [])
+        assert "] [track 2] " in out
+        code, _, err = run(film, *INVENT, "--audio-track", "3")
+        assert code == 1
+        assert "no audio track 3; it has 1 (English), 2 (German)" in err[0]
+
     def test_silence_gives_empty_text(self, run, tmp_path):
         soundfile.write(tmp_path / "silence.wav", np.zeros(40 * RATE), RATE)
         code, out, err = run(

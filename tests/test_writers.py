@@ -173,6 +173,30 @@ class TestWithWords:
             "4\n00:00:03,000 --> 00:00:03,500\nf\n\n"
         )
 
+    def test_channels_are_named(self):
+        """WebVTT has a mark for who speaks; a cue never holds two of them."""
+        two = transcription(
+            dataclasses.replace(segment(0.0, 1.0, " Hello."), channel="left"),
+            dataclasses.replace(segment(0.5, 2.0, " Hi."), channel="right"),
+        )
+        assert render(two, "txt") == "[left] Hello.\n[right] Hi.\n"
+        assert render(two, "tsv").endswith("0\t1000\t[left] Hello.\n500\t2000\t[right] Hi.\n")
+        assert "00:00.000 --> 00:01.000\n<v left>Hello.\n" in render(two, "vtt")
+        assert "00:00:00,500 --> 00:00:02,000\n[right] Hi.\n" in render(two, "srt")
+        assert [each["channel"] for each in two.to_dict()["segments"]] == ["left", "right"]
+
+    def test_a_cue_of_words_ends_with_its_channel(self):
+        turns = transcription(
+            dataclasses.replace(spoken(0.0, "one two"), channel="left"),
+            dataclasses.replace(spoken(1.0, "three"), channel="right"),
+            dataclasses.replace(spoken(1.5, "four five"), channel="left"),
+        )
+        wide = SubtitleOptions(max_line_width=40, max_line_count=2)
+        texts = [cue.split("\n", 1)[1] for cue in render(turns, "vtt", wide).split("\n\n")[1:-1]]
+        assert texts == ["<v left>one two", "<v right>three", "<v left>four five"]
+        one_by_one = SubtitleOptions(highlight_words=True)
+        assert "[right] <u>three</u>" in render(turns, "srt", one_by_one)
+
     def test_json_has_the_words(self):
         result = transcription(segment(0, 1, " One", (Word(0.0, 0.5, " One", 0.75),)))
         assert json.loads(render(result, "json"))["segments"][0]["words"] == [

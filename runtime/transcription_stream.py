@@ -1,0 +1,68 @@
+"""A transcription under way, as its user sees it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from whisper_npu.runtime.partial import Partial
+from whisper_npu.runtime.results import Segment, Transcription
+from whisper_npu.runtime.timing import StageTimes
+
+
+class TranscriptionStream(ABC):
+    """A transcription under way: an iterator over segments that becomes the whole result."""
+
+    @property
+    @abstractmethod
+    def duration_estimate(self) -> float | None:
+        """Seconds of audio the recording's header announces; None if it does not."""
+
+    @property
+    @abstractmethod
+    def times(self) -> StageTimes:
+        """Where the time went, so far."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Segment]:
+        """Segments from the first on; what has been decoded already is not decoded again."""
+
+    @abstractmethod
+    def updates(self) -> Iterator[Partial | Segment]:
+        """The text as it comes: partial texts after each decoding step, and finished segments.
+
+        Decoding runs in a thread of its own, a few steps ahead. A loop that is left early gives
+        the transcription up: the thread ends with its decoding step, or with the windows of other
+        recordings that are decoded beside it, which go on, and the recording is closed.
+        One loop at a time; segments decoded before it come first.
+        """
+
+    @abstractmethod
+    def result(self) -> Transcription:
+        """The whole transcription; decodes what is left.
+
+        Raises:
+            AudioError: the recording turned out to be empty.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what has not been decoded, and close the recording."""
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.result().text
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments."""
+        return self.result().segments
+
+    @property
+    def language(self) -> str:
+        """The language's code, as detected or as asked for."""
+        return self.result().language
+
+    @property
+    def duration(self) -> float:
+        """Seconds of audio, known at its end."""
+        return self.result().duration
