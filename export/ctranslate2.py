@@ -181,6 +181,19 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def end_of_text(folder: Path) -> int | None:
+    """The place of `<|endoftext|>` in CTranslate2's list of tokens; None if there is no list."""
+    for name, read in (("vocabulary.json", json.loads), ("vocabulary.txt", str.splitlines)):
+        path = folder / name
+        if path.is_file():
+            try:
+                tokens = read(path.read_text(encoding="utf-8"))
+                return int(tokens.index("<|endoftext|>"))
+            except (OSError, ValueError, AttributeError) as error:
+                raise CheckpointError(f"cannot read {path}: {error}") from error
+    return None
+
+
 def read_weights(folder: Path) -> tuple[Dimensions, Weights]:
     """Read a CTranslate2 folder's weights under their Hugging Face names, in float32.
 

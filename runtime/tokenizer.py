@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.languages import LANGUAGES, language_code
 from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.multilingual import is_multilingual
 from whisper_npu.runtime.token_text import TokenText
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HubTokenizer
 
 TIMESTAMP_STEP = 0.02  # seconds between two timestamp tokens: one encoder frame
-_MULTILINGUAL_N_VOCAB = 51865  # openai/whisper's rule: English-only models have one token less
 
 # Symbols that annotate rather than transcribe, as openai/whisper's `non_speech_tokens` lists them.
 _ANNOTATION_SYMBOLS = (
@@ -227,12 +227,10 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
     begin_suppress = generation.get("begin_suppress_tokens")
     if begin_suppress is None:
         begin_suppress = [*tokenizer.encode(" "), special.eot]
-    multilingual = generation.get("is_multilingual")
-    if multilingual is None:
-        n_vocab = int(folder.config.get("vocab_size", 0))
-        multilingual = "lang_to_id" in generation or n_vocab >= _MULTILINGUAL_N_VOCAB
     return Vocabulary(
-        is_multilingual=bool(multilingual),
+        is_multilingual=is_multilingual(
+            special.eot, len(special.languages), generation.get("is_multilingual")
+        ),
         suppress=tuple(sorted({int(t) for t in suppress if t >= 0})),
         begin_suppress=tuple(int(t) for t in begin_suppress if t >= 0),
     )

@@ -106,20 +106,29 @@ class TestVocabulary:
         got = read_vocabulary(folder_of(tmp_path, generation=generation), tokenizer)
         assert got == Vocabulary(is_multilingual=False, suppress=(3, 7), begin_suppress=(220, 5))
 
+    @pytest.mark.parametrize("vocab_size", [51864, 51865, 51872, None])
     @pytest.mark.parametrize(
-        ("config", "generation", "multilingual"),
-        [
-            ({"vocab_size": 51865}, {}, True),
-            ({"vocab_size": 51864}, {}, False),
-            ({"vocab_size": 51866}, {}, True),
-            ({}, {"lang_to_id": {"<|en|>": 1}}, True),
-            ({}, {}, False),
-            ({"vocab_size": 51865}, {"is_multilingual": False}, False),
-        ],
+        ("generation", "multilingual"),
+        [({}, True), ({"is_multilingual": True}, True), ({"is_multilingual": False}, False)],
     )
-    def test_is_multilingual(self, tokenizer, tmp_path, config, generation, multilingual):
-        folder = folder_of(tmp_path, config=config, generation=generation)
+    def test_languages_tell_a_multilingual_model(
+        self, tokenizer, tmp_path, vocab_size, generation, multilingual
+    ):
+        """And not its size, which may have been padded."""
+        folder = folder_of(tmp_path, config={"vocab_size": vocab_size}, generation=generation)
         assert read_vocabulary(folder, tokenizer).is_multilingual is multilingual
+
+    @pytest.mark.parametrize("vocab_size", [51864, 51865, 51872, None])
+    @pytest.mark.parametrize(
+        "generation", [{}, {"is_multilingual": True, "lang_to_id": {"<|en|>": 50258}}]
+    )
+    def test_gpt2s_text_tokens_tell_an_english_one(self, tmp_path, vocab_size, generation):
+        """Its tokenizer lists the languages, too, and its fine-tunes copy other configurations."""
+        (tmp_path / "tokenizer.json").write_bytes(tiny_whisper.build_tokenizer_json(english=True))
+        english = Tokenizer(tmp_path / "tokenizer.json")
+        assert english.special.languages["de"] == english.special.sot + 3
+        folder = folder_of(tmp_path, config={"vocab_size": vocab_size}, generation=generation)
+        assert not read_vocabulary(folder, english).is_multilingual
 
     def test_whispers_own_rule_where_the_folder_says_nothing(self, tokenizer, tmp_path):
         got = read_vocabulary(folder_of(tmp_path), tokenizer)
