@@ -16,6 +16,7 @@ from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_decoders import open_decoder
 from whisper_npu.runtime.audio_source import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, RefusedError
 from whisper_npu.runtime.audio_tracks import TrackDecoder
+from whisper_npu.runtime.pitch import sounds_slowed
 from whisper_npu.runtime.sample_scale import SampleScale
 from whisper_npu.runtime.shared_file import SharedFile
 
@@ -23,6 +24,10 @@ AudioSource: TypeAlias = str | Path | BinaryIO | npt.NDArray[Any]
 
 # Pipes are kept in memory up to here, then in a temporary file.
 _SPOOL_BYTES = 16 * 2**20
+_SLOWED = (
+    f"voices sound slowed down: the samples were taken as of {SAMPLE_RATE} Hz; if they have another"
+    " rate, give it as sample_rate"
+)
 
 
 class Closable(Protocol):
@@ -74,6 +79,7 @@ class Recording:
     def __init__(self, source: AudioSource, sample_rate: int | None, *, shared: bool) -> None:
         self._array: npt.NDArray[Any] | None = None
         self._rate = SAMPLE_RATE if sample_rate is None else sample_rate
+        self._rate_is_known = sample_rate is not None
         self._shared: SharedFile | None = None
         self._owned: BinaryIO | None = None
         if isinstance(source, np.ndarray):
@@ -123,6 +129,8 @@ class Recording:
                 in_memory = ArrayDecoder(self._array, self._rate, track)
                 for _, chunk in in_memory.chunks():  # all of it, as that costs little here
                     scale.look(chunk)
+                if not self._rate_is_known and sounds_slowed(self._array):
+                    warnings.append(_SLOWED)
                 return OpenedTrack(self.name, in_memory, None, warnings, scale)
             file: BinaryIO = self._file
             closable: Closable | None = self._owned

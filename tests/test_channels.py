@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from audio_files import RATE, Track, voice, write_film
 
 from whisper_npu.errors import AudioError, UsageError
@@ -165,6 +166,28 @@ class TestScale:
 
 
 class TestSampleRate:
+    @pytest.mark.parametrize("rate", [44_100, 48_000])
+    @pytest.mark.parametrize("dtype", [np.float32, np.int16])
+    def test_a_voice_at_a_third_of_its_speed_is_told(self, rate, dtype):
+        scale = 1 if dtype is np.float32 else 32767
+        samples = (voice(4.0, rate) * scale).astype(dtype)
+        (warning,) = read(samples)[1]
+        assert warning.endswith("if they have another rate, give it as sample_rate")
+        for known in (16_000, rate):  # whoever gives one knows
+            assert read(samples, sample_rate=known)[1] == []
+
+    @pytest.mark.parametrize("gain", [1.0, 0.01])
+    def test_a_voice_at_its_speed_is_not(self, gain):
+        time = np.arange(4 * RATE) / RATE
+        hum = (0.2 * np.sin(2 * np.pi * 50 * time)).astype(np.float32)
+        for samples in (voice(4.0), hum, voice(4.0) + hum, hiss(4 * RATE, 7), np.zeros(RATE)):
+            assert read(np.float32(gain) * samples)[1] == []
+
+    def test_real_speech(self, beckett):
+        samples = load_audio(beckett)
+        assert read(samples)[1] == []
+        assert len(read(soxr.resample(samples, 16_000, 48_000))[1]) == 1
+
     @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
     def test_an_array_of_another_rate_is_resampled(self, tmp_path, rate):
         soundfile.write(tmp_path / "x.wav", voice(2.0, rate), rate, subtype="FLOAT")
