@@ -62,6 +62,7 @@ MEDIA_SUFFIXES = _AUDIO_SUFFIXES | _VIDEO_SUFFIXES
 # Beyond this a float sample is garbage (a file of ±1 or even ±32768 stays far below), and its
 # square would soon overflow float32 in the spectrogram.
 _LARGEST_SAMPLE = 1e9
+_SILENT = 1e-4  # of full scale: dither is below it, whatever speech is not
 
 
 class AudioStream:
@@ -91,6 +92,7 @@ class AudioStream:
         pick: int | None = None,
         channel: str | None = None,
         scale: SampleScale | None = None,
+        if_silent: str | None = None,
     ) -> None:
         """Decode nothing yet.
 
@@ -103,6 +105,7 @@ class AudioStream:
             pick: The channel it is, from 0; None mixes all.
             channel: What that is called among others.
             scale: What is known of the samples' scale already.
+            if_silent: A warning for the case that there is no sound in it at all.
         """
         self.name = name
         self.channel = channel
@@ -113,6 +116,7 @@ class AudioStream:
         self._owned_file = owned_file
         self._to_mono = ChannelMixer() if pick is None else ChannelPicker(pick)
         self._scale = scale or SampleScale()
+        self._if_silent = if_silent
         self._blocks = _cut(self._samples(), block_samples)
 
     def __enter__(self) -> Self:
@@ -164,6 +168,8 @@ class AudioStream:
             clean = self._scale(cleaner.clean(chunk, frames, rate))
             mono = self._to_mono(clean, frames / rate, rate)
             frames += len(mono)
+            if self._if_silent is not None and np.abs(mono).max(initial=0.0) > _SILENT:
+                self._if_silent = None
             if resampler is not None and resampler.rate != rate:
                 # Chained Ogg files and broadcast streams may change their rate on the way.
                 yield resampler.push(np.empty(0, np.float32), last=True)
@@ -179,6 +185,8 @@ class AudioStream:
             yield piece
         for stage in (cleaner, self._scale, self._to_mono):
             self.warnings.extend(stage.warnings())
+        if self._if_silent is not None:
+            self.warnings.append(self._if_silent)
         if frames == 0:
             raise AudioError(f"{self.name}: no audio samples in it; record or copy it again")
         if produced == 0:
@@ -263,7 +271,9 @@ def open_streams(
         tracks = [first.decoder.track]
         if audio_track == ALL_TRACKS:
             tracks = [track for track in first.decoder.tracks if track.is_readable]
-        first.warnings += unheard_warnings(first.decoder.tracks, tracks, audio_track)
+        unheard = unheard_warnings(first.decoder.tracks, tracks, audio_track)
+        first.warnings += unheard
+        if_silent = f"audio track {tracks[0].number} is silent from beginning to end"
         for track in tracks:
             opened = first if track == first.decoder.track else recording.open(track.number)
             on_error.callback(opened.close)
@@ -285,6 +295,7 @@ def open_streams(
                         pick=pick,
                         channel=" ".join(labels) or None,
                         scale=opened.scale,
+                        if_silent=if_silent if unheard else None,
                     )
                 )
         on_error.pop_all()

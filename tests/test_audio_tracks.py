@@ -144,6 +144,19 @@ class TestSeveralTracks:
             open_audio(film, audio_track=wanted)
         assert str(caught.value).startswith(f"{film}: {told}")
 
+    def test_a_silent_one_is_told(self, tmp_path):
+        """Nothing marks the second: only silence tells that the first was the wrong one."""
+        tracks = Track(np.zeros(2 * RATE, np.float32)), Track(tone(300))
+        film = write_film(tmp_path / "x.mkv", *tracks, seconds=2)
+        silent = "audio track 1 is silent from beginning to end"
+        with open_audio(film) as stream:
+            assert not np.concatenate(list(stream)).any()
+        assert stream.warnings[1:] == [silent]
+        for choice in (1, 2):  # whoever chose it knows
+            with open_audio(film, audio_track=choice) as stream:
+                assert sum(map(len, stream)) == 2 * RATE
+            assert stream.warnings == []
+
     def test_a_file_without_tracks_has_one(self, tmp_path):
         path = tmp_path / "x.wav"
         soundfile.write(path, tone(300), RATE)

@@ -129,7 +129,7 @@ class TestChoice:
 
 
 class TestScale:
-    @pytest.mark.parametrize("bits", [16, 24])
+    @pytest.mark.parametrize("bits", [16, 24, 32])
     def test_floats_that_were_never_divided(self, bits):
         """The first of them silent, as many recordings begin."""
         sound = np.concatenate([np.zeros(CHUNK_FRAMES, np.float32), voice(2.0)])
