@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 ASSETS := $(VENV)/.assets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers test lint format typecheck clean
+.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers test fuzz lint format typecheck clean
 
 help:
 	@echo "make setup       a virtual environment with everything, and the embedded model and recording"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-kv    what each kind of decoder cache costs and saves"
 	@echo "make bench-peers speed and accuracy beside other recognisers on REFERENCES"
 	@echo "make test        run the tests"
+	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options)"
 	@echo "make lint        check style"
 	@echo "make format      put style right"
 	@echo "make typecheck   check types"
@@ -83,6 +84,10 @@ bench-peers:
 
 test: $(ASSETS)
 	$(BIN)/python -m pytest
+
+FUZZ_FLAGS ?=
+fuzz: $(INSTALLED)
+	$(BIN)/python scripts/fuzz_audio.py $(FUZZ_FLAGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

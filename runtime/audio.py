@@ -19,6 +19,7 @@ from whisper_npu.runtime.audio_source import (
     LOWEST_RATE,
     SAMPLE_RATE,
     Decoder,
+    RefusedError,
     Samples,
 )
 from whisper_npu.runtime.audio_tracks import unheard_warnings
@@ -147,6 +148,8 @@ class AudioStream:
             raise AudioError(
                 f"{self.name}: cannot be read to its end: {error.strerror or error}"
             ) from error
+        except RefusedError as refusal:
+            raise AudioError(f"{self.name}: {refusal}") from refusal
         self.samples_read += len(block)
         return block
 

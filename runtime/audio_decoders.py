@@ -9,7 +9,6 @@ and Ogg, where it steps over the hole in silence and, seeking, hands out a secon
 A damaged recording is read as far as it can be; what is missing is told through `warn`.
 """
 
-import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -17,6 +16,7 @@ import soundfile
 
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime.audio_choices import TrackChoice
+from whisper_npu.runtime.audio_headers import WAV_MP3, Header, read_header
 from whisper_npu.runtime.audio_source import (
     CHUNK_FRAMES,
     RefusedError,
@@ -29,14 +29,13 @@ from whisper_npu.runtime.audio_tracks import (
     TrackDecoder,
     choose_track,
 )
-from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder
+from whisper_npu.runtime.ffmpeg_process import open_ffmpeg
 
 # A file may have a thousand channels; then fewer frames make a chunk.
 _CHUNK_VALUES = 8 * CHUNK_FRAMES
-# Programs that write WAV to a pipe announce 0x7FFFFxxx or 0xFFFFFFFF bytes: length unknown.
-_WAV_UNKNOWN_BYTES = 0x7FFF_0000
-# FFmpeg would try for seconds to open what these refer to: HLS, its own lists, DASH and SMIL.
-_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<")
+# FFmpeg would try for seconds to open what these refer to: HLS, its own lists, DASH and SMIL; or
+# take them for films of text: PLS and the lists of old Windows players.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<", b"[playlist]", b"[Reference]")
 
 
 def open_decoder(file: BinaryIO, name: str, warn: Warn, track: TrackChoice = None) -> TrackDecoder:
@@ -58,23 +57,32 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn, track: TrackChoice = Non
         raise AudioError(f"{name}: the file is empty (0 bytes); record or copy it again")
     if head.startswith(_PLAYLISTS):
         raise AudioError(f"{name}: a list of recordings, not a recording; name those it lists")
-    source = SourceFile(file)
-    if not _is_better_with_ffmpeg(head):
+    header = read_header(SourceFile(file))
+    source = header.file
+    for warning in header.warnings:
+        warn(warning)
+    if not _is_better_with_ffmpeg(head, header):
         try:
-            return SoundFileDecoder(source, warn, track)
+            return SoundFileDecoder(source, warn, header, track)
         except RefusedError:
             pass  # FFmpeg decides
+    if header.is_cut_off:
+        warn(_cut_off(header))
     try:
-        return FFmpegDecoder(source, warn, track=track)
+        return open_ffmpeg(source, warn, track=track)
     except RefusedError as refusal:
         source.check()
         raise AudioError(f"{name}: {refusal}") from refusal
 
 
-def _is_better_with_ffmpeg(head: bytes) -> bool:
-    """Ogg pages, ID3 tags, and the eleven set bits that start every MPEG audio and ADTS frame."""
+def _is_better_with_ffmpeg(head: bytes, header: Header) -> bool:
+    """Ogg pages, ID3 tags, and the eleven set bits that start every MPEG audio and ADTS frame.
+
+    Of MP3 in a WAV libsndfile announces more samples than it then finds.
+    """
     is_mpeg_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
-    return is_mpeg_frame or head.startswith((b"ID3", b"OggS"))
+    is_mp3 = is_mpeg_frame or header.wav_format == WAV_MP3
+    return is_mp3 or head.startswith((b"ID3", b"OggS"))
 
 
 class SoundFileDecoder:
@@ -82,7 +90,9 @@ class SoundFileDecoder:
 
     tracks: tuple[AudioTrack, ...] = (AudioTrack(1),)
 
-    def __init__(self, file: SourceFile, warn: Warn, track: TrackChoice = None) -> None:
+    def __init__(
+        self, file: SourceFile, warn: Warn, header: Header, track: TrackChoice = None
+    ) -> None:
         self.track = choose_track(self.tracks, track)
         self._file = file
         self._warn = warn
@@ -99,13 +109,8 @@ class SoundFileDecoder:
             self.close()
             raise RefusedError("the header announces no samples")
         self.duration: float | None = self._frames / self._rate
-        missing = _missing_wav_bytes(self._sound.extra_info)
-        if missing:
-            kept, announced = missing
-            warn(
-                f"the file is cut off: {kept} of the {announced} bytes of audio its header"
-                f" announces are there ({self.duration:.1f} s)"
-            )
+        if header.is_cut_off:
+            warn(f"{_cut_off(header)} ({self.duration:.1f} s)")
 
     def chunks(self) -> Iterator[tuple[int, Samples]]:
         """See `Decoder.chunks`."""
@@ -128,7 +133,7 @@ class SoundFileDecoder:
         )
         self.close()
         try:
-            rest = FFmpegDecoder(self._file, self._warn, skip_frames=done)
+            rest = open_ffmpeg(self._file, self._warn, skip_frames=done)
         except RefusedError:
             lost = (self._frames - done) / self._rate
             self._warn(f"the last {lost:.1f} s cannot be read")
@@ -143,13 +148,9 @@ class SoundFileDecoder:
         self._sound.close()
 
 
-def _missing_wav_bytes(log: str) -> tuple[int, int] | None:
-    """`(present, announced)` bytes of a cut-off WAV, from libsndfile's own log of the header.
-
-    libsndfile quietly lowers the frame count to what the file holds; only its log tells.
-    """
-    found = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    if found is None:
-        return None
-    announced, present = int(found[1]), int(found[2])
-    return (present, announced) if present < announced < _WAV_UNKNOWN_BYTES else None
+def _cut_off(header: Header) -> str:
+    what = "bytes of audio" if header.wav_format is not None else "bytes"
+    return (
+        f"the file is cut off: {header.present} of the {header.announced} {what} its header"
+        " announces are there"
+    )

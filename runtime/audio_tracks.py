@@ -81,7 +81,8 @@ def choose_track(tracks: Sequence[AudioTrack], wanted: TrackChoice) -> AudioTrac
         raise RefusedError(f"{missing}; it has {list_tracks(tracks)}")
     readable = [track for track in fitting if track.is_readable]
     if not readable:
-        raise RefusedError(f"there is no decoder for audio track {list_tracks(fitting)}")
+        which = "its audio" if len(tracks) == 1 else f"audio track {list_tracks(fitting)}"
+        raise RefusedError(f"{which} is of a kind that FFmpeg does not know; convert it to WAV")
     return max(readable, key=lambda track: (not track.is_extra, track.is_default, -track.number))
 
 

@@ -7,7 +7,7 @@ Importing this module is cheap; the first decoder imports `av`, which takes 40 m
 import re
 from collections.abc import Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from whisper_npu.runtime.audio_source import CHUNK_FRAMES, RefusedError, Samples
 from whisper_npu.runtime.audio_tracks import AudioTrack, choose_track
 
 if TYPE_CHECKING:
+    from av.audio.codeccontext import AudioCodecContext
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
 
@@ -29,6 +30,15 @@ _LONGEST_GAP = 600.0  # seconds
 # Silence in front of a track that begins later than its video: a file of a few kilobytes must not
 # unfold to days.
 _LATEST_START = 3_600.0  # seconds
+# Holes are filled up to this sum, or up to the sum of the audio itself if that is more: a file of a
+# few kilobytes must not unfold to days.
+_LONGEST_SILENCE = 3_600.0  # seconds
+# A frame may have 64 channels; then fewer frames make a chunk.
+_CHUNK_VALUES = 8 * CHUNK_FRAMES
+# AMR decoders that know pauses in which nothing was sent (DTX); FFmpeg's own call them damage.
+_DTX_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
+# `AVFrame.data` has room for one plane less than this.
+_MANY_PLANES = 8
 # Elementary streams carry no length: FFmpeg guesses from the bit rate of the first frames.
 _GUESSED_LENGTH = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas"})
 
@@ -77,7 +87,8 @@ class FFmpegDecoder:
             self.close()
             raise
         self._stream = self._container.streams.audio[self.track.number - 1]
-        self.n_channels = self._stream.codec_context.channels
+        self._codec = _choose_codec(self._stream)
+        self.n_channels = self._codec.channels
         # Times are the file's clock, as players show it: they begin where its first track does,
         # which may be hours into a broadcast, and of which this one may be late.
         start = self._container.start_time
@@ -107,7 +118,8 @@ class FFmpegDecoder:
             changed = bool(pending) and (
                 rate != pending_rate or samples.shape[1] != pending[0].shape[1]
             )
-            if pending and (changed or pending_frames >= CHUNK_FRAMES):
+            enough = min(CHUNK_FRAMES, _CHUNK_VALUES // samples.shape[1])
+            if pending and (changed or pending_frames >= enough):
                 yield pending_rate, np.concatenate(pending)
                 pending, pending_frames = [], 0
             pending.append(samples)
@@ -120,7 +132,7 @@ class FFmpegDecoder:
         """Frames in order with holes filled, the unwanted start removed."""
         origin: float | None = None
         position = 0.0  # seconds since `origin`
-        holes, missing, first_hole = 0, 0.0, 0.0
+        gaps = _Gaps()
         skip = self._skip
         for frame in self._frames():
             samples = frame_samples(frame)
@@ -132,17 +144,14 @@ class FFmpegDecoder:
                 origin = time - late if origin is None else origin
                 pieces = [*_silence(round(late * rate), samples.shape[1]), samples]
                 gap = time - late - origin - position
-                if _GAP_TOLERANCE < gap <= _LONGEST_GAP:
-                    first_hole = first_hole if holes else position
-                    holes, missing = holes + 1, missing + gap
+                if _GAP_TOLERANCE < gap <= gaps.longest_to_fill(position):
+                    gaps.fill(gap, position)
                     pieces = [*_silence(round(gap * rate), samples.shape[1]), samples]
                 elif abs(gap) > _GAP_TOLERANCE:
                     origin = time - position  # the clock was reset; go on from here
                     if gap > 0:
                         self._length_is_known = False  # it counts the jump
-                        self._warn(
-                            f"the timestamps jump by {gap:.0f} s at {position:.1f} s: ignored"
-                        )
+                        gaps.ignore(gap, position)
             for piece in pieces:
                 position += len(piece) / rate
                 dropped = min(skip, len(piece))
@@ -150,11 +159,8 @@ class FFmpegDecoder:
                 if dropped < len(piece):
                     yield rate, piece[dropped:]
         self._file.check()
-        if holes:
-            self._warn(
-                f"{missing:.2f} s of audio are missing in {holes} places, the first at"
-                f" {first_hole:.1f} s: taken as silence"
-            )
+        for warning in gaps.warnings():
+            self._warn(warning)
         if (
             self._length_is_known
             and self.duration is not None
@@ -191,6 +197,7 @@ class FFmpegDecoder:
 
         damaged, reason, first_time = 0, "", 0.0
         time = 0.0
+        decoded_any = False
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -207,7 +214,7 @@ class FFmpegDecoder:
             if packet.pos is not None:
                 self._last_packet = max(self._last_packet, packet.pos)
             try:
-                frames = packet.decode()
+                frames = self._codec.decode(packet)
             except av.FFmpegError as error:
                 if isinstance(error, EOFError):
                     continue
@@ -216,8 +223,13 @@ class FFmpegDecoder:
                 damaged += 1
                 continue
             for frame in frames:
+                decoded_any = True
                 time += frame.samples / frame.sample_rate
                 yield frame
+        if damaged and not decoded_any:
+            raise RefusedError(
+                f"damaged: none of its {damaged} packets can be decoded ({reason}); copy it again"
+            )
         if damaged:
             self._warn(
                 f"{damaged} damaged packets were stepped over, the first at {first_time:.1f} s:"
@@ -261,6 +273,46 @@ def _mp3_announces_length(file: SourceFile) -> bool:
     return any(tag in frame for tag in (b"Xing", b"Info", b"VBRI"))
 
 
+class _Gaps:
+    """The accounts of what the timestamps leave out."""
+
+    def __init__(self) -> None:
+        self._holes = self._jumps = 0
+        self._missing = self._first_hole = 0.0
+        self._first_jump = self._jumped_at = 0.0
+
+    def longest_to_fill(self, position: float) -> float:
+        """Seconds that a gap at `position` may have to be filled with silence."""
+        audio = position - self._missing
+        return min(_LONGEST_GAP, max(_LONGEST_SILENCE, audio) - self._missing)
+
+    def fill(self, gap: float, position: float) -> None:
+        """Count a gap that is filled."""
+        self._first_hole = self._first_hole if self._holes else position
+        self._holes += 1
+        self._missing += gap
+
+    def ignore(self, gap: float, position: float) -> None:
+        """Count a gap that is not filled."""
+        if not self._jumps:
+            self._first_jump, self._jumped_at = gap, position
+        self._jumps += 1
+
+    def warnings(self) -> Iterator[str]:
+        """A line on each kind, however many there were."""
+        if self._holes:
+            yield (
+                f"{self._missing:.2f} s of audio are missing in {self._holes} places, the first at"
+                f" {self._first_hole:.1f} s: taken as silence"
+            )
+        if self._jumps:
+            more = f" and {self._jumps - 1} times behind it" if self._jumps > 1 else ""
+            yield (
+                f"the timestamps jump by {self._first_jump:.0f} s at {self._jumped_at:.1f} s{more}:"
+                " ignored"
+            )
+
+
 class _OggTail:
     """The last pages of an Ogg file (RFC 3533, section 6), which FFmpeg does not miss when gone.
 
@@ -285,12 +337,29 @@ def _silence(frames: int, channels: int) -> list[Samples]:
     return [piece] * whole + ([piece[:rest]] if rest else [])
 
 
+def _choose_codec(stream: "AudioStream") -> "AudioCodecContext":
+    """The decoder of a stream that has one, or one that understands it better."""
+    import av  # noqa: PLC0415
+
+    own = stream.codec_context
+    better = _DTX_DECODERS.get(own.name)
+    if better is None or better not in av.codecs_available:
+        return own
+    codec = cast("AudioCodecContext", av.CodecContext.create(better, "r"))
+    codec.sample_rate, codec.layout = own.sample_rate, own.layout
+    return codec
+
+
 def frame_samples(frame: "AudioFrame") -> Samples:
     """Convert one decoded frame of any sample format to float32 `(frames, channels)` in [-1, 1]."""
-    if frame.format.name in {"s64", "s64p"}:  # unknown to `to_ndarray`
+    # PyAV 18 looks for the end of the planes beyond the eighth pointer, where there is none: it
+    # hands out memory that is not the frame's. A packed frame has one plane.
+    many_planes = frame.format.is_planar and frame.layout.nb_channels >= _MANY_PLANES
+    if many_planes or frame.format.name in {"s64", "s64p"}:  # the latter `to_ndarray` does not know
         import av  # noqa: PLC0415
 
-        frame = av.AudioResampler(format="dblp").resample(frame)[0]
+        wanted = "dbl" if frame.format.bits >= 32 else "flt"
+        frame = av.AudioResampler(format=wanted).resample(frame)[0]
     raw: npt.NDArray[Any] = frame.to_ndarray()
     # Planar formats come as (channels, frames), packed ones as (1, frames * channels).
     shaped = raw.T if frame.format.is_planar else raw.reshape(frame.samples, -1)

@@ -7,8 +7,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from whisper_npu.errors import AudioError
-from whisper_npu.runtime.audio_source import Samples, Warn
+from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.runtime.audio_headers import is_placeholder
+from whisper_npu.runtime.audio_kinds import recognise
+from whisper_npu.runtime.audio_source import HIGHEST_RATE, LOWEST_RATE, Samples, Warn
 
 _DTYPES = {"s16le": "<i2", "s32le": "<i4", "f32le": "<f4"}
 SAMPLE_FORMATS = tuple(_DTYPES)
@@ -17,18 +19,9 @@ _PIECES_PER_SECOND = 10
 _HEADER_BYTES = 12  # of "RIFF", a length and "WAVE"
 _WAV_FORMATS = {(1, 16): "s16le", (1, 32): "s32le", (3, 32): "f32le"}  # by tag and bits
 _LARGEST_CHUNK = 2**20  # bytes of anything in a header
+_LARGEST_PIECE = 2**20  # bytes of samples read at a time
 _EXTENSIBLE = 0xFFFE  # the true tag comes further behind
-_ENDLESS = 0x7FFF_0000  # recorders that do not know the length write 0, or about 2 or 4 GB
-# What else a pipe may begin with. Taken for samples it would be noise, and noise becomes text.
-_OTHER_KINDS = {
-    b"fLaC": "FLAC",
-    b"OggS": "Ogg",
-    b"ID3\x03": "MP3",
-    b"ID3\x04": "MP3",
-    b"\x1aE\xdf\xa3": "Matroska or WebM",
-    b"FORM": "AIFF",
-    b"caff": "CAF",
-}
+_MOST_CHANNELS = 1_024  # as in libsndfile
 
 
 @dataclass(frozen=True)
@@ -92,19 +85,26 @@ class PcmDecoder:
 
         Raises:
             AudioError: the pipe holds something else than samples, or not what was said.
+            UsageError: no samples have such a rate or so many channels.
         """
+        for option, value, (low, high) in (
+            ("rate", rate, (LOWEST_RATE, HIGHEST_RATE)),
+            ("channels", channels, (1, _MOST_CHANNELS)),
+        ):
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{option} is {value}; give {low} to {high}")
         self._pipe = pipe
         self._name = name
         self._warn = warn
         self._left: int | None = None  # bytes of samples; None: to the end of the pipe
         self._start = self._read_whole(_HEADER_BYTES)
-        kind = _OTHER_KINDS.get(self._start[:4])
-        if kind or self._start[4:8] == b"ftyp":
+        kind = recognise(self._start, self._look_ahead)
+        if kind is not None:
             raise AudioError(
-                f"{name}: this is {kind or 'MP4'}, not samples; decode it on the way: "
-                "ffmpeg -i FILE -f wav -"
+                f"{name}: this is {kind}, not samples; "
+                "decode it on the way: ffmpeg -i FILE -f wav -"
             )
-        if self._start[:4] not in (b"RIFF", b"RF64") or self._start[8:] != b"WAVE":
+        if self._start[:4] not in (b"RIFF", b"RF64") or self._start[8:12] != b"WAVE":
             usual = PcmFormat()
             self.format = PcmFormat(
                 sample_format or usual.sample_format,
@@ -127,7 +127,7 @@ class PcmDecoder:
     def chunks(self) -> Iterator[tuple[int, Samples]]:
         """Yield `(rate in Hz, float32 samples (frames, channels))` as they arrive."""
         size = self.format.frame_bytes
-        piece = max(1, self.format.rate // _PIECES_PER_SECOND) * size
+        piece = max(1, min(self.format.rate // _PIECES_PER_SECOND, _LARGEST_PIECE // size)) * size
         pending, self._start = self._start, b""
         while True:
             whole = len(pending) // size * size
@@ -141,8 +141,15 @@ class PcmDecoder:
             if self._left is not None:
                 self._left -= len(arrived)
             pending += arrived
+        if self._left:
+            self._warn(f"the input ends {self._left} bytes before what its header announces")
         if pending:
             self._warn(f"the last {len(pending)} bytes are no whole sample: left out")
+
+    def _look_ahead(self, size: int) -> bytes:
+        """The first bytes, more of them than a header's if that takes it."""
+        self._start += self._read_whole(size - len(self._start))
+        return self._start
 
     def close(self) -> None:
         """Nothing to free; the pipe stays open."""
@@ -164,7 +171,7 @@ class PcmDecoder:
                 found = self._wav_format(body)
         if found is None:
             raise AudioError(f"{self._name}: a WAV that does not say how its samples are written")
-        self._left = None if length == 0 or length >= _ENDLESS else length
+        self._left = None if length == 0 or is_placeholder(length) else length
         return found
 
     def _wav_format(self, body: bytes) -> PcmFormat:
@@ -173,11 +180,13 @@ class PcmDecoder:
         tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", body[:16])
         if tag == _EXTENSIBLE and len(body) >= 26:
             (tag,) = struct.unpack("<H", body[24:26])
-        if (tag, bits) not in _WAV_FORMATS or channels == 0:
+        if (tag, bits) not in _WAV_FORMATS or not 1 <= channels <= _MOST_CHANNELS:
             raise AudioError(
                 f"{self._name}: a WAV of kind {tag} with {bits} bits in {channels} channels; send "
                 "16 or 32 bits, or 32-bit floats"
             )
+        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise AudioError(f"{self._name}: a sample rate of {rate} Hz; the header is broken")
         return PcmFormat(_WAV_FORMATS[tag, bits], rate, channels)
 
     def _read_whole(self, size: int) -> bytes:

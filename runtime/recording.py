@@ -1,7 +1,6 @@
 """A recording, wherever it is, as something to open decoders on: one, or several side by side."""
 
 import io
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.array_audio import ArrayDecoder
 from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_decoders import open_decoder
+from whisper_npu.runtime.audio_paths import open_path, spool
 from whisper_npu.runtime.audio_source import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, RefusedError
 from whisper_npu.runtime.audio_tracks import TrackDecoder
 from whisper_npu.runtime.pitch import sounds_slowed
@@ -22,8 +22,6 @@ from whisper_npu.runtime.shared_file import SharedFile
 
 AudioSource: TypeAlias = str | Path | BinaryIO | npt.NDArray[Any]
 
-# Pipes are kept in memory up to here, then in a temporary file.
-_SPOOL_BYTES = 16 * 2**20
 _SLOWED = (
     f"voices sound slowed down: the samples were taken as of {SAMPLE_RATE} Hz; if they have another"
     " rate, give it as sample_rate"
@@ -93,7 +91,7 @@ class Recording:
             raise UsageError("sample_rate is for arrays: files say theirs; leave it out")
         if isinstance(source, str | Path):
             self.name = str(source)
-            self._file = self._owned = _open_file(Path(source), self.name)
+            self._file = self._owned = open_path(Path(source), self.name)
         elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
             self.name = str(getattr(source, "name", "stream"))
             self._file = source
@@ -104,7 +102,7 @@ class Recording:
             )
         try:
             if not (hasattr(self._file, "seekable") and self._file.seekable()):
-                spooled = _spool(self._file, self.name)
+                spooled = spool(self._file, self.name)
                 self.close()
                 self._file = self._owned = spooled
         except OSError as error:
@@ -159,30 +157,3 @@ class Recording:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _open_file(path: Path, name: str) -> BinaryIO:
-    try:
-        if path.is_dir():
-            raise AudioError(f"{name}: is a folder; name a recording in it")
-        return path.open("rb")
-    except FileNotFoundError as error:
-        raise AudioError(f"{name}: no such file") from error
-    except PermissionError as error:
-        raise AudioError(f"{name}: no permission to read it") from error
-    except OSError as error:
-        raise AudioError(f"{name}: cannot be opened: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise AudioError(f"{name!r}: cannot be opened: {error}") from error
-
-
-def _spool(pipe: BinaryIO, name: str) -> BinaryIO:
-    """Copy a pipe to where it can be read from any position: headers point forwards and back."""
-    spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - handed on
-    while piece := pipe.read(2**16):
-        if not isinstance(piece, bytes):
-            raise AudioError(
-                f"{name}: gives {type(piece).__name__}, not bytes; open it in binary mode"
-            )
-        spool.write(piece)
-    return cast(BinaryIO, spool)

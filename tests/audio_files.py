@@ -22,12 +22,21 @@ def voice(seconds: float, rate: int = RATE) -> np.ndarray:
 
 
 def write_with_ffmpeg(
-    path: Path, samples: np.ndarray, rate: int, codec: str, *, video: bool = False
+    path: Path,
+    samples: np.ndarray,
+    rate: int,
+    codec: str,
+    *,
+    video: bool = False,
+    muxer: str | None = None,
+    options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode mono float samples `(n,)` into the container of `path`'s suffix."""
-    with av.open(str(path), "w") as container:
+    """Encode mono float samples `(n,)` into a container, by default that of `path`'s suffix."""
+    with av.open(str(path), "w", format=muxer, options=options or {}) as container:
         pictures = add_pictures(container) if video else None
         stream = container.add_stream(codec, rate=rate, layout="mono")
+        if codec.startswith("wma"):
+            stream.bit_rate = 64_000  # its encoder knows no default
         sample_format = stream.codec_context.codec.audio_formats[0].name
         resampler = av.AudioResampler(format=sample_format, layout="mono", rate=rate)
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="fltp", layout="mono")
@@ -98,6 +107,29 @@ def _encoded(stream, track: Track, begins: float):
     return [packet for each in (*converted, None) for packet in stream.encode(each)]
 
 
+def write_many_channels(
+    path: Path, samples: np.ndarray, rate: int, codec: str, *, layout: str | None = None
+) -> Path:
+    """Encode float samples `(n, channels)`, channels of unknown places unless `layout` says."""
+    layout = layout or f"{samples.shape[1]}C"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        context = stream.codec_context
+        if context.codec.audio_formats:
+            offered = [each.name for each in context.codec.audio_formats]
+            context.format = "s16p" if "s16p" in offered else offered[0]
+        sample_format = context.format.name
+        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate)
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate = rate
+        frame.pts = 0
+        frame.time_base = Fraction(1, rate)
+        for converted in resampler.resample(frame) + resampler.resample(None):
+            container.mux(stream.encode(converted))
+        container.mux(stream.encode(None))
+    return path
+
+
 def add_pictures(container, codec: str = "mpeg4"):
     stream = container.add_stream(codec, rate=10)
     stream.width = stream.height = 64
@@ -124,6 +156,12 @@ def write_silent_film(path: Path) -> Path:
 
 def write_with_hole(path: Path, samples: np.ndarray, hole: float) -> Path:
     """Matroska with PCM whose timestamps jump by `hole` seconds in the middle."""
+    half = len(samples) // 3_200
+    return _write_with_jumps(path, samples, lambda index: hole if index >= half else 0)
+
+
+def _write_with_jumps(path: Path, samples: np.ndarray, late) -> Path:
+    """Pieces of 0.1 s, each as many seconds late as `late(index)` says."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
         pcm = np.round(samples * 32_767).astype(np.int16)
@@ -133,10 +171,26 @@ def write_with_hole(path: Path, samples: np.ndarray, hole: float) -> Path:
             )
             frame.sample_rate = RATE
             frame.time_base = Fraction(1, RATE)
-            frame.pts = start + (round(hole * RATE) if start >= len(pcm) // 2 else 0)
+            frame.pts = start + round(late(start // 1600) * RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def write_with_holes(path: Path, samples: np.ndarray, hole: float, number: int) -> Path:
+    """The same with as many holes, of `hole` seconds each, as there are pieces of 0.1 s."""
+    return _write_with_jumps(path, samples, lambda index: hole * min(index, number))
+
+
+def amr_frames(content: bytes) -> list[bytes]:
+    """The frames of AMR-NB (RFC 4867, section 5.3)."""
+    sizes = (12, 13, 15, 17, 19, 20, 26, 31, 5)
+    frames = []
+    while content:
+        size = 1 + sizes[content[0] >> 3 & 15]
+        frames.append(content[:size])
+        content = content[size:]
+    return frames
 
 
 def cut(source: Path, target: Path, share: float) -> Path:

@@ -6,13 +6,18 @@ Nothing may reach standard error from the decoders, and nothing but AudioError m
 import io
 import os
 import re
+import socket
+import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import soundfile
 from audio_files import (
     RATE,
+    amr_frames,
     cut,
     spoil,
     voice,
@@ -20,9 +25,11 @@ from audio_files import (
     write_silent_film,
     write_with_ffmpeg,
     write_with_hole,
+    write_with_holes,
 )
 
 from whisper_npu.errors import AudioError
+from whisper_npu.runtime import audio_paths
 from whisper_npu.runtime.audio import SAMPLE_RATE, list_audio_files, load_audio, open_audio
 from whisper_npu.runtime.audio_source import CHUNK_FRAMES
 
@@ -108,6 +115,34 @@ class TestNothingToRead:
         path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{good['mp3']}\n")
         assert refusal(path) == ": a list of recordings, not a recording; name those it lists"
 
+    @pytest.mark.parametrize(
+        ("name", "start"),
+        [
+            ("x.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{url}\n"),
+            ("x.pls", "[playlist]\nFile1={url}\nNumberOfEntries=1\n"),
+            ("x.ffconcat", "ffconcat version 1.0\nfile '{url}'\n"),
+            ("x.txt", "file '{url}'\n"),
+            ("x.mpd", "<MPD><BaseURL>{url}</BaseURL><Period><AdaptationSet/></Period></MPD>"),
+            ("x.smil", '<smil><body><audio src="{url}"/></body></smil>'),
+            (
+                "x.sdp",
+                "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio {port} RTP/AVP 0\n",
+            ),
+            ("x.asx", '<asx><entry><ref href="{url}"/></entry></asx>'),
+            ("x.wpl", "[Reference]\nRef1={url}\n"),
+        ],
+    )
+    def test_nothing_that_a_file_names_is_opened(self, tmp_path, good, name, start):
+        """Neither other files nor addresses: a server waits for a connection that must not come."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            for url in (f"http://127.0.0.1:{port}/x.mp3", good["mp3"].as_uri(), str(good["mp3"])):
+                (tmp_path / name).write_text(start.format(url=url, port=port))
+                assert re.search("a list of recordings|not a recording", refusal(tmp_path / name))
+            server.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                server.accept()
+
     @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
     def test_video_without_audio_track(self, tmp_path, suffix):
         path = write_silent_film(tmp_path / f"film.{suffix}")
@@ -175,6 +210,57 @@ class TestUnreadable:
         with pytest.raises(AudioError, match=r"cannot be opened: .*null") as caught:
             load_audio("a\0b.wav")
         assert "\0" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+class TestNoFile:
+    """What would hang for ever, or is read to no end."""
+
+    @pytest.fixture
+    def pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.wav")
+        return tmp_path / "pipe.wav"
+
+    def test_a_named_pipe_without_a_writer(self, pipe, monkeypatch, caplog):
+        monkeypatch.setattr(audio_paths, "WRITER_WAIT", 0.1)
+        monkeypatch.setattr(audio_paths, "_SAY_SO_AFTER", 0.0)
+        assert refusal(pipe) == (
+            ": a named pipe that no program writes to (waited 0 s); "
+            "start the program that writes first"
+        )
+        assert caplog.messages == [f"{pipe}: a named pipe: waiting for a program to write to it"]
+
+    @pytest.mark.parametrize("suffix", ["wav", "mp3"])
+    def test_a_named_pipe_with_a_writer(self, pipe, good, suffix):
+        content = good[suffix].read_bytes()
+        with ThreadPoolExecutor(1) as thread:  # opening waits for the reader
+            thread.submit(pipe.write_bytes, content)
+            np.testing.assert_array_equal(load_audio(pipe), load_audio(good[suffix]))
+
+    def test_a_named_pipe_whose_writer_thinks(self, pipe, good, monkeypatch, caplog):
+        """It is waited for longer than for a writer, which is there."""
+        monkeypatch.setattr(audio_paths, "_SAY_SO_AFTER", 0.0)
+        told = Event()
+        monkeypatch.setattr(audio_paths.logger, "warning", lambda *_: told.set())
+        writer = os.open(pipe, os.O_RDWR)
+
+        def write():
+            assert told.wait(60)
+            with os.fdopen(writer, "wb") as file:
+                file.write(good["wav"].read_bytes())
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(write)
+            np.testing.assert_array_equal(load_audio(pipe), load_audio(good["wav"]))
+
+    def test_a_device(self):
+        assert refusal("/dev/zero").startswith(": is a device; name a file")
+
+    def test_a_socket(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("x.wav")
+            assert refusal("x.wav").startswith(": is a socket; name a file")
 
 
 class TestVeryShort:
@@ -284,18 +370,141 @@ class TestOddButGood:
         np.testing.assert_array_equal(samples, np.full(RATE, 0.5, np.float32))
         assert warnings == []
 
-    @pytest.mark.parametrize("announced", [0, 0x7FFF_F000, 0xFFFF_FFFF])
-    def test_wav_from_a_pipe_or_a_killed_recorder(self, tmp_path, announced):
-        path = wav_with_length(tmp_path / "x.wav", voice(2.0), announced)
-        samples, warnings = read(path)
-        np.testing.assert_allclose(samples, voice(2.0), atol=1e-4)
-        assert warnings == []
-
     def test_sample_rate_beyond_reason(self, tmp_path):
         for rate in (1, 100_000_000):
             path = tmp_path / f"{rate}.wav"
             soundfile.write(path, voice(0.1), rate)
             assert f"a sample rate of {rate} Hz" in refusal(path)
+
+
+def chunk(kind: bytes, content: bytes, length: int | None = None, order: str = "<") -> bytes:
+    return kind + struct.pack(order + "I", len(content) if length is None else length) + content
+
+
+def wav_of(*chunks: bytes) -> bytes:
+    """A WAV whose `fmt ` chunk says mono, 16 bits, 16 kHz."""
+    layout = struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)
+    return chunk(b"RIFF", b"WAVE" + chunk(b"fmt ", layout) + b"".join(chunks))
+
+
+class TestWavSizes:
+    """What is there is read, whatever the header says; only a recorder's 0 or -1 is no surprise."""
+
+    PCM = np.round(voice(2.0) * 32_767).astype("<i2")
+    HALF = PCM[:RATE].tobytes(), PCM[RATE:].tobytes()
+    NOTE = chunk(b"LIST", b"INFOISFT" + struct.pack("<I", 4) + b"abcd")
+
+    def read_wav(self, tmp_path, content: bytes):
+        (tmp_path / "x.wav").write_bytes(content)
+        return read(tmp_path / "x.wav")
+
+    def expect_all(self, samples):
+        np.testing.assert_array_equal(samples, self.PCM / np.float32(32_768))
+
+    @pytest.mark.parametrize(
+        "announced", [0, 0x7FFF_F000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF - 36, 0xFFFF_FFFF]
+    )
+    def test_a_pipe_or_a_killed_recorder(self, tmp_path, announced):
+        path = wav_with_length(tmp_path / "x.wav", voice(2.0), announced)
+        samples, warnings = read(path)
+        np.testing.assert_allclose(samples, voice(2.0), atol=1e-4)
+        assert warnings == []
+
+    @pytest.mark.parametrize("announced", [64_002, 2_000_000_000, 3_000_000_000, 4_000_000_000])
+    def test_cut_off(self, tmp_path, announced):
+        samples, warnings = read(wav_with_length(tmp_path / "x.wav", voice(2.0), announced))
+        assert len(samples) == 2 * SAMPLE_RATE
+        assert warnings == [
+            f"the file is cut off: 64000 of the {announced} bytes of audio its header announces"
+            " are there (2.0 s)"
+        ]
+
+    @pytest.mark.parametrize("announced", [2, 32_000, 32_001, 59_000])
+    def test_smaller_than_the_file(self, tmp_path, announced):
+        content = wav_of(chunk(b"data", b"".join(self.HALF), announced))
+        samples, warnings = self.read_wav(tmp_path, content)
+        self.expect_all(samples)
+        assert warnings == [
+            f"the header announces {announced} bytes of audio, 64000 are there: all are read"
+        ]
+
+    @pytest.mark.parametrize("between", [b"", NOTE])
+    def test_two_data_chunks(self, tmp_path, between):
+        data = (chunk(b"data", half) for half in self.HALF)
+        samples, warnings = self.read_wav(tmp_path, wav_of(next(data), between, next(data)))
+        self.expect_all(samples)
+        assert warnings == ["the audio is in several data chunks: read one after the other"]
+
+    def test_thousands_of_data_chunks(self, tmp_path):
+        pieces = [self.PCM[start : start + 10].tobytes() for start in range(0, 2 * RATE, 10)]
+        samples, _ = self.read_wav(tmp_path, wav_of(*(chunk(b"data", each) for each in pieces)))
+        self.expect_all(samples)
+
+    def test_a_wav_behind_a_wav(self, tmp_path):
+        """As `cat` joins them."""
+        wavs = (wav_of(chunk(b"data", half)) for half in self.HALF)
+        samples, warnings = self.read_wav(tmp_path, b"".join(wavs))
+        self.expect_all(samples)
+        assert warnings == ["the audio is in several data chunks: read one after the other"]
+
+    def test_a_wav_of_another_kind_behind_a_wav(self, tmp_path):
+        soundfile.write(tmp_path / "other.wav", voice(1.0), 8_000)
+        first = wav_of(chunk(b"data", self.HALF[0]))
+        samples, warnings = self.read_wav(tmp_path, first + (tmp_path / "other.wav").read_bytes())
+        assert len(samples) == RATE
+        assert warnings == [
+            "another recording, of another format, follows in the same file: left out"
+        ]
+
+    @pytest.mark.parametrize(
+        "behind",
+        [
+            NOTE,
+            chunk(b"bext", bytes(8_000)),
+            chunk(b"zzzz", bytes(8_000)) + NOTE,
+            chunk(b"id3 ", bytes(8_000), 80_000),
+            b"ID3\x03" + bytes(8_000),
+            b"TAG" + bytes(125),
+            bytes(511),
+        ],
+    )
+    def test_what_is_no_audio_is_not_read(self, tmp_path, behind):
+        content = wav_of(chunk(b"data", b"".join(self.HALF))) + behind
+        samples, warnings = self.read_wav(tmp_path, content)
+        self.expect_all(samples)
+        assert warnings == []
+
+    def test_no_room_for_a_pad_byte(self, tmp_path):
+        """Chunks begin at even places, but not every program knows."""
+        for pad in (b"", b"\0"):
+            content = chunk(b"data", b"".join(self.HALF) + b"x") + pad + self.NOTE
+            samples, warnings = self.read_wav(tmp_path, wav_of(content))
+            self.expect_all(samples)
+            assert warnings == []
+
+    def test_big_endian(self, tmp_path):
+        """RIFX; the data chunk announces half of what is there."""
+        layout = struct.pack(">HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)
+        data = chunk(b"data", self.PCM.astype(">i2").tobytes(), 32_000, ">")
+        content = chunk(b"RIFX", b"WAVE" + chunk(b"fmt ", layout, order=">") + data, order=">")
+        samples, warnings = self.read_wav(tmp_path, content)
+        self.expect_all(samples)
+        assert len(warnings) == 1
+
+    def test_mp3_in_a_wav_is_not_damaged(self, tmp_path):
+        path = write_with_ffmpeg(tmp_path / "x.wav", voice(2.0), RATE, "libmp3lame")
+        samples, warnings = read(path)
+        assert len(samples) / SAMPLE_RATE == pytest.approx(2.0, abs=0.15)
+        assert warnings == []
+
+    @pytest.mark.parametrize(("channels", "rate"), [(65_535, 2**32 - 1), (1, 2**32 - 1)])
+    def test_a_header_that_would_fill_the_memory(self, tmp_path, channels, rate):
+        layout = struct.pack("<HHIIHH", 1, channels, rate, 2**32 - 1, 2, 16)
+        content = wav_of(chunk(b"data", bytes(2**18))).replace(
+            struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16), layout
+        )
+        (tmp_path / "x.wav").write_bytes(content)
+        assert "not a recording" in refusal(tmp_path / "x.wav")
 
 
 class TestCutOff:
@@ -327,6 +536,18 @@ class TestCutOff:
             r" \(3.0 s\)",
             warnings[0],
         )
+
+    @pytest.mark.parametrize("suffix", ["aiff", "au", "caf", "w64", "rf64"])
+    def test_other_containers_of_samples(self, tmp_path, suffix):
+        path = tmp_path / f"x.{suffix}"
+        soundfile.write(path, voice(SECONDS), RATE, subtype="PCM_16", format=suffix)
+        whole, warnings = read(path)
+        assert warnings == []
+        samples, warnings = read(cut(path, tmp_path / "cut", 0.5))
+        np.testing.assert_array_equal(samples, whole[: len(samples)])
+        assert len(samples) / SAMPLE_RATE == pytest.approx(SECONDS / 2, abs=0.1)
+        assert len(warnings) == 1
+        assert re.match(r"the file is cut off: \d+ of the \d+ bytes ", warnings[0])
 
     def test_ogg(self, tmp_path, good):
         samples, warnings = read(cut(good["ogg"], tmp_path / "cut.ogg", 0.6))
@@ -400,6 +621,37 @@ class TestDamagedInside:
     def test_jitter_of_timestamps_is_not_a_hole(self, tmp_path):
         samples, warnings = read(write_with_hole(tmp_path / "x.mka", voice(2.0), hole=0.05))
         assert len(samples) == 2 * SAMPLE_RATE
+        assert warnings == []
+
+    def test_holes_are_filled_up_to_an_hour(self, tmp_path):
+        """A file of some kilobytes must not unfold to days of silence."""
+        path = write_with_holes(tmp_path / "x.mka", voice(2.0), hole=500, number=20)
+        samples, warnings = read(path)
+        seconds = len(samples) / SAMPLE_RATE
+        assert seconds == 2 + 7 * 500
+        assert warnings == [
+            "3500.00 s of audio are missing in 7 places, the first at 0.1 s: taken as silence",
+            "the timestamps jump by 500 s at 3500.8 s and 11 times behind it: ignored",
+        ]
+
+    def test_all_packets_are_damaged(self, tmp_path, good):
+        content = bytearray(good["m4a"].read_bytes())
+        start, end = content.find(b"mdat") + 4, content.find(b"moov") - 4
+        content[start:end] = b"\xff" * (end - start)
+        (tmp_path / "x.m4a").write_bytes(content)
+        assert re.match(
+            r": damaged: none of its \d+ packets can be decoded \(", refusal(tmp_path / "x.m4a")
+        )
+
+    @pytest.mark.parametrize("pause", [b"\x7c" * 80, (b"\x44" + bytes(5) + b"\x7c" * 7) * 10])
+    def test_pauses_in_which_nothing_was_sent_are_not_damage(self, tmp_path, pause):
+        """AMR with DTX (3GPP TS 26.093): frames without data, and some of comfort noise."""
+        path = write_with_ffmpeg(tmp_path / "x.amr", voice(2.0, 8_000), 8_000, "libopencore_amrnb")
+        head, content = path.read_bytes()[:6], path.read_bytes()[6:]
+        frames = amr_frames(content)
+        path.write_bytes(head + b"".join(frames[:50]) + pause + b"".join(frames[50:]))
+        samples, warnings = read(path)
+        assert len(samples) == (len(frames) + 80) * SAMPLE_RATE // 50
         assert warnings == []
 
     def test_broken_clock_is_not_filled(self, tmp_path):

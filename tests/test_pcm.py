@@ -5,8 +5,9 @@ import struct
 
 import numpy as np
 import pytest
+from audio_files import voice, write_with_ffmpeg
 
-from whisper_npu.errors import AudioError
+from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.pcm import PcmDecoder, PcmFormat
 
 RAMP = np.arange(-3000, 3000, dtype="<i2")
@@ -117,16 +118,124 @@ class TestWav:
             read(content)
 
 
+class TestSizes:
+    """What would take all memory is refused in a line."""
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"channels": 10**9}, "channels is 1000000000; give 1 to 1024"),
+            ({"channels": 0}, "channels is 0; give 1 to 1024"),
+            ({"rate": 10**12}, "rate is 1000000000000; give 1000 to 3072000"),
+            ({"rate": 1}, "rate is 1; give 1000 to 3072000"),
+        ],
+    )
+    def test_options(self, options, message):
+        with pytest.raises(UsageError) as caught:
+            read(RAMP.tobytes(), **options)
+        assert str(caught.value) == message
+
+    @pytest.mark.parametrize(
+        ("header", "message"),
+        [
+            ({"channels": 65535, "rate": 48000}, "in 65535 channels"),
+            ({"rate": 2**32 - 1}, "a sample rate of 4294967295 Hz; the header is broken"),
+        ],
+    )
+    def test_headers(self, header, message):
+        content = bytearray(wav(RAMP))
+        content[22:24] = struct.pack("<H", header.get("channels", 1))
+        content[24:28] = struct.pack("<I", header["rate"])
+        with pytest.raises(AudioError, match=message):
+            read(bytes(content))
+
+    def test_the_most_is_read_in_small_pieces(self):
+        asked = []
+
+        class Counting(Pipe):
+            def read(self, size):
+                asked.append(size)
+                return super().read(size)
+
+        decoder = PcmDecoder(
+            Counting(bytes(4096), 10**9), "pipe", [].append, channels=1024, rate=3_072_000
+        )
+        assert sum(len(samples) for _, samples in decoder.chunks()) == 2
+        assert max(asked) <= 2**20
+
+    def test_an_end_before_the_announced_one(self):
+        samples, _, warnings = read(wav(RAMP, length=3_000_000_000))
+        assert len(samples) == 6000
+        assert warnings == ["the input ends 2999988000 bytes before what its header announces"]
+
+
 @pytest.mark.parametrize(
     ("start", "kind"),
     [
         (b"fLaC", "FLAC"),
         (b"OggS", "Ogg"),
+        (b"ID3\x02", "MP3"),
         (b"ID3\x04", "MP3"),
         (b"\0\0\0\x18ftypmp42", "MP4"),
         (b"\x1aE\xdf\xa3", "Matroska"),
+        (b"RIFF\0\0\0\0AVI ", "AVI"),
+        (b"RIFX\0\0\0\0WAVE", "big-endian WAV"),
     ],
 )
 def test_files_are_not_taken_for_samples(start, kind):
     with pytest.raises(AudioError, match=f"this is {kind}.* ffmpeg"):
         read(start + bytes(1000))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate", "options", "kind"),
+    [
+        ("adts", "aac", 16000, {}, "AAC"),
+        ("adts", "aac", 48000, {}, "AAC"),
+        *(
+            ("mp3", "libmp3lame", rate, {"id3v2_version": "0", "write_xing": "0"}, "MP3")
+            for rate in (8000, 16000, 44100)
+        ),
+        ("mp2", "mp2", 48000, {}, "MP3"),
+        ("mpegts", "aac", 48000, {}, "MPEG-TS"),
+        ("mpegts", "mp2", 48000, {"mpegts_m2ts_mode": "1"}, "MPEG-TS"),
+        ("flv", "aac", 44100, {}, "FLV"),
+        ("au", "pcm_s16be", 16000, {}, "AU"),
+        ("amr", "libopencore_amrnb", 8000, {}, "AMR"),
+        ("asf", "wmav2", 44100, {}, "WMA"),
+        ("w64", "pcm_s16le", 16000, {}, "W64"),
+        ("tta", "tta", 16000, {}, "TTA"),
+        ("wv", "wavpack", 16000, {}, "WavPack"),
+        ("caf", "pcm_s16le", 16000, {}, "CAF"),
+        ("avi", "mp2", 44100, {}, "AVI"),
+        ("mov", "aac", 44100, {}, "MP4"),
+    ],
+)
+@pytest.mark.parametrize("most", [1, 10**9])
+def test_recordings_are_not_taken_for_samples(
+    tmp_path, *, container, codec, rate, options, kind, most
+):
+    path = tmp_path / "x"
+    write_with_ffmpeg(path, voice(1.0, rate), rate, codec, muxer=container, options=options)
+    with pytest.raises(AudioError, match=f"this is {kind}, not samples; .* ffmpeg"):
+        read(path.read_bytes(), most)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\xff\xfb\x90\x64",  # -1025 in 16 bits, and one MP3 frame's header
+        b"\xff\xf1\x50\x80\x43\xe0\0",  # an ADTS frame's
+        b"\x47" * 12,
+        b"\x47" + bytes(187) + b"\x47" + bytes(187),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_samples_that_begin_like_a_frame(start, size):
+    """One frame's mark is chance: it takes three where they should be."""
+    content = start + bytes(size)
+    samples, _, warnings = read(content, 3)
+    np.testing.assert_array_equal(
+        samples[:, 0], np.frombuffer(content[: len(content) // 2 * 2], "<i2") / np.float32(32768)
+    )
+    assert len(warnings) == len(content) % 2

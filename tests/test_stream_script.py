@@ -121,6 +121,13 @@ class TestUsage:
         assert (code, out) == (2, "")
         assert "error: " in err[-1]
 
+    @pytest.mark.parametrize(("option", "value"), [("channels", 10**9), ("rate", 10**12)])
+    def test_what_would_fill_the_memory(self, run, option, value):
+        code, out, err = run(VOICE.tobytes(), f"--{option}", value)
+        assert (code, out) == (2, "")
+        assert len(err) == 1
+        assert err[0].startswith(f"error: {option} is {value}; give ")
+
     def test_no_model(self, run, tmp_path):
         code, _, err = run(VOICE.tobytes(), model=tmp_path / "none")
         assert code == 3

@@ -1,0 +1,124 @@
+"""Opens what a path names, a file or a named pipe, so that it can be read from any position.
+
+Whatever else a path may name would hang or has no audio: folders, devices, sockets.
+"""
+
+import logging
+import os
+import select
+import stat
+import tempfile
+import time
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from whisper_npu.errors import AudioError
+
+logger = logging.getLogger(__name__)
+
+WRITER_WAIT = 10.0  # seconds in which a program has to begin to write to a named pipe
+_SAY_SO_AFTER = 1.0  # seconds
+# Pipes are kept in memory up to here, then in a temporary file.
+_SPOOL_BYTES = 16 * 2**20
+_POLL_INTERVAL = 0.05  # seconds; a pipe without a writer cannot be waited for in any other way
+
+
+def open_path(path: Path, name: str) -> BinaryIO:
+    """Open a recording to read from any position.
+
+    A named pipe is copied, see `spool`. One that nobody writes to is waited for, for
+    `WRITER_WAIT` seconds at most; a line in the log says so after the first.
+
+    Args:
+        path: what to open.
+        name: what messages call it.
+
+    Raises:
+        AudioError: there is no such file, it may not be read, it is no file, or nobody writes to
+            the named pipe.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode):
+            return _open_fifo(path, name)
+        _refuse_what_is_no_file(mode, name)
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise AudioError(f"{name}: no such file") from error
+    except PermissionError as error:
+        raise AudioError(f"{name}: no permission to read it") from error
+    except OSError as error:
+        raise AudioError(f"{name}: cannot be opened: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise AudioError(f"{name!r}: cannot be opened: {error}") from error
+
+
+def _refuse_what_is_no_file(mode: int, name: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise AudioError(f"{name}: is a folder; name a recording in it")
+    if stat.S_ISSOCK(mode):
+        raise AudioError(f"{name}: is a socket; name a file, or pipe the audio into `-`")
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise AudioError(f"{name}: is a device; name a file, or record with `whisper-npu stream`")
+
+
+def _open_fifo(path: Path, name: str) -> BinaryIO:
+    """Read a named pipe without hanging where nobody has it open to write."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+        first = _first_byte(descriptor, name)
+        os.set_blocking(descriptor, True)
+        return spool(cast(BinaryIO, pipe), name, first)
+
+
+def _first_byte(descriptor: int, name: str) -> bytes:
+    """Wait for a writer; returns what it took to know that there is one: a byte, or nothing.
+
+    Raises:
+        AudioError: nobody came.
+    """
+    begin = time.monotonic()
+    has_been_told = False
+    while True:
+        try:
+            # The end of the file while there is no writer, an error while one has not yet written.
+            byte = os.read(descriptor, 1)
+        except BlockingIOError:
+            if not select.select([descriptor], [], [], _SAY_SO_AFTER)[0]:
+                logger.warning("%s: a named pipe: waiting for what is written to it", name)
+            return b""
+        if byte:
+            return byte
+        waited = time.monotonic() - begin
+        if waited >= WRITER_WAIT:
+            raise AudioError(
+                f"{name}: a named pipe that no program writes to (waited {WRITER_WAIT:.0f} s); "
+                "start the program that writes first"
+            )
+        if waited >= _SAY_SO_AFTER and not has_been_told:
+            logger.warning("%s: a named pipe: waiting for a program to write to it", name)
+            has_been_told = True
+        time.sleep(_POLL_INTERVAL)
+
+
+def spool(pipe: BinaryIO, name: str, first: bytes = b"") -> BinaryIO:
+    """Copy a pipe to where it can be read from any position: headers point forwards and back.
+
+    Args:
+        pipe: read to its end, and left open.
+        name: what messages call it.
+        first: what has been read from it already.
+
+    Raises:
+        AudioError: the pipe gives text.
+        OSError: it cannot be read, or the disk is full.
+    """
+    spooled = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - handed on
+    spooled.write(first)
+    while piece := pipe.read(2**16):
+        if not isinstance(piece, bytes):
+            raise AudioError(
+                f"{name}: gives {type(piece).__name__}, not bytes; open it in binary mode"
+            )
+        spooled.write(piece)
+    return cast(BinaryIO, spooled)
