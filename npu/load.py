@@ -112,7 +112,7 @@ def load_backend(
         return load(parse_device(device))
     core = ov.Core()
     options = [option for option in candidates(core) if _allows(option, kv_cache, precision)]
-    facts = [*machine(core), str(folder.path), kv_cache, precision, str(threads), weights]
+    facts = [*machine(core), folder.graphs_digest(), kv_cache, precision, str(threads), weights]
     return choose(options, load, facts)[1]
 
 

@@ -1,7 +1,8 @@
 """Decides which device runs the encoder and which the decoder, and says why.
 
 An explicit device is an order: it runs there or not at all. `AUTO` looks at what is there, measures
-each candidate once on the model itself, and remembers the outcome until the machine changes.
+each candidate once on the model itself, and remembers the outcome until the machine, a driver,
+OpenVINO or the model changes, or the device fails.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.errors import DeviceError, UsageError, WhisperNpuError
 from whisper_npu.npu.devices import CPU, NPU, npu_devices
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.compile_cache import cache_directory
@@ -85,9 +86,11 @@ def machine(core: ov.Core) -> list[str]:
     """What a remembered decision depends on: OpenVINO, the devices and their drivers."""
     facts = [ov.get_version()]
     for device in core.available_devices:
-        for name in ("FULL_DEVICE_NAME", "NPU_DRIVER_VERSION"):
-            with suppress(RuntimeError):  # a device without that property
-                facts.append(f"{device} {core.get_property(device, name)}")
+        with suppress(RuntimeError):  # a device that does not tell
+            supported = core.get_property(device, "SUPPORTED_PROPERTIES")
+            names = [name for name in supported if name.endswith("DRIVER_VERSION")]
+            for name in ("FULL_DEVICE_NAME", *sorted(names)):
+                facts.append(f"{device} {name} {core.get_property(device, name)}")
     return facts
 
 
@@ -107,6 +110,7 @@ def choose(
 
     Raises:
         DeviceError: no placement works.
+        WhisperNpuError: the model or the options are to blame for it.
     """
     if len(options) == 1:
         only = Placement(options[0].encoder, options[0].decoder, "the only device OpenVINO finds")
@@ -116,26 +120,40 @@ def choose(
     names = [option.name for option in options]
     key = hashlib.sha256(json.dumps([names, *facts]).encode()).hexdigest()
     remembered = _remembered(file).get(key)
+    refused: dict[str, WhisperNpuError] = {}
     if remembered is not None and remembered.name in names:
-        logger.info("AUTO runs on %s: %s", remembered.name, remembered.reason)
-        return remembered, load(remembered)
+        try:
+            backend = load(remembered)
+            probe(backend, repeats=1)
+        except WhisperNpuError as error:
+            _forget(file, key)
+            refused[remembered.name] = error
+            logger.warning("AUTO: %s, which was fastest, is out: %s", remembered.name, error)
+        else:
+            logger.info("AUTO runs on %s: %s", remembered.name, remembered.reason)
+            return remembered, backend
 
     measured: list[tuple[float, Placement, Backend]] = []
-    refused: list[str] = []
     for option in options:
+        if option.name in refused:
+            continue
         try:
             backend = load(option)
-        except (DeviceError, UsageError) as error:
-            logger.info("AUTO: %s is out: %s", option.name, error)
-            refused.append(f"{option.name}: {error}")
-            continue
-        measured.append((probe(backend), option, backend))
+            measured.append((probe(backend), option, backend))
+        except WhisperNpuError as error:
+            logger.warning("AUTO: %s is out: %s", option.name, error)
+            refused[option.name] = error
     if not measured:
-        raise DeviceError(f"no device runs this model: {'; '.join(refused)}")
+        errors = list(refused.values())
+        if not any(isinstance(error, DeviceError) for error in errors):
+            raise errors[0]  # it is not the devices' fault
+        reasons = "; ".join(f"{name}: {error}" for name, error in refused.items())
+        raise DeviceError(f"no device runs this model: {reasons}")
     _, best, backend = min(measured, key=lambda item: item[0])
     times = ", ".join(f"{option.name} {seconds:.2f} s" for seconds, option, _ in measured)
     chosen = Placement(best.encoder, best.decoder, f"fastest for a window of speech ({times})")
-    _remember(file, key, chosen)
+    if remembered is None:  # else the next start measures the one that failed again
+        _remember(file, key, chosen)
     logger.info("AUTO runs on %s: %s", chosen.name, chosen.reason)
     return chosen, backend
 
@@ -166,8 +184,15 @@ def _remembered(file: Path) -> dict[str, Placement]:
 
 
 def _remember(file: Path, key: str, placement: Placement) -> None:
-    content = {known: asdict(value) for known, value in _remembered(file).items()}
-    content[key] = asdict(placement)
+    _write(file, {**_remembered(file), key: placement})
+
+
+def _forget(file: Path, key: str) -> None:
+    _write(file, {known: each for known, each in _remembered(file).items() if known != key})
+
+
+def _write(file: Path, placements: dict[str, Placement]) -> None:
+    content = {key: asdict(placement) for key, placement in placements.items()}
     unfinished = file.with_suffix(".part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from whisper_npu.errors import DeviceError
 from whisper_npu.npu.bundle import DATA_FILE, Bundle, StaticGraph
 from whisper_npu.npu.devices import Target
 from whisper_npu.runtime.compile_cache import CacheKey, CompileCache, cache_key, compile_cached
+from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.memory import available_bytes
 from whisper_npu.runtime.openvino_sessions import RequestPool
 
@@ -77,24 +78,29 @@ class Engine(Protocol):
 class OpenVINORequest:
     """A request of a compiled graph."""
 
-    def __init__(self, request: ov.InferRequest) -> None:
+    def __init__(self, request: ov.InferRequest, calls: DeviceCalls) -> None:
         self.raw = request
+        self.calls = calls
 
+    @calling_device
     def buffer(self, name: str) -> Array:
         """An input's memory."""
         values: Array = self.raw.get_tensor(name).data
         return values
 
+    @calling_device
     def share(self, name: str, source: Request, output: str) -> None:
         """Let an input be another request's output."""
         if not isinstance(source, OpenVINORequest):
             raise TypeError("requests of two engines cannot share memory")
         self.raw.set_tensor(name, source.raw.get_tensor(output))
 
+    @calling_device
     def run(self) -> None:
         """Run the graph."""
         self.raw.infer()
 
+    @calling_device
     def output(self, name: str) -> Array:
         """A view of an output."""
         values: Array = self.raw.get_tensor(name).data
@@ -132,6 +138,7 @@ class OpenVINOEngine:
         self._core = core
         self._bundle = bundle
         self._target = target
+        self._calls = DeviceCalls(target.label)
         self._cache = cache
         self._progress = progress
         self._pools: dict[str, RequestPool] = {}
@@ -156,8 +163,9 @@ class OpenVINOEngine:
 
     def take(self, graph: str) -> OpenVINORequest:
         """A request nobody else uses; loads the graph if need be."""
+        self._calls.check()  # a lock may have been taken when the process was forked
         pool = self._pool(graph)
-        return OpenVINORequest(pool.take())
+        return OpenVINORequest(pool.take(), pool.calls)
 
     def give(self, graph: str, request: Request) -> None:
         """Give a request back."""
@@ -181,7 +189,7 @@ class OpenVINOEngine:
     def _pool(self, name: str) -> RequestPool:
         with self._locks[name]:
             if name not in self._pools:
-                self._pools[name] = RequestPool(self._compile(name))
+                self._pools[name] = self._pool_of(self._compile(name))
             return self._pools[name]
 
     def _load(self, name: str) -> None:
@@ -192,7 +200,10 @@ class OpenVINOEngine:
         compiled = self._compile(name)
         if not self.is_kept(name):
             with self._locks[name]:
-                self._pools.setdefault(name, RequestPool(compiled))
+                self._pools.setdefault(name, self._pool_of(compiled))
+
+    def _pool_of(self, compiled: ov.CompiledModel) -> RequestPool:
+        return RequestPool(hold(compiled), device=self._target.label)
 
     def _compile(self, name: str) -> ov.CompiledModel:
         graph = self._bundle.graphs[name]

@@ -1,6 +1,5 @@
 """Encoder windows cut from a stream of audio, in memory that does not grow with the recording."""
 
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +16,7 @@ from whisper_npu.runtime.features import (
     log_mel_frames,
     normalize,
 )
+from whisper_npu.runtime.history import History
 from whisper_npu.runtime.timing import StageTimes
 
 _CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
@@ -53,9 +53,7 @@ class FeatureStream:
         self._n_mels = n_mels
         self._speech = speech
         self._samples = np.empty(0, np.float32)  # not yet covered by whole frames
-        self._pieces: deque[Float32Array] = deque()  # successive frames, (n_mels, any number)
-        self._first = 0  # number of the first frame held
-        self._end = 0  # number of the frame behind the last one held
+        self._frames = History(float(np.log10(LOG_FLOOR)), _PIECE)  # (n_mels, n_frames)
         self._n_samples = 0
         self._started = False
         self._ended = False
@@ -93,7 +91,7 @@ class FeatureStream:
             take = n_frames  # the frames that reach over the recording's end belong to it
         log_mel = np.full((self._n_mels, n_frames), np.log10(LOG_FLOOR), np.float32)
         done = 0
-        for held in self._held(seek, seek + take):
+        for held in self._frames.between(seek, seek + take):
             log_mel[:, done : done + held.shape[1]] = held
             done += held.shape[1]
         return normalize(log_mel)
@@ -101,15 +99,23 @@ class FeatureStream:
     def peak(self, seek: int, n_frames: int) -> float:
         """Loudest log10 mel power of the frames `[seek, seek + n_frames)`."""
         self._read_to(seek + n_frames)
-        held = self._held(seek, seek + n_frames)
+        held = self._frames.between(seek, seek + n_frames)
         return max((float(part.max()) for part in held), default=float(np.log10(LOG_FLOOR)))
 
     def forget(self, before: int) -> None:
         """Let go of the frames before number `before`."""
         if self._speech is not None:
             self._speech.forget(before / FRAMES_PER_SECOND)
-        while self._pieces and self._first + self._pieces[0].shape[1] <= before:
-            self._first += self._pieces.popleft().shape[1]
+        self._frames.forget(before)
+
+    def pass_over(self, start: int, end: int) -> None:
+        """Let go of the frames `[start, end)`, in which there is no speech; they read as silence.
+
+        Frames before them may still be needed.
+        """
+        if self._speech is not None:
+            self._speech.pass_over(start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
+        self._frames.pass_over(start, end)
 
     def push(self, block: Float32Array) -> None:
         """Take the next samples of a recording that is still being made."""
@@ -139,10 +145,11 @@ class FeatureStream:
     @property
     def n_ready(self) -> int:
         """Frames of the recording that can be given without reading on."""
-        return self._end if self.n_frames is None else min(self._end, self.n_frames)
+        end = self._frames.end
+        return end if self.n_frames is None else min(end, self.n_frames)
 
     def _read_to(self, frame: int) -> None:
-        while self._blocks is not None and not self._ended and self._end < frame:
+        while self._blocks is not None and not self._ended and self._frames.end < frame:
             with self._times.measure("audio decoding"):
                 try:
                     block = next(self._blocks, None)
@@ -168,18 +175,4 @@ class FeatureStream:
             self._started = True
         new = log_mel_frames(self._samples, self._n_mels)
         self._samples = self._samples[new.shape[1] * HOP_LENGTH :]
-        if not new.shape[1]:
-            return
-        self._end += new.shape[1]
-        if self._pieces and self._pieces[-1].shape[1] < _PIECE:
-            new = np.concatenate((self._pieces.pop(), new), axis=1)
-        self._pieces.append(new)
-
-    def _held(self, start: int, end: int) -> Iterator[Float32Array]:
-        """The frames `[start, end)`, as far as they are held, in pieces."""
-        first = self._first
-        for piece in self._pieces:
-            part = piece[:, max(0, start - first) : max(0, end - first)]
-            if part.shape[1]:
-                yield part
-            first += piece.shape[1]
+        self._frames.append(new)

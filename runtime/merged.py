@@ -14,7 +14,13 @@ from typing import Protocol
 
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.hearing import Heard, Task
-from whisper_npu.runtime.partial import AbandonedError, Partial, PartialCallback, in_background
+from whisper_npu.runtime.partial import (
+    AbandonedError,
+    Emit,
+    Partial,
+    PartialCallback,
+    in_background,
+)
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.rounds import Recording, Rounds
 from whisper_npu.runtime.timing import StageTimes
@@ -155,9 +161,9 @@ class MergedStream(TranscriptionStream):
     def updates(self) -> Iterator[Partial | Segment]:
         """See `TranscriptionStream`."""
 
-        def produce(emit: Callable[[Partial | Segment], None]) -> None:
+        def produce(emit: Emit[Partial | Segment]) -> None:
             with ExitStack() as stack:
-                report = one_at_a_time(emit)
+                report = one_at_a_time(lambda partial: emit(partial, wait=False))
                 for channel in self._channels:
                     stack.enter_context(channel.reported_by(report))
                 try:

@@ -28,6 +28,7 @@ from whisper_npu.runtime.backend import (
     SingleStream,
 )
 from whisper_npu.runtime.compile_cache import cache_directory
+from whisper_npu.runtime.device_calls import DeviceCalls, hold
 from whisper_npu.runtime.kv_cache import (
     ConcatCache,
     Contract,
@@ -60,14 +61,23 @@ Array = npt.NDArray[Any]
 class GraphSession:
     """One graph on one device."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self, session: Any, device: str) -> None:
+        self._session = hold(session)
+        self._calls = DeviceCalls(f"{device} (ONNX Runtime)")
         self.inputs: dict[str, list[Any]] = {i.name: i.shape for i in session.get_inputs()}
         self.outputs: dict[str, list[Any]] = {o.name: o.shape for o in session.get_outputs()}
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name; safe to call from several threads."""
-        results = self._session.run(None, dict(feed))
+        """All outputs by name; safe to call from several threads.
+
+        Raises:
+            DeviceError: the device fails, or the graph was loaded before a fork.
+        """
+        self._calls.check()
+        try:
+            results = self._session.run(None, dict(feed))
+        except Exception as error:  # see `_open`
+            raise self._calls.error(error) from None
         return dict(zip(self.outputs, results, strict=True))
 
 
@@ -115,8 +125,8 @@ def open_graph(
         if threads:
             options["num_of_threads"] = str(threads)
     if identity is None or device == "CPU":
-        return GraphSession(_open(path, options, {}))
-    return GraphSession(_open_in_context(path, options, identity))
+        return GraphSession(_open(path, options, {}), device)
+    return GraphSession(_open_in_context(path, options, identity), device)
 
 
 def _runtime() -> Any:

@@ -14,9 +14,10 @@ from threading import Lock, Thread
 import numpy as np
 import openvino as ov
 
-from whisper_npu.errors import ModelError
+from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array, SingleStream
 from whisper_npu.runtime.compile_cache import CompileCache
+from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.kv_cache import ConcatCache, KVCache, StaticCache
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.openvino_alignment import align, read_alignment_graph
@@ -74,10 +75,12 @@ class OpenVINOBackend(SingleStream):
         self._device = device
         self._kv_cache: CacheKind = kv_cache
         self._wanted_precision: Precision = precision
+        self.calls = DeviceCalls(device)
         wanted = Wanted(device, kv_cache, precision, threads, streams)
-        self._plan = Plan(self._core, wanted)
-        self._compiler = GraphCompiler(self._core, folder, self._plan)
-        compiled = self._compiler.compile(cache)
+        with self.calls:
+            self._plan = Plan(self._core, wanted)
+            self._compiler = GraphCompiler(self._core, folder, self._plan)
+            compiled = self._compiler.compile(cache)
         self._facts = compiled.facts
         self._n_threads_used = 1
         if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
@@ -85,7 +88,9 @@ class OpenVINOBackend(SingleStream):
             self._n_threads_used = int(found)
         self._n_alone = streams if self._n_threads_used > streams else 0
         self._pools = {
-            name: RequestPool(graph, n_alone=self._n_alone if self._may_race(name) else 0)
+            name: RequestPool(
+                hold(graph), device=device, n_alone=self._n_alone if self._may_race(name) else 0
+            )
             for name, graph in compiled.graphs.items()
         }
         self._vocabulary: SplitVocabulary | None = None
@@ -109,7 +114,7 @@ class OpenVINOBackend(SingleStream):
         return self._facts.elastic if name == "encoder" else not self._plan.is_fast_path
 
     def _try_to_prepare(self) -> None:
-        with suppress(RuntimeError):  # whoever encodes is told
+        with suppress(DeviceError):  # whoever encodes is told
             self._prepare()
 
     def _prepare(self) -> None:
@@ -140,6 +145,7 @@ class OpenVINOBackend(SingleStream):
         """The same model compiled for `n_streams` callers at once, the first time it is wanted."""
         if self.n_streams == 1:
             return self
+        self.calls.check()  # the lock may have been taken when the process was forked
         with self._streams_lock:
             if self._streams is None:
                 self._streams = OpenVINOBackend(
@@ -207,6 +213,7 @@ class OpenVINOBackend(SingleStream):
         """In f32, unless that is just what this processor is fastest in."""
         return self.precision == "f32" and not self._plan.is_for_speed
 
+    @calling_device
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows, one at a time: a batch is no faster and needs more memory.
 
@@ -231,6 +238,7 @@ class OpenVINOBackend(SingleStream):
             pool.give(request)
         return out
 
+    @calling_device
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
         """What the tokens of finished texts attend to; see `Backend.align`.
 
@@ -240,7 +248,9 @@ class OpenVINOBackend(SingleStream):
             if self._alignment is None:
                 model = read_alignment_graph(self._core, self._folder)
                 self._alignment = RequestPool(
-                    self._compiler.compile_one(model, ALIGNMENT), n_alone=self._n_alone
+                    hold(self._compiler.compile_one(model, ALIGNMENT)),
+                    device=self._device,
+                    n_alone=self._n_alone,
                 )
         pool = self._alignment
         request = pool.take()
@@ -249,6 +259,7 @@ class OpenVINOBackend(SingleStream):
         finally:
             pool.give(request)
 
+    @calling_device
     def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
         """Begin decoding encoded windows; see `Backend.start`."""
         if self._kv_cache == "stateful":

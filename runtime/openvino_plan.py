@@ -56,7 +56,12 @@ class Plan:
 
     def _check_device(self) -> None:
         available = self._core.available_devices
-        if self.wanted.device.split(".")[0] not in {name.split(".")[0] for name in available}:
+        plugin, _, number = self.wanted.device.partition(".")
+        is_there = plugin in {name.split(".")[0] for name in available}
+        if is_there and number:  # the only one of its kind is called by its kind alone
+            numbers = self._core.get_property(plugin, "AVAILABLE_DEVICES")
+            is_there = number in numbers or self.wanted.device in available
+        if not is_there:
             raise DeviceError(
                 f"device {self.wanted.device} is not available here; "
                 f"OpenVINO finds {', '.join(available) or 'none'}"

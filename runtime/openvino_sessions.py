@@ -21,6 +21,7 @@ from whisper_npu.runtime.backend import (
     FollowsNothing,
     Int64Array,
 )
+from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.kv_cache import (
     KVCache,
     State,
@@ -41,15 +42,19 @@ _LOOKED_UP = 8
 class RequestPool:
     """Inference requests of one compiled graph, each used by one caller at a time."""
 
-    def __init__(self, compiled: ov.CompiledModel, *, n_alone: int = 0) -> None:
+    def __init__(
+        self, compiled: ov.CompiledModel, *, device: str = "the device", n_alone: int = 0
+    ) -> None:
         """No request is made yet.
 
         Args:
             compiled: the graph.
+            device: what messages call the device it runs on.
             n_alone: copies of it, one for each stream, that one thread is to run the first time
                 (`one_thread`); 0 where that is no need.
         """
         self.compiled = compiled
+        self.calls = DeviceCalls(device)
         self._n_alone = n_alone
         # Each thread that asks has a stream of its own, where there are several.
         self._prepared: Any = local() if n_alone > 1 else SimpleNamespace()
@@ -59,12 +64,17 @@ class RequestPool:
         self._lock = Lock()
 
     def take(self) -> ov.InferRequest:
-        """A request nobody else uses."""
+        """A request nobody else uses.
+
+        Raises:
+            DeviceError: the device fails, or the graph was loaded before a fork.
+        """
+        self.calls.check()  # a lock may have been taken when the process was forked
         with self._lock:
             if self._free:
                 return self._free.pop()
-        with self._reading():
-            return self.compiled.create_infer_request()
+        with self._reading(), self.calls:
+            return hold(self.compiled.create_infer_request())
 
     def give(self, request: ov.InferRequest) -> None:
         """Give a request back."""
@@ -79,8 +89,11 @@ class RequestPool:
         """Run a request taken from here; its outputs stay where they are until it runs again.
 
         The first times, weights are read and put in order for kernels.
+
+        Raises:
+            DeviceError: the device fails, or the graph was loaded before a fork.
         """
-        with self._reading(), self._preparing():
+        with self.calls, self._reading(), self._preparing():
             request.infer(share_outputs=True)  # else it would copy the outputs
         self._prepared.once = True
         self._n_runs += 1
@@ -114,8 +127,9 @@ def check_room(length: int, n_new: int, n_text_ctx: int) -> None:
 class OpenVINOSession(FollowsNothing):
     """What the kinds of sessions share: requests to give back, steps to log."""
 
-    def __init__(self, n_text_ctx: int) -> None:
+    def __init__(self, n_text_ctx: int, calls: DeviceCalls) -> None:
         self._n_text_ctx = n_text_ctx
+        self.calls = calls
         self._steps = 0
         self._release: list[Callable[[], None]] = []
 
@@ -148,7 +162,7 @@ class UncachedSession(OpenVINOSession):
     """Computes the whole context anew at each step."""
 
     def __init__(self, decoder: RequestPool, audio: Float32Array, n_text_ctx: int) -> None:
-        super().__init__(n_text_ctx)
+        super().__init__(n_text_ctx, decoder.calls)
         self._pool = decoder
         self._request = self._take(decoder)
         self._request.set_tensor("encoder_hidden_states", ov.Tensor(np.ascontiguousarray(audio)))
@@ -159,6 +173,7 @@ class UncachedSession(OpenVINOSession):
         """Positions decoded so far."""
         return self._tokens.shape[1]
 
+    @calling_device
     def step(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
@@ -189,7 +204,7 @@ class CachedSession(OpenVINOSession):
         cache: KVCache,
         n_text_ctx: int,
     ) -> None:
-        super().__init__(n_text_ctx)
+        super().__init__(n_text_ctx, decoder.calls)
         self._cache = cache
         self._decoder, self._with_past = decoder, with_past
         self._prefill = self._take(decoder)
@@ -202,6 +217,7 @@ class CachedSession(OpenVINOSession):
         """Positions decoded so far."""
         return self._cache.length
 
+    @calling_device
     def step(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens; see `DecoderSession.step`."""
         check_room(self.length, tokens.shape[1], self._n_text_ctx)

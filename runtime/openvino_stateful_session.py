@@ -11,6 +11,7 @@ import openvino as ov
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.backend import N_LOGITS, Drafter, Float32Array, Int64Array
+from whisper_npu.runtime.device_calls import calling_device
 from whisper_npu.runtime.kv_cache import SEQUENCE_AXIS
 from whisper_npu.runtime.openvino_queries import QUERIES, Heads, attention_weights
 from whisper_npu.runtime.openvino_sessions import OpenVINOSession, RequestPool, check_room
@@ -68,7 +69,7 @@ class StatefulSession(OpenVINOSession):
         vocabulary: SplitVocabulary | None,
         heads: Heads,
     ) -> None:
-        super().__init__(n_text_ctx)
+        super().__init__(n_text_ctx, with_past.calls)
         self._heads = heads
         self._queries: list[Float32Array] | None = None  # of what was decoded so far
         self._on_processor = on_processor  # a tensor may be part of another; not tried elsewhere
@@ -141,6 +142,7 @@ class StatefulSession(OpenVINOSession):
         """Positions decoded so far."""
         return self._length
 
+    @calling_device
     def step(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens, some at a time; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
@@ -201,6 +203,7 @@ class StatefulSession(OpenVINOSession):
         queries = np.concatenate([each[row] for each in self._queries], axis=1)
         return attention_weights(queries, self._cross, self._heads, row, n_positions, pooled)
 
+    @calling_device
     def advance(self, tokens: Int64Array) -> Float32Array:
         """Hidden states after further tokens, where the vocabulary is split off.
 
@@ -212,14 +215,18 @@ class StatefulSession(OpenVINOSession):
 
     def rewind(self, length: int) -> None:
         """Forget all positions but the first `length`."""
+        with self.calls:
+            self._shorten_states(length)
+        if self._queries is not None:
+            self._queries = [np.concatenate(self._queries, axis=2)[:, :, :length]]
+        self._length = length
+
+    def _shorten_states(self, length: int) -> None:
         for each in self._states:
             held = each.state
             shape = list(held.shape)
             shape[SEQUENCE_AXIS] = length
             each.state = ov.Tensor(held, ov.Coordinate([0] * len(shape)), ov.Coordinate(shape))
-        if self._queries is not None:
-            self._queries = [np.concatenate(self._queries, axis=2)[:, :, :length]]
-        self._length = length
 
     def _check_states(self) -> None:
         held = self._states[0].state.shape[SEQUENCE_AXIS]
@@ -234,6 +241,7 @@ class StatefulSession(OpenVINOSession):
         self._rows[:] = self._rows[list(rows)]
         self._has_moved = True
 
+    @calling_device
     def keep(self, rows: Sequence[int]) -> bool:
         """Go on with these rows alone; see `DecoderSession.keep`."""
         if not self._on_processor:
@@ -253,6 +261,7 @@ class StatefulSession(OpenVINOSession):
         self._has_moved = True
         return True
 
+    @calling_device
     def close(self) -> None:
         """Give the requests back, with their whole tensors for the next session."""
         try:

@@ -1,11 +1,11 @@
 """Text while it is being decoded, and iterators over what a thread of its own produces."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Event, Lock, Semaphore
-from typing import TypeVar
+from threading import Condition, Lock
+from typing import Protocol, TypeVar
 
 from whisper_npu.runtime.fallback import WindowCallback
 from whisper_npu.runtime.speech_windows import Window
@@ -15,6 +15,7 @@ _CUT_CHARACTER = "\ufffd"  # what the first bytes of a character decode to
 _AHEAD = 8  # items a thread produces before it waits for its consumer
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,19 @@ class AbandonedError(Exception):
     """Nobody waits for what is being decoded any more."""
 
 
-def in_background(produce: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
+class Emit(Protocol[T_contra]):
+    """Hands an item to whoever iterates over what is produced; see `in_background`."""
+
+    def __call__(self, item: T_contra, *, wait: bool = True) -> None:
+        """Hand it on; `wait`: until only a few are there that were not taken.
+
+        Raises:
+            AbandonedError: nobody will take it.
+        """
+        ...
+
+
+def in_background(produce: Callable[[Emit[T]], None]) -> Iterator[T]:
     """What `produce` hands to its argument, run in a thread that stays a few items ahead.
 
     Where the consumer stops early, the thread ends at its next item, by an `AbandonedError` that
@@ -106,25 +119,38 @@ def in_background(produce: Callable[[Callable[[T], None]], None]) -> Iterator[T]
     Raises:
         Exception: whatever `produce` raises, after the items before it.
     """
-    items: SimpleQueue[T | Future[None]] = SimpleQueue()
-    room = Semaphore(_AHEAD)
-    abandoned = Event()
+    items: deque[T] = deque()
+    changed = Condition()
+    is_abandoned = is_done = False
 
-    def emit(item: T) -> None:
-        room.acquire()
-        if abandoned.is_set():
-            room.release()  # for whoever else waits
-            raise AbandonedError
-        items.put(item)
+    def emit(item: T, *, wait: bool = True) -> None:
+        with changed:
+            changed.wait_for(lambda: is_abandoned or not wait or len(items) < _AHEAD)
+            if is_abandoned:
+                raise AbandonedError
+            items.append(item)
+            changed.notify_all()
+
+    def done(_: Future[None]) -> None:
+        nonlocal is_done
+        with changed:
+            is_done = True
+            changed.notify_all()
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="whisper-npu") as thread:
         future = thread.submit(produce, emit)
-        future.add_done_callback(items.put)
+        future.add_done_callback(done)
         try:
-            while not isinstance(item := items.get(), Future):
-                room.release()
+            while True:
+                with changed:
+                    changed.wait_for(lambda: items or is_done)
+                    if not items:
+                        break
+                    item = items.popleft()
+                    changed.notify_all()
                 yield item
         finally:
-            abandoned.set()
-            room.release()
+            with changed:
+                is_abandoned = True
+                changed.notify_all()
         future.result()

@@ -2,17 +2,23 @@
 
 Which windows share a batch depends on the recordings and their order alone, never on what is ready
 first, so that a run can be repeated. While one round is decoded, the next is read and planned.
+
+Several threads may ask for text of the same rounds. One lock orders them: the thread that has it
+decodes a round for all recordings, and the others wait and then look at what has come.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from threading import RLock, get_ident
 from typing import Protocol
 
+from whisper_npu.errors import UsageError
 from whisper_npu.runtime.backend import Backend
+from whisper_npu.runtime.device_calls import DeviceCalls
 from whisper_npu.runtime.hearing import Heard, Task, encode_ahead, hear
 from whisper_npu.runtime.memory import give_back_after
 from whisper_npu.runtime.partial import AbandonedError
@@ -103,7 +109,7 @@ class _Round:
 
 
 class Rounds:
-    """Decodes recordings one after the other, several windows at a time."""
+    """Decodes recordings one after the other, several windows at a time. Safe for many threads."""
 
     def __init__(self, backend: Backend, batch_size: int, recordings: Iterator[Recording]) -> None:
         """Nothing is read yet.
@@ -125,18 +131,54 @@ class Rounds:
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._failure: BaseException | None = None
+        self._calls = DeviceCalls("the model")
+        self._lock = RLock()
+        self._advancing: int | None = None  # the thread that decodes a round
+        self._decoders: set[int] = set()  # threads that decode for it
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the calling thread decodes a round: it has been called back from there."""
+        thread = get_ident()
+        return thread == self._advancing or thread in self._decoders
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep other threads from decoding, and recordings as they are, while a block runs.
+
+        Raises:
+            UsageError: the calling thread decodes a round, which cannot wait for itself.
+            DeviceError: it began before this process was forked.
+        """
+        self._calls.check()
+        if self.is_inside:
+            raise UsageError(
+                "a callback asked for text that is decoded only after the callback returns; "
+                "ask for it outside of the callback"
+            )
+        with self._lock:
+            yield
 
     def advance(self) -> bool:
         """Decode one round, and begin the next; False if there is nothing left to do.
 
         Raises:
             DeviceError: the device failed.
+            UsageError: see `turn`.
         """
+        with self.turn():
+            self._advancing = get_ident()
+            try:
+                return self._advance()
+            finally:
+                self._advancing = None
+
+    def _advance(self) -> bool:
         if self._failure is not None:
             raise self._failure  # again: the windows of that round are lost
         try:
             if not self._under_way and not self._begin():
-                self.close()
+                self._let_streams_go()
                 return False
             if self._under_way[0].n_streams > 1:
                 self._begin()  # read on while the streams are busy
@@ -236,10 +278,16 @@ class Rounds:
                 batch.heard.set_exception(error)
             return batch
         # The streams are made ready in one of them, the first time: meanwhile more is read here.
-        batch.heard = self._streams().submit(
-            lambda: hear(tasks, self._backend.in_streams(), batch.times)
-        )
+        batch.heard = self._streams().submit(self._hear, batch)
         return batch
+
+    def _hear(self, batch: _Batch) -> list[Heard]:
+        """Decode a batch in a stream's thread."""
+        self._decoders.add(get_ident())
+        try:
+            return hear(batch.tasks, self._backend.in_streams(), batch.times)
+        finally:
+            self._decoders.discard(get_ident())
 
     def _streams(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -262,6 +310,10 @@ class Rounds:
 
     def close(self) -> None:
         """Let the streams go; they finish what was begun, for whoever goes on."""
+        with self._lock:
+            self._let_streams_go()
+
+    def _let_streams_go(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None

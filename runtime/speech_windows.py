@@ -76,6 +76,8 @@ class WindowChooser:
     def next(self, seek: int, *, cut_at_pause: bool) -> Window | None:
         """The next window with speech at or behind frame `seek`; None at the recording's end.
 
+        Frames without speech are let go of as they are passed over.
+
         Args:
             seek: first frame that has not been decoded.
             cut_at_pause: end a full window at a pause, so that no word is cut in two. Otherwise
@@ -84,7 +86,9 @@ class WindowChooser:
         limit = self._window_frames
         if cut_at_pause and self._speech is not None:
             limit = round(_FILL * limit)
+        begin = seek
         while True:
+            self._features.pass_over(begin, seek)
             n_frames = self._features.available(seek, limit)
             if n_frames == 0:
                 return None

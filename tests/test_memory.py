@@ -214,8 +214,12 @@ class TestPools:
     def test_as_requests_are_given_back(self, monkeypatch, n_runs, given):
         found = []
         monkeypatch.setattr(openvino_sessions, "give_back", lambda: found.append(True))
-        request = SimpleNamespace(infer=lambda *, share_outputs: None)
-        pool = RequestPool(SimpleNamespace(create_infer_request=lambda: request))
+
+        class Request:
+            def infer(self, *, share_outputs):
+                pass
+
+        pool = RequestPool(SimpleNamespace(create_infer_request=Request))
         for n, want in zip(n_runs, given, strict=True):
             found.clear()
             taken = pool.take()

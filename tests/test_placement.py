@@ -5,9 +5,16 @@ import time
 import numpy as np
 import pytest
 
-from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.npu.load import _allows
-from whisper_npu.npu.placement import Placement, candidates, choose, parse_device, probe
+from whisper_npu.npu.placement import (
+    Placement,
+    candidates,
+    choose,
+    machine,
+    parse_device,
+    probe,
+)
 
 CPU, NPU, SPLIT = Placement("CPU", "CPU"), Placement("NPU", "NPU"), Placement("NPU", "CPU")
 
@@ -17,11 +24,14 @@ class FakeBackend:
 
     n_mels, n_audio_ctx, n_text_ctx, n_vocab = 80, 1500, 448, 100
 
-    def __init__(self, seconds=0.0):
+    def __init__(self, seconds=0.0, fails=False):
         self.seconds = seconds
+        self.fails = fails
         self.steps = 0
 
     def encode(self, features):
+        if self.fails:
+            raise DeviceError("device lost")
         time.sleep(self.seconds)
         return np.zeros((len(features), 1500, 8), np.float32)
 
@@ -36,16 +46,18 @@ class FakeBackend:
 
 
 class Loader:
-    def __init__(self, seconds, refuse=()):
+    def __init__(self, seconds, refuse=(), fail=(), error=None):
         self.seconds = seconds
         self.refuse = refuse
+        self.fail = fail  # load, but do not run
+        self.error = error or DeviceError("no driver")
         self.loaded = []
 
     def __call__(self, placement):
         self.loaded.append(placement.name)
         if placement.name in self.refuse:
-            raise DeviceError("no driver")
-        return FakeBackend(self.seconds[placement.name])
+            raise self.error
+        return FakeBackend(self.seconds[placement.name], placement.name in self.fail)
 
 
 SECONDS = {"CPU": 0.05, "NPU": 0.2, "encoder=NPU,decoder=CPU": 0.0}
@@ -78,6 +90,49 @@ def test_a_device_that_refuses_is_out(tmp_path, caplog):
     assert "encoder=NPU,decoder=CPU is out: no driver" in caplog.text
     with pytest.raises(DeviceError, match="no device runs this model: NPU: no driver"):
         choose([NPU, NPU], Loader(SECONDS, refuse={"NPU"}), [], tmp_path / "other.json")
+
+
+def test_a_device_that_fails_its_probe_is_out(tmp_path, caplog):
+    load = Loader(SECONDS, fail={"NPU", "encoder=NPU,decoder=CPU"})
+    memory = tmp_path / "placements.json"
+    assert choose([NPU, SPLIT, CPU], load, [], memory)[0].name == "CPU"
+    assert "NPU is out: device lost" in caplog.text
+    with pytest.raises(DeviceError, match="no device runs this model: NPU: device lost; CPU: no"):
+        choose([NPU, CPU], Loader(SECONDS, {"CPU"}, {"NPU"}), ["other"], memory)
+
+
+@pytest.mark.parametrize("kind", ["refuse", "fail"])
+def test_a_remembered_device_that_fails_is_measured_anew(tmp_path, caplog, kind):
+    memory = tmp_path / "placements.json"
+    options = [NPU, SPLIT, CPU]
+    assert choose(options, Loader(SECONDS), [], memory)[0].name == SPLIT.name
+    broken = Loader(SECONDS, **{kind: {SPLIT.name}})
+    assert choose(options, broken, [], memory)[0].name == "CPU"
+    assert broken.loaded == [SPLIT.name, "NPU", "CPU"]
+    assert f"AUTO: {SPLIT.name}, which was fastest, is out" in caplog.text
+    again = Loader(SECONDS)
+    assert choose(options, again, [], memory)[0].name == SPLIT.name
+    assert len(again.loaded) == 3
+
+
+def test_where_the_model_is_to_blame_its_error_says_so(tmp_path):
+    load = Loader(SECONDS, {"NPU", "CPU"}, error=ModelError("damaged"))
+    with pytest.raises(ModelError, match=r"^damaged$"):
+        choose([NPU, CPU], load, [], tmp_path / "placements.json")
+
+
+def test_drivers_are_among_what_a_decision_depends_on():
+    class WithDriver(Machine):
+        def get_property(self, device, name):
+            return {
+                "SUPPORTED_PROPERTIES": ["GPU_DRIVER_VERSION", "OTHER"],
+                "FULL_DEVICE_NAME": f"a {device}",
+                "GPU_DRIVER_VERSION": "25.1",
+            }[name]
+
+    facts = machine(WithDriver("GPU"))
+    assert "GPU GPU_DRIVER_VERSION 25.1" in facts
+    assert "GPU FULL_DEVICE_NAME a GPU" in facts
 
 
 def test_a_damaged_memory_is_forgotten(tmp_path):
