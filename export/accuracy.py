@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from whisper_npu.errors import AssetError, ExportError
-from whisper_npu.export.assets import fetch
+from whisper_npu.export.assets import asset_path, fetch
 from whisper_npu.export.calibration import RECORDING
 from whisper_npu.export.conversion import Conversion
 from whisper_npu.export.manifest import VERIFIED
@@ -21,6 +21,7 @@ from whisper_npu.runtime.transcribe import WhisperModel
 # Greedy, and nothing drawn at random: both sides differ by their weights alone.
 OPTIONS = TranscribeOptions(temperature=(0.0,))
 INFERENCE_PRECISION: InferencePrecision = "f32"
+ENOUGH_WORDS = 1000  # one changed word in them is a tenth of a point
 OWN_TEXT = "the text of the fp32 export"
 
 Progress = Callable[[str], None]
@@ -89,6 +90,12 @@ def verify_accuracy(
             f" {conversion.max_wer_increase:g} allows{hint}"
         )
     report(summary)
+    caveat = _caveat(conversion, recordings, words)
+    if caveat:
+        report(
+            f"this proves little: {caveat}; give --wer-references with {ENOUGH_WORDS} words or more"
+            " that were not calibrated on"
+        )
     return {
         "status": VERIFIED,
         "metric": metric.name,
@@ -101,10 +108,25 @@ def verify_accuracy(
         conversion.precision: round(after_rate, 3),
         "increase": round(increase, 3),
         "max_increase": conversion.max_wer_increase,
+        "caveat": caveat,
         "texts_equal": sum(a.text == b.text for a, b in zip(before, after, strict=True)),
         "device": "CPU",
         "inference_precision": INFERENCE_PRECISION,
     }
+
+
+def _caveat(conversion: Conversion, recordings: Sequence[Path], words: int) -> str | None:
+    """Why a measurement tells little about other speech, or None."""
+    seen = set()
+    if conversion.precision == "int8":
+        calibrated = conversion.calibration_audio or (asset_path(RECORDING),)
+        seen = {path.resolve() for path in calibrated} & {path.resolve() for path in recordings}
+    caveats = []
+    if words < ENOUGH_WORDS:
+        caveats.append(f"{words} words are few")
+    if seen:
+        caveats.append(f"{len(seen)} of {len(recordings)} recordings were calibrated on")
+    return ", and ".join(caveats) or None
 
 
 def _recordings(conversion: Conversion) -> tuple[list[Path], list[str] | None, str]:

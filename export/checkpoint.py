@@ -1,6 +1,5 @@
 """Any Whisper checkpoint, in any of its forms, as one float32 PyTorch model with its companions."""
 
-import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,17 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from whisper_npu.errors import CheckpointError
 from whisper_npu.export import ctranslate2, hub, openai_checkpoint
+from whisper_npu.export.alignment import AlignmentSettings, read_settings
 from whisper_npu.export.assets import fetch
+from whisper_npu.export.checkpoint_files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    PREPROCESSOR_CONFIG,
+    check_huggingface_folder,
+    check_json,
+    read_checked,
+    read_json,
+)
 from whisper_npu.export.companions import (
     complete_generation_config,
     preprocessor_config,
-    read_json,
     tokenizer_of_folder,
 )
 from whisper_npu.export.dimensions import Dimensions
@@ -30,6 +37,7 @@ from whisper_npu.export.tokens import (
     read_special_tokens,
     with_cantonese,
 )
+from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
 from whisper_npu.runtime.multilingual import ENGLISH_EOT
 
 Weights = dict[str, torch.Tensor]
@@ -50,6 +58,13 @@ class Checkpoint:
     generation_config: dict[str, Any]
     preprocessor_config: dict[str, Any]
     source: Source
+
+    def alignment_settings(self) -> AlignmentSettings:
+        """What the alignment graph takes from the two configurations."""
+        return read_settings(
+            check_json(self.generation_config, GenerationConfig, GENERATION_CONFIG),
+            check_json(self.model.config.to_dict(), ModelConfig, CONFIG),
+        )
 
 
 def load_checkpoint(
@@ -77,19 +92,19 @@ def load_checkpoint(
     match found.kind:
         case SourceKind.HUB:
             folder, commit = hub.download(found.argument, found.revision, token, progress)
-            return _load_hf_folder(folder, replace(found, path=folder, revision=commit))
+            return _load_hf_folder(folder, replace(found, path=folder, revision=commit), progress)
         case SourceKind.ASSET:
             folder = fetch(found.argument, progress)
-            return _load_ctranslate2(folder, replace(found, path=folder))
+            return _load_ctranslate2(folder, replace(found, path=folder), progress)
     found = with_digest(found)
     path = found.path
     if path is None:
         raise CheckpointError(f"'{found.argument}' names no file or folder")
     match found.kind:
         case SourceKind.HF_FOLDER:
-            return _load_hf_folder(path, found)
+            return _load_hf_folder(path, found, progress)
         case SourceKind.CTRANSLATE2:
-            return _load_ctranslate2(path, found)
+            return _load_ctranslate2(path, found, progress)
         case _:
             return _load_openai(path, found, progress)
 
@@ -110,7 +125,7 @@ def dimensions_of(config: WhisperConfig) -> Dimensions:
     )
 
 
-def _load_ctranslate2(folder: Path, source: Source) -> Checkpoint:
+def _load_ctranslate2(folder: Path, source: Source, progress: Progress | None) -> Checkpoint:
     dimensions, weights = ctranslate2.read_weights(folder)
     settings = ctranslate2.read_settings(folder)
     known = {
@@ -126,13 +141,13 @@ def _load_ctranslate2(folder: Path, source: Source) -> Checkpoint:
     tokenizer = tokenizer_of_folder(folder)
     if tokenizer is None:
         tokenizer = standard_tokenizer(dimensions.n_vocab, eot=ctranslate2.end_of_text(folder))
-    return _assemble(dimensions, weights, tokenizer, known, source)
+    return _assemble(dimensions, weights, tokenizer, known, source, progress)
 
 
 def _load_openai(path: Path, source: Source, progress: Progress | None) -> Checkpoint:
     dimensions, weights = openai_checkpoint.read_weights(path)
     tokenizer = standard_tokenizer(dimensions.n_vocab, progress)
-    return _assemble(dimensions, weights, tokenizer, {}, source)
+    return _assemble(dimensions, weights, tokenizer, {}, source, progress)
 
 
 def standard_tokenizer(
@@ -167,6 +182,7 @@ def _assemble(
     tokenizer_json: bytes,
     known_generation: dict[str, Any],
     source: Source,
+    progress: Progress | None,
 ) -> Checkpoint:
     """A checkpoint from bare weights; its transformers configuration follows from their sizes."""
     special = read_special_tokens(tokenizer_json, dimensions.n_vocab)
@@ -190,7 +206,7 @@ def _assemble(
         begin_suppress_tokens=None,
     )
     model = _build_model(config, weights, source)
-    return _finish(model, tokenizer_json, known_generation, {}, source)
+    return _finish(model, tokenizer_json, known_generation, {}, source, progress)
 
 
 def _rows(weights: Weights, name: str, source: Source) -> int:
@@ -231,23 +247,23 @@ def _check_names_and_shapes(
             )
 
 
-def _load_hf_folder(folder: Path, source: Source) -> Checkpoint:
-    hub.check_architecture(folder / "config.json", source.argument)
+def _load_hf_folder(folder: Path, source: Source, progress: Progress | None) -> Checkpoint:
+    check_huggingface_folder(folder, source.argument)
     model = _load_pretrained(folder, source)
     tokenizer = tokenizer_of_folder(folder)
     if tokenizer is None:
         tokenizer = standard_tokenizer(model.config.vocab_size, eot=model.config.eos_token_id)
-    generation = read_json(folder / "generation_config.json")
+    generation = read_json(folder / GENERATION_CONFIG)
     if not generation:
         # Before transformers 4.26 these lists were part of config.json.
-        config = read_json(folder / "config.json")
+        config = read_checked(folder / CONFIG, GenerationConfig)
         generation = {
             key: config[key]
             for key in ("suppress_tokens", "begin_suppress_tokens")
             if config.get(key)
         }
-    preprocessor = read_json(folder / "preprocessor_config.json")
-    return _finish(model, tokenizer, generation, preprocessor, source)
+    preprocessor = read_json(folder / PREPROCESSOR_CONFIG)
+    return _finish(model, tokenizer, generation, preprocessor, source, progress)
 
 
 def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGeneration:
@@ -266,19 +282,11 @@ def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGener
                 ignore_mismatched_sizes=True,  # so that they are listed, and refused below
                 output_loading_info=True,
             )
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        pickle.UnpicklingError,
-        SafetensorError,
-    ) as error:
+    except Exception as error:  # the libraries raise whatever the files make them
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"cannot load the weights of {source.argument}: {reason}; a truncated file is the usual"
-            " cause, download it again"
+            f"cannot load the weights of {source.argument}: {reason}; a truncated file or a damaged"
+            " config.json is the usual cause, download it again"
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -307,11 +315,12 @@ def _finish(
     known_generation: dict[str, Any],
     known_preprocessor: dict[str, Any],
     source: Source,
+    progress: Progress | None,
 ) -> Checkpoint:
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(requires_grad=False)
     dimensions = dimensions_of(model.config)
-    generation = complete_generation_config(known_generation, tokenizer_json, dimensions)
+    generation = complete_generation_config(known_generation, tokenizer_json, dimensions, progress)
     return Checkpoint(
         model=model,
         dimensions=dimensions,

@@ -1,19 +1,22 @@
 """The small files beside the weights: tokenizer.json, generation and preprocessor configuration."""
 
-import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import WhisperTokenizerFast
 
 from whisper_npu.errors import CheckpointError
+from whisper_npu.export.checkpoint_files import MEND
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.tokens import (
     begin_suppressed_tokens,
     read_special_tokens,
     suppressed_tokens,
 )
+from whisper_npu.runtime.json_files import read_bytes
+from whisper_npu.runtime.model_config import heads_that_exist, upper_half_heads
 
 SAMPLE_RATE = 16000  # Hz
 HOP_LENGTH = 160  # samples between frames: 10 ms
@@ -22,62 +25,62 @@ _MULTILINGUAL_KEYS = ("is_multilingual", "lang_to_id", "task_to_id", "language",
 MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms: openai/whisper lets speech start within 1 s
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file.
-
-    Raises:
-        CheckpointError: The file is not a JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return content
-
-
 def tokenizer_of_folder(folder: Path) -> bytes | None:
     """A folder's tokenizer.json, converted from vocab.json and merges.txt if need be.
 
     Returns:
         The file's content, or None if the folder has no tokenizer.
     """
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        return path.read_bytes()
+    content = read_bytes(folder / "tokenizer.json", error=CheckpointError, advice=MEND)
+    if content is not None:
+        return content
     if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer = WhisperTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library raises whatever the content makes it
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"cannot read the tokenizer in {folder}: {reason}") from error
     return str(tokenizer.backend_tokenizer.to_str()).encode()
 
 
 def complete_generation_config(
-    known: dict[str, Any], tokenizer_json: bytes, dimensions: Dimensions
+    known: dict[str, Any],
+    tokenizer_json: bytes,
+    dimensions: Dimensions,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Generation settings with everything a decoder needs; what is `known` stays as it is.
 
     But for languages and tasks: of an English-only model, where another's settings were taken over,
     they are left out.
-    Without known alignment heads all heads of the decoder's upper half are taken, as in
-    openai/whisper (model.py, `Whisper.__init__`).
+
+    Without known alignment heads all heads of the decoder's upper half are taken. Distilled models
+    often keep their teacher's; those are not believed.
+
+    Args:
+        known: The checkpoint's settings, which fit `GenerationConfig`.
+        tokenizer_json: The content of tokenizer.json.
+        dimensions: The model's sizes.
+        progress: Called with one line if the alignment heads are another model's.
+
+    Raises:
+        CheckpointError: The tokenizer is not this model's.
     """
-    stated = known.get("is_multilingual")
-    special = read_special_tokens(tokenizer_json, dimensions.n_vocab, stated)
+    heads = known.get("alignment_heads")
+    n_text_layer, n_text_head = dimensions.n_text_layer, dimensions.n_text_head
+    if not heads_that_exist(heads, n_text_layer, n_text_head):
+        if progress:
+            progress(
+                f"alignment_heads are another model's (this one has {n_text_layer} decoder layers"
+                f" of {n_text_head} heads): taking all heads of the upper half"
+            )
+        heads = None
+    special = read_special_tokens(tokenizer_json, dimensions.n_vocab, known.get("is_multilingual"))
     defaults: dict[str, Any] = {
-        "alignment_heads": [
-            [layer, head]
-            for layer in range(dimensions.n_text_layer // 2, dimensions.n_text_layer)
-            for head in range(dimensions.n_text_head)
-        ],
+        "alignment_heads": [list(head) for head in upper_half_heads(n_text_layer, n_text_head)],
         "bos_token_id": special.eot,
         "decoder_start_token_id": special.sot,
         "eos_token_id": special.eot,
@@ -101,7 +104,12 @@ def complete_generation_config(
     ):
         if key not in known:
             defaults[key] = function(tokenizer_json, special)
-    return dict(sorted({**defaults, **known}.items()))
+    stated = {
+        key: value for key, value in known.items() if value is not None or key not in defaults
+    }
+    if not heads:
+        stated.pop("alignment_heads", None)
+    return dict(sorted({**defaults, **stated}.items()))
 
 
 def preprocessor_config(dimensions: Dimensions, known: dict[str, Any]) -> dict[str, Any]:
@@ -110,26 +118,24 @@ def preprocessor_config(dimensions: Dimensions, known: dict[str, Any]) -> dict[s
     Raises:
         CheckpointError: The known settings do not fit the model.
     """
-    hop_length = known.get("hop_length", HOP_LENGTH)
-    sampling_rate = known.get("sampling_rate", SAMPLE_RATE)
-    n_samples = dimensions.n_frames * hop_length
+    n_samples = dimensions.n_frames * HOP_LENGTH
     required = {
+        "hop_length": HOP_LENGTH,
+        "n_fft": N_FFT,
+        "sampling_rate": SAMPLE_RATE,
         "feature_size": dimensions.n_mels,
         "nb_max_frames": dimensions.n_frames,
         "n_samples": n_samples,
     }
     settings: dict[str, Any] = {
-        "chunk_length": n_samples // sampling_rate,
+        "chunk_length": n_samples // SAMPLE_RATE,
         "feature_extractor_type": "WhisperFeatureExtractor",
-        "hop_length": hop_length,
-        "n_fft": N_FFT,
         "padding_side": "right",
         "padding_value": 0.0,
         "processor_class": "WhisperProcessor",
         "return_attention_mask": False,
-        "sampling_rate": sampling_rate,
         **required,
-        **known,
+        **{key: value for key, value in known.items() if value is not None},
     }
     settings.pop(
         "mel_filters", None

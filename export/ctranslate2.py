@@ -5,6 +5,7 @@ little-endian; version, spec name, revision, the variables, then aliases.
 """
 
 import json
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from whisper_npu.errors import CheckpointError
+from whisper_npu.export.checkpoint_files import (
+    CONFIG,
+    CTranslate2Settings,
+    check_json,
+    read_checked,
+)
 from whisper_npu.export.dimensions import Dimensions
 
 SPEC = "WhisperSpec"
@@ -29,6 +36,7 @@ DTYPES: dict[int, Any] = {
     BFLOAT16: np.uint16,  # numpy has no bfloat16: the raw halves are widened when they are read
 }
 CONV_KERNEL = 3  # both of the encoder's convolutions
+CONV_RANKS = (3, 2)  # in some versions inputs and kernel are one axis
 MAX_RANK = 8
 
 Weights = dict[str, torch.Tensor]
@@ -47,14 +55,34 @@ class Variables:
 
     def integer(self, name: str) -> int:
         """A scalar such as `decoder/num_heads`."""
-        return int(self._get(name))
+        stored = self._get(name)
+        if stored.size != 1 or stored.dtype.kind not in "iu" or name in self.bfloat16:
+            raise CheckpointError(f"{self.path}: {name} is no whole number")
+        return int(stored.reshape(()))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The stored shape of a variable."""
-        return self._get(name).shape
+    def shape(self, name: str, *ranks: int) -> tuple[int, ...]:
+        """The stored shape of a variable, which has one of `ranks` as its number of axes.
 
-    def float32(self, name: str) -> NDArray[np.float32]:
+        Raises:
+            CheckpointError: It is missing, or has another rank.
+        """
+        shape = self._get(name).shape
+        if len(shape) not in ranks:
+            wanted = " or ".join(map(str, ranks))
+            raise CheckpointError(f"{self.path}: {name} has the shape {shape}, not {wanted} axes")
+        return shape
+
+    def float32(self, name: str, *ranks: int) -> NDArray[np.float32]:
         """A variable as a fresh float32 array, dequantized if it was stored as int8 or int16.
+
+        Raises:
+            CheckpointError: It is missing, has another rank, or its scales do not fit.
+        """
+        self.shape(name, *ranks)
+        return self._widened(name)
+
+    def _widened(self, name: str) -> NDArray[np.float32]:
+        """Any variable in float32.
 
         CTranslate2 stores `round(weight * scale)`, one scale per row for int8 and one for all for
         int16, beside it as `<name>_scale`.
@@ -70,8 +98,9 @@ class Variables:
                     f"{self.path}: {name} is quantized in a way this reader does not know; convert"
                     " the model again with --quantization float16, int8, int8_float16 or int16"
                 )
-            scale = self.float32(f"{name}_scale").reshape(-1)
-            if scale.size not in (1, len(values)) or not np.all(scale):
+            scale = self._widened(f"{name}_scale").reshape(-1)
+            fits = scale.size in (1, len(values)) and np.all(scale) and np.isfinite(scale).all()
+            if not fits:
                 raise CheckpointError(f"{self.path}: the scales of {name} do not fit its rows")
             values /= scale.reshape(-1, *[1] * (values.ndim - 1))
         return values
@@ -162,23 +191,16 @@ def _read_variable(cursor: _Cursor) -> tuple[str, NDArray[Any], int]:
     if rank > MAX_RANK or code not in DTYPES:
         raise CheckpointError(f"{cursor.path} is damaged at the variable '{name}'")
     dtype = np.dtype(DTYPES[code])
-    if size != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+    if size != dtype.itemsize * math.prod(shape):
         raise CheckpointError(f"{cursor.path}: {name} has {size} bytes, which is not {shape}")
+    if size == 0:
+        raise CheckpointError(f"{cursor.path}: {name} is empty: it has the shape {shape}")
     return name, np.frombuffer(cursor.take(size), dtype).reshape(shape), code
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """CTranslate2's config.json: suppressed tokens and alignment heads; empty if there is none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return settings
+    return read_checked(folder / CONFIG, CTranslate2Settings)
 
 
 def end_of_text(folder: Path) -> int | None:
@@ -212,21 +234,25 @@ def _count_layers(variables: Variables, side: str) -> int:
 
 
 def _dimensions(variables: Variables) -> Dimensions:
-    audio_ctx, audio_state = variables.shape("encoder/position_encodings/encodings")
-    text_ctx, text_state = variables.shape("decoder/position_encodings/encodings")
-    conv = variables.shape("encoder/conv1/weight")
-    return Dimensions(
-        n_mels=int(np.prod(conv[1:])) // CONV_KERNEL,
+    audio_ctx, audio_state = variables.shape("encoder/position_encodings/encodings", 2)
+    text_ctx, text_state = variables.shape("decoder/position_encodings/encodings", 2)
+    conv = variables.shape("encoder/conv1/weight", *CONV_RANKS)
+    found = Dimensions(
+        n_mels=math.prod(conv[1:]) // CONV_KERNEL,
         n_audio_ctx=audio_ctx,
         n_audio_state=audio_state,
         n_audio_head=variables.integer("encoder/num_heads"),
         n_audio_layer=_count_layers(variables, "encoder"),
-        n_vocab=variables.shape("decoder/embeddings/weight")[0],
+        n_vocab=variables.shape("decoder/embeddings/weight", 2)[0],
         n_text_ctx=text_ctx,
         n_text_state=text_state,
         n_text_head=variables.integer("decoder/num_heads"),
         n_text_layer=_count_layers(variables, "decoder"),
     )
+    sizes = check_json(found.as_dict(), Dimensions, variables.path)
+    if sizes.contradiction():
+        raise CheckpointError(f"{variables.path} is no whole Whisper: {sizes.contradiction()}")
+    return sizes
 
 
 def _convert(variables: Variables) -> Weights:
@@ -237,24 +263,38 @@ def _convert(variables: Variables) -> Weights:
 
     def linear(source: str, *targets: str) -> None:
         """One stored layer becomes its stacked parts; a k_proj has no bias in Whisper."""
-        rows = np.split(variables.float32(f"{source}/weight"), len(targets))
-        biases = np.split(variables.float32(f"{source}/bias"), len(targets))
-        for target, row, bias in zip(targets, rows, biases, strict=True):
+        parts = len(targets)
+        stacked, bias = (
+            variables.float32(f"{source}/weight", 2),
+            variables.float32(f"{source}/bias", 1),
+        )
+        if len(stacked) % parts or len(bias) % parts:
+            raise CheckpointError(
+                f"{variables.path}: {source} has {len(stacked)} rows and {len(bias)} biases, which"
+                f" cannot be split into {parts} equal parts"
+            )
+        rows, biases = np.split(stacked, parts), np.split(bias, parts)
+        for target, row, of_row in zip(targets, rows, biases, strict=True):
             put(f"{target}.weight", row)
             if not target.endswith("k_proj"):
-                put(f"{target}.bias", bias)
+                put(f"{target}.bias", of_row)
 
     def norm(source: str, target: str) -> None:
-        put(f"{target}.weight", variables.float32(f"{source}/gamma"))
-        put(f"{target}.bias", variables.float32(f"{source}/beta"))
+        put(f"{target}.weight", variables.float32(f"{source}/gamma", 1))
+        put(f"{target}.bias", variables.float32(f"{source}/beta", 1))
 
     for conv in ("conv1", "conv2"):
-        kernel = variables.float32(f"encoder/{conv}/weight")
+        kernel = variables.float32(f"encoder/{conv}/weight", *CONV_RANKS)
+        if math.prod(kernel.shape[1:]) % CONV_KERNEL:
+            raise CheckpointError(
+                f"{variables.path}: encoder/{conv}/weight has the shape {kernel.shape}, which is"
+                f" no convolution over {CONV_KERNEL} frames"
+            )
         put(f"model.encoder.{conv}.weight", kernel.reshape(len(kernel), -1, CONV_KERNEL))
-        put(f"model.encoder.{conv}.bias", variables.float32(f"encoder/{conv}/bias"))
-    put("model.decoder.embed_tokens.weight", variables.float32("decoder/embeddings/weight"))
+        put(f"model.encoder.{conv}.bias", variables.float32(f"encoder/{conv}/bias", 1))
+    put("model.decoder.embed_tokens.weight", variables.float32("decoder/embeddings/weight", 2))
     for side in ("encoder", "decoder"):
-        positions = variables.float32(f"{side}/position_encodings/encodings")
+        positions = variables.float32(f"{side}/position_encodings/encodings", 2)
         put(f"model.{side}.embed_positions.weight", positions)
         norm(f"{side}/layer_norm", f"model.{side}.layer_norm")
         for index in range(_count_layers(variables, side)):

@@ -1,5 +1,6 @@
 """Downloads checkpoints from the Hugging Face hub, or finds them in its local cache."""
 
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,13 @@ from huggingface_hub.errors import (
 )
 
 from whisper_npu.errors import CheckpointError
-from whisper_npu.export.companions import read_json
-from whisper_npu.export.source import HF_INDEXES, HF_WEIGHTS
+from whisper_npu.export.checkpoint_files import (
+    HF_INDEXES,
+    HF_WEIGHTS,
+    check_architecture,
+    read_index,
+)
 
-ARCHITECTURES = ("WhisperForConditionalGeneration", "WhisperModel")
 COMPANIONS = (
     "generation_config.json",
     "preprocessor_config.json",
@@ -31,22 +35,6 @@ COMPANIONS = (
     "tokenizer_config.json",
     "normalizer.json",
 )
-
-
-def check_architecture(config_path: Path, argument: str) -> None:
-    """Raise unless a config.json describes a Whisper speech recogniser.
-
-    Raises:
-        CheckpointError: It does not; the message names the architecture it describes.
-    """
-    config = read_json(config_path)
-    kind = config.get("model_type")
-    architectures = config.get("architectures") or list(ARCHITECTURES[:1])
-    if kind != "whisper" or not any(name in ARCHITECTURES for name in architectures):
-        found = ", ".join(config.get("architectures") or [str(kind)])
-        raise CheckpointError(
-            f"{argument} is no Whisper speech recogniser: its config says {found}"
-        )
 
 
 def download(
@@ -80,7 +68,7 @@ def download(
     for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
         index_path = _optional(get, index)
         if index_path is not None:
-            for shard in sorted(set(read_json(index_path).get("weight_map", {}).values())):
+            for shard in read_index(index_path):
                 get(shard)
             break
         if _optional(get, name) is not None:
@@ -131,6 +119,11 @@ def _download_file(repository: str, name: str, revision: str | None, token: str 
     except HFValidationError as error:
         raise CheckpointError(f"'{repository}' is no valid hub id: {error}") from error
     except (HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise CheckpointError(
+                f"cannot store {name} of {repository}: {error.strerror}; free some space, or set"
+                " HF_HOME to a directory that can be written"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the hub failed for {repository}{at}: {reason}") from error
     finally:

@@ -17,26 +17,25 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from whisper_npu.errors import AssetError, ExportError
-from whisper_npu.export.alignment import read_settings, write_alignment_graph
+from whisper_npu.export.alignment import write_alignment_graph
 from whisper_npu.export.assets import fetch
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.conversion import Conversion
 from whisper_npu.export.manifest import (
-    MANIFEST,
     NOT_VERIFIED,
     is_up_to_date,
-    read_manifest,
     write_manifest,
 )
 from whisper_npu.export.parity import verify_parity
+from whisper_npu.export.partials import clean, locked, move_into_place, prefix
 from whisper_npu.export.shared_weights import DATA_FILE, share_weights
 from whisper_npu.export.source import SourceKind, find_source, with_digest
+from whisper_npu.export.target import prepare_target
 from whisper_npu.runtime.model_dir import VAD_MODEL
 
 OPSET = 18
 GRAPHS = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
 TASK = "automatic-speech-recognition-with-past"
-STALE_AFTER = 24 * 3600  # seconds: a temporary folder this old belongs to an export that was killed
 
 Progress = Callable[[str], None]
 
@@ -70,7 +69,7 @@ def export_model(
             built-in one.
         conversion: The precision and what belongs to it; by default fp32. Another is made from the
             float graphs once these are verified, and its word error rate is measured.
-        force: Export again what is up to date.
+        force: Export again what is up to date, and replace the export of another model.
         progress: Called with one line per step.
 
     Returns:
@@ -86,10 +85,12 @@ def export_model(
         UsageError: A revision for a source that has none, or references that cannot be read.
     """
     out = Path(out_dir).expanduser()
+    if out.name in ("", ".."):  # the place is renamed, so it needs a name
+        out = out.resolve()
     report = _Steps(progress)
     conversion = conversion or Conversion()
     found = find_source(source, revision)
-    _check_target(out)
+    prepare_target(out, found, force=force)
     conversion.require_libraries(verify=verify)
     wanted: dict[str, Any] = {
         "precision": conversion.precision,
@@ -102,28 +103,21 @@ def export_model(
         report(f"{out} is up to date with {source}; --force exports it again")
         return out
     checkpoint = load_checkpoint(found, token=token, progress=report)
-    # Only now is the commit known that a hub's branch name stands for.
-    if not force and is_up_to_date(out, checkpoint.source, verified=verify, **wanted):
-        report(f"{out} is up to date with {source}; --force exports it again")
-        return out
     report(f"loaded {source}: {_size(checkpoint)}")
+
+    def waiting() -> None:
+        report(f"another program exports to {out}: waiting for it")
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
-        with tempfile.TemporaryDirectory(prefix=_prefix(out), dir=out.parent) as work:
-            folder = Path(work) / "model"
-            folder.mkdir()
-            write_graphs(checkpoint, folder, report)
-            write_companions(checkpoint, folder)
-            write_vad(folder, report)
-            parity: dict[str, Any] = {"status": NOT_VERIFIED}
-            if verify:
-                parity = verify_parity(folder, checkpoint, parity_audio, report)
-            facts: dict[str, Any] = {}
-            if conversion.precision != "fp32":
-                folder, facts = convert(folder, checkpoint, conversion, report, verify=verify)
-            write_manifest(folder, checkpoint.source, checkpoint.dimensions, parity, wanted | facts)
-            _move_into_place(folder, out)
+        with locked(out, waiting=waiting):
+            # Only now is the commit known that a hub's branch name stands for, and what another
+            # program may have exported meanwhile.
+            if not force and is_up_to_date(out, checkpoint.source, verified=verify, **wanted):
+                report(f"{out} is up to date with {source}; --force exports it again")
+                return out
+            clean(out)
+            _export(checkpoint, out, conversion, parity_audio, report, verify=verify, wanted=wanted)
     except OSError as error:
         raise ExportError(
             f"cannot write {out}: {error.strerror or error}; check the path, its permissions and"
@@ -131,6 +125,33 @@ def export_model(
         ) from error
     report(f"exported to {out}")
     return out
+
+
+def _export(
+    checkpoint: Checkpoint,
+    out: Path,
+    conversion: Conversion,
+    parity_audio: Sequence[Path],
+    report: "_Steps",
+    *,
+    verify: bool,
+    wanted: dict[str, Any],
+) -> None:
+    """Write a model folder beside its place, verify it there, and rename it."""
+    with tempfile.TemporaryDirectory(prefix=prefix(out), dir=out.parent) as work:
+        folder = Path(work) / "model"
+        folder.mkdir()
+        write_graphs(checkpoint, folder, report)
+        write_companions(checkpoint, folder)
+        write_vad(folder, report)
+        parity: dict[str, Any] = {"status": NOT_VERIFIED}
+        if verify:
+            parity = verify_parity(folder, checkpoint, parity_audio, report)
+        facts: dict[str, Any] = {}
+        if conversion.precision != "fp32":
+            folder, facts = convert(folder, checkpoint, conversion, report, verify=verify)
+        write_manifest(folder, checkpoint.source, checkpoint.dimensions, parity, wanted | facts)
+        move_into_place(folder, out)
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> None:
@@ -160,8 +181,7 @@ def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None
         report("wrote the ONNX graphs")
         share_weights([Path(raw) / name for name in GRAPHS], folder, _name_logits_axis)
         report("stored every weight once")
-    config = checkpoint.model.config.to_dict()
-    write_alignment_graph(folder, read_settings(checkpoint.generation_config, config))
+    write_alignment_graph(folder, checkpoint.alignment_settings())
     report("cut out the alignment graph, for word times")
 
 
@@ -279,37 +299,3 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         transformers_logging.set_verbosity(verbosity)
-
-
-def _check_target(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"cannot export to {out}: it is a file")
-    if out.is_dir() and any(out.iterdir()) and read_manifest(out) is None:
-        raise ExportError(
-            f"{out} holds something else than an export of this program (no {MANIFEST}); give"
-            " another folder, or remove it"
-        )
-
-
-def _prefix(out: Path) -> str:
-    return f".{out.name}.partial-"
-
-
-def _remove_stale(out: Path) -> None:
-    for folder in out.parent.glob(f"{_prefix(out)}*"):
-        if time.time() - folder.stat().st_mtime > STALE_AFTER:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move_into_place(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; what was there stays until the new one is in its place."""
-    old = folder.with_name("replaced")  # in the temporary folder, and removed with it
-    had_old = out.exists()
-    if had_old:
-        out.replace(old)
-    try:
-        folder.replace(out)
-    except BaseException:  # an interrupt, too, must not cost the old model
-        if had_old:
-            old.replace(out)
-        raise

@@ -17,7 +17,6 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_npu.errors import ParityError
-from whisper_npu.export.alignment import read_settings
 from whisper_npu.export.checkpoint import Checkpoint
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.manifest import VERIFIED
@@ -274,7 +273,7 @@ def _check_alignment(
 
     Both are shares of 1, most of them tiny: so the tolerance is a share of their largest.
     """
-    settings = read_settings(checkpoint.generation_config, checkpoint.model.config.to_dict())
+    settings = checkpoint.alignment_settings()
     heads, eot = settings.heads, settings.eot
     graph = Graph(folder, ALIGNMENT, alignment_interface(checkpoint.dimensions, len(heads)))
     length = min(ALIGNED_TOKENS, checkpoint.dimensions.n_text_ctx)

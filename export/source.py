@@ -8,11 +8,31 @@ from pathlib import Path
 
 from whisper_npu.errors import CheckpointError, UsageError
 from whisper_npu.export.assets import ASSETS
+from whisper_npu.export.checkpoint_files import HF_INDEXES, HF_WEIGHTS, check_huggingface_folder
 
 MODEL_ASSETS = tuple(name for name, asset in ASSETS.items() if asset.kind == "model")
+# What openai/whisper and faster-whisper call models that are on the hub.
+HUB_NAMES = {
+    "tiny": "openai/whisper-tiny",
+    "base.en": "openai/whisper-base.en",
+    "small": "openai/whisper-small",
+    "small.en": "openai/whisper-small.en",
+    "medium": "openai/whisper-medium",
+    "medium.en": "openai/whisper-medium.en",
+    "large-v1": "openai/whisper-large",
+    "large-v2": "openai/whisper-large-v2",
+    "large-v3": "openai/whisper-large-v3",
+    "large": "openai/whisper-large-v3",
+    "large-v3-turbo": "openai/whisper-large-v3-turbo",
+    "turbo": "openai/whisper-large-v3-turbo",
+    "distil-small.en": "distil-whisper/distil-small.en",
+    "distil-medium.en": "distil-whisper/distil-medium.en",
+    "distil-large-v2": "distil-whisper/distil-large-v2",
+    "distil-large-v3": "distil-whisper/distil-large-v3",
+    "distil-large-v3.5": "distil-whisper/distil-large-v3.5",
+}
+KNOWN_NAMES = (*MODEL_ASSETS, *HUB_NAMES)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-HF_INDEXES = tuple(f"{name}.index.json" for name in HF_WEIGHTS)
 CONTENT_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".pt")
 
 
@@ -31,7 +51,8 @@ class Source:
     """Where a checkpoint comes from.
 
     `path` is the folder or file (None for an asset or hub id not fetched yet), `revision` the hub's
-    commit or the asset's version, `sha256` the digest of what determines the export.
+    commit or the asset's version, `sha256` the digest of what determines the export, `short` what
+    the user called a hub id.
     """
 
     argument: str
@@ -39,6 +60,7 @@ class Source:
     path: Path | None = None
     revision: str | None = None
     sha256: str | None = None
+    short: str | None = None
 
     def as_dict(self) -> dict[str, str | None]:
         """The source as the manifest stores it."""
@@ -52,6 +74,8 @@ class Source:
     @property
     def name(self) -> str:
         """A short name for the model folder: `tiny.en`, `whisper-large-v3-turbo`, `my-model`."""
+        if self.short is not None:
+            return self.short
         if self.path is not None and self.kind is not SourceKind.HUB:
             path = self.path.resolve()
             return path.stem if path.is_file() else path.name
@@ -62,11 +86,12 @@ def find_source(argument: str, revision: str | None = None) -> Source:
     """Decide what `argument` names.
 
     An asset name comes first (write `./base` for a folder of that name), then anything that exists
-    or looks like a path, and only what is left and has the form `owner/name` is a hub id: a
-    mistyped path is never sent to a hub.
+    or looks like a path, then a key of `HUB_NAMES`, and only what is left and has the form
+    `owner/name` is a hub id: a mistyped path is never sent to a hub.
 
     Args:
-        argument: Asset name, path of a folder or `.pt` file, or hub id.
+        argument: Asset name, path of a folder or `.pt` file, `small`, `turbo` and so on, or hub
+            id.
         revision: Branch, tag or commit of a hub id.
 
     Raises:
@@ -80,6 +105,16 @@ def find_source(argument: str, revision: str | None = None) -> Source:
             f" a {source.kind.value} source"
         )
     return replace(source, revision=revision) if revision is not None else source
+
+
+def check_source(source: Source) -> None:
+    """Find out what is wrong with a checkpoint as far as its small files tell.
+
+    Raises:
+        CheckpointError: It is no Whisper, or not whole.
+    """
+    if source.kind is SourceKind.HF_FOLDER and source.path is not None:
+        check_huggingface_folder(source.path, source.argument)
 
 
 def with_digest(source: Source) -> Source:
@@ -121,17 +156,25 @@ def _find(argument: str) -> Source:
         return Source(argument, SourceKind.OPENAI, path)
     if _looks_local(argument):
         raise CheckpointError(f"there is no file or folder {argument}")
+    if argument in HUB_NAMES:
+        return Source(HUB_NAMES[argument], SourceKind.HUB, short=argument)
     if HUB_ID.fullmatch(argument):
         return Source(argument, SourceKind.HUB)
     raise CheckpointError(
-        f"'{argument}' is no built-in model ({', '.join(MODEL_ASSETS)}), no file or folder,"
-        " and no hub id such as openai/whisper-small.en"
+        f"'{argument}' is no built-in model ({', '.join(MODEL_ASSETS)}), no file or folder, no"
+        f" model's name ({', '.join(HUB_NAMES)}), and no hub id such as openai/whisper-small.en"
     )
 
 
 def _folder_kind(folder: Path) -> SourceKind:
     if (folder / "model.bin").is_file():
         return SourceKind.CTRANSLATE2
+    has_weights = any((folder / name).is_file() for name in (*HF_WEIGHTS, *HF_INDEXES))
+    if (folder / "encoder_model.onnx").is_file() and not has_weights:
+        raise CheckpointError(
+            f"{folder} is a model folder already: give it to `whisper-npu transcribe --model`; to"
+            " export again, name the checkpoint it came from"
+        )
     if (folder / "config.json").is_file():
         return SourceKind.HF_FOLDER
     raise CheckpointError(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from whisper_npu.errors import ModelError
+from whisper_npu.npu.bundle_manifest import BundleManifest
 from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.json_files import checked
 from whisper_npu.runtime.model_dir import ALIGNMENT, GRAPHS, ModelFolder
 
 FOLDER = "npu"
@@ -132,6 +134,8 @@ def read_bundle(path: Path) -> Bundle:
             f"{path} holds no whole bundle of static graphs; make it again with "
             f"`whisper-npu compile {path.parent.parent}`"
         )
+    remedy = f"make it again with `whisper-npu compile {path.parent.parent}`"
+    checked(content, BundleManifest, path / MANIFEST, advice=remedy)
     made_for = content["recipe"]
     graphs = {
         name: StaticGraph(

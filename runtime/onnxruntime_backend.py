@@ -38,6 +38,7 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
+from whisper_npu.runtime.model_checks import context_length
 from whisper_npu.runtime.model_dir import (
     ALIGNMENT,
     DECODER,
@@ -45,7 +46,7 @@ from whisper_npu.runtime.model_dir import (
     ENCODER,
     ModelFolder,
 )
-from whisper_npu.runtime.openvino_graphs import contract_of
+from whisper_npu.runtime.openvino_graphs import contract_of, n_positions, read_trio
 
 logger = logging.getLogger("whisper_npu")
 
@@ -231,12 +232,14 @@ class OnnxRuntimeBackend(SingleStream):
         self._precision = arithmetic(device, precision)
         self._threads = threads
         self._kv_cache = "static" if kv_cache == "auto" else kv_cache
+        # OpenVINO's reader tells what is wrong with a graph; the sessions fail later, or never.
+        with_past = read_trio(ov.Core(), folder)[2]
+        self._n_text_ctx = context_length(folder, n_positions(with_past))
         self._encoder = self._open(ENCODER)
         self._decoder = self._open(DECODER)
         self._with_past = self._open(DECODER_WITH_PAST)
         self._alignment: GraphSession | None = None
         self._alignment_lock = Lock()
-        self._n_text_ctx = folder.n_text_ctx
         self._contract: Contract = folder.kv_contract or self._probe_contract()
 
     def _open(self, name: str) -> GraphSession:

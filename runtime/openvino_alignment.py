@@ -6,7 +6,7 @@ import openvino as ov
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.backend import Float32Array, Int64Array
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
-from whisper_npu.runtime.openvino_graphs import port, read_graph
+from whisper_npu.runtime.openvino_graphs import read_graph, require_tensors
 from whisper_npu.runtime.openvino_sessions import RequestPool
 
 
@@ -31,10 +31,12 @@ def read_alignment_graph(core: ov.Core, folder: ModelFolder) -> ov.Model:
     """
     require_alignment_graph(folder)
     model = read_graph(core, folder.path / ALIGNMENT)
-    for name in ("input_ids", "encoder_hidden_states"):
-        port(model.inputs, name)
-    for name in ("token_probabilities", "cross_attentions"):
-        port(model.outputs, name)
+    require_tensors(
+        model,
+        folder.path / ALIGNMENT,
+        {"input_ids": 2, "encoder_hidden_states": 3},
+        {"token_probabilities": 2, "cross_attentions": 4},
+    )
     return model
 
 

@@ -19,6 +19,7 @@ from whisper_npu.runtime.backend import DecoderSession, Float32Array, Int64Array
 from whisper_npu.runtime.compile_cache import CompileCache
 from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.kv_cache import ConcatCache, KVCache, StaticCache
+from whisper_npu.runtime.model_checks import context_length
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.openvino_alignment import align, read_alignment_graph
 from whisper_npu.runtime.openvino_compile import GraphCompiler
@@ -69,7 +70,6 @@ class OpenVINOBackend(SingleStream):
         """
         self._core = ov.Core()
         self._folder = folder
-        self._n_text_ctx = folder.n_text_ctx
         self._alignment: RequestPool | None = None
         self._alignment_lock = Lock()
         self._device = device
@@ -82,6 +82,7 @@ class OpenVINOBackend(SingleStream):
             self._compiler = GraphCompiler(self._core, folder, self._plan)
             compiled = self._compiler.compile(cache)
         self._facts = compiled.facts
+        self._n_text_ctx = context_length(folder, self._facts.dimensions.n_text_ctx)
         self._n_threads_used = 1
         if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
             found = compiled.graphs["encoder"].get_property("INFERENCE_NUM_THREADS")

@@ -1,6 +1,6 @@
 """What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from openvino import opset13 as ops
 
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.backend import N_LOGITS, Float32Array
+from whisper_npu.runtime.failures import cannot_read
+from whisper_npu.runtime.json_files import EXPORT_AGAIN
 from whisper_npu.runtime.kv_cache import (
     SEQUENCE_AXIS,
     Contract,
@@ -41,6 +43,7 @@ class GraphDimensions:
     n_text_layer: int
     n_text_head: int
     head_dim: int
+    n_text_ctx: int | None  # None where the decoder's table of positions was not found
 
 
 def read_graph(core: ov.Core, path: Path) -> ov.Model:
@@ -51,9 +54,40 @@ def read_graph(core: ov.Core, path: Path) -> ov.Model:
     """
     try:
         return core.read_model(path)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ModelError(f"cannot read {path}: {reason}; export the model again") from None
+    except (RuntimeError, MemoryError) as error:
+        raise cannot_read(path, error) from None
+
+
+def require_tensors(
+    model: ov.Model, path: Path, inputs: Mapping[str, int], outputs: Mapping[str, int]
+) -> None:
+    """Check that a graph is of the kind that is to be run.
+
+    Args:
+        model: the graph.
+        path: its file, for the message.
+        inputs: the rank of each input it must have.
+        outputs: the same of outputs.
+
+    Raises:
+        ModelError: one is missing, or has another rank.
+    """
+    for kind, ports, wanted in (
+        ("input", model.inputs, inputs),
+        ("output", model.outputs, outputs),
+    ):
+        known = {name: tensor for tensor in ports for name in tensor.get_names()}
+        for name, rank in wanted.items():
+            if name not in known:
+                raise ModelError(
+                    f"{path} is another graph: it has no {kind} {name}; {EXPORT_AGAIN}"
+                )
+            shape = known[name].partial_shape
+            if shape.rank.is_static and shape.rank.get_length() != rank:
+                raise ModelError(
+                    f"{path} is another graph: its {kind} {name} has {shape.rank.get_length()} "
+                    f"axes instead of {rank}; {EXPORT_AGAIN}"
+                )
 
 
 def port(ports: list[ov.Output], name: str) -> ov.Output:
@@ -181,7 +215,27 @@ def read_dimensions(encoder: ov.Model, decoder_with_past: ov.Model) -> GraphDime
         n_text_layer=len({name.split(".")[1] for name in states}),
         n_text_head=fixed(key[1], "the number of attention heads"),
         head_dim=fixed(key[3], "the size of an attention head"),
+        n_text_ctx=n_positions(decoder_with_past),
     )
+
+
+def n_positions(decoder: ov.Model) -> int | None:
+    """Rows of the table that a decoder looks positions up in; None where it has none like that.
+
+    It looks tokens up in the other table.
+    """
+    n_vocab = port(decoder.outputs, "logits").partial_shape[2]
+    tables = set()
+    for node in decoder.get_ordered_ops():
+        if node.get_type_name() != "Gather":
+            continue
+        table = node.input_value(0).get_node()
+        while table.get_type_name() == "Convert":
+            table = table.input_value(0).get_node()
+        if table.get_type_name() == "Constant" and len(table.shape) == _MATRIX_RANK:
+            tables.add(int(table.shape[0]))
+    found = tables if n_vocab.is_dynamic else tables - {n_vocab.get_length()}
+    return found.pop() if len(found) == 1 else None
 
 
 def detect_contract(decoder_with_past: ov.Model) -> Contract | None:
@@ -330,9 +384,54 @@ def _named(value: ov.Output, name: str) -> ov.Node:
 
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
-    """The encoder, the decoder, and the decoder with past."""
+    """The encoder, the decoder, and the decoder with past.
+
+    Raises:
+        ModelError: a file is damaged, is another graph, or belongs to another model.
+    """
     with ThreadPoolExecutor(max_workers=3) as readers:
         encoder, decoder, with_past = readers.map(
             lambda name: read_graph(core, folder.path / name), (ENCODER, DECODER, DECODER_WITH_PAST)
         )
+    path, logits, state = folder.path, {"logits": 3}, {"present.0.decoder.key": 4}
+    require_tensors(encoder, path / ENCODER, {"input_features": 3}, {"last_hidden_state": 3})
+    require_tensors(
+        decoder, path / DECODER, {"input_ids": 2, "encoder_hidden_states": 3}, logits | state
+    )
+    past = {"input_ids": 2, "past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
+    require_tensors(with_past, path / DECODER_WITH_PAST, past, logits | state)
+    _require_one_model(folder, encoder, decoder, with_past)
     return encoder, decoder, with_past
+
+
+def _require_one_model(
+    folder: ModelFolder, encoder: ov.Model, decoder: ov.Model, with_past: ov.Model
+) -> None:
+    """Check that the decoders agree, and take the states that the encoder gives."""
+
+    def sizes(graph: ov.Model) -> dict[str, str]:
+        states = filter(state_name, graph.outputs)
+        layers = {(state_name(tensor) or "").split(".")[1] for tensor in states}
+        key = port(graph.outputs, "present.0.decoder.key").partial_shape
+        vocabulary = port(graph.outputs, "logits").partial_shape[2]
+        heads, head_dim = key[1], key[3]
+        return {
+            "layers": str(len(layers)),
+            "heads": f"{heads} of {head_dim}",
+            "tokens": str(vocabulary),
+        }
+
+    first, second = sizes(decoder), sizes(with_past)
+    for what, size in first.items():
+        if second[what] != size:
+            raise ModelError(
+                f"{folder.path}: {DECODER} has {size} {what}, {DECODER_WITH_PAST} {second[what]}: "
+                f"they are of different models; {EXPORT_AGAIN}"
+            )
+    given = port(encoder.outputs, "last_hidden_state").partial_shape[2]
+    taken = port(decoder.inputs, "encoder_hidden_states").partial_shape[2]
+    if given.is_static and taken.is_static and given != taken:
+        raise ModelError(
+            f"{folder.path}: {ENCODER} gives states of width {given.get_length()}, {DECODER} takes "
+            f"{taken.get_length()}: they are of different models; {EXPORT_AGAIN}"
+        )

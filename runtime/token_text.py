@@ -4,10 +4,39 @@ Nothing else of a tokenizer is needed to transcribe, and the library that has th
 of a second and 40 MB to read the same file.
 """
 
-import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.json_files import EXPORT_AGAIN, Index, explain, read_bytes
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    type: str
+
+
+@dataclass(frozen=True)
+class _Model:
+    vocab: dict[str, Index]
+
+
+@dataclass(frozen=True)
+class _AddedToken:
+    id: Index
+    content: str
+
+
+@dataclass(frozen=True)
+class _TokenizerFile:
+    """What is read of `tokenizer.json`."""
+
+    decoder: _Decoder
+    model: _Model
+    added_tokens: list[_AddedToken]
 
 
 def _bytes_of_characters() -> dict[str, int]:
@@ -29,21 +58,23 @@ class TokenText:
         """Read `tokenizer.json`.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: it is no tokenizer, or none whose tokens stand for bytes.
+            ModelError: the file cannot be read, is no tokenizer, or none whose tokens stand for
+                bytes.
         """
-        content: Any = json.loads(path.read_bytes())
-        try:
-            if content["decoder"]["type"] != "ByteLevel":
-                raise ValueError("its tokens do not stand for bytes")
-            self._ids: dict[str, int] = dict(content["model"]["vocab"])
-            self._ids.update({token["content"]: token["id"] for token in content["added_tokens"]})
-        except KeyError as error:
-            raise ValueError(f"it has no {error}") from None
-        except TypeError:
-            raise ValueError("it is no tokenizer") from None
+        content = _read(path)
+        if content.decoder.type != "ByteLevel":
+            raise ModelError(
+                f"cannot read {path}: its tokens do not stand for bytes; {EXPORT_AGAIN}"
+            )
+        self._ids: dict[str, int] = dict(content.model.vocab)
+        self._ids.update({token.content: token.id for token in content.added_tokens})
         self._names = {number: name for name, number in self._ids.items()}
         self._bytes = _bytes_of_characters()
+
+    @property
+    def n_vocab(self) -> int:
+        """One more than the largest id."""
+        return max(self._names, default=-1) + 1
 
     def id_of(self, name: str) -> int | None:
         """The token called `name`, such as `<|endoftext|>`."""
@@ -59,3 +90,17 @@ class TokenText:
             except KeyError:  # an added token, which is text as it is
                 raw += name.encode()
         return raw.decode(errors="replace")
+
+
+def _read(path: Path) -> _TokenizerFile:
+    content = read_bytes(path)
+    if content is None:
+        raise ModelError(f"cannot read {path}: there is no such file; {EXPORT_AGAIN}")
+    try:
+        return msgspec.json.decode(content, type=_TokenizerFile)
+    except msgspec.ValidationError as reason:
+        raise ModelError(f"{path} is no tokenizer: {explain(reason)}; {EXPORT_AGAIN}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as reason:
+        raise ModelError(f"cannot read {path}: {reason}; {EXPORT_AGAIN}") from None
+    except RecursionError:
+        raise ModelError(f"cannot read {path}: it is nested too deeply; {EXPORT_AGAIN}") from None

@@ -1,6 +1,7 @@
 """Whisper's tokens: text, special tokens and timestamps, all read from the model folder."""
 
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,10 +75,7 @@ class Tokenizer:
         Raises:
             ModelError: the file is not a tokenizer, or lacks one of Whisper's special tokens.
         """
-        try:
-            self._text = TokenText(path)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot read {path}: {error}; export the model again") from None
+        self._text = TokenText(path)
         self._path = path
         self.special = self._read_special_tokens()
 
@@ -112,6 +110,11 @@ class Tokenizer:
             timestamp_begin=no_timestamps + 1,
             languages={code: found_id for code, found_id in found.items() if found_id is not None},
         )
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens there are, timestamps included where the file names them."""
+        return self._text.n_vocab
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, without any special token added."""
@@ -213,7 +216,7 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
     """The suppression lists of `generation_config.json`, else Whisper's own rule for them."""
     special = tokenizer.special
     generation = folder.generation_config
-    suppress = generation.get("suppress_tokens")
+    suppress: Iterable[int] | None = generation.suppress_tokens
     if suppress is None:
         suppress = [
             *tokenizer.annotation_tokens,
@@ -224,12 +227,12 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
             special.start_of_lm,
             special.no_speech,
         ]
-    begin_suppress = generation.get("begin_suppress_tokens")
+    begin_suppress: Iterable[int] | None = generation.begin_suppress_tokens
     if begin_suppress is None:
         begin_suppress = [*tokenizer.encode(" "), special.eot]
     return Vocabulary(
         is_multilingual=is_multilingual(
-            special.eot, len(special.languages), generation.get("is_multilingual")
+            special.eot, len(special.languages), generation.is_multilingual
         ),
         suppress=tuple(sorted({int(t) for t in suppress if t >= 0})),
         begin_suppress=tuple(int(t) for t in begin_suppress if t >= 0),

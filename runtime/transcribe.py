@@ -19,6 +19,7 @@ from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.merged import MergedStream, one_at_a_time
+from whisper_npu.runtime.model_checks import check_model
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import (
@@ -68,12 +69,16 @@ class WhisperModel:
 
         Attributes:
             can_align: whether its folder has the graph that tells when a text was spoken.
+
+        Raises:
+            ModelError: the folder's files are of different models.
         """
         self._calls = DeviceCalls("the model")
         self.folder = folder
         self.backend = backend
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
+        check_model(folder, self.tokenizer, backend)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
         self.can_align = (folder.path / ALIGNMENT).is_file()
         if not self.can_align:
@@ -450,9 +455,9 @@ def new_job(
         prompts=Prompts(model.tokenizer, options, backend.n_text_ctx),
         times=times,
         coverage=Coverage(),
-        attention_delay=attention_delay(model.folder.generation_config),
+        attention_delay=attention_delay(model.folder.alignment_heads),
         language=SpokenLanguage.of(options.language, may_change=options.multilingual),
-        n_audio_state=model.folder.config.get("d_model"),
+        n_audio_state=model.folder.config.d_model,
         can_align=model.can_align,
     )
 

@@ -17,7 +17,9 @@ from whisper_npu.errors import ModelError
 from whisper_npu.runtime.audio import SAMPLE_RATE
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
+from whisper_npu.runtime.failures import cannot_read
 from whisper_npu.runtime.history import History
+from whisper_npu.runtime.json_files import EXPORT_AGAIN
 from whisper_npu.runtime.model_dir import VAD_MODEL
 
 logger = logging.getLogger("whisper_npu")
@@ -126,7 +128,7 @@ class VoiceActivity:
         """Load `vad_model.onnx` from the folder, if it has one.
 
         Raises:
-            ModelError: the file is damaged.
+            ModelError: the file is damaged, or another network.
         """
         self._compiled: ov.CompiledModel | None = None
         self._calls = DeviceCalls("the speech detector (CPU)")
@@ -140,10 +142,12 @@ class VoiceActivity:
                 "INFERENCE_NUM_THREADS": 1,
                 "ENABLE_CPU_PINNING": False,
             }
-            self._compiled = hold(ov.Core().compile_model(path, "CPU", config))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ModelError(f"cannot read {path}: {reason}; export the model again") from None
+            core = ov.Core()
+            model = core.read_model(path)
+            _require_detector(model, path)
+            self._compiled = hold(core.compile_model(model, "CPU", config))
+        except (RuntimeError, MemoryError) as error:
+            raise cannot_read(path, error) from None
 
     def detector(self) -> Detector:
         """A detector at the start of a recording.
@@ -154,6 +158,24 @@ class VoiceActivity:
         if self._compiled is None:
             return _PackageDetector()
         return _GraphDetector(self._compiled, self._calls)
+
+
+def _require_detector(model: ov.Model, path: Path) -> None:
+    """Check that a graph is Silero's, as `_GraphDetector` runs it."""
+    state = ov.PartialShape(list(_STATE))
+    wanted = {
+        "input": ov.PartialShape([-1, _CONTEXT + CHUNK]),
+        **dict.fromkeys(("h", "c", "hn", "cn"), state),
+        "speech_probs": ov.PartialShape.dynamic(),
+    }
+    known = {name: tensor for tensor in model.inputs for name in tensor.get_names()}
+    known |= {name: tensor for tensor in model.outputs for name in tensor.get_names()}
+    for name, shape in wanted.items():
+        if name not in known or not known[name].partial_shape.compatible(shape):
+            raise ModelError(
+                f"{path} is no speech detector that can be run: it has no tensor {name} "
+                f"{shape}; {EXPORT_AGAIN}"
+            )
 
 
 class SpeechMap:

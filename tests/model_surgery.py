@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER_WITH_PAST, GRAPHS, MANIFEST
 
@@ -123,3 +123,54 @@ def as_other_exporters_write(folder, *, one_file_per_graph):
     (folder / MANIFEST).unlink()
     (folder / "generation_config.json").unlink()
     return folder
+
+
+def rename_first(path, side):
+    """Give a graph's first input or output another name."""
+    model = onnx.load(path, load_external_data=False)
+    values = getattr(model.graph, side)
+    before, values[0].name = values[0].name, "renamed"
+    for node in model.graph.node:
+        names = getattr(node, side)
+        names[:] = ["renamed" if name == before else name for name in names]
+        # An output may be read inside the graph as well.
+        node.input[:] = ["renamed" if name == before else name for name in node.input]
+    path.write_bytes(model.SerializeToString())
+
+
+def drop_last_layers_states(path):
+    """Make a cached decoder one that returns no states of its last layer."""
+    model = onnx.load(path, load_external_data=False)
+    last = max(value.name.split(".")[1] for value in model.graph.output if "." in value.name)
+    kept = [value for value in model.graph.output if f".{last}." not in value.name]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    path.write_bytes(model.SerializeToString())
+
+
+def write_encoder(path, width):
+    """Write an encoder for nothing, with states of any width."""
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [1, 1500, width])
+    nodes = [
+        helper.make_node("ReduceMean", ["input_features"], ["mean"], keepdims=1),
+        helper.make_node("Expand", ["mean", "shape"], ["last_hidden_state"]),
+    ]
+    value = helper.make_tensor_value_info
+    inputs = [value("input_features", TensorProto.FLOAT, ["batch", 80, 3000])]
+    outputs = [value("last_hidden_state", TensorProto.FLOAT, ["batch", 1500, width])]
+    _write(path, nodes, inputs, outputs, [shape])
+
+
+def write_square(path):
+    """Write a graph that has nothing to do with speech: `y = x * x`."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Mul", ["x", "x"], ["y"])]
+    _write(path, nodes, [value("x", TensorProto.FLOAT, [2])], [value("y", TensorProto.FLOAT, [2])])
+
+
+def _write(path, nodes, inputs, outputs, constants=()):
+    graph = helper.make_graph(nodes, "made", inputs, outputs, list(constants))
+    opset = [helper.make_opsetid("", 18)]
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    )

@@ -103,10 +103,10 @@ def test_median_filter_leaves_what_is_too_short_to_reflect() -> None:
 
 
 def test_delay_is_that_of_the_heads() -> None:
-    base = [[5, 6], [3, 1], [4, 2], [4, 3], [4, 7], [5, 1], [5, 2], [5, 4]]
-    assert attention_delay({"alignment_heads": base}) == 0
-    assert attention_delay({"alignment_heads": base[1:]}) == UNKNOWN_DELAY
-    assert attention_delay({}) == UNKNOWN_DELAY
+    base = [(5, 6), (3, 1), (4, 2), (4, 3), (4, 7), (5, 1), (5, 2), (5, 4)]
+    assert attention_delay(base) == 0
+    assert attention_delay(base[1:]) == UNKNOWN_DELAY
+    assert attention_delay([]) == UNKNOWN_DELAY
 
 
 def _attentions(spans: list[tuple[int, int]], n_positions: int, n_before: int = 3) -> np.ndarray:

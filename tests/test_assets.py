@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import multiprocessing
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -103,6 +104,23 @@ def test_neither_network_nor_cache_is_one_clear_line(model: Asset, index: Path) 
     assert "npu-test-a==1.0" in message
     assert "toy-1.0" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("reason", ["No space left on device", "Read-only file system"])
+def test_a_full_disk_is_not_a_missing_network(model: Asset, monkeypatch, reason: str) -> None:
+    stderr = f"Collecting npu-test-a\nERROR: Could not install: [Errno 28] {reason}\n"
+    failed = subprocess.CompletedProcess([], 1, "", stderr)
+    monkeypatch.setattr(assets.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(AssetError, match=f"cannot store npu-test-a==1.0 .*{reason}") as caught:
+        fetch("toy")
+    assert "network" not in str(caught.value)
+
+
+def test_what_a_killed_fetch_left_goes_with_the_next(model: Asset) -> None:
+    folder = assets.asset_path("toy")
+    (folder.parent / f".{folder.name}.partial-abc" / "npu-test-a").mkdir(parents=True)
+    fetch("toy")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_missing_pip_is_one_clear_line(model: Asset, monkeypatch) -> None:

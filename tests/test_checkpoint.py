@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -303,3 +304,101 @@ def test_hub_id_from_the_cache_without_a_network(hub_cache: Path) -> None:
 def test_hub_id_neither_cached_nor_reachable(hub_cache: Path) -> None:
     with pytest.raises(CheckpointError, match="connect to the network"):
         load_checkpoint("owner/other")
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("tiny", "openai/whisper-tiny"),
+        ("small", "openai/whisper-small"),
+        ("medium.en", "openai/whisper-medium.en"),
+        ("large-v3", "openai/whisper-large-v3"),
+        ("large", "openai/whisper-large-v3"),
+        ("turbo", "openai/whisper-large-v3-turbo"),
+        ("distil-large-v3", "distil-whisper/distil-large-v3"),
+    ],
+)
+def test_names_of_models_on_the_hub(tmp_path, monkeypatch, name: str, repository: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = find_source(name, "v1")
+    assert (source.kind, source.argument, source.revision) == (SourceKind.HUB, repository, "v1")
+    assert source.name == name
+    assert find_source(repository).argument == repository
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "model.bin").touch()
+    assert find_source(name).kind is SourceKind.CTRANSLATE2  # what exists comes first
+
+
+def test_a_name_is_fetched_from_the_hub(hub_cache: Path, monkeypatch) -> None:
+    from whisper_npu.export import source
+
+    monkeypatch.setitem(source.HUB_NAMES, "small", "owner/tiny")
+    assert load_checkpoint("small").source.revision == "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("config.json", "d_model", "64"),
+        ("config.json", "d_model", None),
+        ("config.json", "decoder_layers", 10**9),
+        ("config.json", "encoder_layers", -1),
+        ("config.json", "vocab_size", float("inf")),
+        ("config.json", "vocab_size", 10**9),
+        ("config.json", "decoder_attention_heads", 7),
+        ("config.json", "eos_token_id", "x"),
+        ("config.json", "architectures", 3),
+        ("config.json", "activation_function", 3),
+        ("config.json", "dropout", "x"),
+        ("generation_config.json", "suppress_tokens", "x"),
+        ("generation_config.json", "alignment_heads", [1]),
+        ("generation_config.json", "eos_token_id", -1),
+        ("preprocessor_config.json", "sampling_rate", 0),
+        ("preprocessor_config.json", "hop_length", "160"),
+        ("preprocessor_config.json", "sampling_rate", 8000),
+    ],
+)
+def test_hostile_configurations(folder: Path, file: str, field: str, value) -> None:
+    path = folder / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | {field: value}))
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+    assert file in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_weights_outside_the_folder(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    index = {"weight_map": {"a": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="is no file beside it"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"eos_token_id": [320, 321]},
+        {"alignment_heads": None},
+        {"suppress_tokens": None, "begin_suppress_tokens": None},
+        {"forced_decoder_ids": [[1, None], [2, 327]]},
+        {"alignment_heads": [[10, 1], [1, 0]]},
+    ],
+)
+def test_what_published_models_say(folder: Path, generation: dict) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    checkpoint = load_checkpoint(str(folder))
+    settings = checkpoint.alignment_settings()
+    assert settings.heads == ((1, 0), (1, 1))
+    assert settings.eot == 320
+
+
+def test_a_full_disk_is_not_a_missing_network(monkeypatch) -> None:
+    def fail(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(CheckpointError, match=r"cannot store config\.json .*free some space"):
+        load_checkpoint("owner/name")

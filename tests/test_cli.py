@@ -23,10 +23,8 @@ class TestFindingTheModel:
         assert cli.find_model("tiny.en").resolve() == tmp_path / "tiny.en"
 
     def test_models_exported_on_first_use(self, tmp_path, monkeypatch):
-        from whisper_npu.export import assets
-
         (tmp_path / "models" / "mine").mkdir(parents=True)
-        monkeypatch.setattr(assets, "cache_directory", lambda: tmp_path)
+        monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path))
         assert cli.find_model("mine") == tmp_path / "models" / "mine"
 
 

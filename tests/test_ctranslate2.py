@@ -1,5 +1,6 @@
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,97 @@ def test_a_list_of_tokens_says_where_a_text_ends(tmp_path: Path, name: str, writ
         (tmp_path / name).write_text(written(damaged))
         with pytest.raises(CheckpointError, match=f"cannot read .*{name}"):
             end_of_text(tmp_path)
+
+
+NAME = "decoder/layer_1/ffn/linear_1/bias"
+HEADER = 4 + 2 + len("WhisperSpec") + 1 + 4  # version, name of the spec, revision
+
+
+def _refused(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+    assert "model.bin" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("count", [2**32 - 1, 2**31, 10_000])
+def test_more_variables_than_the_file_has(folder: Path, count: int) -> None:
+    path = folder / "model.bin"
+    content = bytearray(path.read_bytes())
+    content[HEADER : HEADER + 4] = struct.pack("<I", count)
+    path.write_bytes(content)
+    _refused(folder)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2**32 - 1,) * 8, (2**31, 2**31, 4), (2**16,) * 4, (2**32 - 1, 2**32 - 1)]
+)
+def test_counts_that_overflow(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """A product of 64 bits that came round to the size stated."""
+    size = 4 * int(np.prod(shape, dtype=np.uint64)) % 2**32
+    name = struct.pack("<H", 2) + b"a\0"
+    variable = name + struct.pack(f"<B{len(shape)}IBI", len(shape), *shape, 0, size)
+    path = tmp_path / "model.bin"
+    spec = struct.pack("<IH", 6, 12) + b"WhisperSpec\0" + struct.pack("<II", 3, 1)
+    path.write_bytes(spec + variable + b"\0" * min(size, 1 << 16) + struct.pack("<I", 0))
+    assert "bytes" in _refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        (NAME, np.zeros(0, np.float32)),
+        (NAME, np.float32(1)),
+        (NAME, np.zeros((2, 32), np.float32)),
+        ("decoder/embeddings/weight", np.zeros((0, 64), np.float32)),
+        ("decoder/embeddings/weight", np.zeros(64, np.float32)),
+        ("decoder/position_encodings/encodings", np.zeros(448 * 64, np.float32)),
+        ("encoder/position_encodings/encodings", np.zeros((1500, 64, 1), np.float32)),
+        ("encoder/conv1/weight", np.zeros(64, np.float32)),
+        ("encoder/conv1/weight", np.zeros((64, 80, 4), np.float32)),
+        ("encoder/layer_0/self_attention/linear_0/weight", np.zeros((191, 64), np.float32)),
+        ("encoder/layer_0/self_attention/linear_0/bias", np.zeros(4, np.float32)),
+        ("decoder/layer_0/ffn/layer_norm/gamma", np.zeros((64, 1), np.float32)),
+        ("decoder/num_heads", np.int16(0)),
+        ("decoder/num_heads", np.int16(-2)),
+        ("decoder/num_heads", np.int16(7)),
+        ("encoder/num_heads", np.zeros(2, np.int16)),
+        ("encoder/num_heads", np.float32(np.nan)),
+    ],
+)
+def test_shapes_that_no_whisper_has(model, folder: Path, name: str, array) -> None:
+    write_model_bin(folder / "model.bin", variables_of(model) | {name: np.asarray(array)})
+    _refused(folder)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_scales_that_are_no_numbers(model, folder: Path, value: float) -> None:
+    variables = quantize(variables_of(model), "int8")
+    variables["decoder/embeddings/weight_scale"][3] = value
+    write_model_bin(folder / "model.bin", variables)
+    assert "the scales of decoder/embeddings/weight do not fit" in _refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("suppress_ids", "1"),
+        ("suppress_ids", [None]),
+        ("suppress_ids_begin", {"a": 1}),
+        ("alignment_heads", [1]),
+        ("alignment_heads", [[1, 2, 3]]),
+    ],
+)
+def test_hostile_settings(folder: Path, field: str, value) -> None:
+    (folder / "config.json").write_text(json.dumps(SETTINGS | {field: value}))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {field}"):
+        load_checkpoint(str(folder))
+
+
+def test_heads_of_a_teacher_are_replaced(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(SETTINGS | {"alignment_heads": [[9, 5]]}))
+    lines: list[str] = []
+    config = load_checkpoint(str(folder), progress=lines.append).generation_config
+    assert config["alignment_heads"] == [[1, 0], [1, 1]]
+    assert "taking all heads of the upper half" in lines[-1]

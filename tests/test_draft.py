@@ -14,6 +14,7 @@ from whisper_npu.runtime.compile_cache import CompileCache
 from whisper_npu.runtime.decoding import DecodingOptions, decode_windows
 from whisper_npu.runtime.draft import Draft
 from whisper_npu.runtime.logits import SuppressTokens
+from whisper_npu.runtime.model_config import GenerationConfig
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 from whisper_npu.runtime.openvino_graphs import DRAFT, HIDDEN, split_vocabulary
@@ -339,8 +340,8 @@ class TestBackend:
         session.close()
 
     def test_a_folder_that_does_not_say_where_text_ends(self, folder):
-        unknown = replace(folder, generation_config={}, config={**folder.config})
-        unknown.config.pop("eos_token_id", None)
+        config = replace(folder.config, eos_token_id=None)
+        unknown = replace(folder, generation_config=GenerationConfig(), config=config)
         assert unknown.end_of_text is None
         assert "draft" not in OpenVINOBackend(unknown, precision="f32")._pools
 

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,58 @@ def test_help_teaches_and_loads_no_torch(script: str, tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     assert "Exit code" in result.stdout
+
+
+REFUSED_EARLY = """
+import sys
+from whisper_npu.scripts.export_onnx import main
+code = main(sys.argv[1:])
+loaded = {name.split(".")[0] for name in sys.modules}
+print(code, sorted(loaded & {"torch", "transformers", "onnx"}))
+"""
+
+
+@pytest.mark.parametrize(
+    "kind", ["nothing", "export", "other", "gpt2", "weights", "foreign", "file"]
+)
+def test_what_is_wrong_is_said_before_torch_is_imported(
+    kind: str, tiny_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    words = {
+        "nothing": "there is no file or folder",
+        "export": "is a model folder already",
+        "other": "holds an export of",
+        "gpt2": "is no Whisper speech recogniser",
+        "weights": "has a config.json but no weights",
+        "foreign": "holds something else",
+        "file": "it is a file",
+    }
+    if kind == "export":
+        source = tiny_folder
+    elif kind != "nothing":
+        shutil.copytree(tiny_checkpoint, source)
+    if kind == "gpt2":
+        (source / "config.json").write_text('{"model_type": "gpt2"}')
+    elif kind == "weights":
+        (source / "model.safetensors").unlink()
+    elif kind == "other":
+        out = tiny_folder
+    elif kind == "foreign":
+        out.mkdir()
+        (out / "thesis.txt").touch()
+    elif kind == "file":
+        out.touch()
+    command = [sys.executable, "-c", REFUSED_EARLY, str(source), "--output", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout == "3 []\n"
+    assert result.stderr.count("\n") == 1
+    assert words[kind] in result.stderr
+
+
+def test_a_name_gives_the_folder_its_name(calls) -> None:
+    assert export_onnx.main(["turbo"]) == 0
+    assert calls[0][0] == ("turbo", Path("models/turbo"))
 
 
 def test_fetch_prints_one_path_per_asset(monkeypatch, capsys) -> None:

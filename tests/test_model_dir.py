@@ -11,6 +11,7 @@ from model_surgery import as_other_exporters_write, copy_folder
 
 from whisper_npu import load_model
 from whisper_npu.errors import ModelError
+from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
 from whisper_npu.runtime.model_dir import GRAPHS, ModelFolder, read_model_folder
 
 
@@ -29,7 +30,8 @@ class TestReading:
     def test_everything_optional_may_be_missing(self, folder):
         (folder / "config.json").unlink()
         read = read_model_folder(folder)
-        assert (read.config, read.generation_config, read.manifest) == ({}, {}, {})
+        assert (read.config, read.generation_config) == (ModelConfig(), GenerationConfig())
+        assert read.manifest == {}
         assert read.kv_contract is None
         assert read.name == "some model"
 
@@ -97,11 +99,12 @@ class TestReading:
         ],
     )
     def test_context(self, tmp_path, config, generation, n_text_ctx):
-        assert ModelFolder(tmp_path, config, generation, {}).n_text_ctx == n_text_ctx
+        folder = ModelFolder(tmp_path, ModelConfig(**config), GenerationConfig(**generation), {})
+        assert folder.n_text_ctx == n_text_ctx
 
     def test_no_context(self, tmp_path):
         with pytest.raises(ModelError, match="says how long the decoder's context is"):
-            _ = ModelFolder(tmp_path, {}, {}, {}).n_text_ctx
+            _ = ModelFolder(tmp_path, ModelConfig(), GenerationConfig(), {}).n_text_ctx
 
     @pytest.mark.parametrize("contract", ["accumulated", "delta"])
     def test_contract_of_the_manifest(self, folder, contract):

@@ -1,8 +1,8 @@
 import errno
 import os
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -202,13 +202,41 @@ def test_killed_export_leaves_nothing_that_looks_whole(tiny_checkpoint, tmp_path
     result = subprocess.run(command, check=False, capture_output=True, timeout=120)
     assert result.returncode == -9
     assert not out.exists()
-    (left,) = tmp_path.iterdir()
+    (left,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert left.name.startswith(".out.partial-")
     assert not list(left.rglob(MANIFEST))
-    # A day later nobody can still be writing to it.
-    os.utime(left, (time.time() - 90000, time.time() - 90000))
     export_model(str(tiny_checkpoint), out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_leftovers_go_where_there_is_nothing_to_export(tiny_checkpoint, tmp_path, quick) -> None:
+    out = export_model(str(tiny_checkpoint), tmp_path / "out")
+    (tmp_path / ".out.partial-abc" / "model").mkdir(parents=True)
+    export_model(str(tiny_checkpoint), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_models_export_is_not_replaced(tiny_checkpoint, tmp_path, quick) -> None:
+    out = export_model(str(tiny_checkpoint), tmp_path / "out")
+    before = _state(out)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    with pytest.raises(ExportError, match=r"holds an export of .*, not of .*other; .*--force"):
+        export_model(str(other), out)
+    assert _state(out) == before
+    export_model(str(other), out, force=True)
+    assert (read_manifest(out) or {})["source"]["argument"] == str(other)
+
+
+def test_the_same_model_by_another_path(tiny_checkpoint, tmp_path, quick, monkeypatch) -> None:
+    out = export_model(str(tiny_checkpoint), tmp_path / "out")
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    assert export_model(f"./{tiny_checkpoint.name}", out) == out
+
+
+def test_exporting_an_export(tiny_folder, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="is a model folder already"):
+        export_model(str(tiny_folder), tmp_path / "out")
 
 
 def test_foreign_folder_is_not_overwritten(tiny_checkpoint, tmp_path) -> None:

@@ -1,4 +1,5 @@
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,105 @@ def test_large_v3_token_ids(real_asset) -> None:
     assert special.tasks == {"translate": 50359, "transcribe": 50360}
     assert special.no_timestamps == 50364
     assert len(special.languages) == 100
+
+
+def _refused(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(str(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+NAME = "decoder.blocks.1.attn.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (3, f"model_state_dict['{NAME}'] is no tensor"),
+        ("weights", "is no tensor"),
+        (None, "is no tensor"),
+        ([torch.zeros(2)], "is no tensor"),
+        (torch.zeros(64, 64, dtype=torch.int64), "no plain tensor of floating-point numbers"),
+        (torch.zeros(64, 64).to_sparse(), "no plain tensor"),
+        (torch.zeros(64, 64, device="meta"), "no plain tensor"),
+        (torch.tensor(1.0), "has the shape (), expected (64, 64)"),
+        (torch.zeros(1).expand(50_000, 40_000), "has the shape (50000, 40000), but only 4 bytes"),
+    ],
+    ids=["int", "string", "none", "list", "whole", "sparse", "meta", "scalar", "bomb"],
+)
+def test_what_is_no_weight(pt_file: Path, value, words: str) -> None:
+    content = torch.load(pt_file)
+    content["model_state_dict"][NAME] = value
+    torch.save(content, pt_file)
+    assert words in _refused(pt_file)
+
+
+def test_strides_that_go_back(pt_file: Path) -> None:
+    """PyTorch itself makes no such tensor: the pickle is edited."""
+    content = torch.load(pt_file)
+    content["model_state_dict"][NAME] = torch.zeros(65, 77)[:64, :64]  # strides (77, 1)
+    torch.save(content, pt_file)
+    edited = pt_file.with_name("edited.pt")
+    with zipfile.ZipFile(pt_file) as before, zipfile.ZipFile(edited, "w") as after:
+        for entry in before.infolist():
+            data = before.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert data.count(b"KMK\x01\x86") == 1  # the tuple (77, 1)
+                data = data.replace(b"KMK\x01\x86", b"J\xff\xff\xff\xffK\x01\x86")
+            after.writestr(entry.filename, data)
+    assert "strides=[-1, 1]" in _refused(edited)
+
+
+def test_many_tensors_of_one_storage(pt_file: Path) -> None:
+    content = torch.load(pt_file)
+    shared = torch.zeros(256, 1024)
+    content["model_state_dict"] |= {f"more.{i}": shared for i in range(100)}
+    torch.save(content, pt_file)
+    assert "cannot hold" in _refused(pt_file)
+
+
+def test_compressed_archive(pt_file: Path) -> None:
+    packed = pt_file.with_name("packed.pt")
+    deflated = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(pt_file) as before, zipfile.ZipFile(packed, "w", deflated) as after:
+        for entry in before.infolist():
+            after.writestr(entry.filename, bytes(len(before.read(entry))))
+    assert "unfold to" in _refused(packed)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("n_mels", "80", "dims: n_mels: expected int, got str"),
+        ("n_text_layer", -1, "dims: n_text_layer: expected int >= 1"),
+        ("n_text_layer", 10**9, "dims says 1000000000 decoder layers, model_state_dict has 2"),
+        ("n_vocab", 10**15, "dims: n_vocab: expected int <= 2147483647"),
+        ("n_audio_head", 7, "64 wide, which 7 attention heads do not divide"),
+        ("n_text_state", 128, "its encoder is 64 wide, its decoder 128"),
+        ("n_audio_ctx", None, "dims: n_audio_ctx"),
+    ],
+)
+def test_sizes_that_no_whisper_has(pt_file: Path, field: str, value, words: str) -> None:
+    content = torch.load(pt_file)
+    content["dims"][field] = value
+    torch.save(content, pt_file)
+    assert words in _refused(pt_file)
+
+
+@pytest.mark.parametrize("state", [[1, 2], {1: torch.zeros(2)}, "x"])
+def test_state_that_is_no_dictionary_of_tensors(pt_file: Path, state) -> None:
+    content = torch.load(pt_file)
+    content["model_state_dict"] = state
+    torch.save(content, pt_file)
+    assert "model_state_dict" in _refused(pt_file)
+
+
+def test_pickles_are_not_executed(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"dims": Payload(), "model_state_dict": {}}, tmp_path / "evil.pt")
+    _refused(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()

@@ -249,6 +249,34 @@ def test_certificate_counts_words_against_references(heard, tmp_path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_few_words_prove_little(heard, tmp_path) -> None:
+    file = _references(tmp_path, "red green")
+    heard(["red green"], ["red green"])
+    assert _verify(Conversion("fp16", wer_references=file))["caveat"] == "2 words are few"
+
+
+def test_words_that_were_calibrated_on_prove_little(heard, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path))
+    monkeypatch.setattr(accuracy, "fetch", accuracy.asset_path)
+    heard(["red green"], ["red green"])
+    lines: list[str] = []
+    found = verify_accuracy(Path("float"), Path("converted"), Conversion("int8"), lines.append)
+    assert found["caveat"] == "2 words are few, and 1 of 1 recordings were calibrated on"
+    assert lines[-1].startswith(f"this proves little: {found['caveat']}; give --wer-references")
+
+
+def test_enough_words_that_were_not_calibrated_on(heard, tmp_path) -> None:
+    text = "red green " * 500
+    heard([text], [text])
+    lines: list[str] = []
+    settings = Conversion(
+        "int8", (tmp_path / "other.wav",), wer_references=_references(tmp_path, text)
+    )
+    found = verify_accuracy(Path("float"), Path("converted"), settings, lines.append)
+    assert found["caveat"] is None
+    assert lines[-1].startswith("WER 0.00 % in int8")
+
+
 def test_lower_error_rate_is_no_failure(heard, tmp_path) -> None:
     file = _references(tmp_path, "red green")
     heard(["red clean"], ["red green"])

@@ -1,5 +1,6 @@
 """Timestamps put into texts: where segments begin and end, and which windows get them so."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from whisper_npu import load_model
 from whisper_npu.runtime import fallback
 from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions
 from whisper_npu.runtime.fallback import decode_with_fallback
+from whisper_npu.runtime.model_config import ModelConfig
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.sentence_times import with_timestamps
 from whisper_npu.runtime.timing import StageTimes
@@ -146,8 +148,8 @@ class TestWindows:
         (tmp_path / "decoder_alignment_model.onnx").write_bytes(b"")
         fake.backend.n_text_ctx = 448
         fake.backend.align = _Attends()
-        fake.folder.config["d_model"] = 512
-        return WhisperModel(fake.folder, fake.backend, fake.tokenizer, PausesEverySoOften())
+        folder = replace(fake.folder, config=ModelConfig(d_model=512))
+        return WhisperModel(folder, fake.backend, fake.tokenizer, PausesEverySoOften())
 
     @staticmethod
     def run(model, *script, seconds=52.0, **options):
@@ -209,7 +211,7 @@ class TestWindows:
         assert not any(self.run(model, say, condition_on_previous_text=True)[1])
 
     def test_tiny_ones_are_given_context_without(self, model):
-        model.folder.config["d_model"] = 384
+        model.folder = replace(model.folder, config=ModelConfig(d_model=384))
         words = " So many words that they are sixteen tokens."
         _, without = self.run(model, words, condition_on_previous_text=True)
         assert all(without)

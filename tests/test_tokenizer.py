@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 import tiny_whisper
@@ -11,6 +12,7 @@ from fake_backend import write_companions
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime import languages
 from whisper_npu.runtime.languages import LANGUAGES, language_code
+from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.token_text import TokenText
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, read_vocabulary, require_language
@@ -27,7 +29,12 @@ def real(tiny_en_folder):
 
 
 def folder_of(path, *, config=None, generation=None):
-    return ModelFolder(path, config or {}, generation or {}, {})
+    return ModelFolder(
+        path,
+        msgspec.convert(config or {}, ModelConfig),
+        msgspec.convert(generation or {}, GenerationConfig),
+        {},
+    )
 
 
 class TestTiny:

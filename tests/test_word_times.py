@@ -29,7 +29,7 @@ class Model:
         folder = read_model_folder(path)
         self.backend = OpenVINOBackend(folder, precision="f32")
         self.tokenizer = Tokenizer(folder.tokenizer)
-        self.attention_delay = attention_delay(folder.generation_config)
+        self.attention_delay = attention_delay(folder.alignment_heads)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
 
     def transcribe(self, samples: Float32Array, language: str) -> list[Segment]:

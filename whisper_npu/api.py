@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from whisper_npu.errors import UsageError
+from whisper_npu.model_search import find_model
 from whisper_npu.runtime.memory import give_back
 from whisper_npu.runtime.model_dir import read_model_folder
 from whisper_npu.runtime.tokenizer import Tokenizer
@@ -23,7 +24,8 @@ def load_model(
     """Load an exported model.
 
     Args:
-        path: the model folder.
+        path: the model folder, or a model's name such as `tiny.en`, which is looked for as the
+            commands do (see `model_search.find_model`) and exported where it is nowhere.
         device: `CPU`, `GPU`, `NPU`, `AUTO` (whichever proves fastest), `encoder=NPU,decoder=CPU`,
             or `NPU_EMULATED`, the NPU's graphs on the CPU. Never replaced by another.
         backend: what runs the graphs: `openvino` or `onnxruntime`.
@@ -37,7 +39,7 @@ def load_model(
 
     Raises:
         UsageError: an argument is not one of the above, or the device cannot follow it.
-        ModelError: the folder cannot be used.
+        ModelError: the folder cannot be used, or there is none of that name.
         DeviceError: the device is missing or refuses the model.
     """
     # Not needed by programs that only want the names above.
@@ -45,7 +47,7 @@ def load_model(
 
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
-    folder = read_model_folder(path)
+    folder = read_model_folder(find_model(path))
     # Compiling the graphs takes longest; what else a model needs is made ready meanwhile.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)

@@ -1,0 +1,57 @@
+"""The place that an export goes to: looked at before torch is imported."""
+
+from pathlib import Path
+
+from whisper_npu.errors import ExportError
+from whisper_npu.export.manifest import MANIFEST, read_manifest
+from whisper_npu.export.partials import tidy
+from whisper_npu.export.source import Source
+from whisper_npu.runtime.json_files import checked
+from whisper_npu.runtime.model_config import Manifest, ManifestSource
+
+
+def prepare_target(out: Path, source: Source, *, force: bool) -> None:
+    """Put back or remove what killed exports left, and see that nothing is lost by this one.
+
+    Args:
+        out: The model folder to write.
+        source: What is exported.
+        force: Whether the export of another model may be replaced.
+
+    Raises:
+        ExportError: `out` holds something else, or cannot be written.
+    """
+    if out.parent.is_dir():
+        try:
+            tidy(out)
+        except OSError as error:
+            raise ExportError(f"cannot write {out}: {error.strerror or error}") from error
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"cannot export to {out}: it is a file")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise ExportError(
+            f"{out} holds something else than an export of this program (no {MANIFEST}); give"
+            " another folder, or remove it"
+        )
+    before = checked(
+        manifest, Manifest, out / MANIFEST, error=ExportError, advice="remove the folder"
+    ).source
+    if not force and not _is_same(before, source):
+        raise ExportError(
+            f"{out} holds an export of {before.argument}, not of {source.argument}; give another"
+            " --output, or --force to replace it"
+        )
+
+
+def _is_same(before: ManifestSource, source: Source) -> bool:
+    """Whether both are the same checkpoint, or a former state of it."""
+    if before.argument == source.argument:
+        return True
+    if source.sha256 is not None and before.sha256 == source.sha256:
+        return True
+    if source.path is None or before.argument is None:
+        return False
+    return Path(before.argument).expanduser().resolve() == source.path.resolve()
