@@ -3,24 +3,22 @@
 import argparse
 import json
 import shutil
-import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from threading import Semaphore, Thread
-from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts import cli, console
 from whisper_npu.scripts.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
 )
+from whisper_npu.scripts.signals import on_interrupt
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.audio_source import Samples
@@ -52,13 +50,12 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="stream",
+    parser = cli.Parser(
+        "stream",
         description="Transcribe speech from standard input while it is being spoken.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # --mode of `transcribe` would be taken for --model
     )
     audio = parser.add_argument_group(
@@ -133,12 +130,12 @@ def stream(arguments: argparse.Namespace) -> int:
     )
     live = LiveTranscriber(model, options, min_chunk=arguments.min_chunk, pause=arguments.pause)
     show = JsonLines(sys.stdout) if arguments.json_lines else Lines(sys.stdout)
-    with _on_interrupt(arrivals.stop):
+    with on_interrupt(arrivals.stop):
         for samples in arrivals:
             show(live.feed(samples))
         show(live.finish())
     for warning in (*live.warnings, *warnings):
-        print(f"warning: {warning}", file=sys.stderr)
+        console.warning(warning)
     return cli.EXIT_OK
 
 
@@ -248,25 +245,10 @@ def _fit(text: str) -> str:
     return text[kept:]
 
 
-@contextmanager
-def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Have the first Ctrl-C call `action`; the second is as usual."""
-
-    def interrupted(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        action()
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     return cli.run(stream, build_parser(), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)
