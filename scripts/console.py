@@ -56,6 +56,11 @@ def warning(message: object) -> None:
     print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
+def note(message: object) -> None:
+    """Print one line on standard error: what is going on."""
+    print(one_line(message), file=sys.stderr)
+
+
 class ConsoleStream(io.TextIOWrapper):
     """Standard output that escapes control characters, and whose failures are our errors.
 
