@@ -125,11 +125,12 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if formats:
         check_names([(each.file, each.name) for each in recordings], folder, formats)
         check_output_dir(folder)
+    model_folder = cli.find_model(arguments.model)  # which tells of an export line by line
     with Progress([each.file for each in recordings]) as progress:
         _set_up_logging(progress, debug=arguments.debug)
         progress.status = f"loading {one_line(arguments.model)}"
         model = load_model(
-            cli.find_model(arguments.model),
+            model_folder,
             device=arguments.device,
             backend=arguments.backend,
             kv_cache=arguments.kv_cache,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
-from whisper_npu.errors import AudioError, OutputError
+from whisper_npu.errors import AudioError, DeviceError, OutputError
 from whisper_npu.scripts import cli, console
 from whisper_npu.scripts.progress import Progress, words
 from whisper_npu.scripts.signals import Terminated
@@ -131,7 +131,11 @@ class Batch:
                         start, end = format_timestamp(segment.start), format_timestamp(segment.end)
                         self._print(f"[{start} --> {end}] {segment.text}", sys.stdout)
                 result = stream.result()
-            except (KeyboardInterrupt, Terminated):
+            except AudioError:  # of its rest: what was read before is whole
+                if outputs is not None and stream.partial_result().segments:
+                    self._keep(recording, stream.partial_result(), outputs)
+                raise
+            except (KeyboardInterrupt, Terminated, DeviceError, MemoryError):
                 self._keep(recording, stream.partial_result(), outputs)
                 raise
             if stream.is_partial:

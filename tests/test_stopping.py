@@ -11,6 +11,8 @@ import soundfile
 from audio_files import RATE, voice
 
 from whisper_npu import load_model
+from whisper_npu.errors import AudioError
+from whisper_npu.runtime.audio import AudioStream
 from whisper_npu.runtime.writers import OutputFiles
 from whisper_npu.scripts import cli
 from whisper_npu.scripts.signals import on_interrupt
@@ -114,6 +116,26 @@ def test_sigterm_stops_at_once_and_keeps_what_there_is(run, tmp_path):
     text = (tmp_path / "out" / "long.partial.txt").read_text()
     document = json.loads((tmp_path / "out" / "long.partial.json").read_text())
     assert text == "".join(f"{each['text'].strip()}\n" for each in document["segments"]) != ""
+
+
+def test_a_recording_that_cannot_be_read_on_keeps_what_was_read(run, tmp_path, monkeypatch):
+    """As from a disk or network that fails; the others go on."""
+    read_on = AudioStream.__next__
+
+    def fails_later(self):
+        block = read_on(self)
+        if self.samples_read > 60 * RATE:
+            raise AudioError(f"{self.name}: cannot be read to its end: Input/output error")
+        return block
+
+    monkeypatch.setattr(AudioStream, "__next__", fails_later)
+    code, names, err = run()
+    assert code == 1
+    assert names == ["long.partial.json", "long.partial.txt", "next.json", "next.txt"]
+    assert coverage(tmp_path / "out" / "long.partial.json")[0]["transcribed"] == 60.0
+    assert err[0].startswith(f"stopped: {tmp_path / 'long.wav'}: transcribed up to 1 min 0 s")
+    reason = "cannot be read to its end: Input/output error"
+    assert err[1:] == [f"error: {tmp_path / 'long.wav'}: {reason}"]
 
 
 @UNIX
