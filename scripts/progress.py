@@ -163,22 +163,26 @@ class Progress:
             length = None if stream is None else stream.duration_estimate
             if stream is not None and length is not None and isfinite(length):
                 lengths.setdefault(place, max(length, stream.seconds_read))
-        unknown = [size for place, size in enumerate(self._sizes) if place not in lengths]
-        known = sum(self._sizes[place] for place in lengths)
-        if not all(unknown) or (unknown and not known):
+        if any(size is None for place, size in enumerate(self._sizes) if place not in lengths):
             return None
-        return sum(lengths.values()) * (1 + sum(unknown) / known if unknown else 1)
+        known = sum(self._sizes[place] or 0 for place in lengths)
+        unknown = sum(size or 0 for place, size in enumerate(self._sizes) if place not in lengths)
+        if unknown and not known:
+            return None
+        return sum(lengths.values()) * (1 + unknown / known if unknown else 1)
 
     def _open_streams(self) -> "list[TranscriptionStream]":
         streams = enumerate(self._streams)
         return [stream for place, stream in streams if stream and place not in self._ended]
 
 
-def _size(file: Path) -> int:
-    """Bytes of a file; 0 where that cannot be told."""
+def _size(file: Path) -> int | None:
+    """Bytes of a file, 0 where it is missing; None for standard input and other pipes."""
     try:
-        return file.stat().st_size if str(file) != "-" else 0
-    except OSError:
+        if str(file) == "-" or file.is_fifo():
+            return None
+        return file.stat().st_size
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return 0
 
 

@@ -15,6 +15,7 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.results import Transcription
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.scripts import evaluate_wer, main
+from whisper_npu.scripts.outputs import write_text
 
 
 @dataclass
@@ -403,3 +404,8 @@ def test_real_speech(tiny_en_folder, beckett, tmp_path, capsys) -> None:
     arguments = [str(manifest), "--model", str(tiny_en_folder), "--precision", "f32"]
     assert run(*arguments, "--max-wer", "0") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "WER: 0.00"
+
+
+def test_results_name_files_that_are_no_utf8(tmp_path) -> None:
+    write_text(tmp_path / "out.json", json.dumps({"audio": "caf\udce9.wav"}, ensure_ascii=False))
+    assert json.loads((tmp_path / "out.json").read_text("utf-8")) == {"audio": "caf\udce9.wav"}

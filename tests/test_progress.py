@@ -63,6 +63,14 @@ def test_lengths_of_files_that_are_not_open_are_estimated(files):
     )
 
 
+def test_a_file_that_is_missing_has_no_length(files, tmp_path):
+    progress, out, clock = followed([files[0], tmp_path / "none.wav"])
+    progress.opened(Stream(60.0, done=30.0, read=30.0))
+    clock.now += 10
+    progress.draw()
+    assert out.getvalue() == " 50% 30 s of 1 min 0 s, 10 s left, 3 x real time, 0 of 2 files\n"
+
+
 def test_what_is_being_decoded_goes_on_at_the_speed_so_far(files):
     progress, _, clock = followed(files[:1])
     stream = Stream(100.0, done=20.0, read=50.0)

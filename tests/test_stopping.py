@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -154,6 +155,31 @@ def test_partial_files_are_removed_on_the_way_out(name, code, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
     assert capsys.readouterr().err in ("terminated\n", "interrupted\n")
+
+
+STUCK = """
+import ctypes, sys
+from whisper_npu.scripts import cli, signals
+
+signals._GRACE = 0.01
+
+def compile(_arguments):
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    print("ready", flush=True)
+    while True:  # the second time for ever, whatever the signals
+        library.pthread_mutex_lock(mutex)
+
+sys.exit(cli.run(compile, cli.Parser("compile"), []))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="made for the C library of Linux")
+def test_native_code_does_not_keep_a_program_alive():
+    """Python handles signals between two of its own steps alone."""
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
 
 
 @UNIX
