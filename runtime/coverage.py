@@ -18,7 +18,8 @@ class Span:
         end: Seconds from the start of the recording.
         fate: `transcribed`: decoded, and the text is in the result; `silent`: no speech was heard
             in it, so nothing was decoded; `skipped`: decoded, but the model itself held it for
-            silence; `dropped`: decoded, but the text was given up as an invention.
+            silence; `dropped`: decoded, but the text was given up as an invention, or not decoded,
+            because the transcription was stopped before.
         reason: Why, in a few words; empty for `transcribed`.
         channel: Where, if channels or tracks were transcribed each on its own; see `Segment`.
     """
@@ -55,6 +56,11 @@ class Coverage:
         """Say what became of the time between `start` and `end` seconds, in any order of time."""
         if end - start > _NEGLIGIBLE:
             self._spans.append(Span(start, end, fate, reason))
+
+    def cut(self, at: float) -> None:
+        """Take back whatever was said of the time behind `at` seconds."""
+        kept = [span for span in self._spans if span.start < at]
+        self._spans = [replace(span, end=min(span.end, at)) for span in kept]
 
     def finish(self, duration: float) -> None:
         """Sort, join neighbours of one fate, and end with the recording."""

@@ -54,7 +54,30 @@ class Channel(Recording, Protocol):
         """Have partial texts go to `callback` while a block runs."""
         ...
 
+    @property
+    def seconds_read(self) -> float:
+        """See `TranscriptionStream`."""
+        ...
+
+    @property
+    def seconds_done(self) -> float:
+        """See `TranscriptionStream`."""
+        ...
+
+    @property
+    def is_partial(self) -> bool:
+        """See `TranscriptionStream`."""
+        ...
+
     def result(self) -> Transcription:
+        """See `TranscriptionStream`."""
+        ...
+
+    def partial_result(self) -> Transcription:
+        """See `TranscriptionStream`."""
+        ...
+
+    def stop(self) -> None:
         """See `TranscriptionStream`."""
         ...
 
@@ -92,6 +115,21 @@ class MergedStream(TranscriptionStream):
         """See `TranscriptionStream`."""
         known = [each.duration_estimate for each in self._channels]
         return max((seconds for seconds in known if seconds is not None), default=None)
+
+    @property
+    def seconds_read(self) -> float:
+        """See `TranscriptionStream`; of the channel that was read furthest."""
+        return max(channel.seconds_read for channel in self._channels)
+
+    @property
+    def seconds_done(self) -> float:
+        """See `TranscriptionStream`; the mean of the channels."""
+        return sum(channel.seconds_done for channel in self._channels) / len(self._channels)
+
+    @property
+    def is_partial(self) -> bool:
+        """See `TranscriptionStream`."""
+        return any(channel.is_partial for channel in self._channels)
 
     @property
     def times(self) -> StageTimes:
@@ -144,6 +182,11 @@ class MergedStream(TranscriptionStream):
         for channel in self._channels:
             channel.end()
 
+    def stop(self) -> None:
+        """See `TranscriptionStream`."""
+        for channel in self._channels:
+            channel.stop()
+
     def close(self) -> None:
         """See `TranscriptionStream`."""
         for channel in self._channels:
@@ -176,25 +219,34 @@ class MergedStream(TranscriptionStream):
 
     def result(self) -> Transcription:
         """See `TranscriptionStream`. Its language is that of the channel with most text."""
-        segments = tuple(self)
-        results = {channel.channel: channel.result() for channel in self._channels}
-        main = max(results.values(), key=lambda result: len(result.text))
-        if len({result.language for result in results.values()}) > 1:
-            segments = tuple(
-                replace(segment, language=segment.language or results[channel].language)
-                for segment in segments
-                if (channel := segment.channel) is not None
-            )
-        return replace(
-            main,
-            text="".join(segment.text for segment in segments).strip(),
-            segments=segments,
-            duration=max(result.duration for result in results.values()),
-            warnings=tuple(_all_warnings(results)),
-            coverage=Coverage.of_channels(
-                {name: result.coverage for name, result in results.items()}
-            ),
-        )
+        for _ in self:
+            pass
+        return _merged({channel.channel: channel.result() for channel in self._channels})
+
+    def partial_result(self) -> Transcription:
+        """See `TranscriptionStream`."""
+        return _merged({channel.channel: channel.partial_result() for channel in self._channels})
+
+
+def _merged(results: Mapping[str, Transcription]) -> Transcription:
+    """The results of channels, by name, as one."""
+    main = max(results.values(), key=lambda result: len(result.text))
+    in_order = merge(*(each.segments for each in results.values()), key=lambda each: each.start)
+    segments = [replace(segment, id=place) for place, segment in enumerate(in_order)]
+    if len({result.language for result in results.values()}) > 1:
+        segments = [
+            replace(segment, language=segment.language or results[channel].language)
+            for segment in segments
+            if (channel := segment.channel) is not None
+        ]
+    return replace(
+        main,
+        text="".join(segment.text for segment in segments).strip(),
+        segments=tuple(segments),
+        duration=max(result.duration for result in results.values()),
+        warnings=tuple(_all_warnings(results)),
+        coverage=Coverage.of_channels({name: each.coverage for name, each in results.items()}),
+    )
 
 
 def one_at_a_time(callback: Callable[[Partial], None]) -> PartialCallback:

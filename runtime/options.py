@@ -142,6 +142,7 @@ class TranscribeOptions:
             raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
         if not self.temperature or any(not 0 <= t <= 2 for t in self.temperature):
             raise UsageError("temperature takes one or more numbers from 0 to 2")
+        _check_texts(self)
         if self.mode not in MODES:
             raise UsageError(f"mode is {self.mode!r}; give {', '.join(MODES)}")
         for name in ("beam_size", "best_of", "sample_len", "batch_size"):
@@ -196,3 +197,12 @@ class TranscribeOptions:
                 raise UsageError("languages are those to detect: give no language beside them")
             if isinstance(self.languages, str) or not self.languages:
                 raise UsageError("languages takes a list of codes or English names")
+
+
+def _check_texts(options: TranscribeOptions) -> None:
+    """Refuse texts that cannot be encoded: bytes that are not UTF-8 come as lone surrogates."""
+    for name in ("initial_prompt", "hotwords", "prefix"):
+        try:
+            (getattr(options, name) or "").encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{name} is not valid UTF-8; write it anew in UTF-8") from None

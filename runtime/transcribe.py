@@ -135,6 +135,7 @@ class WhisperModel:
         options: TranscribeOptions | None = None,
         *,
         sample_rate: int | None = None,
+        on_open: Callable[[TranscriptionStream | AudioError], None] | None = None,
         **changes: Any,
     ) -> Iterator[TranscriptionStream | AudioError]:
         """Transcribe recordings, windows of several of them decoded together: much the fastest way.
@@ -143,6 +144,8 @@ class WhisperModel:
             recordings: see `transcribe`. They are opened some way ahead.
             options: how to transcribe, all of them.
             sample_rate: see `transcribe`.
+            on_open: called with each stream, or error, as soon as its recording is opened, in
+                order, which is before its turn comes: to show the progress of all, or to stop.
             changes: options by name, over those in `options`.
 
         Yields:
@@ -156,8 +159,15 @@ class WhisperModel:
         wanted = self.resolve(options, **changes)
 
         def open_stream(recording: AudioSource, rounds: Rounds) -> RecordingStream | MergedStream:
-            stream = self._open(recording, wanted, sample_rate)
+            try:
+                stream = self._open(recording, wanted, sample_rate)
+            except AudioError as error:
+                if on_open is not None:
+                    on_open(error)
+                raise
             stream.rounds = rounds
+            if on_open is not None:
+                on_open(stream)
             return stream
 
         return StreamsInOrder(self.backend, wanted.batch_size, recordings, open_stream)
@@ -239,6 +249,7 @@ class RecordingStream(TranscriptionStream):
         self._ended = False
         self._error: BaseException | None = None
         self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
+        self._is_partial = False
         speech = SpeechMap(model.voice_activity.detector()) if options.vad else None
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
@@ -259,6 +270,22 @@ class RecordingStream(TranscriptionStream):
     def duration_estimate(self) -> float | None:
         """See `TranscriptionStream`."""
         return self._audio.duration_estimate
+
+    @property
+    def seconds_read(self) -> float:
+        """See `TranscriptionStream`."""
+        return self._job.features.duration
+
+    @property
+    def seconds_done(self) -> float:
+        """See `TranscriptionStream`."""
+        read = self.seconds_read
+        return read if self._ended else self._job.progress.seconds(read)
+
+    @property
+    def is_partial(self) -> bool:
+        """See `TranscriptionStream`."""
+        return self._is_partial
 
     @property
     def has_ended(self) -> bool:
@@ -302,6 +329,7 @@ class RecordingStream(TranscriptionStream):
             self.fail(UsageError(_GIVEN_UP) if abandoned else reports.error)
         if heard is None or self._error is not None or self._reading is None:
             return
+        self._job.progress.decoded_to(heard.window.end_time)
         for segment in self._reading.take(heard):
             numbered = replace(segment, id=len(self._segments), channel=self._audio.channel)
             self._segments.append(numbered)
@@ -313,10 +341,29 @@ class RecordingStream(TranscriptionStream):
         error = self._broken or self._job.features.error
         if error is not None:
             self.fail(error)
-        else:
-            self._close()
-            self._job.coverage.finish(self._job.features.duration)
-            logger.debug("stages: %s", self.times)
+            return
+        job = self._job
+        if job.stopped_at is not None:
+            job.stopping = False
+            missing = job.next_window(job.stopped_at, cut_at_pause=True)
+            if missing is not None:  # else all there is has been decoded
+                self._leave_out(missing.offset)
+        self._close()
+        job.coverage.finish(job.features.duration)
+        logger.debug("stages: %s", self.times)
+
+    def stop(self) -> None:
+        """Begin no further window: the stream ends behind those that are begun.
+
+        May be called by a signal handler, or by another thread. See `is_partial`.
+        """
+        self._job.stopping = True
+
+    def _leave_out(self, start: float) -> None:
+        """Account for what is read behind `start` seconds, and is not going to be decoded."""
+        self._is_partial = True
+        end = self._job.features.duration
+        self._job.coverage.add(start, end, "dropped", "stopped before it was transcribed")
 
     def fail(self, error: BaseException) -> None:
         """Give the transcription up; whoever asks for what is missing is told why."""
@@ -414,6 +461,22 @@ class RecordingStream(TranscriptionStream):
         """See `TranscriptionStream`."""
         while self._reaches(len(self._segments)):
             pass
+        return self._result()
+
+    def partial_result(self) -> Transcription:
+        """What has been transcribed so far, also of a recording that failed or was given up.
+
+        Decodes nothing, and gives up what is not decoded.
+        """
+        if not self._is_partial and (self._error is not None or not self._ended):
+            self.close()
+            end = self._segments[-1].end if self._segments else 0.0
+            self._job.coverage.cut(end)
+            self._leave_out(end)
+            self._job.coverage.finish(self.seconds_read)
+        return self._result()
+
+    def _result(self) -> Transcription:
         backend, job = self._model.backend, self._job
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
@@ -424,10 +487,19 @@ class RecordingStream(TranscriptionStream):
             device=backend.device,
             kv_cache=backend.kv_cache,
             precision=backend.precision,
-            warnings=(*self._audio.warnings, *job.prompts.warnings, *job.language.warnings),
+            warnings=(
+                *self._audio.warnings,
+                *job.prompts.warnings,
+                *job.language.warnings,
+                *((self._stop_warning(),) if self._is_partial else ()),
+            ),
             language_probabilities=job.language.probabilities,
             coverage=job.coverage,
         )
+
+    def _stop_warning(self) -> str:
+        end = self._segments[-1].end if self._segments else 0.0
+        return f"stopped before its end: the text is that of the first {end:.2f} s"
 
     @property
     def times(self) -> StageTimes:

@@ -21,6 +21,21 @@ class TranscriptionStream(ABC):
 
     @property
     @abstractmethod
+    def seconds_read(self) -> float:
+        """Seconds of audio read so far; may be read by any thread."""
+
+    @property
+    @abstractmethod
+    def seconds_done(self) -> float:
+        """Seconds of audio that the work so far amounts to; may be read by any thread."""
+
+    @property
+    @abstractmethod
+    def is_partial(self) -> bool:
+        """Whether the result is not of the whole recording: `stop` came before its end."""
+
+    @property
+    @abstractmethod
     def times(self) -> StageTimes:
         """Where the time went, so far."""
 
@@ -47,6 +62,20 @@ class TranscriptionStream(ABC):
 
         Raises:
             AudioError: the recording turned out to be empty.
+        """
+
+    @abstractmethod
+    def partial_result(self) -> Transcription:
+        """What has been transcribed so far, also of a recording that failed or was given up.
+
+        Decodes nothing, and gives up what is not decoded.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Begin no further window: the stream ends behind those that are begun.
+
+        May be called by a signal handler, or by another thread. See `is_partial`.
         """
 
     @abstractmethod

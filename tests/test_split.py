@@ -183,3 +183,16 @@ def test_output_files_name_the_channel(model, call):
     assert [each["channel"] for each in written["segments"]] == [s.channel for s in result.segments]
     assert set(written["coverage"]["channels"]) == {"left", "right"}
     assert all("channel" in span for span in written["coverage"]["spans"])
+
+
+def test_stopped_on_the_way(model, call):
+    """What was done of each channel is kept, and the rest is accounted for."""
+    stream = model.transcribe(call, **SPLIT)
+    stream.stop()
+    result = stream.result()
+    assert stream.is_partial
+    assert all(result.coverage.seconds(channel)["dropped"] > 0 for channel in ("left", "right"))
+    given_up = model.transcribe(call, **SPLIT, mode="batched", batch_size=2)
+    first = next(iter(given_up))
+    assert given_up.partial_result().segments[0] == first
+    assert 0 < given_up.seconds_done <= given_up.seconds_read
