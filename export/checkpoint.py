@@ -38,6 +38,7 @@ from whisper_npu.export.tokens import (
     with_cantonese,
 )
 from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
+from whisper_npu.runtime.multilingual import ENGLISH_EOT
 
 Weights = dict[str, torch.Tensor]
 Progress = Callable[[str], None]
@@ -139,7 +140,7 @@ def _load_ctranslate2(folder: Path, source: Source, progress: Progress | None) -
     # Its lang_ids are not used: in English-only models they are off by one (tiny.en's start at zh).
     tokenizer = tokenizer_of_folder(folder)
     if tokenizer is None:
-        tokenizer = standard_tokenizer(dimensions.n_vocab)
+        tokenizer = standard_tokenizer(dimensions.n_vocab, eot=ctranslate2.end_of_text(folder))
     return _assemble(dimensions, weights, tokenizer, known, source, progress)
 
 
@@ -149,14 +150,22 @@ def _load_openai(path: Path, source: Source, progress: Progress | None) -> Check
     return _assemble(dimensions, weights, tokenizer, {}, source, progress)
 
 
-def standard_tokenizer(n_vocab: int, progress: Progress | None = None) -> bytes:
+def standard_tokenizer(
+    n_vocab: int, progress: Progress | None = None, *, eot: int | None = None
+) -> bytes:
     """The tokenizer.json openai/whisper pairs with a vocabulary of this size.
+
+    Args:
+        n_vocab: Rows of the embedding.
+        progress: See `load_checkpoint`.
+        eot: The end of a text, where a configuration says; an English-only model's vocabulary may
+            have been padded to any size.
 
     Raises:
         CheckpointError: No released model has a vocabulary of this size.
         AssetError: The built-in asset that carries it cannot be fetched.
     """
-    if n_vocab == ENGLISH_VOCABULARY:
+    if n_vocab == ENGLISH_VOCABULARY or (eot == ENGLISH_EOT and n_vocab > ENGLISH_VOCABULARY):
         return (fetch("tiny.en", progress) / "tokenizer.json").read_bytes()
     if n_vocab in (MULTILINGUAL_VOCABULARY, CANTONESE_VOCABULARY):
         tokenizer = (fetch("base", progress) / "tokenizer.json").read_bytes()
@@ -243,7 +252,7 @@ def _load_hf_folder(folder: Path, source: Source, progress: Progress | None) -> 
     model = _load_pretrained(folder, source)
     tokenizer = tokenizer_of_folder(folder)
     if tokenizer is None:
-        tokenizer = standard_tokenizer(model.config.vocab_size)
+        tokenizer = standard_tokenizer(model.config.vocab_size, eot=model.config.eos_token_id)
     generation = read_json(folder / GENERATION_CONFIG)
     if not generation:
         # Before transformers 4.26 these lists were part of config.json.

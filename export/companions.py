@@ -21,6 +21,7 @@ from whisper_npu.runtime.model_config import heads_that_exist, upper_half_heads
 SAMPLE_RATE = 16000  # Hz
 HOP_LENGTH = 160  # samples between frames: 10 ms
 N_FFT = 400  # samples in a frame: 25 ms
+_MULTILINGUAL_KEYS = ("is_multilingual", "lang_to_id", "task_to_id", "language", "task")
 MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms: openai/whisper lets speech start within 1 s
 
 
@@ -53,6 +54,9 @@ def complete_generation_config(
 ) -> dict[str, Any]:
     """Generation settings with everything a decoder needs; what is `known` stays as it is.
 
+    But for languages and tasks: of an English-only model, where another's settings were taken over,
+    they are left out.
+
     Without known alignment heads all heads of the decoder's upper half are taken. Distilled models
     often keep their teacher's; those are not believed.
 
@@ -74,7 +78,7 @@ def complete_generation_config(
                 f" of {n_text_head} heads): taking all heads of the upper half"
             )
         heads = None
-    special = read_special_tokens(tokenizer_json, dimensions.n_vocab)
+    special = read_special_tokens(tokenizer_json, dimensions.n_vocab, known.get("is_multilingual"))
     defaults: dict[str, Any] = {
         "alignment_heads": [list(head) for head in upper_half_heads(n_text_layer, n_text_head)],
         "bos_token_id": special.eot,
@@ -87,7 +91,9 @@ def complete_generation_config(
         "pad_token_id": special.eot,
         "return_timestamps": False,
     }
-    if special.is_multilingual:
+    if not special.is_multilingual:
+        known = {key: known[key] for key in known if key not in _MULTILINGUAL_KEYS}
+    else:
         defaults["lang_to_id"] = special.languages
         defaults["task_to_id"] = special.tasks
         # Without a task transformers' generate() leaves its token out, and base then loops.

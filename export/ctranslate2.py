@@ -4,6 +4,7 @@ The layout of model.bin is what CTranslate2's python/ctranslate2/specs/model_spe
 little-endian; version, spec name, revision, the variables, then aliases.
 """
 
+import json
 import math
 import mmap
 import struct
@@ -200,6 +201,19 @@ def _read_variable(cursor: _Cursor) -> tuple[str, NDArray[Any], int]:
 def read_settings(folder: Path) -> dict[str, Any]:
     """CTranslate2's config.json: suppressed tokens and alignment heads; empty if there is none."""
     return read_checked(folder / CONFIG, CTranslate2Settings)
+
+
+def end_of_text(folder: Path) -> int | None:
+    """The place of `<|endoftext|>` in CTranslate2's list of tokens; None if there is no list."""
+    for name, read in (("vocabulary.json", json.loads), ("vocabulary.txt", str.splitlines)):
+        path = folder / name
+        if path.is_file():
+            try:
+                tokens = read(path.read_text(encoding="utf-8"))
+                return int(tokens.index("<|endoftext|>"))
+            except (OSError, ValueError, AttributeError) as error:
+                raise CheckpointError(f"cannot read {path}: {error}") from error
+    return None
 
 
 def read_weights(folder: Path) -> tuple[Dimensions, Weights]:

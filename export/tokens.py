@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from whisper_npu.errors import CheckpointError
 from whisper_npu.export.checkpoint_files import MEND
+from whisper_npu.runtime.multilingual import is_multilingual
 from whisper_npu.runtime.token_text import parse_tokenizer
 
 # What openai/whisper's Tokenizer.non_speech_tokens never lets through, because it annotates sound
@@ -44,13 +45,15 @@ class SpecialTokens:
         return bool(self.languages)
 
 
-def read_special_tokens(tokenizer_json: bytes, n_vocab: int) -> SpecialTokens:
+def read_special_tokens(
+    tokenizer_json: bytes, n_vocab: int, stated: object = None
+) -> SpecialTokens:
     """Read the special tokens of a tokenizer.json.
 
     Args:
         tokenizer_json: The file's content.
-        n_vocab: Rows of the model's embedding, which tell English-only models from multilingual
-            ones: their tokenizers both hold the language tokens.
+        n_vocab: Rows of the model's embedding; fine-tunes may have more than there are tokens.
+        stated: `is_multilingual` of the model's generation configuration; see `is_multilingual`.
 
     Raises:
         CheckpointError: A token Whisper needs is missing, or lies outside the vocabulary.
@@ -68,12 +71,12 @@ def read_special_tokens(tokenizer_json: bytes, n_vocab: int) -> SpecialTokens:
             f" the embedding {n_vocab} rows"
         )
     sot = ids["<|startoftranscript|>"]
-    multilingual = n_vocab != ENGLISH_VOCABULARY
     languages = {
         name: ids[name]
         for name in sorted(ids, key=lambda name: ids[name])
         if LANGUAGE.fullmatch(name) and sot < ids[name] < ids["<|translate|>"]
     }
+    multilingual = is_multilingual(ids["<|endoftext|>"], len(languages), stated)
     controls = ("<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>")
     return SpecialTokens(
         eot=ids["<|endoftext|>"],

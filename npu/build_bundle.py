@@ -85,6 +85,11 @@ def ensure_bundle(
         temporary.chmod(path.parent.stat().st_mode)  # mkdtemp's own is for one user alone
         _build(temporary, folder, recipe, progress)
         _replace(path, temporary)
+    except OSError as error:
+        raise ModelError(
+            f"cannot write static graphs into {path.parent}: {error.strerror or error}; free some "
+            "space there, or copy the model folder to where there is some"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return bundles.read_bundle(path)

@@ -4,31 +4,47 @@ Memory stays flat however long the recording is: it is decoded, mixed down and r
 chunk. `load_audio` is the concatenation of the stream, bit for bit.
 """
 
-import io
+import contextlib
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
-from whisper_npu.errors import AudioError
-from whisper_npu.runtime.audio_decoders import open_decoder
-from whisper_npu.runtime.audio_paths import open_path, spool
+from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.runtime.audio_choices import ALL_TRACKS, MIX, SPLIT, TrackChoice
 from whisper_npu.runtime.audio_source import (
-    CHUNK_FRAMES,
     HIGHEST_RATE,
     LOWEST_RATE,
+    SAMPLE_RATE,
     Decoder,
     RefusedError,
     Samples,
 )
+from whisper_npu.runtime.audio_tracks import unheard_warnings
+from whisper_npu.runtime.channels import (
+    ChannelMixer,
+    ChannelPicker,
+    channel_names,
+    picked_channels,
+)
+from whisper_npu.runtime.recording import AudioSource, Closable, OpenedTrack, Recording
+from whisper_npu.runtime.sample_scale import SampleScale
 
-SAMPLE_RATE = 16_000  # Hz; what every Whisper model was trained on
+__all__ = [
+    "BLOCK_SAMPLES",
+    "MEDIA_SUFFIXES",
+    "SAMPLE_RATE",
+    "AudioSource",
+    "AudioStream",
+    "list_audio_files",
+    "load_audio",
+    "open_audio",
+    "open_streams",
+]
+
 BLOCK_SAMPLES = 30 * SAMPLE_RATE
-
-AudioSource: TypeAlias = str | Path | BinaryIO | npt.NDArray[Any]
 
 # fmt: off
 _AUDIO_SUFFIXES = frozenset({
@@ -47,6 +63,7 @@ MEDIA_SUFFIXES = _AUDIO_SUFFIXES | _VIDEO_SUFFIXES
 # Beyond this a float sample is garbage (a file of ±1 or even ±32768 stays far below), and its
 # square would soon overflow float32 in the spectrogram.
 _LARGEST_SAMPLE = 1e9
+_SILENT = 1e-4  # of full scale: dither is below it, whatever speech is not
 
 
 class AudioStream:
@@ -61,6 +78,8 @@ class AudioStream:
             is `samples_read / SAMPLE_RATE` at the end.
         samples_read: Samples handed out so far, at 16 kHz.
         warnings: One line for everything missing or replaced so far; complete at the end.
+        channel: What it is called among the streams of one recording, such as `left`; None where
+            it is the only one.
     """
 
     def __init__(
@@ -69,14 +88,36 @@ class AudioStream:
         name: str,
         block_samples: int,
         warnings: list[str],
-        owned_file: BinaryIO | None = None,
+        owned_file: Closable | None = None,
+        *,
+        pick: int | None = None,
+        channel: str | None = None,
+        scale: SampleScale | None = None,
+        if_silent: str | None = None,
     ) -> None:
+        """Decode nothing yet.
+
+        Args:
+            decoder: Of the recording.
+            name: What messages call it.
+            block_samples: Samples per block.
+            warnings: Those there are already; added to.
+            owned_file: Closed with the stream.
+            pick: The channel it is, from 0; None mixes all.
+            channel: What that is called among others.
+            scale: What is known of the samples' scale already.
+            if_silent: A warning for the case that there is no sound in it at all.
+        """
         self.name = name
+        self.channel = channel
         self.duration_estimate = decoder.duration
         self.samples_read = 0
         self.warnings = warnings
         self._decoder = decoder
         self._owned_file = owned_file
+        self._to_mono = ChannelMixer() if pick is None else ChannelPicker(pick)
+        self._scale = scale or SampleScale()
+        self._if_silent = if_silent
         self._blocks = _cut(self._samples(), block_samples)
 
     def __enter__(self) -> Self:
@@ -127,8 +168,11 @@ class AudioStream:
         for rate, chunk in self._decoder.chunks():
             if not LOWEST_RATE <= rate <= HIGHEST_RATE:
                 raise AudioError(f"{self.name}: a sample rate of {rate} Hz; the header is broken")
-            mono = _mix_down(cleaner.clean(chunk, frames, rate))
+            clean = self._scale(cleaner.clean(chunk, frames, rate))
+            mono = self._to_mono(clean, frames / rate, rate)
             frames += len(mono)
+            if self._if_silent is not None and np.abs(mono).max(initial=0.0) > _SILENT:
+                self._if_silent = None
             if resampler is not None and resampler.rate != rate:
                 # Chained Ogg files and broadcast streams may change their rate on the way.
                 yield resampler.push(np.empty(0, np.float32), last=True)
@@ -142,7 +186,10 @@ class AudioStream:
             piece = resampler.push(np.empty(0, np.float32), last=True)
             produced += len(piece)
             yield piece
-        self.warnings.extend(cleaner.warnings())
+        for stage in (cleaner, self._scale, self._to_mono):
+            self.warnings.extend(stage.warnings())
+        if self._if_silent is not None:
+            self.warnings.append(self._if_silent)
         if frames == 0:
             raise AudioError(f"{self.name}: no audio samples in it; record or copy it again")
         if produced == 0:
@@ -150,60 +197,139 @@ class AudioStream:
             yield np.zeros(1, np.float32)
 
 
-def open_audio(source: AudioSource, *, block_samples: int = BLOCK_SAMPLES) -> AudioStream:
+def open_audio(
+    source: AudioSource,
+    *,
+    block_samples: int = BLOCK_SAMPLES,
+    sample_rate: int | None = None,
+    audio_track: TrackChoice = None,
+    channels: str = MIX,
+) -> AudioStream:
     """Open a recording as a stream of float32 blocks, mono, 16 kHz.
 
     Args:
         source: A path; an open binary file, seekable or not (a pipe is first copied to a temporary
-            file; the caller's file stays open); or an array that already is mono at 16 kHz,
-            `(n_samples,)`, of floats in [-1, 1] or int16.
+            file; the caller's file stays open); or an array of one channel `(n_samples,)`, of
+            floats in [-1, 1] or int16.
         block_samples: Samples per block; the samples themselves do not depend on it.
+        sample_rate: That of an array in Hz; None is 16,000. Files say theirs.
+        audio_track: Of several audio tracks, a number from 1 or a language; None takes the default
+            one, and a warning tells of the others.
+        channels: `mix`, `left` or `right`.
 
     Raises:
-        AudioError: The source is missing, unreadable, not audio, or an array of another kind.
+        AudioError: The source is missing, unreadable, not audio, an array of another kind, or has
+            no such track or channel.
+        UsageError: An argument is out of range, or makes several streams: see `open_streams`.
+        ValueError: `block_samples` is not positive.
+    """
+    if channels == SPLIT or audio_track == ALL_TRACKS:
+        raise UsageError("channels='split' and audio_track='all' make several streams of one")
+    (stream,) = open_streams(
+        source,
+        block_samples=block_samples,
+        sample_rate=sample_rate,
+        audio_track=audio_track,
+        channels=channels,
+    )
+    return stream
+
+
+def open_streams(
+    source: AudioSource,
+    *,
+    block_samples: int = BLOCK_SAMPLES,
+    sample_rate: int | None = None,
+    audio_track: TrackChoice = None,
+    channels: str = MIX,
+) -> list[AudioStream]:
+    """Open a recording as the streams that are transcribed each on its own.
+
+    Each is decoded by itself, so that none waits for another.
+
+    Args:
+        source: See `open_audio`.
+        block_samples: See `open_audio`.
+        sample_rate: See `open_audio`.
+        audio_track: See `open_audio`; `all` gives a stream for each track.
+        channels: See `open_audio`; `split` gives a stream for each channel.
+
+    Returns:
+        One stream without a `channel`, or several with one: `left` and `right`, or `channel 1` and
+        so on where there are not two; with `track 1` and so on before it where there are several.
+
+    Raises:
+        AudioError: See `open_audio`.
+        UsageError: An argument is out of range.
         ValueError: `block_samples` is not positive.
     """
     if block_samples < 1:
         raise ValueError(f"block_samples must be at least 1, not {block_samples}")
-    warnings: list[str] = []
-    if isinstance(source, np.ndarray):
-        return AudioStream(_ArrayDecoder(source), "array", block_samples, warnings)
-    if isinstance(source, str | Path):
-        name = str(source)
-        file = opened = open_path(Path(source), name)
-    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
-        name = str(getattr(source, "name", "stream"))
-        file, opened = source, None
-    else:
-        raise AudioError(
-            f"audio of type {type(source).__name__}; pass a path, a file opened in binary mode or"
-            " a numpy array"
-        )
+    several = channels == SPLIT or audio_track == ALL_TRACKS
+    streams: list[AudioStream] = []
+    with contextlib.ExitStack() as on_error:
+        recording = on_error.enter_context(Recording(source, sample_rate, shared=several))
+        first = recording.open(None if audio_track == ALL_TRACKS else audio_track)
+        on_error.callback(first.close)
+        tracks = [first.decoder.track]
+        if audio_track == ALL_TRACKS:
+            tracks = [track for track in first.decoder.tracks if track.is_readable]
+        unheard = unheard_warnings(first.decoder.tracks, tracks, audio_track)
+        first.warnings += unheard
+        if_silent = f"audio track {tracks[0].number} is silent from beginning to end"
+        for track in tracks:
+            opened = first if track == first.decoder.track else recording.open(track.number)
+            on_error.callback(opened.close)
+            picks = _picks(channels, opened)
+            names = channel_names(opened.decoder.n_channels) if len(picks) > 1 else ()
+            for pick in picks:
+                if pick != picks[0]:
+                    opened = recording.open(track.number)
+                    on_error.callback(opened.close)
+                labels = [f"track {track.number}"] if len(tracks) > 1 else []
+                labels += names[pick : pick + 1] if pick is not None else []
+                streams.append(
+                    AudioStream(
+                        opened.decoder,
+                        recording.name,
+                        block_samples,
+                        opened.warnings,
+                        opened.file,
+                        pick=pick,
+                        channel=" ".join(labels) or None,
+                        scale=opened.scale,
+                        if_silent=if_silent if unheard else None,
+                    )
+                )
+        on_error.pop_all()
+    return streams
+
+
+def _picks(channels: str, opened: OpenedTrack) -> list[int | None]:
     try:
-        if not (hasattr(file, "seekable") and file.seekable()):
-            spooled = spool(file, name)
-            if opened is not None:
-                opened.close()
-            file = opened = spooled
-        decoder = open_decoder(file, name, warnings.append)
-    except OSError as error:
-        _close(opened)
-        raise AudioError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except AudioError:
-        _close(opened)
-        raise
-    return AudioStream(decoder, name, block_samples, warnings, opened)
+        return picked_channels(channels, opened.decoder.n_channels)
+    except LookupError as error:
+        raise AudioError(f"{opened.name}: {error}") from None
 
 
-def load_audio(source: AudioSource) -> Samples:
+def load_audio(
+    source: AudioSource,
+    *,
+    sample_rate: int | None = None,
+    audio_track: TrackChoice = None,
+    channels: str = MIX,
+) -> Samples:
     """Read a whole recording: float32 `(n_samples,)`, mono, 16 kHz, at least one sample.
 
-    Warnings about damaged places are lost here; use `open_audio` to see them.
+    Warnings about damaged places are lost here; use `open_audio`, which takes the same arguments,
+    to see them.
 
     Raises:
         AudioError: See `open_audio`; also when the recording holds no samples.
+        UsageError: See `open_audio`.
     """
-    with open_audio(source) as stream:
+    stream = open_audio(source, sample_rate=sample_rate, audio_track=audio_track, channels=channels)
+    with stream:
         blocks = list(stream)
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
@@ -238,38 +364,6 @@ def list_audio_files(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def _close(file: BinaryIO | None) -> None:
-    if file is not None:
-        file.close()
-
-
-class _ArrayDecoder:
-    """Samples that already are mono at 16 kHz."""
-
-    def __init__(self, array: npt.NDArray[Any]) -> None:
-        if array.ndim != 1:
-            raise AudioError(
-                f"audio array of shape {array.shape}; pass one channel of shape (n_samples,)"
-            )
-        if array.dtype.kind != "f" and array.dtype != np.int16:
-            raise AudioError(f"audio array of dtype {array.dtype}; pass floats in [-1, 1] or int16")
-        self._array = array
-        self.duration: float | None = len(array) / SAMPLE_RATE
-
-    def chunks(self) -> Iterator[tuple[int, Samples]]:
-        for start in range(0, len(self._array), CHUNK_FRAMES):
-            chunk = self._array[start : start + CHUNK_FRAMES, np.newaxis]
-            if chunk.dtype == np.int16:
-                yield SAMPLE_RATE, chunk.astype(np.float32) / np.float32(32_768)
-            else:
-                with np.errstate(over="ignore"):  # to Inf, which is replaced and told
-                    narrow = chunk.astype(np.float32)
-                yield SAMPLE_RATE, narrow
-
-    def close(self) -> None:
-        pass
-
-
 class _Cleaner:
     """Replaces samples that are no numbers by silence, and counts them.
 
@@ -299,14 +393,6 @@ class _Cleaner:
             f"{self._count} samples are not finite numbers (the first at {self._first:.1f} s):"
             " taken as silence"
         ]
-
-
-def _mix_down(chunk: Samples) -> Samples:
-    """Mean of all channels, `(frames, channels)` to `(frames,)`."""
-    if chunk.shape[1] == 1:
-        return chunk[:, 0]
-    mono: Samples = chunk.mean(axis=1, dtype=np.float32)
-    return mono
 
 
 class _Resampler:

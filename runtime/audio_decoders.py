@@ -15,15 +15,20 @@ from typing import BinaryIO
 import soundfile
 
 from whisper_npu.errors import AudioError
+from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_headers import WAV_MP3, Header, read_header
 from whisper_npu.runtime.audio_source import (
     CHUNK_FRAMES,
     CHUNK_VALUES,
-    Decoder,
     RefusedError,
     Samples,
     SourceFile,
     Warn,
+)
+from whisper_npu.runtime.audio_tracks import (
+    AudioTrack,
+    TrackDecoder,
+    choose_track,
 )
 from whisper_npu.runtime.ffmpeg_process import open_ffmpeg
 
@@ -32,16 +37,17 @@ from whisper_npu.runtime.ffmpeg_process import open_ffmpeg
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<", b"[playlist]", b"[Reference]")
 
 
-def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
+def open_decoder(file: BinaryIO, name: str, warn: Warn, track: TrackChoice = None) -> TrackDecoder:
     """Choose the decoder for a file by looking into it; its name plays no part.
 
     Args:
         file: Seekable binary file, read from its start.
         name: What error messages call it.
         warn: Called with one line for everything that is missing or was replaced.
+        track: See `choose_track`.
 
     Raises:
-        AudioError: The file is empty, is not audio or video, or has no audio track.
+        AudioError: The file is empty, is not audio or video, or has no such audio track.
         OSError: The file cannot be read.
     """
     file.seek(0)
@@ -56,13 +62,13 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn) -> Decoder:
         warn(warning)
     if not _is_better_with_ffmpeg(head, header):
         try:
-            return SoundFileDecoder(source, warn, header)
+            return SoundFileDecoder(source, warn, header, track)
         except RefusedError:
             pass  # FFmpeg decides
     if header.is_cut_off:
         warn(_cut_off(header))
     try:
-        return open_ffmpeg(source, warn)
+        return open_ffmpeg(source, warn, track=track)
     except RefusedError as refusal:
         source.check()
         raise AudioError(f"{name}: {refusal}") from refusal
@@ -79,9 +85,14 @@ def _is_better_with_ffmpeg(head: bytes, header: Header) -> bool:
 
 
 class SoundFileDecoder:
-    """WAV, FLAC, AIFF, CAF, AU, W64 and the other formats of libsndfile."""
+    """WAV, FLAC, AIFF, CAF, AU, W64 and the other formats of libsndfile: of one track each."""
 
-    def __init__(self, file: SourceFile, warn: Warn, header: Header) -> None:
+    tracks: tuple[AudioTrack, ...] = (AudioTrack(1),)
+
+    def __init__(
+        self, file: SourceFile, warn: Warn, header: Header, track: TrackChoice = None
+    ) -> None:
+        self.track = choose_track(self.tracks, track)
         self._file = file
         self._warn = warn
         file.seek(0)
@@ -91,6 +102,7 @@ class SoundFileDecoder:
             raise RefusedError(str(error)) from error
         self._rate: int = self._sound.samplerate
         self._frames: int = self._sound.frames
+        self.n_channels: int = self._sound.channels
         if self._frames == 0 and file.seek(0, 2) > 1024:
             # A recorder that was killed leaves a length of 0 in front of real audio.
             self.close()

@@ -9,6 +9,10 @@ import numpy.typing as npt
 Samples = npt.NDArray[np.float32]
 Warn = Callable[[str], None]
 
+SAMPLE_RATE = 16_000  # Hz; what every Whisper model was trained on
+# Outside of this a header is broken; taken at its word, 1 Hz would fill the memory.
+LOWEST_RATE, HIGHEST_RATE = 1_000, 3_072_000  # Hz
+
 # Frames handed on at a time: 1.4 s at 48 kHz. Fixed, so that the samples that come out do not
 # depend on how a caller cuts its blocks.
 CHUNK_FRAMES = 65_536

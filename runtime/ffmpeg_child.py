@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from whisper_npu.runtime.audio_source import CHUNK_VALUES, RefusedError, SourceFile
@@ -144,7 +145,7 @@ def _decode(connection: Connection, arguments: dict[str, Any]) -> None:
     try:
         file = SourceFile(cast(BinaryIO, RemoteFile(connection)))
         decoder = FFmpegDecoder(file, warn, **arguments)
-        connection.send(OPENED, json.dumps({"duration": decoder.duration}).encode())
+        connection.send(OPENED, json.dumps(_attributes(decoder)).encode())
         for rate, samples in decoder.chunks():
             _send_block(connection, rate, samples)
         decoder.close()
@@ -156,6 +157,16 @@ def _decode(connection: Connection, arguments: dict[str, Any]) -> None:
         connection.send(FAILED, f"{type(error).__name__}: {error}".encode(errors="replace"))
     else:
         connection.send(END)
+
+
+def _attributes(decoder: FFmpegDecoder) -> dict[str, Any]:
+    """Those of a `TrackDecoder`, in JSON's types."""
+    return {
+        "duration": decoder.duration,
+        "n_channels": decoder.n_channels,
+        "tracks": [asdict(track) for track in decoder.tracks],
+        "track": decoder.track.number,
+    }
 
 
 def _send_block(connection: Connection, rate: int, samples: "Samples") -> None:

@@ -6,11 +6,13 @@ Importing this module is cheap; the first decoder imports `av`, which takes 40 m
 
 import re
 from collections.abc import Iterator
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from whisper_npu.runtime.audio_choices import TrackChoice
 from whisper_npu.runtime.audio_source import (
     CHUNK_FRAMES,
     CHUNK_VALUES,
@@ -19,6 +21,7 @@ from whisper_npu.runtime.audio_source import (
     SourceFile,
     Warn,
 )
+from whisper_npu.runtime.audio_tracks import AudioTrack, choose_track
 
 if TYPE_CHECKING:
     from av.audio.codeccontext import AudioCodecContext
@@ -31,6 +34,9 @@ _END_TOLERANCE = 0.5  # seconds
 _GAP_TOLERANCE = 0.1  # seconds
 # A longer jump is a broken clock rather than a hole: it is told, not filled.
 _LONGEST_GAP = 600.0  # seconds
+# Silence in front of a track that begins later than its video: a file of a few kilobytes must not
+# unfold to days.
+_LATEST_START = 3_600.0  # seconds
 # Holes are filled up to this sum, or up to the sum of the audio itself if that is more: a file of a
 # few kilobytes must not unfold to days.
 _LONGEST_SILENCE = 3_600.0  # seconds
@@ -50,9 +56,15 @@ class FFmpegDecoder:
             of FFmpeg's protocols.
         warn: See `audio_decoders.open_decoder`.
         skip_frames: Frames at the start that are not wanted.
+        track: See `choose_track`.
+
+    Raises:
+        RefusedError: It is no recording, or has no such audio track.
     """
 
-    def __init__(self, file: SourceFile, warn: Warn, skip_frames: int = 0) -> None:
+    def __init__(
+        self, file: SourceFile, warn: Warn, skip_frames: int = 0, track: TrackChoice = None
+    ) -> None:
         import av  # noqa: PLC0415 - 40 ms that WAV and FLAC need not pay
 
         self._file = file
@@ -73,17 +85,25 @@ class FFmpegDecoder:
         if not self._container.streams.audio:
             self.close()
             raise RefusedError("the file has no audio track; nothing can be transcribed")
-        self._stream = self._container.streams.audio[0]
-        codec = _choose_codec(self._stream)
-        if codec is None:
+        self.tracks = tuple(map(_audio_track, self._container.streams.audio, count(1)))
+        try:
+            self.track = choose_track(self.tracks, track)
+        except RefusedError:
             self.close()
-            raise RefusedError(
-                "its audio is of a kind that FFmpeg does not know; convert it to WAV"
-            )
-        self._codec = codec
+            raise
+        self._stream = self._container.streams.audio[self.track.number - 1]
+        self._codec = _choose_codec(self._stream)
+        self.n_channels = self._codec.channels
+        # Times are the file's clock, as players show it: they begin where its first track does,
+        # which may be hours into a broadcast, and of which this one may be late.
+        start = self._container.start_time
+        self._start = None if start is None else start / av.time_base
         self.duration: float | None = None
         if self._stream.duration is not None and self._stream.time_base is not None:
-            self.duration = float(self._stream.duration * self._stream.time_base)
+            late = 0.0
+            if self._start is not None and self._stream.start_time is not None:
+                late = float(self._stream.start_time * self._stream.time_base) - self._start
+            self.duration = float(self._stream.duration * self._stream.time_base) + max(0.0, late)
         elif self._container.duration is not None:
             self.duration = self._container.duration / 1_000_000
         format_names = set(self._container.format.name.split(","))
@@ -125,8 +145,10 @@ class FFmpegDecoder:
             pieces = [samples]
             if frame.pts is not None and frame.time_base is not None:
                 time = float(frame.pts * frame.time_base)
-                origin = time if origin is None else origin
-                gap = time - origin - position
+                late = self._late_start(time) if origin is None else 0.0
+                origin = time - late if origin is None else origin
+                pieces = [*_silence(round(late * rate), samples.shape[1]), samples]
+                gap = time - late - origin - position
                 if _GAP_TOLERANCE < gap <= gaps.longest_to_fill(position):
                     gaps.fill(gap, position)
                     pieces = [*_silence(round(gap * rate), samples.shape[1]), samples]
@@ -162,6 +184,17 @@ class FFmpegDecoder:
             and sum(page > self._last_packet for page in self._ogg.pages) > 1
         ):
             self._warn(f"damaged: nothing behind {position:.1f} s can be read")
+
+    def _late_start(self, first_time: float) -> float:
+        """Seconds without sound before a track whose first frame has that time."""
+        late = 0.0 if self._start is None else first_time - self._start
+        if late > _LATEST_START:
+            self._length_is_known = False  # it counts them
+            self._warn(
+                f"its sound begins {late:.0f} s after the file does: times are counted from there"
+            )
+            return 0.0
+        return late if late > _GAP_TOLERANCE else 0.0  # else it is the encoder's own delay
 
     def _frames(self) -> "Iterator[AudioFrame]":
         """Decode packet by packet, stepping over those that are damaged."""
@@ -211,6 +244,19 @@ class FFmpegDecoder:
     def close(self) -> None:
         """See `Decoder.close`."""
         self._container.close()
+
+
+def _audio_track(stream: "AudioStream", number: int) -> AudioTrack:
+    """What the container says of a track."""
+    disposition = stream.disposition
+    return AudioTrack(
+        number,
+        language=stream.language if stream.language != "und" else None,
+        title=stream.metadata.get("title"),
+        is_default=bool(disposition & disposition.default),
+        is_extra=bool(disposition & (disposition.comment | disposition.visual_impaired)),
+        is_readable=stream.codec_context is not None,
+    )
 
 
 def _mp3_announces_length(file: SourceFile) -> bool:
@@ -296,13 +342,11 @@ def _silence(frames: int, channels: int) -> list[Samples]:
     return [piece] * whole + ([piece[:rest]] if rest else [])
 
 
-def _choose_codec(stream: "AudioStream") -> "AudioCodecContext | None":
-    """The stream's own decoder, or one that understands it better; None if there is none."""
+def _choose_codec(stream: "AudioStream") -> "AudioCodecContext":
+    """The decoder of a stream that has one, or one that understands it better."""
     import av  # noqa: PLC0415
 
-    own: AudioCodecContext | None = stream.codec_context
-    if own is None:
-        return None
+    own = stream.codec_context
     better = _DTX_DECODERS.get(own.name)
     if better is None or better not in av.codecs_available:
         return own

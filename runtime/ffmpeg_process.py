@@ -20,7 +20,9 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from whisper_npu.runtime import ffmpeg_child as child
-from whisper_npu.runtime.audio_source import Decoder, RefusedError, Samples, SourceFile, Warn
+from whisper_npu.runtime.audio_choices import TrackChoice
+from whisper_npu.runtime.audio_source import RefusedError, Samples, SourceFile, Warn
+from whisper_npu.runtime.audio_tracks import AudioTrack, TrackDecoder
 from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder
 
 # Work on a fraction of a second of sound, on a machine that is busy with other things.
@@ -34,27 +36,30 @@ if sys.platform == "win32":
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
 
-def open_ffmpeg(file: SourceFile, warn: Warn, *, skip_frames: int = 0) -> Decoder:
+def open_ffmpeg(
+    file: SourceFile, warn: Warn, *, skip_frames: int = 0, track: TrackChoice = None
+) -> TrackDecoder:
     """Open a file with FFmpeg, in a child process wherever Python can start one.
 
     Args:
         file: see `FFmpegDecoder`.
         warn: see `FFmpegDecoder`.
         skip_frames: see `FFmpegDecoder`.
+        track: see `FFmpegDecoder`.
 
     Raises:
         RefusedError: FFmpeg does not read the file, or crashed or hung on it.
     """
     if not sys.executable or hasattr(sys, "frozen"):
         # A program packed into one executable cannot start a Python.
-        return FFmpegDecoder(file, warn, skip_frames)
-    return IsolatedDecoder(file, warn, skip_frames=skip_frames)
+        return FFmpegDecoder(file, warn, skip_frames, track)
+    return IsolatedDecoder(file, warn, skip_frames=skip_frames, track=track)
 
 
 class IsolatedDecoder:
     """A file that a child process decodes; see `FFmpegDecoder`, whose arguments it takes."""
 
-    def __init__(self, file: SourceFile, warn: Warn, **arguments: int) -> None:
+    def __init__(self, file: SourceFile, warn: Warn, **arguments: int | str | None) -> None:
         self._file = file
         self._warn = warn
         self._is_clean = True  # the file so far
@@ -62,7 +67,11 @@ class IsolatedDecoder:
         start = {"patience": _PATIENCE, "arguments": arguments}
         self._child.send(child.START, json.dumps(start).encode())
         _, content = self._follow_to(child.OPENED)
-        self.duration: float | None = json.loads(content)["duration"]
+        opened = json.loads(content)
+        self.duration: float | None = opened["duration"]
+        self.n_channels: int = opened["n_channels"]
+        self.tracks = tuple(AudioTrack(**track) for track in opened["tracks"])
+        self.track = self.tracks[opened["track"] - 1]
 
     def chunks(self) -> Iterator[tuple[int, Samples]]:
         """See `Decoder.chunks`.

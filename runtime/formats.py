@@ -3,6 +3,9 @@
 For the same segments the text is that of openai/whisper's writers (`whisper/utils.py`, release
 20250625), byte for byte; the JSON has further keys after its own. Every format takes segments as
 they come and holds none, except JSON, whose text stands before its segments.
+
+Where channels or tracks were transcribed each on its own, text begins with the name of its one:
+`[left] Hello.`, in WebVTT `<v left>Hello.`.
 """
 
 import json
@@ -86,27 +89,42 @@ class _JsonFormatter:
         return json.dumps(result.to_dict())
 
 
-def _txt_line(segment: Segment) -> str:
-    return segment.text.strip()
+def _bracketed(channel: str) -> str:
+    return f"[{channel}] "
+
+
+def _voice_span(channel: str) -> str:
+    """WebVTT's mark for who speaks (https://www.w3.org/TR/webvtt1/#webvtt-cue-voice-span)."""
+    return f"<v {channel}>"
+
+
+def txt_line(segment: Segment) -> str:
+    """A segment as a line of text."""
+    channel = "" if segment.channel is None else _bracketed(segment.channel)
+    return channel + segment.text.strip()
 
 
 def _tsv_line(segment: Segment) -> str:
-    text = segment.text.strip().replace("\t", " ")
+    text = txt_line(segment).replace("\t", " ")
     return f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{text}"
 
 
 def _vtt(options: SubtitleOptions) -> Formatter:
-    cues = CueBuilder(options, always_include_hours=False, decimal_marker=".")
+    cues = CueBuilder(
+        options, always_include_hours=False, decimal_marker=".", name_channel=_voice_span
+    )
     return _SubtitleFormatter("WEBVTT\n\n", cues, numbered=False)
 
 
 def _srt(options: SubtitleOptions) -> Formatter:
-    cues = CueBuilder(options, always_include_hours=True, decimal_marker=",")
+    cues = CueBuilder(
+        options, always_include_hours=True, decimal_marker=",", name_channel=_bracketed
+    )
     return _SubtitleFormatter("", cues, numbered=True)
 
 
 _MAKERS: dict[str, Callable[[SubtitleOptions], Formatter]] = {
-    "txt": lambda options: _LineFormatter("", _txt_line),
+    "txt": lambda options: _LineFormatter("", txt_line),
     "vtt": _vtt,
     "srt": _srt,
     "tsv": lambda options: _LineFormatter("start\tend\ttext\n", _tsv_line),

@@ -152,7 +152,9 @@ def encode_ahead(task: Task, backend: Backend, pool: Executor) -> None:
     def encode() -> Float32Array:
         streams = backend.in_streams()
         with task.encoding.measure("encoder"):
-            return streams.encode(task.features[None])
+            encoded = streams.encode(task.features[None])
+        task.job.progress.encoded_to(task.window.end_time)
+        return encoded
 
     if task.encoded is None:
         task.encoded = pool.submit(encode)
@@ -272,6 +274,7 @@ def _encode(tasks: Sequence[Task], frames: int, backend: Backend) -> Float32Arra
             part, task.encoded = task.encoded.result()[0], None
         if audio is None:
             audio = np.empty((len(tasks), n_positions, part.shape[1]), np.float32)
+        task.job.progress.encoded_to(task.window.end_time)
         audio[number, : len(part)] = part
         if len(part) < n_positions:
             audio[number, len(part) :] = backend.silence()[0, len(part) : n_positions]

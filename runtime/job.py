@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.coverage import Coverage
@@ -15,6 +15,7 @@ from whisper_npu.runtime.hearing import Heard, Task, frames_to_encode, is_tiny
 from whisper_npu.runtime.language_detection import detect_language, try_languages
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.partial import Reports
+from whisper_npu.runtime.progress import Progress
 from whisper_npu.runtime.prompts import Prompts
 from whisper_npu.runtime.repetitions import spoken_length
 from whisper_npu.runtime.results import Segment
@@ -57,6 +58,9 @@ class Job:
         n_audio_state: elements of the encoder's states; None where no configuration says.
         can_align: whether the model can tell when what it says was spoken.
         reports: take the text of each window after each decoding step; None: nobody does.
+        progress: how far it has come.
+        stopping: no window is begun any more; those begun are decoded to their end.
+        stopped_at: frame at which the next window was looked for and not begun.
     """
 
     backend: Backend
@@ -73,6 +77,9 @@ class Job:
     n_audio_state: int | None
     can_align: bool = False
     reports: Reports | None = None
+    progress: Progress = field(default_factory=Progress)
+    stopping: bool = False
+    stopped_at: int | None = None
 
     @property
     def window_frames(self) -> int:
@@ -98,6 +105,9 @@ class Job:
 
     def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
         """The next window; what is passed over on the way is accounted for as silent."""
+        if self.stopping:
+            self.stopped_at = seek
+            return None
         with self.times.measure("features"):
             window = self.windows.next(seek, cut_at_pause=cut_at_pause)
         silent_until = (self.features.n_frames or seek) if window is None else window.start

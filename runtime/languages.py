@@ -1,6 +1,13 @@
-"""The languages Whisper knows, by code and English name (openai/whisper, `tokenizer.py`)."""
+"""The languages Whisper knows, by code and English name (openai/whisper, `tokenizer.py`).
+
+Users and files call them otherwise, too: by other standards' codes, and with a region.
+"""
+
+from difflib import get_close_matches
 
 from whisper_npu.errors import UsageError
+
+DETECT = "auto"  # what stands for no language, where one can be given
 
 LANGUAGES = {
     "en": "english",
@@ -105,9 +112,14 @@ LANGUAGES = {
     "yue": "cantonese",
 }
 
+# Other English names, and old, macro- and individual languages' codes for what Whisper writes.
 _ALIASES = {
+    "bokmål": "no",
     "burmese": "my",
     "castilian": "es",
+    "dari": "fa",
+    "farsi": "fa",
+    "filipino": "tl",
     "flemish": "nl",
     "haitian": "ht",
     "letzeburgesch": "lb",
@@ -118,21 +130,64 @@ _ALIASES = {
     "pushto": "ps",
     "sinhalese": "si",
     "valencian": "ca",
+    "fil": "tl",
+    "in": "id",
+    "iw": "he",
+    "ji": "yi",
+    "jv": "jw",
+    "mo": "ro",
+    "nb": "no",
+    "zh-yue": "yue",
 }
-_CODES = {name: code for code, name in LANGUAGES.items()} | _ALIASES
+# The codes of ISO 639-2 (both kinds) and 639-3, which containers name their tracks' languages by.
+_THREE_LETTERS = """
+    af afr, am amh, ar ara arb, as asm, az aze azj, ba bak, be bel, bg bul, bn ben, bo bod tib,
+    br bre, bs bos, ca cat, cs ces cze, cy cym wel, da dan, de deu ger, el ell gre, en eng, es spa,
+    et est ekk, eu eus baq, fa fas per pes prs, fi fin, fo fao, fr fra fre, gl glg, gu guj, ha hau,
+    he heb, hi hin, hr hrv, ht hat, hu hun, hy hye arm, id ind, is isl ice, it ita, ja jpn, jw jav,
+    ka kat geo, kk kaz, km khm, kn kan, ko kor, la lat, lb ltz, ln lin, lo lao, lt lit, lv lav lvs,
+    mg mlg plt, mi mri mao, mk mkd mac, ml mal, mn mon khk, mr mar, ms msa may zsm, mt mlt,
+    my mya bur, ne nep npi, nl nld dut, nn nno, no nor nob, oc oci, pa pan, pl pol, ps pus pbt,
+    pt por, ro ron rum mol, ru rus, sa san, sd snd, si sin, sk slk slo, sl slv, sn sna, so som,
+    sq sqi alb als, sr srp, su sun, sv swe, sw swa swh, ta tam, te tel, tg tgk, th tha, tk tuk,
+    tl tgl, tr tur, tt tat, uk ukr, ur urd, uz uzb uzn, vi vie, yi yid ydd, yo yor, zh zho chi cmn
+"""
+_CODES = {
+    **{name: code for code, name in LANGUAGES.items()},
+    **_ALIASES,
+    **{
+        other: code
+        for code, *others in (entry.split() for entry in _THREE_LETTERS.split(","))
+        for other in others
+    },
+    **{code: code for code in LANGUAGES},
+}
+
+
+def find_language(language: str) -> str | None:
+    """Whisper's code of a language; None where it knows no such language.
+
+    Args:
+        language: a code of ISO 639, with or without a region or script (`pt-BR`, `zh_Hant_TW`), or
+            an English name; in any case.
+    """
+    wanted = language.strip().lower().replace("_", "-")
+    return _CODES.get(wanted) or _CODES.get(wanted.partition("-")[0])
 
 
 def language_code(language: str) -> str:
-    """The code of a language given by code or English name, in any case.
+    """Whisper's code of a language given as `find_language` takes it.
 
     Raises:
-        UsageError: Whisper knows no such language.
+        UsageError: Whisper knows no such language; the message has those spelt alike.
     """
-    wanted = language.strip().lower()
-    if wanted in LANGUAGES:
-        return wanted
-    if wanted in _CODES:
-        return _CODES[wanted]
+    code = find_language(language)
+    if code is not None:
+        return code
+    names = [*LANGUAGES.values(), *(name for name in _ALIASES if len(name) > 3)]
+    alike = get_close_matches(language.strip().lower(), names, cutoff=0.7)
     raise UsageError(
-        f"unknown language {language!r}; give a code such as en, de or es, or an English name"
+        f"unknown language {language!r}"
+        + (f"; did you mean {' or '.join(alike)}?" if alike else ";")
+        + " `whisper-npu transcribe --list-languages` prints all, `auto` detects it"
     )

@@ -5,6 +5,13 @@ from dataclasses import dataclass
 from math import inf, isnan
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio_choices import (
+    MIX,
+    TrackChoice,
+    parse_track,
+    require_channels,
+)
+from whisper_npu.runtime.languages import DETECT, language_code
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
@@ -12,6 +19,8 @@ MODES = ("auto", "sequential", "batched")
 TASKS = ("transcribe", "translate")
 # Options that need a whole recording: live speech does without them.
 NOT_LIVE = (
+    "audio_track",
+    "channels",
     "prefix",
     "mode",
     "batch_size",
@@ -36,7 +45,8 @@ class TranscribeOptions:
     """What is to be transcribed, and how.
 
     Attributes:
-        language: language code or English name; None detects it (multilingual models).
+        language: language code (of ISO 639, with or without a region) or English name; None, or
+            `auto`, which becomes None, detects it (multilingual models).
         languages: codes or English names of those it can be, to be detected among these only; None:
             any the model knows.
         task: `transcribe`, or `translate` into English.
@@ -88,6 +98,11 @@ class TranscribeOptions:
         vad_threshold: probability from which a stretch is speech, above 0 and below 1.
         vad_min_silence: seconds without speech that end a window and are passed over; None: 3, and
             0.5 with `multilingual`.
+        audio_track: of several audio tracks, a number from 1 or a language; None: the one marked as
+            default, else the first, and a warning tells of the others; `all`: each on its own.
+        channels: `mix`: the mean of all, or the loudest where they cancel each other; `left`,
+            `right`: the first or second; `split`: each on its own. Segments of channels and tracks
+            on their own are merged by time and name their `channel`.
     """
 
     language: str | None = None
@@ -122,6 +137,8 @@ class TranscribeOptions:
     vad: bool = True
     vad_threshold: float = 0.5
     vad_min_silence: float | None = None
+    audio_track: TrackChoice = None
+    channels: str = MIX
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -129,10 +146,13 @@ class TranscribeOptions:
         Raises:
             UsageError: a value is out of range.
         """
+        self._settle_language()
+        self._settle_audio()
         if self.task not in TASKS:
             raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
         if not self.temperature or any(not 0 <= t <= 2 for t in self.temperature):
             raise UsageError("temperature takes one or more numbers from 0 to 2")
+        _check_texts(self)
         if self.mode not in MODES:
             raise UsageError(f"mode is {self.mode!r}; give {', '.join(MODES)}")
         for name in ("beam_size", "best_of", "sample_len", "batch_size"):
@@ -167,6 +187,21 @@ class TranscribeOptions:
         if pause is not None and not 0.1 <= pause < inf:
             raise UsageError(f"vad_min_silence is {pause}; give 0.1 seconds or more, or None")
 
+    def _settle_language(self) -> None:
+        if self.language is None:
+            return
+        if not self.language.strip():
+            raise UsageError(f"language is empty; give one, or {DETECT} to detect it")
+        if self.language.strip().lower() == DETECT:
+            object.__setattr__(self, "language", None)
+        else:
+            language_code(self.language)
+
+    def _settle_audio(self) -> None:
+        require_channels(self.channels)
+        if self.audio_track is not None:
+            object.__setattr__(self, "audio_track", parse_track(str(self.audio_track)))
+
     def _refuse_contradictions(self) -> None:
         silence = self.hallucination_silence_threshold
         if silence is not None and not self.word_timestamps:
@@ -184,3 +219,12 @@ class TranscribeOptions:
                 raise UsageError("languages are those to detect: give no language beside them")
             if isinstance(self.languages, str) or not self.languages:
                 raise UsageError("languages takes a list of codes or English names")
+
+
+def _check_texts(options: TranscribeOptions) -> None:
+    """Refuse texts that cannot be encoded: bytes that are not UTF-8 come as lone surrogates."""
+    for name in ("initial_prompt", "hotwords", "prefix"):
+        try:
+            (getattr(options, name) or "").encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{name} is not valid UTF-8; write it anew in UTF-8") from None

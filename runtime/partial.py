@@ -28,12 +28,14 @@ class Partial:
         text: Its text so far: that of the likeliest beam or sample where there are several. It
             begins anew when the window is decoded again.
         temperature: Temperature it is being decoded at.
+        channel: Where it is said, of several channels or tracks; see `Segment`.
     """
 
     start: float
     end: float
     text: str
     temperature: float
+    channel: str | None = None
 
 
 PartialCallback = Callable[[Partial], None]

@@ -72,6 +72,8 @@ class Segment:
         language: Code of the language of its window.
         retries: Attempts at its window that were not taken, in order.
         flaw: What still looks wrong with its window after the last temperature; None if nothing.
+        channel: Where it was said, if channels or tracks were transcribed each on its own: `left`
+            or `right`, `channel 1` and so on where there are not two, `track 1` and so on.
     """
 
     id: int
@@ -88,6 +90,7 @@ class Segment:
     language: str | None = None
     retries: tuple[Retry, ...] = ()
     flaw: str | None = None
+    channel: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The segment as openai/whisper's JSON has it; `words` only where word times exist."""
@@ -111,6 +114,8 @@ class Segment:
             fields["retries"] = [retry.to_dict() for retry in self.retries]
         if self.flaw is not None:
             fields["flaw"] = self.flaw
+        if self.channel is not None:
+            fields["channel"] = self.channel
         return fields
 
 
@@ -121,8 +126,8 @@ class Transcription:
     Attributes:
         text: The whole text.
         language: Language code, such as `en`.
-        segments: In order of time.
-        duration: Seconds of audio read.
+        segments: In order of time, those of several channels or tracks among each other.
+        duration: Seconds of audio read; of several tracks, of the longest.
         model: Name of the model folder.
         device: The device that really ran it.
         kv_cache: Kind of the decoder's cache.

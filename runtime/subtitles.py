@@ -6,7 +6,7 @@ of any length needs the memory of one cue.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from whisper_npu.errors import UsageError
@@ -104,10 +104,16 @@ class CueBuilder:
         options: Line and cue limits.
         always_include_hours: See `format_timestamp`.
         decimal_marker: See `format_timestamp`.
+        name_channel: What a cue of a channel begins with, given its name.
     """
 
     def __init__(
-        self, options: SubtitleOptions, *, always_include_hours: bool, decimal_marker: str
+        self,
+        options: SubtitleOptions,
+        *,
+        always_include_hours: bool,
+        decimal_marker: str,
+        name_channel: Callable[[str], str],
     ) -> None:
         self._highlight = options.highlight_words
         self._max_lines = options.max_line_count
@@ -118,6 +124,8 @@ class CueBuilder:
         self._crosses_segments = bool(options.max_line_width and options.max_line_count)
         self._always_include_hours = always_include_hours
         self._decimal_marker = decimal_marker
+        self._name_channel = name_channel
+        self._channel: str | None = None
         self._by_word: bool | None = None
         self._cue: list[Word] = []
         self._line_length = 0
@@ -126,11 +134,14 @@ class CueBuilder:
 
     def add(self, segment: Segment) -> Iterator[Cue]:
         """Take the next segment; yield the cues that are complete."""
+        if segment.channel != self._channel:  # a cue holds what is said in one
+            yield from self.finish()
+            self._channel, self._line_length, self._lines = segment.channel, 0, 1
         if self._by_word is None:
             self._by_word = segment.words is not None
         if not self._by_word:
             text = segment.text.strip().replace("-->", "->")
-            yield self._time(segment.start), self._time(segment.end), text
+            yield self._cue_of(self._time(segment.start), self._time(segment.end), text)
             return
         words = segment.words
         if words is None:
@@ -176,15 +187,19 @@ class CueBuilder:
         plain = "".join(texts)
         last = self._time(words[0].start)
         if not self._highlight:
-            yield last, self._time(words[-1].end), plain
+            yield self._cue_of(last, self._time(words[-1].end), plain)
             return
         for index, word in enumerate(words):
             start, end = self._time(word.start), self._time(word.end)
             if start != last:
-                yield last, start, plain
+                yield self._cue_of(last, start, plain)
             underlined = [*texts[:index], _underline(word.word), *texts[index + 1 :]]
-            yield start, end, "".join(underlined)
+            yield self._cue_of(start, end, "".join(underlined))
             last = end
+
+    def _cue_of(self, start: str, end: str, text: str) -> Cue:
+        named = "" if self._channel is None else self._name_channel(self._channel)
+        return start, end, named + text
 
     def _time(self, seconds: float) -> str:
         return format_timestamp(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.languages import LANGUAGES, language_code
 from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.multilingual import is_multilingual
 from whisper_npu.runtime.token_text import TokenText
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HubTokenizer
 
 TIMESTAMP_STEP = 0.02  # seconds between two timestamp tokens: one encoder frame
-_MULTILINGUAL_N_VOCAB = 51865  # openai/whisper's rule: English-only models have one token less
 
 # Symbols that annotate rather than transcribe, as openai/whisper's `non_speech_tokens` lists them.
 _ANNOTATION_SYMBOLS = (
@@ -230,19 +230,17 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
     begin_suppress: Iterable[int] | None = generation.begin_suppress_tokens
     if begin_suppress is None:
         begin_suppress = [*tokenizer.encode(" "), special.eot]
-    multilingual = generation.is_multilingual
-    if multilingual is None:
-        n_vocab = folder.config.vocab_size or 0
-        multilingual = generation.lang_to_id is not None or n_vocab >= _MULTILINGUAL_N_VOCAB
     return Vocabulary(
-        is_multilingual=bool(multilingual),
+        is_multilingual=is_multilingual(
+            special.eot, len(special.languages), generation.is_multilingual
+        ),
         suppress=tuple(sorted({int(t) for t in suppress if t >= 0})),
         begin_suppress=tuple(int(t) for t in begin_suppress if t >= 0),
     )
 
 
 def require_language(tokenizer: Tokenizer, vocabulary: Vocabulary, language: str) -> str:
-    """The code of `language` (a code or an English name), if the model can transcribe it.
+    """The code of `language` (see `find_language`), if the model can transcribe it.
 
     Raises:
         UsageError: unknown language, or one this model does not know.
@@ -255,5 +253,8 @@ def require_language(tokenizer: Tokenizer, vocabulary: Vocabulary, language: str
                 "use a multilingual model such as base"
             )
     elif code not in tokenizer.special.languages:
-        raise UsageError(f"this model has no language token for {LANGUAGES[code]} ({code})")
+        instead = "; give zh, or use large-v3 or turbo" if code == "yue" else ""
+        raise UsageError(
+            f"this model has no language token for {LANGUAGES[code]} ({code}){instead}"
+        )
     return code

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNpuError
 from whisper_npu.runtime.alignment import attention_delay
-from whisper_npu.runtime.audio import AudioSource, open_audio
+from whisper_npu.runtime.audio import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.batched import BatchedReading
 from whisper_npu.runtime.coverage import Coverage
@@ -19,6 +19,7 @@ from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.gibberish import GibberishWatch
 from whisper_npu.runtime.hearing import Heard, Task
 from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.merged import MergedStream, one_at_a_time
 from whisper_npu.runtime.model_checks import check_model
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.options import TranscribeOptions
@@ -39,6 +40,7 @@ from whisper_npu.runtime.spoken_language import SpokenLanguage
 from whisper_npu.runtime.streams_in_order import StreamsInOrder
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary, require_language
+from whisper_npu.runtime.transcription_stream import TranscriptionStream
 from whisper_npu.runtime.vad import SpeechMap, VoiceActivity
 
 logger = logging.getLogger("whisper_npu")
@@ -99,13 +101,16 @@ class WhisperModel:
         options: TranscribeOptions | None = None,
         *,
         on_partial: PartialCallback | None = None,
+        sample_rate: int | None = None,
         **changes: Any,
-    ) -> "TranscriptionStream":
+    ) -> TranscriptionStream:
         """Transcribe a recording.
 
         Args:
-            audio: a path, an open binary file, or float samples `(n_samples,)` at 16 kHz mono.
+            audio: a path, an open binary file, or samples `(n_samples,)` of one channel, floats in
+                [-1, 1] or int16.
             options: how to transcribe.
+            sample_rate: that of samples, in Hz; None is 16,000.
             on_partial: called with the text of a window after each decoding step, from the threads
                 that decode, but never from two at once; in batched mode with each window in turn.
                 What it raises comes out where the segments are taken.
@@ -119,19 +124,29 @@ class WhisperModel:
             AudioError: the recording cannot be opened.
             UsageError: an option is unknown or does not fit the model.
         """
-        return TranscriptionStream(self, audio, self.resolve(options, **changes), on_partial)
+        wanted = self.resolve(options, **changes)
+        stream = self._open(audio, wanted, sample_rate, on_partial)
+        if isinstance(stream, MergedStream):
+            stream.rounds = Rounds(self.backend, wanted.batch_size, iter([stream]))
+        return stream
 
     def transcribe_all(
         self,
         recordings: Iterable[AudioSource],
         options: TranscribeOptions | None = None,
+        *,
+        sample_rate: int | None = None,
+        on_open: Callable[[TranscriptionStream | AudioError], None] | None = None,
         **changes: Any,
-    ) -> "Iterator[TranscriptionStream | AudioError]":
+    ) -> Iterator[TranscriptionStream | AudioError]:
         """Transcribe recordings, windows of several of them decoded together: much the fastest way.
 
         Args:
             recordings: see `transcribe`. They are opened some way ahead.
             options: how to transcribe, all of them.
+            sample_rate: see `transcribe`.
+            on_open: called with each stream, or error, as soon as its recording is opened, in
+                order, which is before its turn comes: to show the progress of all, or to stop.
             changes: options by name, over those in `options`.
 
         Yields:
@@ -144,12 +159,39 @@ class WhisperModel:
         """
         wanted = self.resolve(options, **changes)
 
-        def open_stream(recording: AudioSource, rounds: Rounds) -> TranscriptionStream:
-            stream = TranscriptionStream(self, recording, wanted)
+        def open_stream(recording: AudioSource, rounds: Rounds) -> RecordingStream | MergedStream:
+            try:
+                stream = self._open(recording, wanted, sample_rate)
+            except AudioError as error:
+                if on_open is not None:
+                    on_open(error)
+                raise
             stream.rounds = rounds
+            if on_open is not None:
+                on_open(stream)
             return stream
 
         return StreamsInOrder(self.backend, wanted.batch_size, recordings, open_stream)
+
+    def _open(
+        self,
+        audio: AudioSource,
+        options: TranscribeOptions,
+        sample_rate: int | None,
+        on_partial: PartialCallback | None = None,
+    ) -> "RecordingStream | MergedStream":
+        """Open a recording, its channels or tracks each on its own if that is wanted."""
+        opened = open_streams(
+            audio,
+            sample_rate=sample_rate,
+            audio_track=options.audio_track,
+            channels=options.channels,
+        )
+        if len(opened) == 1:
+            return RecordingStream(self, opened[0], options, on_partial)
+        if on_partial is not None:
+            on_partial = one_at_a_time(on_partial)
+        return MergedStream([RecordingStream(self, each, options, on_partial) for each in opened])
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Any
@@ -188,47 +230,64 @@ class WhisperModel:
         return replace(wanted, language=language, languages=languages)
 
 
-class TranscriptionStream:
-    """A transcription under way: an iterator over segments that becomes the whole result.
+class RecordingStream(TranscriptionStream):
+    """The transcription of a recording, or of one of its channels or tracks.
 
-    Safe for several threads: each that iterates it is given all segments. What it holds changes
-    only in a thread that has the turn in its rounds.
+    What it holds changes only in a thread that has the turn in its rounds.
     """
 
     def __init__(
         self,
         model: WhisperModel,
-        source: AudioSource,
+        audio: AudioStream,
         options: TranscribeOptions,
         on_partial: PartialCallback | None = None,
     ) -> None:
-        """Open the recording; decode nothing yet.
-
-        Raises:
-            AudioError: the recording cannot be opened.
-        """
+        """Decode nothing yet."""
         self._model = model
-        self._audio = open_audio(source)
+        self._audio = audio
         self._segments: list[Segment] = []
         self._gibberish = GibberishWatch()
         self._ended = False
         self._error: BaseException | None = None
         self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
+        self._is_partial = False
         speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._job = new_job(model, options, features, speech, times)
         self._on_partial = on_partial
-        self._job.reports = None if on_partial is None else Reports(on_partial)
+        self._job.reports = None if on_partial is None else Reports(self._labelled(on_partial))
         self._is_watched = False  # whether a loop over its updates is under way
         self._reading: Reading | None = None
         self._alone = Rounds(model.backend, options.batch_size, iter([self]))
         self.rounds = self._alone
 
     @property
+    def channel(self) -> str:
+        """What it is called among the channels or tracks of a recording; empty if alone."""
+        return self._audio.channel or ""
+
+    @property
     def duration_estimate(self) -> float | None:
-        """Seconds of audio the recording's header announces; None if it does not."""
+        """See `TranscriptionStream`."""
         return self._audio.duration_estimate
+
+    @property
+    def seconds_read(self) -> float:
+        """See `TranscriptionStream`."""
+        return self._job.features.duration
+
+    @property
+    def seconds_done(self) -> float:
+        """See `TranscriptionStream`."""
+        read = self.seconds_read
+        return read if self._ended else self._job.progress.seconds(read)
+
+    @property
+    def is_partial(self) -> bool:
+        """See `TranscriptionStream`."""
+        return self._is_partial
 
     @property
     def has_ended(self) -> bool:
@@ -277,8 +336,10 @@ class TranscriptionStream:
         except GibberishError as error:  # of this recording; the others go on
             self.fail(error)
             return
+        self._job.progress.decoded_to(heard.window.end_time)
         for segment in self._reading.take(heard):
-            self._segments.append(replace(segment, id=len(self._segments)))
+            numbered = replace(segment, id=len(self._segments), channel=self._audio.channel)
+            self._segments.append(numbered)
 
     def end(self) -> None:
         """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
@@ -287,10 +348,29 @@ class TranscriptionStream:
         error = self._broken or self._job.features.error
         if error is not None:
             self.fail(error)
-        else:
-            self._close()
-            self._job.coverage.finish(self._job.features.duration)
-            logger.debug("stages: %s", self.times)
+            return
+        job = self._job
+        if job.stopped_at is not None:
+            job.stopping = False
+            missing = job.next_window(job.stopped_at, cut_at_pause=True)
+            if missing is not None:  # else all there is has been decoded
+                self._leave_out(missing.offset)
+        self._close()
+        job.coverage.finish(job.features.duration)
+        logger.debug("stages: %s", self.times)
+
+    def stop(self) -> None:
+        """Begin no further window: the stream ends behind those that are begun.
+
+        May be called by a signal handler, or by another thread. See `is_partial`.
+        """
+        self._job.stopping = True
+
+    def _leave_out(self, start: float) -> None:
+        """Account for what is read behind `start` seconds, and is not going to be decoded."""
+        self._is_partial = True
+        end = self._job.features.duration
+        self._job.coverage.add(start, end, "dropped", "stopped before it was transcribed")
 
     def fail(self, error: BaseException) -> None:
         """Give the transcription up; whoever asks for what is missing is told why."""
@@ -300,10 +380,7 @@ class TranscriptionStream:
         self._close()
 
     def close(self) -> None:
-        """Give up what has not been decoded, and close the recording.
-
-        Called back while its windows are decoded, it is closed after these.
-        """
+        """See `TranscriptionStream`."""
         given_up = UsageError(_GIVEN_UP)
         if self.rounds.is_inside:
             self._broken = self._broken or given_up
@@ -317,7 +394,7 @@ class TranscriptionStream:
         self._audio.close()
 
     def __iter__(self) -> Iterator[Segment]:
-        """Segments from the first on; what has been decoded already is not decoded again."""
+        """See `TranscriptionStream`."""
         position = 0
         while self._reaches(position):
             yield self._segments[position]
@@ -341,37 +418,36 @@ class TranscriptionStream:
         return True
 
     def updates(self) -> Iterator[Partial | Segment]:
-        """The text as it comes: partial texts after each decoding step, and finished segments.
-
-        Decoding runs in a thread of its own, at most the windows of a round ahead. A loop that is
-        left early gives the transcription up: the thread ends with its decoding step, or with the
-        windows of other recordings that are decoded beside it, which go on, and the recording is
-        closed. Segments decoded before it come first.
-
-        Raises:
-            UsageError: another loop over its updates is under way.
-        """
+        """See `TranscriptionStream`."""
 
         def produce(emit: Emit[Partial | Segment]) -> None:
-            def report(partial: Partial) -> None:
-                if self._on_partial is not None:
-                    self._on_partial(partial)
-                emit(partial, wait=False)  # else all whose windows are decoded would wait
-
-            with self._reported_by(Reports(report)):
+            # All whose windows are decoded together would wait for one report.
+            with self.reported_by(lambda partial: emit(partial, wait=False)):
                 for segment in self:
                     emit(segment)
 
         return in_background(produce)
 
     @contextmanager
-    def _reported_by(self, reports: Reports) -> Iterator[None]:
-        """Have partial texts go elsewhere for a block, which may be left with `AbandonedError`."""
+    def reported_by(self, callback: PartialCallback) -> Iterator[None]:
+        """Have partial texts go to `callback`, too, for a block.
+
+        The block may be left with `AbandonedError`, which gives the transcription up.
+
+        Raises:
+            UsageError: another such block is under way.
+        """
+
+        def report(partial: Partial) -> None:
+            if self._on_partial is not None:
+                self._on_partial(partial)
+            callback(partial)
+
         with self.rounds.turn():
             if self._is_watched:
                 raise UsageError("another loop over these updates is under way; take one at a time")
             self._is_watched = True
-            before, self._job.reports = self._job.reports, reports
+            before, self._job.reports = self._job.reports, Reports(self._labelled(report))
         try:
             yield
         except AbandonedError:
@@ -381,14 +457,33 @@ class TranscriptionStream:
                 self._is_watched = False
                 self._job.reports = before
 
-    def result(self) -> Transcription:
-        """The whole transcription; decodes what is left.
+    def _labelled(self, callback: PartialCallback) -> PartialCallback:
+        """The callback, given the channel's name with each text."""
+        channel = self._audio.channel
+        if channel is None:
+            return callback
+        return lambda partial: callback(replace(partial, channel=channel))
 
-        Raises:
-            AudioError: the recording turned out to be empty.
-        """
+    def result(self) -> Transcription:
+        """See `TranscriptionStream`."""
         while self._reaches(len(self._segments)):
             pass
+        return self._result()
+
+    def partial_result(self) -> Transcription:
+        """What has been transcribed so far, also of a recording that failed or was given up.
+
+        Decodes nothing, and gives up what is not decoded.
+        """
+        if not self._is_partial and (self._error is not None or not self._ended):
+            self.close()
+            end = self._segments[-1].end if self._segments else 0.0
+            self._job.coverage.cut(end)
+            self._leave_out(end)
+            self._job.coverage.finish(self.seconds_read)
+        return self._result()
+
+    def _result(self) -> Transcription:
         backend, job = self._model.backend, self._job
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
@@ -404,35 +499,20 @@ class TranscriptionStream:
                 *job.prompts.warnings,
                 *job.language.warnings,
                 *self._gibberish.warnings,
+                *((self._stop_warning(),) if self._is_partial else ()),
             ),
             language_probabilities=job.language.probabilities,
             coverage=job.coverage,
         )
 
+    def _stop_warning(self) -> str:
+        end = self._segments[-1].end if self._segments else 0.0
+        return f"stopped before its end: the text is that of the first {end:.2f} s"
+
     @property
     def times(self) -> StageTimes:
-        """Where the time went, so far."""
+        """See `TranscriptionStream`."""
         return self._job.times
-
-    @property
-    def text(self) -> str:
-        """The whole text."""
-        return self.result().text
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """All segments."""
-        return self.result().segments
-
-    @property
-    def language(self) -> str:
-        """The language's code, as detected or as asked for."""
-        return self.result().language
-
-    @property
-    def duration(self) -> float:
-        """Seconds of audio, known at its end."""
-        return self.result().duration
 
 
 def new_job(

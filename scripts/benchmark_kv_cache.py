@@ -6,13 +6,12 @@ takes, what it computes, what it keeps. If any kind decodes other tokens, that i
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts import cli, console
 from whisper_npu.scripts.decoding_options import PRECISIONS, add_model_options
 from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
 
@@ -40,13 +39,12 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark_kv_cache",
+    parser = cli.Parser(
+        "benchmark-kv-cache",
         description="Measure what each kind of decoder cache costs and saves.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",  # --precision has another default here
     )
     add_model_options(parser, kv_cache=False)
@@ -120,7 +118,7 @@ def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     folder = cli.find_model(arguments.model)
     found = conditions(arguments.threads)
     if warning := busy_warning(found):
-        print(f"warning: {warning}", file=sys.stderr)
+        console.warning(warning)
 
     kinds, auto = _measure(arguments, folder, names, new_tokens)
     sound = Path(arguments.file).name if arguments.file else "synthetic noise"
@@ -243,4 +241,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

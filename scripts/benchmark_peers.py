@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_npu.errors import UsageError, WhisperNpuError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts import cli, console
+from whisper_npu.scripts.console import one_line
 from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
 from whisper_npu.scripts.peer_models import PEERS
 
@@ -36,13 +37,12 @@ for recordings longer than 30 s, which it cannot do without them.
 {cli.EXIT_CODES}"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark_peers",
+    parser = cli.Parser(
+        "benchmark-peers",
         description="Compare speed, accuracy, memory and start-up with other recognisers.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "references",
@@ -119,7 +119,7 @@ def benchmark_peers(arguments: argparse.Namespace) -> int:
     contestants, failed = _contestants(arguments, names)
     found = conditions(arguments.threads)
     if warning := busy_warning(found):
-        print(f"warning: {warning}", file=sys.stderr)
+        console.warning(warning)
     with tempfile.TemporaryDirectory(prefix="whisper-npu-") as folder:
         result = _compare(contestants, sets, arguments, Path(folder))
     failed = failed or len(result.contestants) < len(contestants)
@@ -206,7 +206,7 @@ def _contestants(
         try:
             path = models.path(peer.form)
         except WhisperNpuError as error:
-            print(f"error: {name} is left out: {error}", file=sys.stderr)
+            console.error(f"{name} is left out: {error}")
             failed = True
             continue
         job = {"engine": peer.engine, "model": str(path), **shared, **peer.settings}
@@ -231,7 +231,7 @@ def _compare(
         bar = stack.enter_context(tqdm(total=total, unit="run", disable=None))
 
         def failed(name: str, error: WhisperNpuError) -> None:
-            tqdm.write(f"error: {name} is left out: {error}", file=sys.stderr)
+            tqdm.write(f"error: {one_line(f'{name} is left out: {error}')}", file=sys.stderr)
 
         return compare(
             contestants,
@@ -250,4 +250,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts import cli, console
 from whisper_npu.scripts.decoding_options import (
     add_decoding_options,
     add_model_options,
@@ -49,13 +48,12 @@ is the speed of the first configuration, as `RTFx: 187.3`.
 {cli.EXIT_CODES}"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark_rtf",
+    parser = cli.Parser(
+        "benchmark",
         description="Measure how fast an exported Whisper model transcribes.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "files",
@@ -146,7 +144,7 @@ def benchmark_rtf(arguments: argparse.Namespace) -> int:
     recordings = find_recordings(paths, arguments.references)
     found = conditions(arguments.threads)
     if warning := busy_warning(found):
-        print(f"warning: {warning}", file=sys.stderr)
+        console.warning(warning)
     loaded = [load(configuration) for configuration in configurations]
 
     workloads = [_measure("recordings", loaded, recordings, arguments.repeats)]
@@ -358,4 +356,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

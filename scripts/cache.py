@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 
@@ -15,13 +14,12 @@ any time: graphs are then compiled again at the next start.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="whisper-npu cache",
+    parser = cli.Parser(
+        "cache",
         description="List or clear the compiled graphs that make later starts fast.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", choices=["list", "clear"])
     parser.add_argument("--json", action="store_true", help="list as one JSON object")
@@ -67,4 +65,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

@@ -1,9 +1,7 @@
 """What the command-line programs share: option spelling, errors, exit codes, finding models."""
 
 import argparse
-import contextlib
 import errno
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,21 +11,26 @@ from typing import BinaryIO, NoReturn
 from whisper_npu import model_search
 from whisper_npu.errors import UsageError, WhisperNpuError
 from whisper_npu.runtime.memory import map_large_blocks
+from whisper_npu.scripts import console
+from whisper_npu.scripts.command_line import EXIT_USAGE, Parser
+from whisper_npu.scripts.signals import EXIT_INTERRUPTED, Terminated, ended_by_signals
+
+__all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "Parser"]
 
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
-EXIT_USAGE = 2
 EXIT_NO_MODEL = 3
-EXIT_INTERRUPTED = 130
 
-_OUTPUT_FULL = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 EXIT_CODES = """\
 exit codes:
-  0  everything was done
-  1  some files failed, each with one line on standard error; the others were done
-  2  the command line is wrong
-  3  the model or the device cannot be used
+  0    everything was done
+  1    some files failed, each with one line on standard error; the others were done
+  2    the command line is wrong
+  3    the model or the device cannot be used
+  130  interrupted by Ctrl-C
+  143  ended by SIGTERM (129 by SIGHUP)
 """
 
 DEFAULT_MODEL = "tiny.en"
@@ -76,35 +79,49 @@ def spell(arguments: Sequence[str]) -> list[str]:
 
 def run(
     body: Callable[[argparse.Namespace], int],
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     argv: Sequence[str] | None,
 ) -> int:
     """Parse the command line and run `body`; our own errors become one line and an exit code."""
-    arguments = parser.parse_args(spell(sys.argv[1:] if argv is None else argv))
+    spelled = spell(sys.argv[1:] if argv is None else argv)
+    parser.check(spelled)
+    arguments = parser.parse_args(spelled)
     try:
-        return body(arguments)
-    except WhisperNpuError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with ended_by_signals():
+            return body(arguments)
+    except (WhisperNpuError, OSError, MemoryError, KeyboardInterrupt, Terminated) as error:
+        return _tell(error)
+
+
+def _tell(error: BaseException) -> int:
+    """Say in one line why the program ends; returns its exit code."""
+    if isinstance(error, Terminated):
+        print("terminated", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does: stop, without a second complaint
-        # when Python flushes standard output at exit.
-        _silence_output()
-        return EXIT_SOME_FAILED
-    except OSError as error:
-        if error.filename is not None or error.errno not in _OUTPUT_FULL:
-            raise
-        _silence_output()
-        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_SOME_FAILED
+    if isinstance(error, console.StandardOutputError):
+        console.drop_output()
+    if isinstance(error, MemoryError):
+        console.error("not enough memory; end other programs, or use a smaller model or batch")
+    elif isinstance(error, OSError):
+        console.error(_describe(error))
+    elif not isinstance(error, console.StandardOutputGoneError):
+        console.error(error)
+    return error.exit_code if isinstance(error, WhisperNpuError) else EXIT_SOME_FAILED
 
 
-def _silence_output() -> None:
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {reason}"
+    if error.errno in _DISK_FULL:
+        return (
+            f"a file cannot be written: {reason}; free some space where the model, the cache, "
+            "temporary files and the output lie"
+        )
+    return reason
 
 
 def be_process(main: Callable[[], int]) -> NoReturn:
@@ -113,18 +130,18 @@ def be_process(main: Callable[[], int]) -> NoReturn:
     # fifteenth of a second for what no command of ours uses.
     sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
     map_large_blocks()
-    for stream in (sys.stdout, sys.stderr):  # what a console cannot show is spelt out
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    code = main()
+    console.guard_streams()
+    try:
+        code = main()
+    except SystemExit as end:  # argparse, after --help or a wrong command line
+        code = end.code if isinstance(end.code, int) else EXIT_OK
     try:
         sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        pass
-    except OSError as error:
-        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
-        code = code or EXIT_SOME_FAILED
+    except console.StandardOutputError as error:
+        if not isinstance(error, console.StandardOutputGoneError):
+            console.error(error)
+        code = code or error.exit_code
+    sys.stderr.flush()
     os._exit(code)  # freeing a loaded model piece by piece takes a tenth of a second
 
 

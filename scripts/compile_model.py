@@ -34,13 +34,12 @@ PLATFORMS = ("3720", "4000", "5010", "5020")
 NO_DEVICE = "none"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="whisper-npu compile",
+    parser = cli.Parser(
+        "compile",
         description="Make a model's static graphs for the NPU and compile them ahead of time.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model", nargs="?", default=cli.DEFAULT_MODEL, help="model folder (default: %(default)s)"
@@ -138,4 +137,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

@@ -6,6 +6,8 @@ Names are openai/whisper's where it has the option.
 import argparse
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio_choices import CHANNEL_CHOICES
+from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import (
     APPEND_PUNCTUATIONS,
     MODES,
@@ -77,10 +79,30 @@ _CONTEXT = (
 )
 
 
+class _ListLanguages(argparse.Action):
+    """Prints the languages, one a line, and ends the program, as `--help` does."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        print("\n".join(f"{code}\t{name}" for code, name in LANGUAGES.items()))
+        parser.exit()
+
+
 def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False) -> None:
     """Add everything that `decoding_options` reads; live, without what needs a whole recording."""
     what = parser.add_argument_group("what to transcribe")
-    what.add_argument("--language", help="code or English name (default: detected)")
+    what.add_argument(
+        "--language",
+        help="code (de, pt-BR, cmn) or English name; auto detects it (default: auto)",
+    )
+    what.add_argument(
+        "--list-languages", action=_ListLanguages, nargs=0, help="print what --language takes"
+    )
     what.add_argument(
         "--languages",
         type=cli.names,
@@ -219,6 +241,19 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
 def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._ArgumentGroup) -> None:
     """Add the options that need a whole recording: `NOT_LIVE`."""
     what.add_argument(
+        "--audio-track",
+        metavar="N|LANGUAGE|all",
+        help="of several audio tracks, which: a number from 1, a language, or all, each on its own "
+        "(default: the one marked as default)",
+    )
+    what.add_argument(
+        "--channels",
+        default=TranscribeOptions.channels,
+        choices=CHANNEL_CHOICES,
+        help="mix: the mean of all; split: each on its own, for calls with one party on each "
+        "(default: %(default)s)",
+    )
+    what.add_argument(
         "--prefix", metavar="TEXT", help="what the transcript begins with; part of the text"
     )
     cli.add_flag(
@@ -290,6 +325,8 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
         vad=arguments.vad,
         vad_threshold=arguments.vad_threshold,
         vad_min_silence=arguments.vad_min_silence,
+        audio_track=arguments.audio_track,
+        channels=arguments.channels,
         condition_on_previous_text=arguments.condition_on_previous_text,
         temperature=_ladder(arguments.temperature, arguments.temperature_increment_on_fallback),
         compression_ratio_threshold=arguments.compression_ratio_threshold,

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError, WhisperNpuError
 from whisper_npu.runtime.options import MODES, TranscribeOptions
-from whisper_npu.scripts import cli
+from whisper_npu.scripts import cli, console
+from whisper_npu.scripts.console import one_line
 from whisper_npu.scripts.decoding_options import (
     BACKENDS,
     KV_CACHES,
@@ -65,13 +66,12 @@ class Setup:
         return f"{self.model} on {self.device}, {settings}"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate_wer",
+    parser = cli.Parser(
+        "wer",
         description="Measure the word error rate and speed of exported Whisper models.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",  # --mode is given several times here, once in transcribing
     )
     parser.add_argument(
@@ -217,7 +217,7 @@ def _measure(
                 with _progress(f"{names[setup.model]} {mode}", len(references)) as show:
                     run = transcribe_all(model, options[mode], settings, references, show)
             except WhisperNpuError as error:
-                print(f"error: {setup}, mode {mode}: {error}", file=sys.stderr)
+                console.error(f"{setup}, mode {mode}: {error}")
                 exit_code = max(exit_code, error.exit_code)
                 if model is None:
                     break  # it would not load for the next mode either
@@ -227,7 +227,7 @@ def _measure(
             if run.transcripts:
                 runs.append(run)
             else:
-                print(f"error: {setup}, mode {mode}: no recording could be read", file=sys.stderr)
+                console.error(f"{setup}, mode {mode}: no recording could be read")
     return runs, exit_code
 
 
@@ -294,7 +294,7 @@ def _progress(
 
         def show(result: "Transcript | Failure") -> None:
             if isinstance(result, Failure):
-                tqdm.write(f"error: {result.error}", file=sys.stderr)
+                tqdm.write(f"error: {one_line(result.error)}", file=sys.stderr)
             bar.update()
 
         yield show
@@ -344,4 +344,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

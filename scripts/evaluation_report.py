@@ -66,7 +66,7 @@ def files_table(evaluation: Evaluation, table: Table = text_table) -> str:
         )
     metric = evaluation.metric
     header = ["recording", metric.unit, "sub", "del", "ins", f"{metric.name} %"]
-    return table([*header, "audio s", "time s", "note"], rows, 1)
+    return table([*header, "audio s", "work s", "note"], rows, 1)
 
 
 def summary_table(evaluations: Sequence[Evaluation], table: Table = text_table) -> str:
@@ -185,7 +185,7 @@ def _file(transcript: Transcript, comparison: wer.Comparison, metric: wer.Metric
         "empty": comparison.empty,
         "truncated": comparison.truncated,
         "audio_seconds": transcript.audio_seconds,
-        "processing_seconds": transcript.seconds,
+        "work_seconds": transcript.seconds,
         "warnings": list(transcript.warnings),
     }
 

@@ -5,20 +5,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from whisper_npu.errors import ExportError, WhisperNpuError
+from whisper_npu.errors import ExportError
 from whisper_npu.export.conversion import MAX_WER_INCREASE, PRECISIONS, Conversion
 from whisper_npu.export.source import check_source, find_source
 from whisper_npu.export.target import prepare_target
+from whisper_npu.scripts import cli
 
 DEFAULT_MODEL = "tiny.en"
 MODELS = Path("models")
 EXTRA_HINT = "pip install 'whisper-npu[export]'"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="whisper-npu export",
+    parser = cli.Parser(
+        "export",
         description=(
             "Export a Whisper checkpoint to ONNX graphs, their tokenizer and configuration, and\n"
             "export_manifest.json. Every graph is compared with PyTorch, values and tokens;\n"
@@ -51,7 +52,6 @@ Precisions:
          on 20 or more recordings like those you will transcribe, and measure on others.
 
 Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 failed.""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", nargs="?", metavar="MODEL", help="the checkpoint; see below")
     parser.add_argument("--model", metavar="MODEL", help=f"the same (default: {DEFAULT_MODEL})")
@@ -125,10 +125,9 @@ Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 fail
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export a checkpoint; return the exit code."""
+def export(args: argparse.Namespace) -> int:
+    """Export a checkpoint; returns the exit code."""
     parser = build_parser()
-    args = parser.parse_args(argv)
     if args.source and args.model and args.source != args.model:
         parser.error(f"two models are named: {args.source} and {args.model}")
     if args.no_verify and args.parity_audio:
@@ -146,15 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.no_verify and (args.wer_references or args.max_wer_increase is not None):
         parser.error("--wer-references and --max-wer-increase have no use with --no-verify")
-    try:
-        if args.add_alignment:
-            _add_alignment(args)
-        else:
-            _export(args, args.source or args.model or DEFAULT_MODEL)
-    except WhisperNpuError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    if args.add_alignment:
+        _add_alignment(args)
+    else:
+        _export(args, args.source or args.model or DEFAULT_MODEL)
+    return cli.EXIT_OK
 
 
 def _export(args: argparse.Namespace, model: str) -> None:
@@ -206,5 +201,10 @@ def _print_step(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(export, build_parser(), argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

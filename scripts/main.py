@@ -4,7 +4,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from whisper_npu.scripts import console
 from whisper_npu.scripts.cli import be_process
+from whisper_npu.scripts.command_line import EXIT_USAGE, suggestion
 from whisper_npu.version import __version__
 
 COMMANDS = {
@@ -51,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"error: unknown command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
-        return 2
+        hint = suggestion(arguments[0], COMMANDS)
+        console.error(f"there is no command {arguments[0]}{hint} (see `whisper-npu --help`)")
+        return EXIT_USAGE
     module = import_module(f"whisper_npu.scripts.{COMMANDS[arguments[0]][0]}")
     code: int = module.main(arguments[1:])
     return code

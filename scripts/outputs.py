@@ -35,7 +35,8 @@ def write_text(path: Path, content: str) -> None:
         UsageError: The file cannot be written.
     """
     try:
-        path.write_text(content, encoding="utf-8")
+        # A file name that is not UTF-8 is spelled out, as JSON does it: `\\udcff`.
+        path.write_text(content, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.runtime.transcribe import TranscriptionStream, WhisperModel
+from whisper_npu.runtime.transcribe import WhisperModel
+from whisper_npu.runtime.transcription_stream import TranscriptionStream
 from whisper_npu.scripts.engine_process import Start
 from whisper_npu.scripts.observed_backend import Observations, observe
 from whisper_npu.scripts.recordings import Recording

@@ -33,14 +33,13 @@ exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="whisper-npu selftest",
+    parser = cli.Parser(
+        "selftest",
         description="Compare a device's tokens with a reference, and with themselves whatever was "
         "decoded before or beside.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model", nargs="?", default=cli.DEFAULT_MODEL, help="model folder (default: %(default)s)"
@@ -163,4 +162,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

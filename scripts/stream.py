@@ -1,30 +1,28 @@
 """Transcribes live audio from standard input: `whisper-npu stream`, `python scripts/stream.py`."""
 
 import argparse
-import json
-import shutil
-import signal
 import sys
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Semaphore, Thread
-from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts import cli, console
 from whisper_npu.scripts.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
 )
+from whisper_npu.scripts.signals import on_interrupt
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.audio_source import Samples
     from whisper_npu.runtime.live import LiveUpdate
+    from whisper_npu.runtime.options import TranscribeOptions
+    from whisper_npu.scripts.live_output import SavedFile
 
 # Spelt out, so that `--help` loads no engine.
 SAMPLE_FORMATS = ("s16le", "s32le", "f32le")
@@ -36,12 +34,13 @@ examples:
   arecord -q -f S16_LE -r 16000 -c 1 -t raw | whisper-npu stream
   arecord -q -f cd -t wav | whisper-npu stream --model base --language German
   ffmpeg -loglevel error -i rtsp://camera/1 -f wav - | whisper-npu stream --json-lines
+  arecord -q -f cd -t wav | whisper-npu stream --save meeting.srt --save meeting.json
   ffmpeg -loglevel error -f dshow -i audio=Microphone -f s16le -ar 16000 -ac 1 - | \\
     whisper-npu stream
 
-Text is printed once it is certain not to change; on a terminal, what may still change stands
-below it. The end of the input or Ctrl-C ends the session: the rest is transcribed, the exit code
-is 0. Ctrl-C once more stops at once.
+Text is printed sentence by sentence, once it is certain not to change; on a terminal, the sentence
+being spoken flows below. The end of the input or Ctrl-C ends the session: the rest is transcribed,
+the exit code is 0. Ctrl-C once more stops at once.
 
 exit codes:
   0    the input was transcribed to its end
@@ -49,16 +48,16 @@ exit codes:
   2    the command line is wrong
   3    the model or the device cannot be used
   130  stopped at once
+  143  ended by SIGTERM (129 by SIGHUP)
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="stream",
+    parser = cli.Parser(
+        "stream",
         description="Transcribe speech from standard input while it is being spoken.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # --mode of `transcribe` would be taken for --model
     )
     audio = parser.add_argument_group(
@@ -81,10 +80,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="silence after which everything is certain (default: %(default)s)",
     )
-    audio.add_argument(
+    out = parser.add_argument_group("output")
+    out.add_argument(
         "--json-lines",
         action="store_true",
         help="print an object per line: committed text, and tentative text, which may change",
+    )
+    out.add_argument(
+        "--save",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also write the text there, as txt, vtt, srt, tsv or json by its suffix; called "
+        "FILE's name with .partial in it until the input ends; can be repeated",
     )
     add_model_options(parser)
     add_decoding_options(parser, live=True)
@@ -101,15 +110,38 @@ def _positive(text: str) -> int:
 def stream(arguments: argparse.Namespace) -> int:
     """Transcribe standard input as it comes; returns the exit code."""
     # Heavy imports wait until the command line is known to be right.
-    from whisper_npu.api import load_model  # noqa: PLC0415
-    from whisper_npu.runtime.audio import SAMPLE_RATE, AudioStream  # noqa: PLC0415
-    from whisper_npu.runtime.live import LiveTranscriber  # noqa: PLC0415
-    from whisper_npu.runtime.pcm import PcmDecoder  # noqa: PLC0415
+    from whisper_npu.scripts.live_output import SavedFile  # noqa: PLC0415
 
     options = decoding_options(arguments)
     if sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe audio into it; see --help")
     arriving = cli.standard_input()
+    with ExitStack() as stack:
+        files = [stack.enter_context(SavedFile(path)) for path in dict.fromkeys(arguments.save)]
+        warnings = _transcribe(arguments, options, arriving, files)
+    for warning in warnings:
+        console.warning(warning)
+    return cli.EXIT_OK
+
+
+def _transcribe(
+    arguments: argparse.Namespace,
+    options: "TranscribeOptions",
+    arriving: BinaryIO,
+    files: "Sequence[SavedFile]",
+) -> tuple[str, ...]:
+    """Load the model and transcribe all that arrives; returns the warnings."""
+    from whisper_npu.api import load_model  # noqa: PLC0415
+    from whisper_npu.runtime.audio import SAMPLE_RATE, AudioStream  # noqa: PLC0415
+    from whisper_npu.runtime.live import LiveTranscriber  # noqa: PLC0415
+    from whisper_npu.runtime.pcm import PcmDecoder  # noqa: PLC0415
+    from whisper_npu.scripts.live_output import (  # noqa: PLC0415
+        JsonLines,
+        Lines,
+        LiveOutput,
+        Session,
+    )
+
     folder = cli.find_model(arguments.model)
     name, warnings = "standard input", list[str]()
     # Buffered, it would wait until the buffer is full.
@@ -132,14 +164,28 @@ def stream(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
     )
     live = LiveTranscriber(model, options, min_chunk=arguments.min_chunk, pause=arguments.pause)
-    show = JsonLines(sys.stdout) if arguments.json_lines else Lines(sys.stdout)
-    with _on_interrupt(arrivals.stop):
-        for samples in arrivals:
-            show(live.feed(samples))
-        show(live.finish())
-    for warning in (*live.warnings, *warnings):
-        print(f"warning: {warning}", file=sys.stderr)
-    return cli.EXIT_OK
+    printed = JsonLines(sys.stdout) if arguments.json_lines else Lines(sys.stdout)
+    outputs: list[LiveOutput] = [printed, *files]
+
+    def show(updates: "Sequence[LiveUpdate]") -> None:
+        for output in outputs:
+            output.show(updates, live.duration)
+
+    def session() -> Session:
+        backend, told = model.backend, (*live.warnings, *warnings)
+        ran = (backend.device, backend.kv_cache, backend.precision)
+        return Session(live.duration, model.folder.name, *ran, told)
+
+    for file in files:
+        file.session = session
+    try:
+        with on_interrupt(arrivals.stop):
+            for samples in arrivals:
+                show(live.feed(samples))
+            show(live.finish())
+    finally:
+        printed.end()
+    return session().warnings
 
 
 class Arrivals:
@@ -195,78 +241,10 @@ class Arrivals:
                 item = self._queue.get()
 
 
-class JsonLines:
-    """Prints every update as an object on a line of its own."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def __call__(self, updates: "Sequence[LiveUpdate]") -> None:
-        """Print."""
-        for update in updates:
-            fields = {"type": type(update).__name__.lower(), **asdict(update)}
-            fields |= {key: round(fields[key], 2) for key in ("start", "end")}
-            print(json.dumps(fields, ensure_ascii=False), file=self._out, flush=True)
-
-
-class Lines:
-    """Prints committed text line by line; on a terminal, the tentative text below it."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._redraws = out.isatty()
-
-    def __call__(self, updates: "Sequence[LiveUpdate]") -> None:
-        """Print."""
-        from whisper_npu.runtime.live import Committed  # noqa: PLC0415
-        from whisper_npu.runtime.subtitles import format_timestamp  # noqa: PLC0415
-
-        for update in updates:
-            if isinstance(update, Committed):
-                start, end = format_timestamp(update.start), format_timestamp(update.end)
-                self._clear()
-                print(f"[{start} --> {end}] {update.text}", file=self._out)
-            elif self._redraws:
-                self._clear()
-                print(_fit(update.text.strip()), end="", file=self._out)
-        self._out.flush()
-
-    def _clear(self) -> None:
-        if self._redraws:
-            print("\r\x1b[K", end="", file=self._out)
-
-
-def _fit(text: str) -> str:
-    """The end of a text, as much as a line of the terminal holds."""
-    room = shutil.get_terminal_size().columns - 1
-    kept = len(text)
-    while kept:
-        room -= 2 if unicodedata.east_asian_width(text[kept - 1]) in "WF" else 1
-        if room < 0:
-            break
-        kept -= 1
-    return text[kept:]
-
-
-@contextmanager
-def _on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Have the first Ctrl-C call `action`; the second is as usual."""
-
-    def interrupted(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        action()
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     return cli.run(stream, build_parser(), argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

@@ -4,27 +4,22 @@ Option names are openai/whisper's.
 """
 
 import argparse
-import contextlib
 import logging
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from whisper_npu.errors import AudioError, OutputError, UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.scripts import cli, console
+from whisper_npu.scripts.console import one_line
 from whisper_npu.scripts.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
 )
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from whisper_npu.runtime.results import Transcription
-    from whisper_npu.runtime.transcribe import TranscriptionStream
-    from whisper_npu.runtime.writers import OutputFiles
+from whisper_npu.scripts.progress import BesideProgress, Progress
+from whisper_npu.scripts.signals import on_interrupt
+from whisper_npu.scripts.transcription_batch import Batch, Recording
 
 logger = logging.getLogger("whisper_npu")
 
@@ -38,13 +33,12 @@ examples:
 {cli.EXIT_CODES}"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="transcribe",
+    parser = cli.Parser(
+        "transcribe",
         description="Transcribe audio and video files with an exported Whisper model.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "files",
@@ -64,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="txt, vtt, srt, tsv, json, several separated by commas, or all "
         "(default: nothing is written without --output-dir, all with it)",
     )
+    out.add_argument(
+        "--keep-suffix",
+        action="store_true",
+        help="write talk.mp3.srt instead of talk.srt: for recordings called alike",
+    )
     cli.add_flag(
         out,
         "--highlight-words",
@@ -81,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         out,
         "--verbose",
         default=True,
-        help="print the text as it comes (default), or only a progress bar",
+        help="print the text as it comes (default: True)",
     )
     out.add_argument(
         "--report",
@@ -102,12 +101,10 @@ def transcribe(arguments: argparse.Namespace) -> int:
     """Transcribe the files the command line names; returns the exit code."""
     # Heavy imports wait until the command line is known to be right.
     from whisper_npu.api import load_model  # noqa: PLC0415
-    from whisper_npu.runtime.audio import list_audio_files  # noqa: PLC0415
     from whisper_npu.runtime.formats import expand_formats  # noqa: PLC0415
+    from whisper_npu.runtime.output_names import check_names, check_output_dir  # noqa: PLC0415
     from whisper_npu.runtime.subtitles import SubtitleOptions  # noqa: PLC0415
-    from whisper_npu.runtime.writers import OutputFiles, output_names  # noqa: PLC0415
 
-    _set_up_logging(debug=arguments.debug)
     options = decoding_options(arguments)
     layout = SubtitleOptions(
         highlight_words=arguments.highlight_words,
@@ -119,125 +116,63 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if not any(wants):
         raise UsageError("--verbose False prints no text: say with -o or -f where it is to go")
     for note in layout.check(word_timestamps=options.word_timestamps):
-        print(f"warning: {note}", file=sys.stderr)
+        console.warning(note)
     formats: tuple[str, ...] = ()
     if arguments.output_format or arguments.output_dir:
         formats = expand_formats(arguments.output_format or "all")
+    folder = arguments.output_dir or "."
+    recordings, n_missing = _find(arguments.files, keep_suffix=arguments.keep_suffix)
+    if formats:
+        check_names([(each.file, each.name) for each in recordings], folder, formats)
+        check_output_dir(folder)
+    model_folder = cli.find_model(arguments.model)  # which tells of an export line by line
+    with Progress([each.file for each in recordings]) as progress:
+        _set_up_logging(progress, debug=arguments.debug)
+        progress.status = f"loading {one_line(arguments.model)}"
+        model = load_model(
+            model_folder,
+            device=arguments.device,
+            backend=arguments.backend,
+            kv_cache=arguments.kv_cache,
+            precision=arguments.precision,
+            threads=arguments.threads,
+        )
+        progress.status = ""
+        batch = Batch(recordings, arguments, formats, layout, progress)
+        with on_interrupt(batch.stop):
+            n_failed = batch.run(model, options)
+    batch.summarise()
+    if batch.is_stopped:
+        raise KeyboardInterrupt
+    return cli.EXIT_SOME_FAILED if n_failed + n_missing else cli.EXIT_OK
 
-    failures = 0
-    files: list[Path] = []
-    for name in arguments.files:
+
+def _find(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Recording], int]:
+    """The recordings the command line names, each once, and how many names stand for none."""
+    from whisper_npu.runtime.audio import list_audio_files  # noqa: PLC0415
+    from whisper_npu.runtime.output_names import output_name  # noqa: PLC0415
+
+    found: dict[tuple[str, str], Recording] = {}
+    n_missing = 0
+    for name in names:
+        folder = Path(name) if Path(name).is_dir() else None
         try:
-            files += [Path("-")] if name == "-" else list_audio_files([name])
+            files = [Path("-")] if name == "-" else list_audio_files([name])
         except AudioError as error:
-            failures += 1
-            print(f"error: {error}", file=sys.stderr)
-    model = load_model(
-        cli.find_model(arguments.model),
-        device=arguments.device,
-        backend=arguments.backend,
-        kv_cache=arguments.kv_cache,
-        precision=arguments.precision,
-        threads=arguments.threads,
-    )
-    streams = model.transcribe_all((_source(file) for file in files), options)
-    show_names = len(files) > 1 and arguments.verbose
-    for file, name, stream in zip(files, output_names(files), streams, strict=True):
-        if show_names:
-            print(f"==> {file} <==")
-        try:
-            if isinstance(stream, AudioError):
-                raise stream
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(contextlib.closing(stream))
-                outputs = None
-                if formats:
-                    folder = arguments.output_dir or "."
-                    writing = OutputFiles(file, folder, formats, layout, name=name)
-                    outputs = stack.enter_context(writing)
-                _finish(stream, file, outputs, arguments)
-        except (AudioError, OutputError) as error:
-            failures += 1
-            print(f"error: {error}", file=sys.stderr)
-    return cli.EXIT_SOME_FAILED if failures else cli.EXIT_OK
+            n_missing += 1
+            console.error(error)
+            continue
+        for file in files:
+            recording = Recording(file, output_name(file, folder, keep_suffix=keep_suffix))
+            found.setdefault((os.path.abspath(file), recording.name), recording)  # noqa: PTH100
+    return list(found.values()), n_missing
 
 
-def _finish(
-    stream: "TranscriptionStream",
-    file: Path,
-    outputs: "OutputFiles | None",
-    arguments: argparse.Namespace,
-) -> None:
-    """Follow a transcription to its end, and say what there is to say of it."""
-    _follow(stream, file, outputs, verbose=arguments.verbose)
-    result = stream.result()
-    if outputs is not None:
-        for path in outputs.finish(result):
-            logger.debug("wrote %s", path)
-    for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if arguments.report:
-        _report(result)
-
-
-def _set_up_logging(*, debug: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+def _set_up_logging(progress: Progress, *, debug: bool) -> None:
+    handler = BesideProgress(progress)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
-
-
-def _source(file: Path) -> Path | BinaryIO:
-    return cli.standard_input() if str(file) == "-" else file
-
-
-def _follow(
-    stream: "TranscriptionStream", file: Path, outputs: "OutputFiles | None", *, verbose: bool
-) -> None:
-    """Show and write segments as they come."""
-    from whisper_npu.runtime.subtitles import format_timestamp  # noqa: PLC0415
-
-    with contextlib.ExitStack() as stack:
-        bar = None if verbose else stack.enter_context(_progress_bar(stream, file))
-        for segment in stream:
-            if outputs is not None:
-                outputs.segment(segment)
-            if bar is not None:
-                bar.update(max(0.0, segment.end - bar.n))
-            else:
-                start, end = format_timestamp(segment.start), format_timestamp(segment.end)
-                print(f"[{start} --> {end}] {segment.text}", flush=True)
-
-
-def _progress_bar(stream: "TranscriptionStream", file: Path) -> "tqdm[NoReturn]":
-    from tqdm import tqdm  # noqa: PLC0415 - only imported where it is shown
-
-    seconds = stream.duration_estimate
-    if seconds is None:
-        return tqdm(desc=file.name, unit="s")
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {rate_fmt}"
-    return tqdm(desc=file.name, unit="s", total=round(seconds, 2), bar_format=layout)
-
-
-def _report(result: "Transcription") -> None:
-    """Print how the time of a recording is accounted for, and where it ran."""
-    seconds = ", ".join(
-        f"{fate} {total:.2f} s" for fate, total in result.coverage.seconds().items()
-    )
-    print(f"{result.duration:.2f} s of audio: {seconds}", file=sys.stderr)
-    for span in result.coverage.spans:
-        if span.fate != "transcribed":
-            where = f"{span.start:.2f} to {span.end:.2f} s"
-            print(f"  {where}: {span.fate}: {span.reason}", file=sys.stderr)
-    for window in {segment.seek: segment for segment in result.segments}.values():
-        for retry in window.retries:
-            where = f"window of {window.start:.2f} s"
-            print(f"  {where}: temperature {retry.temperature}: {retry.reason}", file=sys.stderr)
-    for segment in result.segments:
-        if segment.flaw is not None:
-            print(f"  {segment.start:.2f} s: doubtful: {segment.flaw}", file=sys.stderr)
-    ran = f"{result.device}, {result.precision}, {result.kv_cache} cache"
-    print(f"ran on {ran}; language {result.language}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

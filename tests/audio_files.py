@@ -1,12 +1,14 @@
 """Recordings for the tests, written where a test needs them: good, odd and broken ones."""
 
 import struct
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
+from av.stream import Disposition
 
 RATE = 16_000
 
@@ -49,6 +51,62 @@ def write_with_ffmpeg(
     return path
 
 
+@dataclass(frozen=True)
+class Track:
+    """An audio track of `write_film`: float samples `(n,)`, or `(n, 2)` for stereo."""
+
+    samples: np.ndarray
+    codec: str = "pcm_s16le"
+    rate: int = RATE
+    begins: float = 0.0  # seconds
+    language: str | None = None
+    title: str | None = None
+    disposition: Disposition = Disposition(0)  # noqa: RUF009 - a flag, which never changes
+
+
+def write_film(
+    path: Path, *tracks: Track, seconds: float, codec: str = "mpeg4", begins: float = 0.0
+) -> Path:
+    """A video whose clock starts at `begins` seconds, with audio tracks that may start later."""
+    with av.open(str(path), "w") as container:
+        pictures = add_pictures(container, codec)
+        streams = [_add_track(container, track) for track in tracks]
+        packets = []
+        for index in range(round(10 * seconds)):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 99, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index + round(10 * begins), Fraction(1, 10)
+            packets += pictures.encode(frame)
+        packets += pictures.encode(None)
+        for stream, track in zip(streams, tracks, strict=True):
+            packets += _encoded(stream, track, begins)
+        timed = (packet for packet in packets if packet.dts is not None)
+        for packet in sorted(timed, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    return path
+
+
+def _add_track(container, track: Track):
+    layout = "mono" if track.samples.ndim == 1 else "stereo"
+    stream = container.add_stream(track.codec, rate=track.rate, layout=layout)
+    for key in ("language", "title"):
+        if getattr(track, key) is not None:
+            stream.metadata[key] = getattr(track, key)
+    stream.disposition = track.disposition
+    return stream
+
+
+def _encoded(stream, track: Track, begins: float):
+    layout = stream.codec_context.layout
+    sample_format = stream.codec_context.codec.audio_formats[0].name
+    resampler = av.AudioResampler(format=sample_format, layout=layout, rate=track.rate)
+    planes = np.ascontiguousarray(np.atleast_2d(track.samples.T), np.float32)
+    frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
+    frame.sample_rate, frame.time_base = track.rate, Fraction(1, track.rate)
+    frame.pts = round((begins + track.begins) * track.rate)
+    converted = resampler.resample(frame) + resampler.resample(None)
+    return [packet for each in (*converted, None) for packet in stream.encode(each)]
+
+
 def write_many_channels(
     path: Path, samples: np.ndarray, rate: int, codec: str, *, layout: str | None = None
 ) -> Path:
@@ -72,8 +130,8 @@ def write_many_channels(
     return path
 
 
-def add_pictures(container):
-    stream = container.add_stream("mpeg4", rate=10)
+def add_pictures(container, codec: str = "mpeg4"):
+    stream = container.add_stream(codec, rate=10)
     stream.width = stream.height = 64
     stream.pix_fmt = "yuv420p"
     return stream

@@ -9,9 +9,11 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 
+from whisper_npu import load_model
 from whisper_npu.errors import CheckpointError, UsageError
 from whisper_npu.export import hub
-from whisper_npu.export.checkpoint import load_checkpoint
+from whisper_npu.export.checkpoint import load_checkpoint, standard_tokenizer
+from whisper_npu.export.onnx_export import export_model
 from whisper_npu.export.source import SourceKind, find_source, with_digest
 
 
@@ -62,6 +64,51 @@ def test_missing_generation_config_is_built_from_the_tokenizer(folder: Path) -> 
     )
     assert eot not in config["suppress_tokens"]
     assert config["begin_suppress_tokens"][-1] == eot
+
+
+@pytest.mark.parametrize("padding", [0, 1, 8])
+def test_an_english_model_is_told_by_its_tokens(tmp_path: Path, padding: int) -> None:
+    """Not by its size: fine-tunes are padded for speed, or have a token more."""
+    folder = tiny_whisper.save_checkpoint(tmp_path / "x", english=True, padding=padding)
+    others = {"is_multilingual": True, "lang_to_id": {"<|en|>": 50259}, "language": "german"}
+    for given in ({}, others):
+        (folder / "generation_config.json").write_text(json.dumps(given))
+        config = load_checkpoint(str(folder)).generation_config
+        assert config["is_multilingual"] is False
+        assert config.keys().isdisjoint({"lang_to_id", "task_to_id", "language", "task"})
+
+
+def test_a_padded_english_model_is_exported_as_one(tmp_path: Path, tiny_audio: list[Path]) -> None:
+    folder = tiny_whisper.save_checkpoint(tmp_path / "x", english=True, padding=8)
+    out = export_model(str(folder), tmp_path / "out", parity_audio=tiny_audio)
+    model = load_model(out, precision="f32")
+    assert not model.is_multilingual
+    with pytest.raises(UsageError, match="English-only"):
+        model.resolve(language="de")
+    assert model.transcribe(tiny_audio[0], sample_len=4).language == "en"
+
+
+@pytest.mark.parametrize(
+    ("n_vocab", "eot", "asset"),
+    [
+        (51864, None, "tiny.en"),
+        (51865, 50256, "tiny.en"),
+        (51872, 50256, "tiny.en"),
+        (51865, 50257, "base"),
+        (51866, None, "base"),
+    ],
+)
+def test_the_tokenizer_of_a_folder_without_one(
+    n_vocab: int, eot: int | None, asset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokenizer_json = tiny_whisper.build_tokenizer_json()
+    (tmp_path / asset).mkdir()
+    (tmp_path / asset / "tokenizer.json").write_bytes(tokenizer_json)
+    monkeypatch.setattr("whisper_npu.export.checkpoint.fetch", lambda name, _: tmp_path / name)
+    found = standard_tokenizer(n_vocab, eot=eot)
+    assert (b"<|yue|>" in found) == (n_vocab == 51866)
+    with pytest.raises(CheckpointError, match="no tokenizer is known"):
+        standard_tokenizer(51872, eot=50257)
 
 
 def test_given_generation_config_is_kept(folder: Path) -> None:

@@ -11,7 +11,7 @@ from ctranslate2_files import quantize, variables_of, write_folder, write_model_
 
 from whisper_npu.errors import CheckpointError
 from whisper_npu.export.checkpoint import load_checkpoint
-from whisper_npu.export.ctranslate2 import read_weights
+from whisper_npu.export.ctranslate2 import end_of_text, read_weights
 
 SETTINGS = {
     "alignment_heads": [[1, 0]],
@@ -126,6 +126,19 @@ def test_folder_is_not_changed(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     load_checkpoint(str(folder))
     assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / "copy").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("vocabulary.json", json.dumps), ("vocabulary.txt", "\n".join)]
+)
+def test_a_list_of_tokens_says_where_a_text_ends(tmp_path: Path, name: str, written) -> None:
+    assert end_of_text(tmp_path) is None
+    (tmp_path / name).write_text(written(["a", "b", "<|endoftext|>", "<|startoftranscript|>"]))
+    assert end_of_text(tmp_path) == 2
+    for damaged in (["a", "b"], []):
+        (tmp_path / name).write_text(written(damaged))
+        with pytest.raises(CheckpointError, match=f"cannot read .*{name}"):
+            end_of_text(tmp_path)
 
 
 NAME = "decoder/layer_1/ffn/linear_1/bias"

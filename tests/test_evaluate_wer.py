@@ -13,7 +13,9 @@ from whisper_npu import api
 from whisper_npu.errors import AudioError, DeviceError
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.results import Transcription
+from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.scripts import evaluate_wer, main
+from whisper_npu.scripts.outputs import write_text
 
 
 @dataclass
@@ -43,6 +45,9 @@ class FakeModel:
             return SimpleNamespace(result=lambda: None)  # the warm-up
         if not audio.is_file():
             raise AudioError(f"{audio}: no such file")
+        times = StageTimes()
+        for stage in ("encoder", "decoder"):
+            times.add(stage, 0.75 if audio.name == "a.wav" else 1.5)
         text = self.heard.get(f"{self.folder.name}/{audio.name}", self.heard.get(audio.name, ""))
         return SimpleNamespace(
             result=lambda: Transcription(
@@ -54,7 +59,8 @@ class FakeModel:
                 device="CPU",
                 kv_cache=self.backend.kv_cache,
                 precision=self.backend.precision,
-            )
+            ),
+            times=times,
         )
 
 
@@ -154,6 +160,13 @@ def test_a_warm_up_comes_first_and_is_not_counted(bench, tmp_path) -> None:
     run(bench.manifest, "--model", bench.en, "--json", str(out))
     assert [type(audio) is np.ndarray for _, audio, _ in bench.calls] == [True, False, False]
     assert json.loads(out.read_text())["configurations"][0]["audio_seconds"] == 4.0
+
+
+def test_each_recording_s_work_is_told(bench, capsys) -> None:
+    """Also where all texts come at once, as those that are decoded together do."""
+    run(bench.manifest, "--model", bench.en)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[-1] for line in lines if line[:1] in (["a.wav"], ["b.wav"])] == ["1.50", "3.00"]
 
 
 @pytest.mark.parametrize(("limit", "code"), [("33.33", 0), ("33.32", 1), ("100", 0), ("0", 1)])
@@ -381,7 +394,7 @@ def test_help_needs_no_extra() -> None:
 def test_it_is_a_subcommand(capsys) -> None:
     with pytest.raises(SystemExit):
         main.main(["wer", "--help"])
-    assert "evaluate_wer" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("usage: whisper-npu wer ")
 
 
 def test_real_speech(tiny_en_folder, beckett, tmp_path, capsys) -> None:
@@ -391,3 +404,8 @@ def test_real_speech(tiny_en_folder, beckett, tmp_path, capsys) -> None:
     arguments = [str(manifest), "--model", str(tiny_en_folder), "--precision", "f32"]
     assert run(*arguments, "--max-wer", "0") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "WER: 0.00"
+
+
+def test_results_name_files_that_are_no_utf8(tmp_path) -> None:
+    write_text(tmp_path / "out.json", json.dumps({"audio": "caf\udce9.wav"}, ensure_ascii=False))
+    assert json.loads((tmp_path / "out.json").read_text("utf-8")) == {"audio": "caf\udce9.wav"}

@@ -57,7 +57,9 @@ def wrong_imports(layer, source):
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_imports_of(file):
-    assert wrong_imports(file.parts[0], (ROOT / file).read_text(encoding="utf-8")) == []
+    # `python -m whisper_npu` is a program, like those in `scripts`.
+    layer = "scripts" if file.name == "__main__.py" else file.parts[0]
+    assert wrong_imports(layer, (ROOT / file).read_text(encoding="utf-8")) == []
 
 
 def test_the_files_are_found():

@@ -1,5 +1,6 @@
 """Graph surgery: every trio becomes graphs without a dynamic dimension, or a clear error."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -189,6 +190,17 @@ def test_a_failed_build_leaves_the_old_bundle(folder, tmp_path, monkeypatch):
         ensure_bundle(read_model_folder(copy), windows=(5,))
     assert (path / MANIFEST).read_bytes() == manifest
     assert [item.name for item in path.parent.iterdir()] == ["lossless"]
+
+
+def test_a_full_disk_is_called_that(folder, tmp_path, monkeypatch):
+    copied = read_model_folder(copy_folder(folder, tmp_path / "model"))
+
+    def no_space(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(static_graphs, "step_graph", no_space)
+    with pytest.raises(ModelError, match=r"cannot write static graphs into .*: No space left"):
+        ensure_bundle(copied, windows=(5,))
 
 
 def test_weights_are_stored_once(bundle, folder):

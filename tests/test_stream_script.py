@@ -14,9 +14,11 @@ import soundfile
 import tiny_whisper
 
 from whisper_npu.runtime.audio import load_audio
-from whisper_npu.runtime.live import Committed, Tentative
+from whisper_npu.runtime.formats import FORMATS
+from whisper_npu.runtime.live import Committed
 from whisper_npu.scripts import main as console
-from whisper_npu.scripts.stream import Arrivals, Lines, main
+from whisper_npu.scripts.live_output import JsonLines
+from whisper_npu.scripts.stream import Arrivals, main
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "stream.py"
 LINE = re.compile(r"\[(\d\d:)?\d\d:\d\d\.\d{3} --> (\d\d:)?\d\d:\d\d\.\d{3}\]  ?\S.*")
@@ -149,22 +151,41 @@ class TestOutput:
         text = "".join(line.partition("] ")[2] for line in lines.split("\n"))
         assert text.split() == committed(out).split()
 
-    def test_tentative_text_on_a_terminal_only(self):
-        updates = [Tentative(0.0, 1.0, " maybe"), Committed(0.0, 1.0, " Surely.", "en")]
-        pipe, terminal = io.StringIO(), Terminal()
-        Lines(pipe)(updates)
-        Lines(terminal)(updates)
-        assert pipe.getvalue() == "[00:00.000 --> 00:01.000]  Surely.\n"
-        assert terminal.getvalue() == "\r\x1b[Kmaybe\r\x1b[K" + pipe.getvalue()
+    def test_json_is_json_on_every_console(self):
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+        JsonLines(out).show([Committed(0.0, 1.0, " schön\x85", "de")], 1.0)
+        assert json.loads(out.buffer.getvalue())["text"] == " schön\x85"
 
-    @pytest.mark.parametrize("letter", ["a", "好"])
-    def test_long_tentative_text_stays_on_its_line(self, letter, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "20")
-        terminal = Terminal()
-        Lines(terminal)([Tentative(0.0, 1.0, letter * 50 + "end")])
-        shown = terminal.getvalue().removeprefix("\r\x1b[K")
-        assert shown.endswith("end")
-        assert 17 <= len(shown) + shown.count("好") <= 19
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_saved_in_every_format(self, run, tmp_path, suffix):
+        path = tmp_path / f"talk.{suffix}"
+        path.write_text("old")
+        code, out, err = run(VOICE.tobytes(), *INVENT, "--save", path)
+        assert (code, err) == (0, [])
+        assert [each.name for each in tmp_path.iterdir()] == [path.name]
+        said = [line.partition("] ")[2].strip() for line in out.splitlines() if line[:1] == "["]
+        assert said
+        content = path.read_text("utf-8")
+        assert said[0] in (json.loads(content)["text"] if suffix == "json" else content)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("talk.doc", "the suffix is not one of txt, vtt, srt, tsv, json"),
+            ("none/talk.srt", "cannot be written: No such file or directory"),
+            ("folder.srt", "is a folder; name a file"),
+        ],
+    )
+    def test_a_file_that_cannot_be_saved_is_told_first(self, run, tmp_path, name, message):
+        (tmp_path / "folder.srt").mkdir()
+        code, out, err = run(VOICE.tobytes(), "--save", tmp_path / name, model=tmp_path / "none")
+        assert (code, out) == (2, "")
+        assert err == [f"error: --save {tmp_path / name}: {message}"]
+
+    def test_nothing_is_left_where_nothing_was_said(self, run, tmp_path):
+        code, _, _ = run(VOICE.tobytes(), "--save", tmp_path / "x.srt", model=tmp_path / "none")
+        assert code == 3
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestArrivals:
@@ -185,10 +206,28 @@ class TestArrivals:
 
 
 class TestProcess:
-    def start(self, model):
-        command = [sys.executable, str(SCRIPT), "--model", str(model), "--json-lines"]
+    def start(self, model, *options):
+        command = [sys.executable, str(SCRIPT), "--model", str(model), "--json-lines", *options]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to a child alone")
+    def test_sigterm_keeps_what_was_said(self, tiny_en_folder, beckett, tmp_path):
+        """Sentence by sentence, under a name that says it is not all."""
+        audio = np.round(load_audio(beckett) * 32767).astype("<i2")
+        with self.start(tiny_en_folder, "--save", tmp_path / "talk.srt") as process:
+            process.stdin.write(audio[: 8 * 16000].tobytes() + bytes(4 * 32000))
+            process.stdin.flush()
+            while b"committed" not in process.stdout.readline():
+                pass
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+            told = process.stderr.read().decode().splitlines()
+            assert process.wait() == 143
+        partial = tmp_path / "talk.partial.srt"
+        assert told == [f"stopped: the text so far is in {partial}", "terminated"]
+        assert "Ever tried" in partial.read_text()
+        assert not (tmp_path / "talk.srt").exists()
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to a child alone")
     def test_interrupted_it_transcribes_the_rest(self, tiny_en_folder, beckett):

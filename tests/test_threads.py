@@ -15,7 +15,6 @@ from whisper_npu.runtime.partial import Partial
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.rounds import Rounds
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcribe import TranscriptionStream
 
 LATE = 60  # seconds after which something hangs
 
@@ -110,7 +109,7 @@ class TestOneStream:
         (sound,) = sounds(100)
         expected = model.transcribe(sound, **INVENT).result()
         for _ in range(5):
-            found = share(model.transcribe(sound, **INVENT), TranscriptionStream.result)
+            found = share(model.transcribe(sound, **INVENT), lambda stream: stream.result())
             assert [result.segments for result in found] == [expected.segments] * 4
             assert [result.coverage.spans for result in found] == [expected.coverage.spans] * 4
 

@@ -10,6 +10,7 @@ import tokenizers
 from fake_backend import write_companions
 
 from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.runtime import languages
 from whisper_npu.runtime.languages import LANGUAGES, language_code
 from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
 from whisper_npu.runtime.model_dir import ModelFolder
@@ -112,20 +113,29 @@ class TestVocabulary:
         got = read_vocabulary(folder_of(tmp_path, generation=generation), tokenizer)
         assert got == Vocabulary(is_multilingual=False, suppress=(3, 7), begin_suppress=(220, 5))
 
+    @pytest.mark.parametrize("vocab_size", [51864, 51865, 51872, None])
     @pytest.mark.parametrize(
-        ("config", "generation", "multilingual"),
-        [
-            ({"vocab_size": 51865}, {}, True),
-            ({"vocab_size": 51864}, {}, False),
-            ({"vocab_size": 51866}, {}, True),
-            ({}, {"lang_to_id": {"<|en|>": 1}}, True),
-            ({}, {}, False),
-            ({"vocab_size": 51865}, {"is_multilingual": False}, False),
-        ],
+        ("generation", "multilingual"),
+        [({}, True), ({"is_multilingual": True}, True), ({"is_multilingual": False}, False)],
     )
-    def test_is_multilingual(self, tokenizer, tmp_path, config, generation, multilingual):
-        folder = folder_of(tmp_path, config=config, generation=generation)
+    def test_languages_tell_a_multilingual_model(
+        self, tokenizer, tmp_path, vocab_size, generation, multilingual
+    ):
+        """And not its size, which may have been padded."""
+        folder = folder_of(tmp_path, config={"vocab_size": vocab_size}, generation=generation)
         assert read_vocabulary(folder, tokenizer).is_multilingual is multilingual
+
+    @pytest.mark.parametrize("vocab_size", [51864, 51865, 51872, None])
+    @pytest.mark.parametrize(
+        "generation", [{}, {"is_multilingual": True, "lang_to_id": {"<|en|>": 50258}}]
+    )
+    def test_gpt2s_text_tokens_tell_an_english_one(self, tmp_path, vocab_size, generation):
+        """Its tokenizer lists the languages, too, and its fine-tunes copy other configurations."""
+        (tmp_path / "tokenizer.json").write_bytes(tiny_whisper.build_tokenizer_json(english=True))
+        english = Tokenizer(tmp_path / "tokenizer.json")
+        assert english.special.languages["de"] == english.special.sot + 3
+        folder = folder_of(tmp_path, config={"vocab_size": vocab_size}, generation=generation)
+        assert not read_vocabulary(folder, english).is_multilingual
 
     def test_whispers_own_rule_where_the_folder_says_nothing(self, tokenizer, tmp_path):
         got = read_vocabulary(folder_of(tmp_path), tokenizer)
@@ -173,9 +183,35 @@ class TestLanguages:
     def test_code_or_name_in_any_case(self, name):
         assert language_code(name) == "de"
 
-    @pytest.mark.parametrize("name", ["", "xx", "Klingon", "en-US"])
-    def test_unknown(self, name):
-        with pytest.raises(UsageError, match=f"unknown language '{name}'"):
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            *[("en-US", "en"), ("zh-TW", "zh"), ("pt_BR", "pt"), ("sr-Latn-RS", "sr")],
+            *[("nb", "no"), ("jv", "jw"), ("iw", "he"), ("fil", "tl"), ("cmn", "zh")],
+            *[("Mandarin", "zh"), ("Farsi", "fa"), ("yue", "yue"), ("zh-yue", "yue")],
+            *[("ger", "de"), ("deu", "de"), ("fre", "fr"), ("slo", "sk"), ("nn", "nn")],
+        ],
+    )
+    def test_other_names_of_a_language(self, name, code):
+        assert language_code(name) == code
+
+    def test_every_language_has_a_code_of_three_letters(self):
+        """Containers name languages by these; every other alias must lead somewhere, too."""
+        three = {code for name, code in languages._CODES.items() if len(name) == 3}
+        assert three == set(LANGUAGES) == set(languages._CODES.values())
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("Germn", r"unknown language 'Germn'; did you mean german\?"),
+            ("Noregian", "did you mean norwegian"),
+            ("xx", r"unknown language 'xx'; `whisper-npu transcribe --list-languages` prints all"),
+            ("", "unknown language ''; "),
+            ("de,en", "unknown language 'de,en'; "),
+        ],
+    )
+    def test_unknown(self, name, told):
+        with pytest.raises(UsageError, match=told):
             language_code(name)
 
     def test_what_a_model_can_transcribe(self, tokenizer):
@@ -185,8 +221,10 @@ class TestLanguages:
         assert require_language(tokenizer, several, "Spanish") == "es"
         with pytest.raises(UsageError, match="English-only and cannot transcribe german"):
             require_language(tokenizer, english, "German")
-        with pytest.raises(UsageError, match=r"no language token for welsh \(cy\)"):
+        with pytest.raises(UsageError, match=r"no language token for welsh \(cy\)$"):
             require_language(tokenizer, several, "Welsh")
+        with pytest.raises(UsageError, match=r"cantonese \(yue\); give zh, or use large-v3"):
+            require_language(tokenizer, several, "yue")
 
     def test_text_is_that_of_the_tokenizers_library(self, tiny_en_folder):
         path = tiny_en_folder / "tokenizer.json"

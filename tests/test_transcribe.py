@@ -229,6 +229,12 @@ class TestLanguage:
         assert result.language == "es"
         assert len(model.backend.asked) == 1
 
+    def test_auto_is_detected_as_none_is(self, make, words):
+        model = make(Say(tuple(words(" Hola.")), language="es"))
+        stream = model.transcribe(sound(2), **SEQUENTIAL, language="Auto")
+        assert (stream.result().language, len(model.backend.asked)) == ("es", 2)
+        assert TranscribeOptions(language="auto", multilingual=True).language is None
+
     def test_english_only(self, make, words):
         model = make(Say(tuple(words(" Hi."))), is_multilingual=False)
         assert model.transcribe(sound(2), **SEQUENTIAL).result().language == "en"
@@ -272,6 +278,11 @@ class TestErrors:
             ({"beam_size": 5, "patience": 0.1}, r"waits for none of 5 beams; give 0\.2 or more"),
             ({"logprob_threshold": float("nan")}, "logprob_threshold is no number"),
             ({"no_speech_threshold": float("nan")}, "no_speech_threshold is no number"),
+            ({"channels": "both"}, "channels is 'both'; give mix, left, right, split"),
+            ({"audio_track": 0}, "audio_track is '0'; give a track's number from 1"),
+            ({"audio_track": "Klingon"}, "audio_track is 'Klingon'"),
+            ({"language": " "}, "language is empty; give one, or auto"),
+            ({"language": "Germn"}, "unknown language 'Germn'; did you mean german"),
         ],
     )
     def test_options_out_of_range(self, options, message):

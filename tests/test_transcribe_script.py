@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_files import RATE, bad_files, cut, voice
+from audio_files import RATE, Track, bad_files, cut, voice, write_film
 
 from whisper_npu.scripts import main as console
 from whisper_npu.scripts.transcribe import main
@@ -133,13 +133,25 @@ class TestExitCodes:
     def test_2_for_command_lines_that_argparse_refuses(self, run, sound, arguments):
         code, out, err = run(sound, *arguments)
         assert (code, out) == (2, "")
-        assert err[0].startswith("usage: ")
-        assert "error: " in err[-1]
+        (line,) = err
+        assert line.startswith("error: ")
+        assert line.endswith("(see `whisper-npu transcribe --help`)")
+
+    def test_a_mistyped_option_is_corrected(self, run, sound):
+        """Whatever argparse makes of its value."""
+        code, _, err = run("--langauge", "de")
+        assert (code, err) == (
+            2,
+            [
+                "error: there is no option --langauge: did you mean --language? "
+                "(see `whisper-npu transcribe --help`)"
+            ],
+        )
 
     def test_2_without_files(self, run):
         code, _, err = run()
         assert code == 2
-        assert err[-1].endswith("the following arguments are required: FILE")
+        assert "the following arguments are required: FILE" in err[-1]
 
     def test_3_without_a_model(self, run, sound, tmp_path):
         code, out, err = run(sound, model=tmp_path / "none")
@@ -177,11 +189,9 @@ class TestExitCodes:
         assert (tmp_path / "out" / "other.srt").read_text()
 
     def test_1_for_a_recording_that_would_be_written_over(self, run, sound, tmp_path):
-        """By its own transcript; that of one with the same name is called otherwise."""
+        """By its own transcript; that by another's is told before anything is decoded."""
         called = Path(shutil.copy(sound, tmp_path / "voice.srt"))
         content = called.read_bytes()
-        assert run(sound, called, *INVENT, "-o", tmp_path, "-f", "srt")[0] == 0
-        assert called.read_bytes() == content
         code, _, err = run(called, *INVENT, "-o", tmp_path, "-f", "srt")
         assert code == 1
         assert len(err) == 1
@@ -193,11 +203,54 @@ class TestExitCodes:
             main(["--help"])
         assert end.value.code == 0
         text = capsys.readouterr().out
-        for code in ("0  everything", "1  some files failed", "2  the command", "3  the model"):
-            assert code in text
+        meanings = {0: "everything", 1: "some files", 2: "the command line", 3: "the model"}
+        for code, meaning in {**meanings, 130: "interrupted", 143: "ended by SIGTERM"}.items():
+            assert f"\n  {code:<3}  {meaning}" in text
+
+    def test_0_for_the_list_of_languages(self, run):
+        code, out, err = run("--list-languages")
+        assert (code, err) == (0, [])
+        assert "de\tgerman" in out.splitlines()
+
+    @pytest.mark.parametrize(
+        ("language", "told"), [("", "language is empty"), ("Germn", "did you mean german")]
+    )
+    def test_2_for_an_unknown_language_at_once(self, run, sound, tmp_path, language, told):
+        code, _, err = run(sound, "--language", language, model=tmp_path / "no model")
+        assert code == 2
+        assert len(err) == 1
+        assert told in err[0]
 
 
 class TestInput:
+    def test_channels_of_a_call(self, run, tmp_path):
+        pair = np.stack([voice(3.0), np.zeros(3 * RATE, np.float32)], axis=1)
+        soundfile.write(tmp_path / "call.wav", pair, RATE)
+        options = [*INVENT, "--channels", "split", "--report", "-o", tmp_path, "-f", "json"]
+        code, out, err = run(tmp_path / "call.wav", *options)
+        assert code == 0
+        assert "] [left] " in out
+        assert "left: 3.00 s of audio: transcribed 3.00 s" in err[0]
+        assert sum(line.startswith("right: 3.00 s of audio") for line in err) == 1
+        written = json.loads((tmp_path / "call.json").read_text())
+        assert written["segments"][0]["channel"] == "left"
+
+    def test_tracks_of_a_film(self, run, tmp_path):
+        tracks = [Track(voice(3.0), language="eng"), Track(voice(2.0), language="ger")]
+        film = write_film(tmp_path / "film.mkv", *tracks, seconds=3)
+        code, _, err = run(film, *INVENT)
+        assert code == 0
+        assert "not 2 (German): choose by --audio-track" in err[0]
+        code, _, err = run(film, *INVENT, "--audio-track", "de", "--report")
+        assert code == 0
+        assert err[0].startswith("2.")
+        code, out, err = run(film, *INVENT, "--audio-track", "all")
+        assert (code, err) == (0, [])
+        assert "] [track 2] " in out
+        code, _, err = run(film, *INVENT, "--audio-track", "3")
+        assert code == 1
+        assert "no audio track 3; it has 1 (English), 2 (German)" in err[0]
+
     def test_silence_gives_empty_text(self, run, tmp_path):
         soundfile.write(tmp_path / "silence.wav", np.zeros(40 * RATE), RATE)
         code, out, err = run(
@@ -244,7 +297,8 @@ class TestInput:
         code, out, err = run(tmp_path / "a", "--output-dir", tmp_path / "out", *INVENT)
         assert (code, err) == (0, [])
         assert out.index("two.flac") < out.index("one.wav")  # sorted: a/b before a/one.wav
-        assert {path.stem for path in (tmp_path / "out").iterdir()} == {"one", "two"}
+        written = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.txt")}
+        assert written == {Path("one.txt"), Path("b/two.txt")}
 
     def test_standard_input(self, run, sound, tmp_path, monkeypatch):
         class Stdin:
@@ -290,7 +344,7 @@ class TestOptions:
     def test_quiet(self, run, sound):
         code, out, err = run(sound, *INVENT, "--verbose", "False", "--report")
         assert (code, out) == (0, "")
-        assert any("voice.wav: 100%" in line for line in err)
+        assert err[0].startswith("3.00 s of audio: transcribed 3.00 s")
 
     def test_debug_tells_contract_shapes_and_times(self, run, sound):
         code, _, err = run(sound, *INVENT, "--debug", "--kv-cache", "concat")
@@ -358,12 +412,49 @@ class TestOutput:
         assert err[0].startswith("error: ")
         assert "taken" in err[0]
 
-    def test_one_result_per_recording_of_the_same_name(self, run, tmp_path):
+    def test_recordings_that_would_share_a_file_are_refused(self, run, tmp_path):
+        """Before a model is loaded: what a file is called never depends on its neighbours."""
         for suffix in ("wav", "flac"):
             soundfile.write(tmp_path / f"talk.{suffix}", voice(1.0), RATE)
-        run(tmp_path, *INVENT, "-o", tmp_path / "out", "-f", "txt")
+        outputs = ("-o", tmp_path / "out", "-f", "txt")
+        code, out, err = run(tmp_path, *outputs, model=tmp_path / "no model")
+        assert (code, out) == (2, "")
+        (line,) = err
+        both = f"{tmp_path / 'talk.flac'} and {tmp_path / 'talk.wav'}"
+        assert line.startswith(f"error: {both} would both be written to {tmp_path / 'out'}")
+        assert "--keep-suffix" in line
+        assert run(tmp_path, *INVENT, *outputs, "--keep-suffix")[0] == 0
         names = sorted(path.name for path in (tmp_path / "out").iterdir())
         assert names == ["talk.flac.txt", "talk.wav.txt"]
+
+    def test_an_output_folder_that_cannot_be_used_is_told_first(self, run, sound, tmp_path):
+        (tmp_path / "file").write_text("")
+        code, _, err = run(sound, "-o", tmp_path / "file" / "x", model=tmp_path / "no model")
+        assert code == 2
+        assert err == [
+            f"error: {tmp_path / 'file' / 'x'}: cannot be made: Not a directory; "
+            "choose another --output-dir"
+        ]
+
+    def test_a_recording_named_twice_is_transcribed_once(self, run, sound):
+        code, out, err = run(sound, sound.parent / ".." / sound.parent.name / sound.name, *INVENT)
+        assert (code, err) == (0, [])
+        assert len(out.splitlines()) == 1
+
+    def test_a_name_that_is_nearly_all_suffix(self, run, sound, tmp_path):
+        """Which no other recording of the batch has to suffer for."""
+        odd = Path(shutil.copy(sound, tmp_path / "..wav"))
+        code, _, err = run(odd, sound, *INVENT, "-o", tmp_path / "out", "-f", "txt")
+        assert (code, err) == (0, [])
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["..txt", "voice.txt"]
+
+    @pytest.mark.parametrize("option", ["--initial-prompt", "--hotwords", "--prefix"])
+    def test_texts_that_are_no_utf8(self, run, sound, option):
+        code, _, err = run(sound, option, "Ren\udce9")
+        assert code == 2
+        name = option.strip("-").replace("-", "_")
+        assert err == [f"error: {name} is not valid UTF-8; write it anew in UTF-8"]
 
 
 class TestRealModel:

@@ -13,7 +13,7 @@ from whisper_npu.errors import OutputError, UsageError
 from whisper_npu.runtime.formats import FORMATS, expand_formats, make_formatter, render
 from whisper_npu.runtime.results import Segment, Transcription, Word
 from whisper_npu.runtime.subtitles import SubtitleOptions, format_timestamp
-from whisper_npu.runtime.writers import OutputFiles, output_names, output_path, write
+from whisper_npu.runtime.writers import OutputFiles, write
 
 
 def segment(start: float, end: float, text: str, words=None, index: int = 0) -> Segment:
@@ -172,6 +172,30 @@ class TestWithWords:
             "3\n00:00:02,000 --> 00:00:02,500\ne\n\n"
             "4\n00:00:03,000 --> 00:00:03,500\nf\n\n"
         )
+
+    def test_channels_are_named(self):
+        """WebVTT has a mark for who speaks; a cue never holds two of them."""
+        two = transcription(
+            dataclasses.replace(segment(0.0, 1.0, " Hello."), channel="left"),
+            dataclasses.replace(segment(0.5, 2.0, " Hi."), channel="right"),
+        )
+        assert render(two, "txt") == "[left] Hello.\n[right] Hi.\n"
+        assert render(two, "tsv").endswith("0\t1000\t[left] Hello.\n500\t2000\t[right] Hi.\n")
+        assert "00:00.000 --> 00:01.000\n<v left>Hello.\n" in render(two, "vtt")
+        assert "00:00:00,500 --> 00:00:02,000\n[right] Hi.\n" in render(two, "srt")
+        assert [each["channel"] for each in two.to_dict()["segments"]] == ["left", "right"]
+
+    def test_a_cue_of_words_ends_with_its_channel(self):
+        turns = transcription(
+            dataclasses.replace(spoken(0.0, "one two"), channel="left"),
+            dataclasses.replace(spoken(1.0, "three"), channel="right"),
+            dataclasses.replace(spoken(1.5, "four five"), channel="left"),
+        )
+        wide = SubtitleOptions(max_line_width=40, max_line_count=2)
+        texts = [cue.split("\n", 1)[1] for cue in render(turns, "vtt", wide).split("\n\n")[1:-1]]
+        assert texts == ["<v left>one two", "<v right>three", "<v left>four five"]
+        one_by_one = SubtitleOptions(highlight_words=True)
+        assert "[right] <u>three</u>" in render(turns, "srt", one_by_one)
 
     def test_json_has_the_words(self):
         result = transcription(segment(0, 1, " One", (Word(0.0, 0.5, " One", 0.75),)))
@@ -332,43 +356,19 @@ class TestFiles:
         assert (tmp_path / "x.txt").read_text() == "old"
 
 
-class TestNames:
-    @pytest.mark.parametrize(
-        ("recordings", "expected"),
-        [
-            ([], []),
-            (["a/talk.mp3"], ["talk"]),
-            (["a/one.mp3", "b/two.v1.wav", "-"], ["one", "two.v1", "stdin"]),
-            (["talk.mp3", "talk.wav", "x.wav"], ["talk.mp3", "talk.wav", "x"]),
-            (["a/talk.wav", "b/talk.wav"], ["a/talk", "b/talk"]),
-            (["r/a/1/talk.wav", "r/b/1/talk.wav"], ["a/1/talk", "b/1/talk"]),
-            (["Talk.mp3", "talk.wav"], ["Talk.mp3", "talk.wav"]),
-            (
-                ["a/t.wav", "a/t.mp3", "b/t.wav", "b/u.mp3"],
-                ["a/t", "t.mp3", "b/t", "u"],
-            ),
-            # The suffix kept for one may be another's stem.
-            (["t.mp3", "t.wav", "t.wav.flac"], ["t.mp3", "t", "t.wav.flac"]),
-            # One recording named twice stays one recording.
-            (["a/t.wav", "a/../a/t.wav"], ["t", "t"]),
-        ],
-    )
-    def test_no_two_recordings_share_a_name(self, recordings, expected):
-        names = output_names(recordings)
-        assert [name.as_posix() for name in names] == expected
-
-    def test_names_become_paths_below_the_output_folder(self, tmp_path):
-        names = output_names(["a/talk.wav", "b/talk.wav"])
-        paths = [
-            write(transcription(segment(0, 1, text)), audio, tmp_path, "txt", name=name)[0]
-            for audio, name, text in zip(["a/talk.wav", "b/talk.wav"], names, "AB", strict=True)
-        ]
-        assert [path.read_text() for path in paths] == ["A\n", "B\n"]
-        assert paths[0] == tmp_path / "a" / "talk.txt"
-
-    def test_output_path(self):
-        assert output_path("/x/talk.en.wav", "out", "vtt") == Path("out/talk.en.vtt")
-        assert output_path("-", "out", "json") == Path("out/stdin.json")
+class TestPartial:
+    def test_what_there_is_under_another_name(self, tmp_path):
+        (tmp_path / "talk.srt").write_text("old")
+        with OutputFiles("talk.mp3", tmp_path, "srt, json") as outputs:
+            outputs.segment(segment(0, 1, " One."))
+            # The second was decoded, but not written yet.
+            result = transcription(segment(0, 1, " One."), segment(1, 2, " Two."))
+            paths = outputs.keep_partial(result)
+        assert paths == [tmp_path / "talk.partial.srt", tmp_path / "talk.partial.json"]
+        assert paths[0].read_text() == render(result, "srt")
+        assert json.loads(paths[1].read_text())["text"] == " One. Two."
+        assert (tmp_path / "talk.srt").read_text() == "old"
+        assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_results_are_values():

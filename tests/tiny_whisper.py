@@ -13,6 +13,7 @@ N_TEXT_CTX = 448
 N_AUDIO_CTX = 1500
 LANGUAGES = ("en", "zh", "de", "es", "fr")
 MERGES = 64
+ENGLISH_TEXT_TOKENS = 50_256  # GPT-2's
 EOT_SCALE = 1.8
 SEED = 1  # of several tried: its decodes end by themselves or run to the limit
 
@@ -38,8 +39,12 @@ def special_tokens() -> list[str]:
     ]
 
 
-def build_tokenizer_json() -> bytes:
-    """A byte-level BPE: 256 bytes, some merges of two letters, Whisper's special tokens."""
+def build_tokenizer_json(*, english: bool = False) -> bytes:
+    """A byte-level BPE: 256 bytes, some merges of two letters, Whisper's special tokens.
+
+    Args:
+        english: As many text tokens as English-only models have, most of them in no use.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = "etaoinsrhldc"
@@ -47,6 +52,8 @@ def build_tokenizer_json() -> bytes:
     vocabulary = {character: index for index, character in enumerate(sorted(byte_characters()))}
     for first, second in merges:
         vocabulary[first + second] = len(vocabulary)
+    while english and len(vocabulary) < ENGLISH_TEXT_TOKENS:
+        vocabulary[f"unused {len(vocabulary)}"] = len(vocabulary)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +63,7 @@ def build_tokenizer_json() -> bytes:
     return tokenizer.to_str().encode()
 
 
-def build_model(tokenizer_json: bytes, seed: int = SEED):
+def build_model(tokenizer_json: bytes, seed: int = SEED, padding: int = 0):
     import torch
     from tokenizers import Tokenizer
     from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -64,7 +71,7 @@ def build_model(tokenizer_json: bytes, seed: int = SEED):
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     eot = tokenizer.token_to_id("<|endoftext|>")
     config = WhisperConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=tokenizer.get_vocab_size() + padding,
         num_mel_bins=80,
         d_model=64,
         encoder_layers=2,
@@ -108,10 +115,16 @@ def _scale(name: str) -> float | None:
     return 0.25
 
 
-def save_checkpoint(folder: Path) -> Path:
-    """Write the tiny Whisper as a Hugging Face folder."""
-    tokenizer_json = build_tokenizer_json()
-    build_model(tokenizer_json).save_pretrained(folder)
+def save_checkpoint(folder: Path, *, english: bool = False, padding: int = 0) -> Path:
+    """Write the tiny Whisper as a Hugging Face folder.
+
+    Args:
+        folder: Where to.
+        english: See `build_tokenizer_json`.
+        padding: Rows of the embedding that stand for no token.
+    """
+    tokenizer_json = build_tokenizer_json(english=english)
+    build_model(tokenizer_json, padding=padding).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer_json)
     # save_pretrained derives a bare one; without it the export must complete it from the tokenizer.
     (folder / "generation_config.json").unlink(missing_ok=True)

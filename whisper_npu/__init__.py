@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.options import TranscribeOptions
     from whisper_npu.runtime.partial import Partial
     from whisper_npu.runtime.results import Segment, Transcription, Word
-    from whisper_npu.runtime.transcribe import TranscriptionStream, WhisperModel
+    from whisper_npu.runtime.transcribe import WhisperModel
+    from whisper_npu.runtime.transcription_stream import TranscriptionStream
 
 __all__ = [
     "LiveTranscriber",
@@ -48,7 +49,7 @@ _HOMES = {
     "Segment": "runtime.results",
     "TranscribeOptions": "runtime.options",
     "Transcription": "runtime.results",
-    "TranscriptionStream": "runtime.transcribe",
+    "TranscriptionStream": "runtime.transcription_stream",
     "WhisperModel": "runtime.transcribe",
     "WhisperNpuError": "errors",
     "Word": "runtime.results",

@@ -1,0 +1,37 @@
+"""What can be chosen of a recording: its tracks and channels. Imports nothing that takes time."""
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.languages import find_language
+
+ALL_TRACKS = "all"
+TrackChoice = int | str | None  # a number from 1, a language, `all`, or None for the default track
+
+MIX, LEFT, RIGHT, SPLIT = "mix", "left", "right", "split"
+CHANNEL_CHOICES = (MIX, LEFT, RIGHT, SPLIT)
+
+
+def parse_track(text: str) -> TrackChoice:
+    """What `--audio-track` is given, as `audio_tracks.choose_track` takes it.
+
+    Raises:
+        UsageError: it is neither a number from 1, nor `all`, nor a language.
+    """
+    wanted = text.strip().lower()
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    if wanted == ALL_TRACKS or find_language(wanted) is not None:
+        return wanted
+    raise UsageError(
+        f"audio_track is {text!r}; give a track's number from 1, its language, or {ALL_TRACKS}"
+    )
+
+
+def require_channels(choice: str) -> str:
+    """One of `CHANNEL_CHOICES`.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if choice not in CHANNEL_CHOICES:
+        raise UsageError(f"channels is {choice!r}; give {', '.join(CHANNEL_CHOICES)}")
+    return choice
