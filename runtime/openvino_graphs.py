@@ -25,6 +25,7 @@ HIDDEN = "hidden_state"
 DRAFT = "draft"
 """Log probabilities by a small part of the vocabulary, see `split_vocabulary`."""
 
+_NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 _MATRIX_RANK = 2
 _ROWS_AT_ONCE = 512  # of a table: what is made of them stays in the processor's cache
 _THREADS = 2  # that convert; more would wait for memory
@@ -336,3 +337,32 @@ def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, o
             lambda name: read_graph(core, folder.path / name), (ENCODER, DECODER, DECODER_WITH_PAST)
         )
     return encoder, decoder, with_past
+
+
+def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
+    """Refuse weights that are no numbers, or infinite: they decode to any text at all.
+
+    Args:
+        folder: the model, for the message.
+        trio: its graphs, as `read_trio` gives them.
+
+    Raises:
+        ModelError: names the graph and the weight.
+    """
+    for file, model in zip((ENCODER, DECODER, DECODER_WITH_PAST), trio, strict=True):
+        for node in model.get_ops():
+            if node.get_type_name() != "Constant" or not node.get_element_type().is_real():
+                continue
+            if node.get_element_type() in _NUMPY_FLOATS and not is_finite(node.data):
+                raise ModelError(
+                    f"{folder.path / file}: the weight {node.get_friendly_name()} holds values "
+                    "that are not finite (NaN or infinity); export the model again"
+                )
+
+
+def is_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether floating-point values are finite numbers, all of them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # One pass without a copy. It may overflow where no value is infinite: then look at each.
+        total = values.sum(dtype=np.float32 if values.dtype == np.float16 else None)
+    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
