@@ -291,7 +291,7 @@ def read_graph(path: Path) -> Graph:
     """
     try:
         with open_regular(path) as stream:
-            proto = onnx.load(stream, load_external_data=False)
+            proto = onnx.load_model_from_string(stream.read())
         weights = dict(_take_weights(proto, path))
     except (OSError, ValueError, DecodeError) as error:
         raise ModelError(f"cannot read {path}: {error}; export the model again") from None

@@ -18,6 +18,7 @@ from whisper_npu.runtime.kv_cache import (
     Contract,
     is_self_attention,
 )
+from whisper_npu.runtime.linked_weights import without_links
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 
 HIDDEN = "hidden_state"
@@ -48,10 +49,11 @@ def read_graph(core: ov.Core, path: Path) -> ov.Model:
     """Read an ONNX file.
 
     Raises:
-        ModelError: the file is damaged or its external weights are missing.
+        ModelError: the file is damaged, or its external weights are missing or outside its folder.
     """
     try:
-        return core.read_model(path)
+        with without_links(path) as real:
+            return core.read_model(real)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelError(f"cannot read {path}: {reason}; export the model again") from None

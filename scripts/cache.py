@@ -104,7 +104,7 @@ def _print_by_model(entries: "Sequence[CacheEntry]") -> None:
                 what = (entry.contents.graph, entry.contents.precision)
             graph, precision = map(_printable, what)
             print(
-                f"  {graph:<24} {precision:<10} {_printable(str(device))}  "
+                f"  {graph:<24} {precision:<21} {_printable(str(device))}  "
                 f"{entry.size / 1e6:.1f} MB, used {_age(now - entry.used)} ago"
             )
 
