@@ -353,9 +353,9 @@ def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
     """
     for file, model in zip((ENCODER, DECODER, DECODER_WITH_PAST), trio, strict=True):
         for node in model.get_ops():
-            if node.get_type_name() != "Constant" or not node.get_element_type().is_real():
+            if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
                 continue
-            if node.get_element_type() in _NUMPY_FLOATS and not is_finite(node.data):
+            if not is_finite(node.data):
                 raise ModelError(
                     f"{folder.path / file}: the weight {node.get_friendly_name()} holds values "
                     "that are not finite (NaN or infinity); export the model again"
@@ -363,8 +363,11 @@ def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:
-    """Whether floating-point values are finite numbers, all of them."""
+    """Whether floating-point values are finite, or a mask: zero and minus infinity alone."""
     with np.errstate(over="ignore", invalid="ignore"):
         # One pass without a copy. It may overflow where no value is infinite: then look at each.
         total = values.sum(dtype=np.float32 if values.dtype == np.float16 else None)
-    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
+    if np.isfinite(total):
+        return True
+    is_mask = np.isneginf(values) | (values == 0)
+    return bool(np.isfinite(values).all()) or bool(is_mask.all())

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from whisper_npu.export.manifest import describe_file
 from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER_WITH_PAST, GRAPHS, MANIFEST
 
 
@@ -15,9 +16,11 @@ def copy_folder(folder, target):
 
 
 def edit_manifest(folder, **changes):
-    """Change entries of the manifest; None removes one."""
+    """Change entries of the manifest; None removes one. The files are certified as they are now."""
     path = folder / MANIFEST
-    manifest = json.loads(path.read_text()) | changes
+    files = [each for each in folder.iterdir() if each.is_file() and each != path]
+    certified = {"files": {each.name: describe_file(each) for each in files}}
+    manifest = json.loads(path.read_text()) | certified | changes
     path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
 
 

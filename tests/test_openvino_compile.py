@@ -22,7 +22,6 @@ from decoding_checks import (
 from model_surgery import copy_folder, edit_manifest
 
 from whisper_npu import load_model
-from whisper_npu.export.manifest import describe_files
 from whisper_npu.runtime import compile_cache, memory, openvino_compile
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.compile_cache import CompileCache
@@ -204,7 +203,7 @@ def change_weights(folder, monkeypatch):
     content[1000] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    edit_manifest(folder, files=describe_files(folder))
+    edit_manifest(folder)
 
 
 def change_a_graph(folder, monkeypatch):
@@ -212,7 +211,7 @@ def change_a_graph(folder, monkeypatch):
     model = onnx.load(path, load_external_data=False)
     model.doc_string = "changed"
     onnx.save(model, path)
-    edit_manifest(folder, files=describe_files(folder))
+    edit_manifest(folder)
 
 
 def change_the_recipe(folder, monkeypatch):
