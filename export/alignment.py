@@ -17,6 +17,7 @@ from whisper_npu.errors import ExportError
 from whisper_npu.export.manifest import refresh_file
 from whisper_npu.export.shared_weights import check_references
 from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER, read_model_folder
+from whisper_npu.runtime.verification import verify_folder
 
 ATTENTIONS = "cross_attentions"
 PROBABILITIES = "token_probabilities"
@@ -54,10 +55,11 @@ def add_alignment_graph(path: str | Path) -> Path:
         The graph's file.
 
     Raises:
-        ModelError: It is no model folder.
+        ModelError: It is no model folder, or differs from its certificate.
         ExportError: The graph cannot be made from what the folder holds.
     """
     model = read_model_folder(path)
+    verify_folder(model)
     try:
         settings = read_settings(model.generation_config, model.config)
     except ExportError as error:

@@ -16,9 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from whisper_npu.runtime.cache_folder import cache_folder
 from whisper_npu.runtime.regular_files import open_regular
@@ -45,7 +46,7 @@ class ContentMemory:
         self._entries: dict[str, Entry] | None = None
         self._lock = Lock()
 
-    def recall(self, file: Path, fact: str, compute: Callable[[BinaryIO], Value]) -> Value:
+    def recall(self, file: Path, fact: str, compute: Callable[[BufferedReader], Value]) -> Value:
         """A fact about a file's content, computed if it is not known of this very content.
 
         Args:
@@ -130,11 +131,11 @@ _memories: dict[Path, ContentMemory] = {}
 _memories_lock = Lock()
 
 
-def _sha256(stream: BinaryIO) -> str:
+def _sha256(stream: BufferedReader) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _signature(stream: BinaryIO) -> list[int]:
+def _signature(stream: BufferedReader) -> list[int]:
     status = os.fstat(stream.fileno())
     return [
         *(status.st_dev, status.st_ino, status.st_size),
@@ -142,7 +143,7 @@ def _signature(stream: BinaryIO) -> list[int]:
     ]
 
 
-def _last_change(stream: BinaryIO) -> int:
+def _last_change(stream: BufferedReader) -> int:
     """When the content can have changed last, in nanoseconds since the epoch."""
     status = os.fstat(stream.fileno())
     # Nobody can set the POSIX change time. On Windows the field holds the time of creation.

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from whisper_npu.errors import WhisperNpuError
-from whisper_npu.export.assets import ASSETS, CACHE_VARIABLE, fetch
+from whisper_npu.export.assets import ASSETS, fetch
+from whisper_npu.runtime.cache_folder import CACHE_VARIABLE
 
 DEFAULT = ("tiny.en", "silero-vad", "beckett")
 
