@@ -87,6 +87,8 @@ def ensure_bundle(
     try:
         temporary.chmod(path.parent.stat().st_mode)  # mkdtemp's own is for one user alone
         _build(temporary, folder, recipe, progress)
+        if bundles.recipe(folder, weights, windows) != recipe:
+            raise ModelError(f"{folder.path} was changed while its graphs were read; start again")
         _replace(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

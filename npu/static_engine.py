@@ -19,13 +19,8 @@ import openvino as ov
 from whisper_npu.errors import DeviceError
 from whisper_npu.npu.bundle import DATA_FILE, Bundle, StaticGraph
 from whisper_npu.npu.devices import Target
-from whisper_npu.runtime.compile_cache import (
-    CacheKey,
-    CompileCache,
-    Contents,
-    cache_key,
-    compile_cached,
-)
+from whisper_npu.runtime.compile_cache import CompileCache, Contents, compile_cached
+from whisper_npu.runtime.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.memory import available_bytes
 from whisper_npu.runtime.openvino_sessions import RequestPool
 

@@ -155,7 +155,7 @@ def _collect(
             _collect(content, begin, stop, child, found, depth + 1)
 
 
-def _fields(content: mmap.mmap, position: int, end: int) -> "list[tuple[int, int, int]]":
+def _fields(content: mmap.mmap, position: int, end: int) -> list[tuple[int, int, int]]:
     """The fields of a message that hold bytes: number, and where the bytes begin and end."""
     found = []
     while position < end:

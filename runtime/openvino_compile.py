@@ -21,13 +21,8 @@ from whisper_npu.runtime import eight_bits, openvino_cross_states, openvino_stat
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.arithmetic import processor
 from whisper_npu.runtime.cache_folder import CACHE_VARIABLE
-from whisper_npu.runtime.compile_cache import (
-    LIMIT_VARIABLE,
-    CacheKey,
-    CompileCache,
-    Contents,
-    cache_key,
-)
+from whisper_npu.runtime.compile_cache import LIMIT_VARIABLE, CompileCache, Contents
+from whisper_npu.runtime.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
 from whisper_npu.runtime.memory import available_bytes, forget_files_of, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
@@ -139,7 +134,10 @@ class GraphCompiler:
         if not self._has_room(kept):
             return self._compile_all()
         compiled = self._compile_all()
-        self._keep(kept, keys, compiled)
+        if (
+            self._keys() == keys
+        ):  # else files were replaced meanwhile, and nobody knows which it was
+            self._keep(kept, keys, compiled)
         return compiled
 
     def compile_one(self, model: ov.Model, file: str, **options: object) -> ov.CompiledModel:

@@ -15,13 +15,8 @@ from openvino import opset13 as ops
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime import compile_cache, memory
-from whisper_npu.runtime.compile_cache import (
-    CompileCache,
-    Contents,
-    cache_key,
-    compile_cached,
-    default_cache,
-)
+from whisper_npu.runtime.compile_cache import CompileCache, Contents, compile_cached, default_cache
+from whisper_npu.runtime.compile_key import cache_key
 
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -232,7 +227,8 @@ import sys
 import numpy as np, openvino as ov
 from pathlib import Path
 from openvino import opset13 as ops
-from whisper_npu.runtime.compile_cache import CompileCache, Contents, cache_key, compile_cached
+from whisper_npu.runtime.compile_cache import CompileCache, Contents, compile_cached
+from whisper_npu.runtime.compile_key import cache_key
 core = ov.Core()
 cache = CompileCache(Path(sys.argv[1]), 1 << 30)
 for i in range(int(sys.argv[2])):

@@ -276,6 +276,23 @@ def test_what_a_graph_does_not_depend_on_changes_nothing(folder, cache, reads, c
     assert len(cache.entries()) == N_GRAPHS
 
 
+def test_files_that_are_replaced_meanwhile_are_not_answered_for(folder, cache, monkeypatch):
+    (folder / MANIFEST).unlink()
+    (path,) = folder.glob("*.onnx_data")
+    other = path.with_name("other")
+    other.write_bytes(bytes(path.stat().st_size))
+    read = graphs.read_trio
+
+    def read_and_replace(core, model):
+        found = read(core, model)
+        other.replace(path)
+        return found
+
+    monkeypatch.setattr(graphs, "read_trio", read_and_replace)
+    load(folder, cache)
+    assert cache.entries() == []
+
+
 def test_two_models_with_the_same_names_sizes_and_times(folder, cache):
     """As image layers and reproducible archives unpack them: each is answered for by itself."""
     other = copied(folder)
