@@ -24,6 +24,21 @@ def edit_manifest(folder, **changes):
     path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
 
 
+def name_weights(folder, name):
+    """Let the three graphs keep their weights in a file of another name; without a manifest."""
+    (folder / "model.onnx_data").rename(folder / name)
+    for path in (folder / graph for graph in GRAPHS):
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+        onnx.save(model, path)
+    (folder / ALIGNMENT).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink()
+    return folder
+
+
 def _rewire_present(folder, replacement):
     """Replace what each `present.*.decoder.*` output gives; attention reads what it read before.
 
