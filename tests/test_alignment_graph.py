@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+from model_surgery import edit_manifest
 from onnx import TensorProto, helper
 
 from whisper_npu.errors import ExportError, ModelError, ParityError
@@ -231,9 +232,20 @@ def test_alignment_heads_must_exist(folder: Path, heads, message: str) -> None:
     config = _configurations(folder)[0]
     config["alignment_heads"] = heads
     (folder / "generation_config.json").write_text(json.dumps(config))
+    edit_manifest(folder)
     with pytest.raises(ExportError, match=message) as caught:
         add_alignment_graph(folder)
     assert str(folder) in str(caught.value)
+
+
+def test_a_damaged_folder_gets_no_graph(folder: Path) -> None:
+    """It would be cut out of the damaged decoder, and certified."""
+    decoder = folder / "decoder_model.onnx"
+    decoder.write_bytes(decoder.read_bytes() + b"\x72\x00")
+    certificate = (folder / MANIFEST).read_bytes()
+    with pytest.raises(ModelError, match=r"decoder_model\.onnx differs"):
+        add_alignment_graph(folder)
+    assert (folder / MANIFEST).read_bytes() == certificate
 
 
 def test_no_model_folder(tmp_path: Path) -> None:
