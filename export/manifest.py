@@ -1,6 +1,5 @@
 """The export's certificate: what was exported, from what, by what, and how it was verified."""
 
-import hashlib
 import json
 import platform
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any
 from whisper_npu.errors import ExportError
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.source import Source
+from whisper_npu.runtime.content_memory import remembered_sha256, sha256_file
 from whisper_npu.version import __version__
 
 MANIFEST = "export_manifest.json"
@@ -42,7 +42,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, str | int]]:
 
 def describe_file(path: Path) -> dict[str, str | int]:
     """The sha256 and size in bytes of a file."""
-    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def write_manifest(
@@ -114,10 +114,8 @@ def verify_files(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise ExportError(f"{folder} is incomplete: {name} is missing; export it again")
-        if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-            raise ExportError(
-                f"{path} differs from what was exported (size or sha256); export it again"
-            )
+        if remembered_sha256(path) != expected["sha256"]:
+            raise ExportError(f"{path} differs from what was exported (sha256); export it again")
 
 
 def is_up_to_date(
@@ -165,8 +163,3 @@ def is_up_to_date(
 def _write(folder: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

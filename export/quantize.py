@@ -29,6 +29,7 @@ from whisper_npu.errors import ExportError
 from whisper_npu.export.conversion import Precision
 from whisper_npu.export.shared_weights import DATA_FILE, MATRIX_RANK, read_tensor, share_weights
 from whisper_npu.runtime.eight_bits import round_matrix
+from whisper_npu.runtime.external_data import external_files
 from whisper_npu.runtime.model_dir import ALIGNMENT, ENCODER, GRAPHS
 
 CONVERTED = (*GRAPHS, ALIGNMENT)
@@ -100,12 +101,14 @@ def quantize_encoder(path: Path, windows: Sequence[Float32]) -> onnx.ModelProto:
 
     Raises:
         ExportError: NNCF failed.
+        ModelError: The graph's weights are missing, or outside its folder.
     """
     # Read when the library is imported: no usage statistics are sent from here.
     os.environ.setdefault("NNCF_CI", "1")
     with _quiet():
         import nncf  # noqa: PLC0415 - slow to import, needed for this only
 
+        external_files(path)  # all of them in the folder; the next line reads whatever is named
         model = onnx.load(path)
         try:
             quantized: onnx.ModelProto = nncf.quantize(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from whisper_npu.errors import ExportError
+from whisper_npu.runtime.external_data import data_file, map_tensor
 
 DATA_FILE = "model.onnx_data"
 ALIGNMENT = 4096  # bytes: a page, so that each tensor can be mapped by itself
@@ -97,14 +98,15 @@ def check_references(path: Path) -> None:
 
     Raises:
         ExportError: One does not.
+        ModelError: The data file is missing, or outside the graph's folder.
     """
     graph = onnx.load(path, load_external_data=False).graph
     for tensor in graph.initializer:
         if not uses_external_data(tensor):
             continue
         info = ExternalDataInfo(tensor)
-        data = path.parent / info.location
-        size = data.stat().st_size if data.is_file() else 0
+        data = data_file(path.parent, info.location)
+        size = data.stat().st_size
         item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         needed = item * int(np.prod(tensor.dims, dtype=np.int64))
         if info.length != needed or (info.offset or 0) + needed > size:
@@ -157,13 +159,16 @@ def _external(name: str, stored: _Stored) -> onnx.TensorProto:
 
 
 def read_tensor(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
-    """A tensor's values; external ones are mapped, not read."""
+    """A tensor's values; external ones are mapped, not read.
+
+    Raises:
+        ModelError: The data file is missing, or outside the graph's folder.
+    """
     if not uses_external_data(tensor):
         return onnx.numpy_helper.to_array(tensor)
-    info = ExternalDataInfo(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    path = folder / info.location
-    return np.memmap(path, dtype, "r", offset=info.offset or 0, shape=tuple(tensor.dims))
+    return map_tensor(folder, entries, dtype, tuple(tensor.dims))
 
 
 def _key(array: NDArray[np.generic], data_type: int) -> Key:

@@ -9,6 +9,7 @@ from pathlib import Path
 from whisper_npu.errors import CheckpointError, UsageError
 from whisper_npu.export.assets import ASSETS
 from whisper_npu.export.checkpoint_files import HF_INDEXES, HF_WEIGHTS, check_huggingface_folder
+from whisper_npu.runtime.content_memory import remembered_sha256
 
 MODEL_ASSETS = tuple(name for name, asset in ASSETS.items() if asset.kind == "model")
 # What openai/whisper and faster-whisper call models that are on the hub.
@@ -132,9 +133,7 @@ def with_digest(source: Source) -> Source:
     digest = hashlib.sha256()
     try:
         for file in files:
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(f"{file.name} {content}\n".encode())
+            digest.update(f"{file.name} {remembered_sha256(file)}\n".encode())
     except OSError as error:
         raise CheckpointError(f"cannot read {source.path}: {error}") from error
     return replace(source, sha256=digest.hexdigest())

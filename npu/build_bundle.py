@@ -16,6 +16,7 @@ from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu import bundle as bundles
 from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.operators import check_operators
+from whisper_npu.runtime.content_memory import sha256_file
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.model_dir import (
     ALIGNMENT,
@@ -23,8 +24,8 @@ from whisper_npu.runtime.model_dir import (
     DECODER_WITH_PAST,
     ENCODER,
     ModelFolder,
-    sha256_file,
 )
+from whisper_npu.runtime.verification import verify_folder
 
 if TYPE_CHECKING:
     from whisper_npu.npu.graph_surgery import Graph
@@ -52,18 +53,20 @@ def ensure_bundle(
         progress: is given a line of text per graph.
 
     Raises:
-        ModelError: the folder's graphs do not have the structure of a Whisper export, or the
-            `onnx` package, which is needed to make a bundle, is not installed.
+        ModelError: the folder differs from its certificate, its graphs do not have the structure
+            of a Whisper export or their weights are not finite, or the `onnx` package, which is
+            needed to make a bundle, is not installed.
         UsageError: `weights` is no format, or a window is no shorter than the model's.
     """
     if weights not in bundles.WEIGHT_FORMATS:
         raise UsageError(f"weights is {weights!r}; give {', '.join(bundles.WEIGHT_FORMATS)}")
+    verify_folder(folder)
     path = bundles.bundle_path(folder.path, weights)
     existing = bundles.read_manifest(path)
     if windows is None:
         windows = () if existing is None else tuple(existing["recipe"]["windows"])
     recipe = bundles.recipe(folder, weights, windows)
-    if existing is not None and existing["recipe"] == recipe:
+    if existing is not None and existing["recipe"] == recipe and bundles.is_intact(path, existing):
         return bundles.read_bundle(path)
     try:
         import onnx  # noqa: F401, PLC0415 - only making a bundle needs it
@@ -84,6 +87,8 @@ def ensure_bundle(
     try:
         temporary.chmod(path.parent.stat().st_mode)  # mkdtemp's own is for one user alone
         _build(temporary, folder, recipe, progress)
+        if bundles.recipe(folder, weights, windows) != recipe:
+            raise ModelError(f"{folder.path} was changed while its graphs were read; start again")
         _replace(path, temporary)
     except OSError as error:
         raise ModelError(
@@ -162,15 +167,13 @@ def _write(
             onnx.save(proto, path)
             shapes = graph.shapes()
             entries[name] = {
-                "file": path.name,
                 "sha256": sha256_file(path),
                 "inputs": {key: shapes[key] for key in graph.inputs},
                 "outputs": {key: shapes[key] for key in graph.outputs},
                 "operators": sorted(operators),
             }
         data_sha256 = store.sha256
-    files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
-    return {"data_sha256": data_sha256, "files": files, "graphs": entries}
+    return {"data_sha256": data_sha256, "graphs": entries}
 
 
 def _replace(path: Path, temporary: Path) -> None:
@@ -182,7 +185,8 @@ def _replace(path: Path, temporary: Path) -> None:
         temporary.rename(path)
     except OSError as error:
         # Two processes made the same bundle: whichever came first is as good.
-        if bundles.read_manifest(path) is None:
+        content = bundles.read_manifest(path)
+        if content is None or not bundles.is_intact(path, content):
             raise ModelError(f"cannot write {path}: {error.strerror or error}") from None
         logger.debug("another process wrote %s meanwhile", path)
     finally:

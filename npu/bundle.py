@@ -1,6 +1,7 @@
 """The bundle of static graphs inside a model folder: `<model>/npu/<weights>/`.
 
-Reading one needs neither onnx nor a look at the weights; `build_bundle` makes one.
+Reading one needs no onnx, and reads the weights once, to compare them with the manifest
+(`content_memory`); `build_bundle` makes one.
 """
 
 import json
@@ -11,14 +12,16 @@ from typing import Any
 from whisper_npu.errors import ModelError
 from whisper_npu.npu.bundle_manifest import BundleManifest
 from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.content_memory import remembered_sha256
+from whisper_npu.runtime.external_data import external_files
 from whisper_npu.runtime.json_files import checked
 from whisper_npu.runtime.model_dir import ALIGNMENT, GRAPHS, ModelFolder
 
 FOLDER = "npu"
 MANIFEST = "npu_manifest.json"
 DATA_FILE = "weights.bin"
-FORMAT = 1
-REVISION = 2  # raise it when the same source would make different graphs
+FORMAT = 2
+REVISION = 3  # raise it when the same source would make different graphs
 _SHORT_BUCKETS = (4, 32, 128)
 
 ENCODER = "encoder"
@@ -102,7 +105,7 @@ def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recip
     return {
         "format": FORMAT,
         "revision": REVISION,
-        "sources": folder.digests([*GRAPHS, ALIGNMENT]),
+        "sources": folder.graph_digests([*GRAPHS, ALIGNMENT]),
         "n_text_ctx": folder.n_text_ctx,
         "weights": weights,
         "windows": sorted(windows),
@@ -112,24 +115,37 @@ def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recip
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a bundle whose files are all there in full size; None if there is none."""
+    """What a bundle's manifest says, whether or not its files are as it says; None without one."""
     try:
         content = json.loads((path / MANIFEST).read_bytes())
-        files = content["files"]
-        whole = all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        windows = content["recipe"]["windows"]
+        is_known = all(isinstance(seconds, int) for seconds in windows)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return content if whole else None
+    return content if is_known else None
+
+
+def is_intact(path: Path, content: dict[str, Any]) -> bool:
+    """Whether a bundle's files are those that its manifest states the sha256 of."""
+    try:
+        stated = {f"{name}.onnx": graph["sha256"] for name, graph in content["graphs"].items()}
+        stated[DATA_FILE] = content["data_sha256"]
+        return all(
+            Path(name).name == name and remembered_sha256(path / name) == digest
+            for name, digest in stated.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read the manifest of a bundle.
+    """Read the manifest of a bundle, and compare its files with it.
 
     Raises:
-        ModelError: there is none, it is incomplete, or not of this format.
+        ModelError: there is none, it is incomplete or changed, or not of this format.
     """
     content = read_manifest(path)
-    if content is None:
+    if content is None or not is_intact(path, content):
         raise ModelError(
             f"{path} holds no whole bundle of static graphs; make it again with "
             f"`whisper-npu compile {path.parent.parent}`"
@@ -140,13 +156,15 @@ def read_bundle(path: Path) -> Bundle:
     graphs = {
         name: StaticGraph(
             name=name,
-            path=path / entry["file"],
+            path=path / f"{name}.onnx",
             sha256=entry["sha256"],
             inputs={key: tuple(shape) for key, shape in entry["inputs"].items()},
             outputs={key: tuple(shape) for key, shape in entry["outputs"].items()},
         )
         for name, entry in content["graphs"].items()
     }
+    for graph in graphs.values():
+        external_files(graph.path)  # none of them outside the bundle
     return Bundle(
         path=path,
         weights=made_for["weights"],

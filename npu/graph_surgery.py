@@ -14,10 +14,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import shape_inference
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx.external_data_helper import uses_external_data
 from onnx.reference import ReferenceEvaluator
 
 from whisper_npu.errors import ModelError
+from whisper_npu.runtime.external_data import map_tensor
+from whisper_npu.runtime.regular_files import open_regular
 
 Array = NDArray[Any]
 
@@ -249,9 +251,10 @@ class Graph:
         copies = [_copy(node) for node in kept]
         del self.proto.graph.node[:]
         self.proto.graph.node.extend(copies)
-        for name in folded.keys() - outputs:
+        inner = [name for name in folded if name not in outputs]  # in the order of the nodes
+        for name in inner:
             self.add_constant(name, folded[name])
-        return bool(folded.keys() - outputs)
+        return bool(inner)
 
     def _inline_constant_nodes(self) -> None:
         kept = []
@@ -283,11 +286,13 @@ def read_graph(path: Path) -> Graph:
     """Read an ONNX file for editing.
 
     Raises:
-        ModelError: the file or its external weights cannot be read, or it holds subgraphs.
+        ModelError: the file or its external weights cannot be read, the weights lie outside the
+            file's folder, or it holds subgraphs.
     """
     try:
-        proto = onnx.load(path, load_external_data=False)
-        weights = dict(_take_weights(proto, path.parent))
+        with open_regular(path) as stream:
+            proto = onnx.load_model_from_string(stream.read())
+        weights = dict(_take_weights(proto, path))
     except (OSError, ValueError, DecodeError) as error:
         raise ModelError(f"cannot read {path}: {error}; export the model again") from None
     if any(_has_subgraph(node) for node in proto.graph.node):
@@ -306,13 +311,10 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return default
 
 
-def _take_weights(proto: onnx.ModelProto, folder: Path) -> Iterator[tuple[str, Array]]:
+def _take_weights(proto: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Array]]:
     """Move the values of large initializers out of the graph."""
     for index, tensor in enumerate(proto.graph.initializer):
-        if uses_external_data(tensor):
-            values = _map_external(tensor, folder)
-        else:
-            values = onnx.numpy_helper.to_array(tensor)
+        values = _values(tensor, path.parent)
         if values.nbytes < _INLINE_BELOW:
             replacement = onnx.numpy_helper.from_array(np.asarray(values), tensor.name)
         else:
@@ -321,11 +323,12 @@ def _take_weights(proto: onnx.ModelProto, folder: Path) -> Iterator[tuple[str, A
         proto.graph.initializer[index].CopyFrom(replacement)
 
 
-def _map_external(tensor: onnx.TensorProto, folder: Path) -> Array:
-    info = ExternalDataInfo(tensor)
+def _values(tensor: onnx.TensorProto, folder: Path) -> Array:
+    if not uses_external_data(tensor):
+        return onnx.numpy_helper.to_array(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    return np.memmap(folder / info.location, dtype, "r", offset=info.offset or 0, shape=shape)
+    return map_tensor(folder, entries, dtype, tuple(tensor.dims))
 
 
 def _stub(name: str, shape: Sequence[int], data_type: int) -> onnx.TensorProto:

@@ -21,7 +21,9 @@ from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+from whisper_npu.runtime.openvino_graphs import read_trio, require_finite
 from whisper_npu.runtime.openvino_plan import CACHE_KINDS, PRECISIONS, CacheKind, Precision
+from whisper_npu.runtime.verification import verify_folder
 
 OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
 BACKENDS = (OPENVINO, ONNXRUNTIME)
@@ -58,7 +60,7 @@ def load_backend(
 
     Raises:
         DeviceError: the device is not there, or refuses a graph; it is never replaced by another.
-        ModelError: the folder cannot be used.
+        ModelError: the folder cannot be used, or differs from its certificate.
         UsageError: options that the device cannot follow.
     """
     if backend not in BACKENDS:
@@ -67,6 +69,8 @@ def load_backend(
         raise UsageError(f"kv_cache is {kv_cache!r}; give auto, {', '.join(CACHE_KINDS)}")
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}")
+
+    verify_folder(folder)
 
     def load(placement: Placement) -> Backend:
         if placement.encoder == placement.decoder:
@@ -95,6 +99,7 @@ def load_backend(
                 OnnxRuntimeBackend,
             )
 
+            require_finite(folder, read_trio(ov.Core(), folder))
             return OnnxRuntimeBackend(
                 folder, device=name, kv_cache=kv_cache, precision=precision, threads=threads
             )

@@ -1,14 +1,14 @@
 """What a deployer runs on the target machine: does this device decode as the model should?
 
-Tokens are compared with a reference, recorded where the model was exported or computed here on the
-CPU in exact arithmetic. The other checks compare the device with itself: whatever was decoded
-before or beside it, a recording must give the same tokens.
+Files are compared with the export's certificate, and tokens with a reference, recorded where the
+model was exported or computed here on the CPU in exact arithmetic. The other checks compare the
+device with itself: whatever was decoded before or beside it, a recording must give the same tokens.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.features import HOP_LENGTH
+from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.transcribe import WhisperModel
+from whisper_npu.runtime.verification import verify_folder
 
 REFERENCE = "selftest_reference.json"
 
@@ -54,10 +56,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Reference:
-    """Tokens the recordings must give, and where they come from."""
+    """Tokens the recordings must give, and where they come from.
+
+    Attributes:
+        tokens: by recording.
+        source: what decoded them, in words.
+        graphs: digest of the graphs and weights that did; None where it was not recorded.
+    """
 
     tokens: dict[str, Tokens]
     source: str
+    graphs: str | None = None
 
 
 def long_recording(recording: Float32Array, window: int) -> Float32Array:
@@ -85,13 +94,14 @@ def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> str | Non
 def make_reference(model: WhisperModel, recordings: Recordings) -> Reference:
     """Tokens as `model` decodes them; use the CPU in exact arithmetic."""
     source = f"{model.backend.device}, {model.backend.precision}"
-    return Reference({name: decode(model, audio) for name, audio in recordings.items()}, source)
+    tokens = {name: decode(model, audio) for name, audio in recordings.items()}
+    return Reference(tokens, source, model.folder.graphs_digest())
 
 
 def write_reference(folder: Path, reference: Reference) -> Path:
     """Record a reference in a model folder, to go with it to the target machine."""
     path = folder / REFERENCE
-    content = {"source": reference.source, "tokens": reference.tokens}
+    content = asdict(reference)
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return path
 
@@ -106,7 +116,7 @@ def read_reference(folder: Path) -> Reference | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         tokens = {name: tuple(map(int, row)) for name, row in content["tokens"].items()}
-        return Reference(tokens, f"recorded: {content['source']}")
+        return Reference(tokens, f"recorded: {content['source']}", content.get("graphs"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -132,6 +142,7 @@ def run(model: WhisperModel, recordings: Recordings, reference: Reference) -> It
             "the self test takes two recordings or more, each with reference tokens"
             + (f"; {', '.join(sorted(missing))} has none" if missing else "")
         )
+    yield check_weights(model.folder, reference)
     names = list(recordings)
     first, second = names[0], names[1]
     alone: dict[str, Tokens] = {}
@@ -155,6 +166,33 @@ def run(model: WhisperModel, recordings: Recordings, reference: Reference) -> It
     yield _two_streams(
         model, [recordings[first], recordings[second]], [alone[first], alone[second]]
     )
+
+
+def check_weights(folder: ModelFolder, reference: Reference) -> Check:
+    """Compare a folder's files with the export's certificate and with the reference's weights.
+
+    Without either, damaged weights cannot be told from good ones: tokens that are computed from the
+    folder itself agree with it.
+
+    Raises:
+        ModelError: a file differs from its certificate.
+    """
+    name = "weights"
+    n_certified = verify_folder(folder)
+    if reference.graphs not in (None, folder.graphs_digest()):
+        return Check(
+            name,
+            False,
+            "not those that the reference was recorded with; copy the model folder again, or "
+            "record anew with `whisper-npu selftest --record`",
+        )
+    if not n_certified:
+        return Check(name, None, "no certificate in the folder; nothing says what they should be")
+    parity = folder.manifest.get("parity", {})
+    if parity.get("status") != "verified":
+        return Check(name, True, f"{n_certified} files as exported, without a comparison (PyTorch)")
+    tokens = f"{parity.get('tokens_equal')} of {parity.get('tokens_compared')}"
+    return Check(name, True, f"{n_certified} files as exported: {tokens} tokens were PyTorch's")
 
 
 def compare_transcript(model: WhisperModel, path: Path, expected: Tokens) -> Check:

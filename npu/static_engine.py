@@ -19,7 +19,8 @@ import openvino as ov
 from whisper_npu.errors import DeviceError
 from whisper_npu.npu.bundle import DATA_FILE, Bundle, StaticGraph
 from whisper_npu.npu.devices import Target
-from whisper_npu.runtime.compile_cache import CacheKey, CompileCache, cache_key, compile_cached
+from whisper_npu.runtime.compile_cache import CompileCache, Contents, compile_cached
+from whisper_npu.runtime.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.memory import available_bytes
 from whisper_npu.runtime.openvino_sessions import RequestPool
@@ -217,7 +218,11 @@ class OpenVINOEngine:
                 self._keys[name],
                 target.options,
                 cache=self._cache,
-                label=f"{self._bundle.path.parent.parent.name} {name} ({self._bundle.weights})",
+                contents=Contents(
+                    str(self._bundle.path.parent.parent),
+                    name,
+                    f"{target.precision}, weights {self._bundle.weights}",
+                ),
             )
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1]

@@ -11,8 +11,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import onnx
 
+from whisper_npu.errors import ModelError
 from whisper_npu.npu.graph_surgery import Array, Graph
 from whisper_npu.runtime.eight_bits import round_matrix
+from whisper_npu.runtime.openvino_graphs import is_finite
 
 WeightFormat = Literal["lossless", "f16", "int8"]
 
@@ -53,6 +55,9 @@ class WeightStore:
 
         `lossless` keeps a tensor in half precision where no value changes by it, `f16` keeps all
         so, and `int8` keeps matrices as 8-bit integers with one scale per output channel.
+
+        Raises:
+            ModelError: a weight holds NaN or an infinite value.
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(graph.proto)
@@ -62,6 +67,7 @@ class WeightStore:
         proto.graph.initializer.extend(kept)
         front: list[onnx.NodeProto] = []
         for name, values in graph.weights.items():
+            _require_finite(graph, name, values)
             axis = _channel_axis(graph, name, values) if self._weights == "int8" else None
             if axis is not None:
                 front += self._place_int8(proto, name, values, axis)
@@ -159,6 +165,14 @@ class WeightStore:
         for key, value in entries.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor
+
+
+def _require_finite(graph: Graph, name: str, values: Array) -> None:
+    if values.dtype.kind == "f" and not is_finite(values):
+        raise ModelError(
+            f"{graph.name}: the weight {name} holds values that are not finite (NaN or infinity); "
+            "export the model again"
+        )
 
 
 def _channel_axis(graph: Graph, name: str, values: Array) -> int | None:

@@ -14,64 +14,60 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import openvino as ov
-import platformdirs
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.cache_folder import cache_folder
+from whisper_npu.runtime.compile_key import CacheKey
 from whisper_npu.runtime.memory import forget_mapped, map_file
+from whisper_npu.runtime.regular_files import open_regular
 
 logger = logging.getLogger("whisper_npu")
 
-CACHE_VARIABLE = "WHISPER_NPU_CACHE"
 LIMIT_VARIABLE = "WHISPER_NPU_CACHE_LIMIT"
 DEFAULT_LIMIT = 8.0  # GiB
 
-_MAGIC = "whisper-npu compiled graph 2"
+_MAGIC = "whisper-npu compiled graph 3"
 _SUFFIX = ".blob"
 _UNFINISHED = ".part"
-_HEADER = 4096  # bytes at most
-_FIELDS = {"digest": str, "begin": int, "bytes": int, "sha256": str, "key": dict, "facts": dict}
+_HEADER = 1 << 14  # bytes at most; a path may take 4096
+_FIELDS = {
+    **{"digest": str, "begin": int, "bytes": int, "sha256": str},
+    **{"key": dict, "facts": dict, "contents": dict},
+}
 _ALIGNMENT = 64  # bytes: constants that lie at a multiple of them are used where they are
 _ABANDONED_AFTER = 3600.0  # seconds: no compilation writes its result for longer
 _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class CacheKey:
-    """What a compiled graph depends on; `digest` stands for all of it."""
+class Contents:
+    """What was compiled, in words for people; a graph is found by its key alone.
 
+    Attributes:
+        model: the model folder it was first compiled from.
+        graph: which of the model's graphs.
+        precision: what it computes in, or how it keeps its weights.
+    """
+
+    model: str
     graph: str
-    openvino: str
-    device: str
-    device_name: str
-    driver: str
-    compiler: str
-    options: tuple[tuple[str, str], ...]
+    precision: str
 
     @property
-    def digest(self) -> str:
-        """A sha256 in hexadecimal."""
-        text = json.dumps([self.as_dict(), _MAGIC], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+    def name(self) -> str:
+        """The model folder's name."""
+        return Path(self.model).name
 
-    def as_dict(self) -> dict[str, Any]:
-        """For the header."""
-        return {
-            "graph": self.graph,
-            "openvino": self.openvino,
-            "device": self.device,
-            "device_name": self.device_name,
-            "driver": self.driver,
-            "compiler": self.compiler,
-            "options": dict(self.options),
-        }
+    def __str__(self) -> str:
+        return f"{self.name} {self.graph} ({self.precision})"
 
 
 @dataclass(frozen=True)
@@ -82,48 +78,22 @@ class CacheEntry:
         path: the file.
         size: in bytes.
         used: when it was last loaded or written, seconds since the epoch.
-        label: what was compiled, for people; empty if the header cannot be read.
+        contents: what was compiled; None if the header cannot be read.
         key: what its header says it depends on; empty likewise.
     """
 
     path: Path
     size: int
     used: float
-    label: str
+    contents: Contents | None
     key: dict[str, Any]
 
-
-def cache_key(
-    core: ov.Core, graph: str, device: str, options: Mapping[str, Any], *, runs_on: str = ""
-) -> CacheKey:
-    """The key of a graph compiled for a device.
-
-    Args:
-        core: the OpenVINO core that compiles.
-        graph: identifies the graph with its weights.
-        device: the OpenVINO device.
-        options: the options it is compiled with.
-        runs_on: the device that does the work, where that is not `device`.
-    """
-    return CacheKey(
-        graph=graph,
-        openvino=ov.get_version(),
-        device=device,
-        device_name=_property(core, runs_on or device, "FULL_DEVICE_NAME"),
-        driver=_property(core, device, "NPU_DRIVER_VERSION"),
-        compiler=_property(core, device, "NPU_COMPILER_VERSION"),
-        options=tuple(sorted((name, str(value)) for name, value in options.items())),
-    )
-
-
-def _property(core: ov.Core, device: str, name: str) -> str:
-    """A property of a device, or an empty text where the device has none such."""
-    if name.startswith("NPU_") and not device.startswith("NPU"):
-        return ""
-    try:
-        return str(core.get_property(device, name))
-    except RuntimeError:
-        return ""
+    def is_of(self, model: str) -> bool:
+        """Whether it was compiled from a model folder, given by its path or its name."""
+        if self.contents is None:
+            return False
+        path = str(Path(model).expanduser().resolve())
+        return self.contents.model == path or self.contents.name == model
 
 
 class CompileCache:
@@ -172,7 +142,7 @@ class CompileCache:
         return None if header is None else dict(header["facts"])
 
     def _header(self, key: CacheKey) -> dict[str, Any] | None:
-        with suppress(OSError), self.path(key).open("rb") as file:
+        with suppress(OSError), open_regular(self.path(key)) as file:
             header = _read_header(file)
             if header is not None and _matches(header, key, file):
                 return header
@@ -190,7 +160,7 @@ class CompileCache:
         self,
         key: CacheKey,
         compiled: ov.CompiledModel,
-        label: str,
+        contents: Contents,
         facts: Mapping[str, Any] | None = None,
         align: bytes = b"",
     ) -> bool:
@@ -199,7 +169,7 @@ class CompileCache:
         Args:
             key: what it depends on.
             compiled: the graph.
-            label: what the cache's list calls it.
+            contents: what the cache's list calls it.
             facts: what to know of it before it is loaded, for JSON.
             align: how the graph's largest constant begins. Where that lies at a multiple of
                 64 bytes in memory, the plugin uses it in place.
@@ -207,21 +177,21 @@ class CompileCache:
         try:
             content = compiled.export_model().getvalue()
         except (RuntimeError, MemoryError) as error:
-            logger.debug("%s cannot be kept: %s", label, _last_line(error))
+            logger.debug("%s cannot be kept: %s", contents, _last_line(error))
             return False
         place = content.find(align)
         if place < 0:
-            logger.debug("%s: its largest constant is not found, and will be copied", label)
+            logger.debug("%s: its largest constant is not found, and will be copied", contents)
         begin = _HEADER - max(0, place) % _ALIGNMENT
         facts = dict(facts or {})
         digest = _digest(facts)
         digest.update(content)
         if len(content) + _HEADER > self.limit:
-            logger.debug("%s is larger than the cache's limit", label)
+            logger.debug("%s is larger than the cache's limit", contents)
             return False
         header = {
             "magic": _MAGIC,
-            "label": label,
+            "contents": asdict(contents),
             "digest": key.digest,
             "begin": begin,
             "bytes": len(content),
@@ -231,7 +201,7 @@ class CompileCache:
         }
         first = json.dumps(header).encode().ljust(begin - 1) + b"\n"
         if len(first) != begin:
-            logger.debug("%s is described by too many words to be kept", label)
+            logger.debug("%s is described by too many words to be kept", contents)
             return False
         unfinished: Path | None = None
         try:
@@ -256,29 +226,27 @@ class CompileCache:
         """Files of the cache, least recently used first."""
         found = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
-            with suppress(FileNotFoundError):
-                status = path.stat()
-                with path.open("rb") as file:
-                    header = _read_header(file) or {}
+            with suppress(OSError), open_regular(path) as file:  # gone meanwhile, or no file
+                status = os.fstat(file.fileno())
+                header = _read_header(file)
                 found.append(
                     CacheEntry(
                         path=path,
                         size=status.st_size,
                         used=status.st_mtime,
-                        label=str(header.get("label", "")),
-                        key=dict(header.get("key", {})),
+                        contents=None if header is None else _read_contents(header),
+                        key={} if header is None else header["key"],
                     )
                 )
         return sorted(found, key=lambda entry: entry.used)
 
     def clear(self) -> int:
         """Delete every file; how many there were."""
-        n_deleted = 0
-        for path in (*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*{_UNFINISHED}")):
-            with suppress(OSError):  # gone meanwhile, or in use on a system that minds
-                path.unlink()
-                n_deleted += 1
-        return n_deleted
+        return _delete(*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*{_UNFINISHED}"))
+
+    def delete(self, entries: Iterable[CacheEntry]) -> int:
+        """Delete some of the files; how many could be."""
+        return _delete(*(entry.path for entry in entries))
 
     def _make_room(self, newest: Path) -> None:
         """Delete what was used longest ago until the limit holds, and what a kill left behind."""
@@ -300,9 +268,7 @@ class CompileCache:
 
 def cache_directory() -> Path:
     """Where compiled graphs are kept: below `$WHISPER_NPU_CACHE`, else the user's cache."""
-    override = os.environ.get(CACHE_VARIABLE)
-    base = Path(override).expanduser() if override else platformdirs.user_cache_path("whisper-npu")
-    return base / "compiled"
+    return cache_folder() / "compiled"
 
 
 def default_cache() -> CompileCache:
@@ -328,7 +294,7 @@ def compile_cached(
     options: Mapping[str, Any],
     *,
     cache: CompileCache | None,
-    label: str,
+    contents: Contents,
 ) -> ov.CompiledModel:
     """A compiled graph from the cache, else compiled now and kept.
 
@@ -338,7 +304,7 @@ def compile_cached(
         key: of the graph.
         options: to compile and to load with.
         cache: None to compile always.
-        label: what the cache's list calls it.
+        contents: what the cache's list calls it.
 
     Raises:
         RuntimeError: the device refuses the graph (OpenVINO's error).
@@ -349,8 +315,18 @@ def compile_cached(
             return compiled
     compiled = core.compile_model(read(), key.device, dict(options))
     if cache is not None:
-        cache.store(key, compiled, label)
+        cache.store(key, compiled, contents)
     return compiled
+
+
+def _delete(*paths: Path) -> int:
+    """Delete files; how many could be."""
+    n_deleted = 0
+    for path in paths:
+        with suppress(OSError):  # gone meanwhile, or in use on a system that minds
+            path.unlink()
+            n_deleted += 1
+    return n_deleted
 
 
 class _UnusableError(Exception):
@@ -358,7 +334,7 @@ class _UnusableError(Exception):
 
 
 def _load(core: ov.Core, path: Path, key: CacheKey, options: Mapping[str, Any]) -> ov.CompiledModel:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         header = _read_header(file)
         if header is None:
             raise _UnusableError("it has no header")
@@ -389,6 +365,13 @@ def _read_header(file: BinaryIO) -> dict[str, Any] | None:
         and all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items())
     )
     return content if is_ours else None
+
+
+def _read_contents(header: dict[str, Any]) -> Contents | None:
+    try:
+        return Contents(**{name: str(value) for name, value in header["contents"].items()})
+    except TypeError:  # other fields than ours
+        return None
 
 
 def _matches(header: dict[str, Any], key: CacheKey, file: BinaryIO) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from whisper_npu.errors import ModelError
+from whisper_npu.runtime.content_memory import remembered_sha256
+from whisper_npu.runtime.external_data import external_files
 from whisper_npu.runtime.json_files import checked, read_object
 from whisper_npu.runtime.kv_cache import Contract
 from whisper_npu.runtime.model_config import (
@@ -35,7 +37,6 @@ TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 MANIFEST = "export_manifest.json"
-_SMALL = 16 << 20  # bytes: files that are digested rather than taken on trust
 
 
 @dataclass(frozen=True)
@@ -111,25 +112,25 @@ class ModelFolder:
             )
         return stated
 
-    def weight_files(self) -> list[Path]:
-        """The files the graphs keep their weights in, where those are not in the graphs."""
-        return sorted(self.path.glob("*.onnx[._]data*"))
+    def graph_digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The sha256 of graphs, of those that are there, and of the data files they name.
 
-    def digests(self, names: Iterable[str]) -> dict[str, str]:
-        """The sha256 of files, of those that are there, and of all weights.
+        By name, relative to the folder. Computed once per content, see `content_memory`.
 
-        Taken from the export's manifest where that states it for a large file of this size; else
-        computed.
+        Raises:
+            ModelError: a file cannot be read, or a graph names a data file outside the folder.
         """
-        stated = self.manifest.get("files", {})
         found = {}
-        for path in (*(self.path / name for name in names), *self.weight_files()):
-            if not path.is_file():
+        for graph in (self.path / name for name in names):
+            if not graph.exists():
                 continue
-            size = path.stat().st_size
-            known = stated.get(path.name, {}) if isinstance(stated, dict) else {}
-            is_known = size > _SMALL and known.get("bytes") == size and "sha256" in known
-            found[path.name] = str(known["sha256"]) if is_known else sha256_file(path)
+            for path in (graph, *external_files(graph)):
+                try:
+                    digest = remembered_sha256(path)
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise ModelError(f"cannot read {path}: {reason}") from None
+                found[path.relative_to(self.path).as_posix()] = digest
         return found
 
     @property
@@ -138,24 +139,11 @@ class ModelFolder:
         return sum(path.stat().st_size for path in self._files())
 
     def graphs_digest(self) -> str:
-        """A digest of the three graphs and their weights.
-
-        It changes with the time at which any file was written, too: weights may be called anything,
-        or have been replaced without the manifest.
-        """
-        written = [
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._files()
-        ]
-        return hashlib.sha256(json.dumps([self.digests(GRAPHS), written]).encode()).hexdigest()
+        """A digest of the three graphs and their weights: of their content alone."""
+        return hashlib.sha256(json.dumps(self.graph_digests(GRAPHS)).encode()).hexdigest()
 
     def _files(self) -> list[Path]:
         return sorted(path for path in self.path.iterdir() if path.is_file())
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_model_folder(path: str | Path) -> ModelFolder:

@@ -38,6 +38,7 @@ from whisper_npu.runtime.kv_cache import (
     is_self_attention,
     past_name,
 )
+from whisper_npu.runtime.linked_weights import without_links
 from whisper_npu.runtime.model_checks import context_length
 from whisper_npu.runtime.model_dir import (
     ALIGNMENT,
@@ -155,9 +156,12 @@ def _open(path: Path, options: Mapping[str, str], entries: Mapping[str, str]) ->
         settings.add_session_config_entry(name, value)
     runtime.set_default_logger_severity(_SILENT)
     try:
-        return runtime.InferenceSession(
-            str(path), settings, providers=[PROVIDER], provider_options=[dict(options)]
-        )
+        with without_links(path) as real:
+            return runtime.InferenceSession(
+                str(real), settings, providers=[PROVIDER], provider_options=[dict(options)]
+            )
+    except ModelError:
+        raise
     # The module's exceptions have no common base but this, and are not exported by name.
     except Exception as error:
         device = options["device_type"]

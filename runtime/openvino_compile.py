@@ -5,12 +5,10 @@ matrices in 8 bits), and compiled. On a processor the results for the stateful c
 disk, and a later start reads no ONNX at all.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +17,12 @@ import numpy.typing as npt
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
-from whisper_npu.runtime import (
-    arithmetic,
-    backend,
-    eight_bits,
-    kv_cache,
-    openvino_cross_states,
-    openvino_plan,
-    openvino_queries,
-    openvino_stateful,
-)
+from whisper_npu.runtime import eight_bits, openvino_cross_states, openvino_stateful
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.arithmetic import processor
-from whisper_npu.runtime.compile_cache import (
-    CACHE_VARIABLE,
-    LIMIT_VARIABLE,
-    CacheKey,
-    CompileCache,
-    cache_key,
-)
+from whisper_npu.runtime.cache_folder import CACHE_VARIABLE
+from whisper_npu.runtime.compile_cache import LIMIT_VARIABLE, CompileCache, Contents
+from whisper_npu.runtime.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
 from whisper_npu.runtime.memory import available_bytes, forget_files_of, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
@@ -46,6 +31,12 @@ from whisper_npu.runtime.openvino_plan import Plan
 from whisper_npu.runtime.openvino_queries import give_queries
 
 logger = logging.getLogger("whisper_npu")
+
+RECIPE_REVISION = 1
+"""In the cache's keys. Raise it whenever the same ONNX graphs would be compiled to other graphs,
+or facts get another form: after an edit of this module, `openvino_graphs`, `openvino_stateful`,
+`openvino_cross_states`, `openvino_queries` or `eight_bits`. Otherwise graphs that an older version
+compiled would be used."""
 
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
@@ -136,18 +127,17 @@ class GraphCompiler:
         """
         if kept is None or kept.limit <= 0 or not self._plan.is_fast_path:
             return self._compile_all()
-        try:
-            keys = self._keys()
-        except OSError as error:  # a program packed without its code
-            logger.info("%s: compiled graphs are not kept: %s", self._folder.name, error)
-            return self._compile_all()
+        keys = self._keys()
         compiled = self._load(kept, keys)
         if compiled is not None:
             return compiled
         if not self._has_room(kept):
             return self._compile_all()
         compiled = self._compile_all()
-        self._keep(kept, keys, compiled)
+        if (
+            self._keys() == keys
+        ):  # else files were replaced meanwhile, and nobody knows which it was
+            self._keep(kept, keys, compiled)
         return compiled
 
     def compile_one(self, model: ov.Model, file: str, **options: object) -> ov.CompiledModel:
@@ -184,7 +174,7 @@ class GraphCompiler:
     def _keys(self) -> dict[str, CacheKey]:
         folder = self._folder
         heads = folder.alignment_heads
-        identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{heads}-{_recipe_digest()}"
+        identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{heads}-{RECIPE_REVISION}"
         options = {
             **self._plan.config,
             "MATRICES": "int8" if self._plan.rounds else "as they are",
@@ -224,9 +214,9 @@ class GraphCompiler:
         )
         for name in compiled.facts.stateful_graphs:
             part = name if name in _OF_VOCABULARY else Path(_STATEFUL[name]).stem
-            label = f"{self._folder.name} {part} ({precision})"
+            contents = Contents(str(self._folder.path), part, precision)
             graph, align = compiled.graphs[name], compiled.align.get(name, b"")
-            if not kept.store(keys[name], graph, label, asdict(compiled.facts), align):
+            if not kept.store(keys[name], graph, contents, asdict(compiled.facts), align):
                 break
         forget_files_of(compiled.weights)
         give_back()
@@ -234,6 +224,7 @@ class GraphCompiler:
     def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._plan.wanted.kv_cache
         trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
+        graphs.require_finite(folder, trio)
         weights = graphs.largest_constants(trio)
         dimensions = graphs.read_dimensions(encoder, with_past)
         contract = self._known_contract(with_past)
@@ -351,23 +342,6 @@ class GraphCompiler:
             source = "manifest" if stated else "graph"
             logger.debug("KV contract: %s (from the %s)", contract, source)
         return contract
-
-
-@cache
-def _recipe_digest() -> str:
-    """A digest of the code that changes graphs: what it made before is not what it makes now.
-
-    Raises:
-        OSError: the code is not there to be read.
-    """
-    modules = (
-        *(arithmetic, backend, eight_bits, graphs),
-        *(kv_cache, openvino_cross_states, openvino_plan),
-        *(openvino_queries, openvino_stateful),
-    )
-    sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
-    content = b"".join(path.read_bytes() for path in sources)
-    return hashlib.sha256(content).hexdigest()
 
 
 def _read_facts(content: dict[str, Any] | None) -> Facts | None:

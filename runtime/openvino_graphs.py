@@ -20,6 +20,7 @@ from whisper_npu.runtime.kv_cache import (
     Contract,
     is_self_attention,
 )
+from whisper_npu.runtime.linked_weights import without_links
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 
 HIDDEN = "hidden_state"
@@ -27,6 +28,7 @@ HIDDEN = "hidden_state"
 DRAFT = "draft"
 """Log probabilities by a small part of the vocabulary, see `split_vocabulary`."""
 
+_NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 _MATRIX_RANK = 2
 _ROWS_AT_ONCE = 512  # of a table: what is made of them stays in the processor's cache
 _THREADS = 2  # that convert; more would wait for memory
@@ -50,10 +52,11 @@ def read_graph(core: ov.Core, path: Path) -> ov.Model:
     """Read an ONNX file.
 
     Raises:
-        ModelError: the file is damaged or its external weights are missing.
+        ModelError: the file is damaged, or its external weights are missing or outside its folder.
     """
     try:
-        return core.read_model(path)
+        with without_links(path) as real:
+            return core.read_model(real)
     except (RuntimeError, MemoryError) as error:
         raise cannot_read(path, error) from None
 
@@ -435,3 +438,35 @@ def _require_one_model(
             f"{folder.path}: {ENCODER} gives states of width {given.get_length()}, {DECODER} takes "
             f"{taken.get_length()}: they are of different models; {EXPORT_AGAIN}"
         )
+
+
+def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
+    """Refuse weights that are no numbers, or infinite: they decode to any text at all.
+
+    Args:
+        folder: the model, for the message.
+        trio: its graphs, as `read_trio` gives them.
+
+    Raises:
+        ModelError: names the graph and the weight.
+    """
+    for file, model in zip((ENCODER, DECODER, DECODER_WITH_PAST), trio, strict=True):
+        for node in model.get_ops():
+            if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
+                continue
+            if not is_finite(node.data):
+                raise ModelError(
+                    f"{folder.path / file}: the weight {node.get_friendly_name()} holds values "
+                    "that are not finite (NaN or infinity); export the model again"
+                )
+
+
+def is_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether floating-point values are finite, or a mask: zero and minus infinity alone."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # One pass without a copy. It may overflow where no value is infinite: then look at each.
+        total = values.sum(dtype=np.float32 if values.dtype == np.float16 else None)
+    if np.isfinite(total):
+        return True
+    is_mask = np.isneginf(values) | (values == 0)
+    return bool(np.isfinite(values).all()) or bool(is_mask.all())

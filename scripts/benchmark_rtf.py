@@ -276,7 +276,7 @@ def _measure_lengths(
 
 def _start(measured: "Measurement", recordings: "Sequence[Recording]") -> None:
     """Start the program with an empty cache of compiled graphs, then again with a full one."""
-    from whisper_npu.runtime.compile_cache import CACHE_VARIABLE  # noqa: PLC0415
+    from whisper_npu.runtime.cache_folder import CACHE_VARIABLE  # noqa: PLC0415
     from whisper_npu.scripts.engine_process import start_once  # noqa: PLC0415
     from whisper_npu.scripts.recordings import clip  # noqa: PLC0415
     from whisper_npu.scripts.rtf import job  # noqa: PLC0415

@@ -1,16 +1,27 @@
-"""Shows and clears the cache of compiled graphs: `whisper-npu cache list|clear`."""
+"""Shows and clears the cache of compiled graphs: `whisper-npu cache [list|clear] [MODEL]`."""
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+from whisper_npu.errors import UsageError
 from whisper_npu.scripts import cli
+
+if TYPE_CHECKING:
+    from whisper_npu.runtime.compile_cache import CacheEntry
 
 EPILOG = """\
 The cache lies below $WHISPER_NPU_CACHE, else in the user's cache directory, and holds at most
 $WHISPER_NPU_CACHE_LIMIT GiB (default 8); what was used longest ago goes first. It can be deleted at
 any time: graphs are then compiled again at the next start.
+
+examples:
+  whisper-npu cache                        list what is there, by model
+  whisper-npu cache clear models/tiny.en   delete the graphs of one model (a folder, or its name)
+  whisper-npu cache clear                  delete all graphs, and the remembered digests of files
 """
 
 
@@ -21,7 +32,14 @@ def build_parser() -> cli.Parser:
         description="List or clear the compiled graphs that make later starts fast.",
         epilog=EPILOG,
     )
-    parser.add_argument("action", choices=["list", "clear"])
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=["list", "clear"],
+        default="list",
+        help="what to do (default: %(default)s)",
+    )
+    parser.add_argument("model", nargs="?", help="of one model alone: its folder, or its name")
     parser.add_argument("--json", action="store_true", help="list as one JSON object")
     return parser
 
@@ -29,34 +47,76 @@ def build_parser() -> cli.Parser:
 def cache(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; returns the exit code."""
     from whisper_npu.runtime.compile_cache import default_cache  # noqa: PLC0415
+    from whisper_npu.runtime.content_memory import default_memory  # noqa: PLC0415
 
     found = default_cache()
+    model: str | None = arguments.model
+    entries = [entry for entry in found.entries() if model is None or entry.is_of(model)]
+    if model is not None and not entries:
+        raise UsageError(f"{found.folder} holds no graphs of {model}; see `whisper-npu cache`")
     if arguments.action == "clear":
-        print(f"{found.clear()} files deleted from {found.folder}")
+        n_deleted = found.clear() if model is None else found.delete(entries)
+        if model is None:
+            default_memory().forget()
+        print(f"{n_deleted} files deleted from {found.folder}")
         return cli.EXIT_OK
-    entries = found.entries()
-    total = sum(entry.size for entry in entries)
     if arguments.json:
-        rows = [
-            {
-                "file": entry.path.name,
-                "bytes": entry.size,
-                "used": entry.used,
-                "label": entry.label,
-                "key": entry.key,
-            }
-            for entry in entries
-        ]
-        content = {"folder": str(found.folder), "limit": found.limit, "entries": rows}
+        content = {
+            "folder": str(found.folder),
+            "limit": found.limit,
+            "entries": [_row(entry) for entry in entries],
+        }
         print(json.dumps(content, indent=2))
         return cli.EXIT_OK
-    for entry in reversed(entries):
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        device = entry.key.get("device_name") or entry.key.get("device", "")
-        print(f"{used}  {entry.size / 1e6:8.1f} MB  {entry.label or 'damaged'}  {device}")
+    _print_by_model(entries)
+    total = sum(entry.size for entry in entries)
     limit = found.limit / (1 << 30)
     print(f"{len(entries)} graphs, {total / 1e6:.1f} MB of {limit:g} GiB in {found.folder}")
     return cli.EXIT_OK
+
+
+def _row(entry: "CacheEntry") -> dict[str, object]:
+    return {
+        "file": entry.path.name,
+        "bytes": entry.size,
+        "used": entry.used,
+        "contents": None if entry.contents is None else asdict(entry.contents),
+        "key": entry.key,
+    }
+
+
+def _print_by_model(entries: "Sequence[CacheEntry]") -> None:
+    """Each model's path, and below it a line per graph, last used first."""
+    by_model: dict[str, list[CacheEntry]] = {}
+    for entry in reversed(entries):
+        model = "damaged, or of another version" if entry.contents is None else entry.contents.model
+        by_model.setdefault(model, []).append(entry)
+    now = time.time()
+    for model, its in by_model.items():
+        size = sum(entry.size for entry in its)
+        print(f"{_printable(model)}  ({size / 1e6:.1f} MB)")
+        for entry in its:
+            device = entry.key.get("device_name") or entry.key.get("device", "")
+            what = ("?", "?")
+            if entry.contents is not None:
+                what = (entry.contents.graph, entry.contents.precision)
+            graph, precision = map(_printable, what)
+            print(
+                f"  {graph:<24} {precision:<21} {_printable(str(device))}  "
+                f"{entry.size / 1e6:.1f} MB, used {_age(now - entry.used)} ago"
+            )
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _printable(text: str) -> str:
+    """A text without control characters: names of folders may hold any."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

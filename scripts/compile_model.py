@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 The static graphs are written into the model folder and go with it to the target machine, which then
-needs no onnx package. Compiled graphs are kept in the user's cache (`whisper-npu cache list`).
+needs no onnx package. Compiled graphs are kept in the user's cache (`whisper-npu cache`).
 
 examples:
   whisper-npu compile models/tiny.en                       static graphs, and compile for this NPU
@@ -128,7 +128,9 @@ def _describe(bundle: "Bundle") -> str:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    # One write, which threads that compile at the same time cannot mix with theirs.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from whisper_npu.export.assets import ASSETS, CACHE_VARIABLE, fetch
+from whisper_npu.export.assets import ASSETS, fetch
+from whisper_npu.runtime.cache_folder import CACHE_VARIABLE
 from whisper_npu.scripts import cli
 
 DEFAULT = ("tiny.en", "silero-vad", "beckett")

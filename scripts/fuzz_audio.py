@@ -62,13 +62,12 @@ class Verdict:
     text: str = ""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="fuzz_audio",
+    parser = cli.Parser(
+        "fuzz_audio",
         description="Decode damaged recordings of every kind, and count what becomes of them.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--files", type=int, default=5_000, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")

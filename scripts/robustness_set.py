@@ -4,7 +4,6 @@ Each part is one kind of difficulty. `docs/accuracy.md` lists the word error rat
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -290,13 +289,12 @@ def write_set(made: dict[str, list[Recording]], out: Path) -> int:
     return n_words
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> cli.Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="robustness_set.py",
+    parser = cli.Parser(
+        "robustness_set",
         description="Make recordings with the difficulties of real life from clean utterances.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "references",
@@ -322,4 +320,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.be_process(main)

@@ -34,12 +34,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_compiled_graphs() -> Iterator[None]:
-    """Nothing from, and nothing into, the user's cache of compiled graphs, subprocesses included.
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing from, and nothing into, the user's cache but assets, subprocesses included.
 
-    Tests of the cache take a folder and a limit of their own.
+    Tests of the cache of compiled graphs take a folder and a limit of their own.
     """
+    from whisper_npu.runtime.cache_folder import CACHE_VARIABLE, cache_folder
+
+    assets = cache_folder() / "assets"
+    assets.mkdir(parents=True, exist_ok=True)
+    own = tmp_path_factory.mktemp("cache")
+    (own / "assets").symlink_to(assets)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(own))
         patch.setenv("WHISPER_NPU_CACHE_LIMIT", "0")
         yield
 

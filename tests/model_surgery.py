@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from whisper_npu.export.manifest import describe_file
 from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER_WITH_PAST, GRAPHS, MANIFEST
 
 
@@ -15,10 +16,27 @@ def copy_folder(folder, target):
 
 
 def edit_manifest(folder, **changes):
-    """Change entries of the manifest; None removes one."""
+    """Change entries of the manifest; None removes one. The files are certified as they are now."""
     path = folder / MANIFEST
-    manifest = json.loads(path.read_text()) | changes
+    files = [each for each in folder.iterdir() if each.is_file() and each != path]
+    certified = {"files": {each.name: describe_file(each) for each in files}}
+    manifest = json.loads(path.read_text()) | certified | changes
     path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def name_weights(folder, name):
+    """Let the three graphs keep their weights in a file of another name; without a manifest."""
+    (folder / "model.onnx_data").rename(folder / name)
+    for path in (folder / graph for graph in GRAPHS):
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = name
+        onnx.save(model, path)
+    (folder / ALIGNMENT).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink()
+    return folder
 
 
 def _rewire_present(folder, replacement):

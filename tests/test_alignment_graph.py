@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+from model_surgery import edit_manifest
 from onnx import TensorProto, helper
 
 from whisper_npu.errors import ExportError, ModelError, ParityError
@@ -220,12 +221,14 @@ def test_strange_decoders_are_refused(change, message: str) -> None:
 def test_unknown_heads_and_a_teachers_become_the_upper_half(folder: Path, heads) -> None:
     config = _configurations(folder)[0]
     (folder / "generation_config.json").write_text(json.dumps(config | {"alignment_heads": heads}))
+    edit_manifest(folder)
     add_alignment_graph(folder)
     graph = onnx.load(folder / ALIGNMENT, load_external_data=False).graph
     shape = next(v for v in graph.output if v.name == "cross_attentions").type.tensor_type.shape
     assert shape.dim[1].dim_value == 2  # both heads of the second of two layers
     config["alignment_heads"] = [[1, 0], [1, 1]]
     (folder / "generation_config.json").write_text(json.dumps(config))
+    edit_manifest(folder)
     ours = (folder / ALIGNMENT).read_bytes()
     add_alignment_graph(folder)
     assert (folder / ALIGNMENT).read_bytes() == ours
@@ -235,8 +238,19 @@ def test_heads_that_are_no_pairs(folder: Path) -> None:
     config = _configurations(folder)[0]
     config["alignment_heads"] = [3]
     (folder / "generation_config.json").write_text(json.dumps(config))
+    edit_manifest(folder)
     with pytest.raises(ModelError, match=r"generation_config\.json: alignment_heads\[0\]"):
         add_alignment_graph(folder)
+
+
+def test_a_damaged_folder_gets_no_graph(folder: Path) -> None:
+    """It would be cut out of the damaged decoder, and certified."""
+    decoder = folder / "decoder_model.onnx"
+    decoder.write_bytes(decoder.read_bytes() + b"\x72\x00")
+    certificate = (folder / MANIFEST).read_bytes()
+    with pytest.raises(ModelError, match=r"decoder_model\.onnx differs"):
+        add_alignment_graph(folder)
+    assert (folder / MANIFEST).read_bytes() == certificate
 
 
 def test_no_model_folder(tmp_path: Path) -> None:

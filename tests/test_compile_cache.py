@@ -15,7 +15,8 @@ from openvino import opset13 as ops
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime import compile_cache, memory
-from whisper_npu.runtime.compile_cache import CompileCache, cache_key, compile_cached, default_cache
+from whisper_npu.runtime.compile_cache import CompileCache, Contents, compile_cached, default_cache
+from whisper_npu.runtime.compile_key import cache_key
 
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -24,6 +25,10 @@ def make_model(factor=2.0):
     values = ops.parameter([1, 64], np.float32, name="values")
     product = ops.matmul(values, np.full((64, 64), factor, np.float32), False, False)
     return ov.Model([product], [values], "model")
+
+
+def of(graph):
+    return Contents("/models/tiny", graph, "f32")
 
 
 @pytest.fixture
@@ -48,7 +53,9 @@ def compiles(core, cache):
             return make_model(factor)
 
         key = cache_key(core, graph, "CPU", options)
-        compiled = compile_cached(core, read_model, key, options, cache=in_cache, label=graph)
+        compiled = compile_cached(
+            core, read_model, key, options, cache=in_cache, contents=of(graph)
+        )
         answer = compiled(np.ones((1, 64), np.float32))[0][0, 0]
         return float(answer), bool(read)
 
@@ -107,7 +114,7 @@ def headed_by_another_kind(path):
 def not_a_blob(path):
     """A right header over something OpenVINO cannot load."""
     content = b"nonsense" * 100
-    header = json.loads(path.read_bytes()[:4096])
+    header = json.loads(path.read_bytes().partition(b"\n")[0])
     digest = compile_cache._digest(header["facts"])
     digest.update(content)
     header |= {"bytes": len(content), "sha256": digest.hexdigest()}
@@ -143,6 +150,28 @@ def test_a_blob_of_another_graph_is_not_used(compiles, cache):
     assert compiles("another", factor=3.0) == (192.0, True)
 
 
+def a_fifo(path):
+    os.mkfifo(path)
+
+
+def a_folder(path):
+    path.mkdir()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("put", [a_fifo, a_folder], ids=lambda put: put.__name__)
+def test_what_is_no_file_does_not_hang(compiles, cache, put):
+    compiles()
+    path = only_file(cache)
+    put(path.with_name("other.blob"))
+    assert compiles() == (128.0, False)
+    assert [entry.path for entry in cache.entries()] == [path]
+    path.unlink()
+    put(path)
+    assert compiles() == (128.0, True)
+    assert cache.clear() == (0 if put is a_folder else 2)
+
+
 def test_an_unreadable_file_is_no_error(compiles, cache):
     compiles()
     path = only_file(cache)
@@ -168,10 +197,10 @@ def test_the_limit_removes_what_was_used_longest_ago(compiles, cache):
     compiles("first")  # used again just now
     cache.limit = int(2.5 * size)
     compiles("third")
-    assert {entry.label for entry in cache.entries()} == {"first", "third"}
+    assert {entry.contents.graph for entry in cache.entries()} == {"first", "third"}
     cache.limit = 10
     assert compiles("fourth") == (128.0, True), "too large to keep is no error"
-    assert "fourth" not in {entry.label for entry in cache.entries()}
+    assert "fourth" not in {entry.contents.graph for entry in cache.entries()}
 
 
 def test_what_a_kill_left_behind_goes_away(compiles, cache):
@@ -198,7 +227,8 @@ import sys
 import numpy as np, openvino as ov
 from pathlib import Path
 from openvino import opset13 as ops
-from whisper_npu.runtime.compile_cache import CompileCache, cache_key, compile_cached
+from whisper_npu.runtime.compile_cache import CompileCache, Contents, compile_cached
+from whisper_npu.runtime.compile_key import cache_key
 core = ov.Core()
 cache = CompileCache(Path(sys.argv[1]), 1 << 30)
 for i in range(int(sys.argv[2])):
@@ -207,7 +237,8 @@ for i in range(int(sys.argv[2])):
         weights = np.full((512, 512), i, np.float32)
         return ov.Model([ops.matmul(values, weights, False, False)], [values], "m")
     key = cache_key(core, str(i), "CPU", {})
-    compiled = compile_cached(core, read, key, {}, cache=cache, label=str(i))
+    contents = Contents("m", str(i), "f32")
+    compiled = compile_cached(core, read, key, {}, cache=cache, contents=contents)
     assert compiled(np.ones((1, 512), np.float32))[0][0, 0] == 512 * i
 print("done")
 """

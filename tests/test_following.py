@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_surgery import edit_manifest
 
 from whisper_npu import load_model
 from whisper_npu.runtime.backend import FollowsNothing
@@ -135,6 +136,7 @@ class TestFollowing:
         path = folder / "generation_config.json"
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | {"alignment_heads": [[0, 0], [1, 99]]}))
+        edit_manifest(folder)
         session = load_model(folder, device="CPU").backend.start(audio)
         assert not session.follow()
         session.close()

@@ -32,8 +32,10 @@ def stand_in(tmp_path):
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path):
-    """A model folder that can be loaded, to be damaged."""
-    return copy_folder(tiny_folder, tmp_path / "tiny")
+    """A model folder that can be loaded, to be damaged: without the certificate of its files."""
+    copy = copy_folder(tiny_folder, tmp_path / "tiny")
+    (copy / "export_manifest.json").unlink()
+    return copy
 
 
 def change(path, **fields):

@@ -18,7 +18,7 @@ from decoding_checks import (
     reference_logits,
     stepwise_logits,
 )
-from model_surgery import copy_folder
+from model_surgery import copy_folder, edit_manifest
 
 from whisper_npu import load_model
 from whisper_npu.errors import DeviceError, ModelError, UsageError
@@ -295,6 +295,7 @@ def test_missing_or_truncated_weights_are_a_model_error(tiny_folder, tmp_path, s
 def test_swapped_graphs_are_a_model_error(tiny_folder, tmp_path):
     folder = copy_folder(tiny_folder, tmp_path / "model")
     shutil.copy(folder / "decoder_model.onnx", folder / "decoder_with_past_model.onnx")
+    edit_manifest(folder)
     with pytest.raises(ModelError, match=r"no tensor past_key_values\.0\.decoder\.key"):
         load_model(folder)
 

@@ -1,16 +1,18 @@
 """The deployer's certificate: passes on a right device, fails on wrong ones, and says where."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import tiny_whisper
+from model_surgery import copy_folder, edit_manifest
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu import selftest
 from whisper_npu.npu.load import load_backend
-from whisper_npu.runtime.model_dir import read_model_folder
+from whisper_npu.runtime.model_dir import MANIFEST, read_model_folder
 from whisper_npu.runtime.transcribe import WhisperModel
 from whisper_npu.scripts import selftest as script
 
@@ -39,6 +41,17 @@ def reference(model, recordings):
     return selftest.make_reference(model, recordings)
 
 
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return copy_folder(tiny_folder, tmp_path / "tiny")
+
+
+def write(folder, name, samples):
+    path = folder / f"{name}.wav"
+    soundfile.write(path, samples, 16000, "FLOAT")
+    return path
+
+
 def outcomes(model, recordings, reference):
     return {check.name: check for check in selftest.run(model, recordings, reference)}
 
@@ -48,6 +61,7 @@ def test_a_right_device_passes(model, recordings, reference):
     checks = outcomes(model, recordings, reference)
     assert [check for check in checks.values() if check.passed is False] == []
     assert list(checks) == [
+        "weights",
         "tokens of a",
         "tokens of b",
         "A, B, A",
@@ -111,10 +125,46 @@ def test_a_device_without_a_limit_fails(model, recordings, reference):
 def test_other_tokens_fail_with_the_step(model, recordings, reference):
     wrong = dict(reference.tokens)
     wrong["a"] = (*wrong["a"][:2], 7)
-    check = next(selftest.run(model, recordings, selftest.Reference(wrong, "elsewhere")))
+    _, check, *_ = selftest.run(model, recordings, selftest.Reference(wrong, "elsewhere"))
     assert check.passed is False
     assert check.detail.startswith("differs at step 2: ")
     assert check.detail.endswith("instead of 7 (elsewhere)")
+
+
+def test_the_certificate_is_compared(model, reference, folder):
+    check = selftest.check_weights(model.folder, reference)
+    assert check.passed
+    parity = model.folder.manifest["parity"]
+    tokens = f"{parity['tokens_compared']} of {parity['tokens_compared']}"
+    assert check.detail == f"{len(model.folder.manifest['files'])} files as exported: {tokens} " + (
+        "tokens were PyTorch's"
+    )
+    edit_manifest(folder, parity={"status": "not verified"})
+    check = selftest.check_weights(read_model_folder(folder), reference)
+    assert (check.passed, "without a comparison" in check.detail) == (True, True)
+
+
+def test_damaged_weights_fail(model, recordings, reference, folder, tmp_path, capsys):
+    """A reference that is computed from the damaged folder itself would agree with it."""
+    (path,) = folder.glob("*.onnx_data")
+    content = bytearray(path.read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    path.write_bytes(content)
+    files = [str(write(tmp_path, name, samples)) for name, samples in recordings.items()]
+    for extra in ([], ["--record"]):
+        assert script.main([str(folder), "--audio", *files, *extra]) == 3
+        assert "model.onnx_data differs from what export_manifest.json certifies" in (
+            capsys.readouterr().err
+        )
+    assert not (folder / selftest.REFERENCE).exists()
+    (folder / MANIFEST).unlink()
+    uncertified = read_model_folder(folder)
+    check = selftest.check_weights(uncertified, reference)
+    assert check.passed is False
+    assert check.detail.startswith("not those that the reference was recorded with")
+    check = selftest.check_weights(uncertified, replace(reference, graphs=None))
+    assert check.passed is None
+    assert check.detail.startswith("no certificate in the folder")
 
 
 def test_first_difference():
@@ -126,7 +176,9 @@ def test_first_difference():
 def test_a_recorded_reference_is_read_back(tmp_path, reference):
     assert selftest.read_reference(tmp_path) is None
     selftest.write_reference(tmp_path, reference)
-    assert selftest.read_reference(tmp_path).tokens == reference.tokens
+    assert selftest.read_reference(tmp_path) == replace(
+        reference, source=f"recorded: {reference.source}"
+    )
     (tmp_path / selftest.REFERENCE).write_text("{}")
     with pytest.raises(ModelError, match="is damaged"):
         selftest.read_reference(tmp_path)
@@ -154,10 +206,7 @@ def test_another_runtime_s_transcript(model, reference, tmp_path):
 
 
 def test_the_command(tiny_folder, recordings, tmp_path, capsys):
-    files = []
-    for name, samples in recordings.items():
-        files.append(str(tmp_path / f"{name}.wav"))
-        soundfile.write(files[-1], samples, 16000, "FLOAT")
+    files = [str(write(tmp_path, name, samples)) for name, samples in recordings.items()]
     command = [str(tiny_folder), "--audio", *files]  # in f32, where nothing else is said
     assert script.main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

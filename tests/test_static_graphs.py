@@ -2,14 +2,23 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import openvino as ov
 import pytest
-from model_surgery import as_other_exporters_write, copy_folder, hide_lengths, make_delta
+from model_surgery import (
+    as_other_exporters_write,
+    copy_folder,
+    edit_manifest,
+    hide_lengths,
+    make_delta,
+)
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu import build_bundle, static_graphs
@@ -25,6 +34,7 @@ from whisper_npu.runtime.model_dir import (
     ENCODER,
     read_model_folder,
 )
+from whisper_npu.runtime.model_dir import MANIFEST as EXPORT_MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -160,21 +170,107 @@ def test_made_once_and_again_only_when_the_source_changes(folder, tmp_path, monk
     monkeypatch.undo()
 
     (copy / DECODER).write_bytes((copy / DECODER).read_bytes() + b"\x72\x00")  # an empty metadata
+    edit_manifest(copy)
     lines = []
     ensure_bundle(read_model_folder(copy), progress=lines.append)
     assert "static graph step_1" in lines
 
 
-def test_a_damaged_bundle_is_made_again(folder, tmp_path):
+_BUILD = """
+import sys
+from whisper_npu.npu.build_bundle import ensure_bundle
+from whisper_npu.runtime.model_dir import read_model_folder
+ensure_bundle(read_model_folder(sys.argv[1]), windows=(5,))
+"""
+
+
+def test_every_process_makes_the_same_files(tiny_folder, tmp_path):
+    """Byte for byte; else the graphs would be compiled again wherever they are made again."""
+    copies = []
+    for seed in ("0", "1", "2"):  # of hashes, which the order of a set depends on
+        copies.append(copy_folder(tiny_folder, tmp_path / seed))
+        command = [sys.executable, "-c", _BUILD, str(copies[-1])]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+    made = [
+        {path.name: path.read_bytes() for path in bundle_path(copy, "lossless").iterdir()}
+        for copy in copies
+    ]
+    assert len(made[0]) > 10
+    for other in made[1:]:
+        assert other.keys() == made[0].keys()
+        assert [name for name, content in made[0].items() if other[name] != content] == []
+
+
+def cut_short(path):
+    file = path / DATA_FILE
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def partly_zeroed(path):
+    file = path / DATA_FILE
+    content = bytearray(file.read_bytes())
+    content[:1000] = bytes(1000)
+    file.write_bytes(content)
+
+
+def longer(path):
+    with (path / DATA_FILE).open("ab") as file:
+        file.write(b"x")
+
+
+def of_another_graph(path):
+    shutil.copy(path / "prefill_4.onnx", path / "step_1.onnx")
+
+
+def a_link_elsewhere(path):
+    file = path / DATA_FILE
+    shutil.move(file, path.parent / "elsewhere.bin")
+    file.symlink_to("../elsewhere.bin")
+
+
+def a_manifest_of_nonsense(path):
+    (path / MANIFEST).write_text(json.dumps({"recipe": {"windows": "all"}}))
+
+
+DAMAGES = [cut_short, partly_zeroed, longer, of_another_graph, a_manifest_of_nonsense]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_bundle_is_made_again(folder, tmp_path, damage):
     copy = copy_folder(folder, tmp_path / "damaged")
     path = bundle_path(copy, "lossless")
-    whole = (path / DATA_FILE).read_bytes()
-    (path / DATA_FILE).write_bytes(whole[:-1])
+    whole = {file.name: file.read_bytes() for file in path.iterdir()}
+    damage(path)
     with pytest.raises(ModelError, match="no whole bundle"):
         read_bundle(path)
     ensure_bundle(read_model_folder(copy))
-    assert (path / DATA_FILE).read_bytes() == whole
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == whole
     assert [item.name for item in path.parent.iterdir()] == ["lossless"], "nothing left behind"
+
+
+def test_weights_of_a_bundle_are_its_own(folder, tmp_path):
+    copy = copy_folder(folder, tmp_path / "linked")
+    a_link_elsewhere(bundle_path(copy, "lossless"))
+    with pytest.raises(ModelError, match="outside the model folder"):
+        read_bundle(bundle_path(copy, "lossless"))
+
+
+def test_a_mended_folder_runs_no_graphs_of_the_damage(tiny_folder, tmp_path):
+    """Whatever the certificate says: it was the damaged weights' sha256 for large files."""
+    copy = copy_folder(tiny_folder, tmp_path / "mended")
+    weights, certificate = copy / "model.onnx_data", copy / EXPORT_MANIFEST
+    good, stated = weights.read_bytes(), certificate.read_bytes()
+    weights.write_bytes(bytes(len(good) // 2) + good[len(good) // 2 :])
+    with pytest.raises(ModelError, match=r"model\.onnx_data differs from what .* certifies"):
+        ensure_bundle(read_model_folder(copy))
+    certificate.unlink()
+    damaged = ensure_bundle(read_model_folder(copy)).data_sha256
+    weights.write_bytes(good)
+    certificate.write_bytes(stated)
+    mended = ensure_bundle(read_model_folder(copy)).data_sha256
+    assert mended != damaged
+    fresh = ensure_bundle(read_model_folder(copy_folder(tiny_folder, tmp_path / "good")))
+    assert mended == fresh.data_sha256
 
 
 def test_a_failed_build_leaves_the_old_bundle(folder, tmp_path, monkeypatch):
@@ -275,6 +371,7 @@ def _edit(folder: Path, name: str, change) -> Path:
     model = onnx.load(folder / name, load_external_data=False)
     change(model.graph)
     onnx.save(model, folder / name)
+    edit_manifest(folder)
     return folder
 
 
