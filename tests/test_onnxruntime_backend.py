@@ -179,7 +179,7 @@ def test_compiled_graphs_of_an_npu_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path))
     fake = FakeOpen()
     monkeypatch.setattr(onnxruntime_backend, "_open", fake)
-    monkeypatch.setattr(onnxruntime_backend, "GraphSession", lambda session: session)
+    monkeypatch.setattr(onnxruntime_backend, "GraphSession", lambda session, device: session)
 
     def load(identity="graph"):
         fake.opened.clear()
