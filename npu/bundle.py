@@ -145,13 +145,11 @@ def read_bundle(path: Path) -> Bundle:
         ModelError: there is none, it is incomplete or changed, or not of this format.
     """
     content = read_manifest(path)
-    if content is None or not is_intact(path, content):
-        raise ModelError(
-            f"{path} holds no whole bundle of static graphs; make it again with "
-            f"`whisper-npu compile {path.parent.parent}`"
-        )
     remedy = f"make it again with `whisper-npu compile {path.parent.parent}`"
-    checked(content, BundleManifest, path / MANIFEST, advice=remedy)
+    if content is not None:
+        checked(content, BundleManifest, path / MANIFEST, advice=remedy)
+    if content is None or not is_intact(path, content):
+        raise ModelError(f"{path} holds no whole bundle of static graphs; {remedy}")
     made_for = content["recipe"]
     graphs = {
         name: StaticGraph(

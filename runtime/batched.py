@@ -15,11 +15,12 @@ from math import inf
 
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.hearing import Heard, Task
-from whisper_npu.runtime.job import DIVISIBLE, NEGLIGIBLE_SPEECH, Job
+from whisper_npu.runtime.job import DIVISIBLE, Job
 from whisper_npu.runtime.results import Retry, Segment
 from whisper_npu.runtime.segments import split_at_timestamps, without_timestamps
 from whisper_npu.runtime.speech_windows import Window
 from whisper_npu.runtime.spoken_language import SpokenLanguage
+from whisper_npu.runtime.unheard import NEGLIGIBLE_SPEECH
 from whisper_npu.runtime.word_timing import last_word_end
 
 # Frames of a window whose text is decoded without timestamps, and gets them by alignment: half of

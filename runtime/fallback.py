@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 from whisper_npu.runtime.backend import Backend, Float32Array
 from whisper_npu.runtime.decoding import DecodedWindow, DecodingOptions, decode_windows
+from whisper_npu.runtime.features import FRAMES_PER_SECOND
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.repetitions import is_loop
@@ -22,6 +23,7 @@ from whisper_npu.runtime.segments import split_at_timestamps
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
 from whisper_npu.runtime.unheard import (
+    NEGLIGIBLE_SPEECH,
     Stretch,
     seconds_of,
     unheard_by_segments,
@@ -49,6 +51,7 @@ class Outcome:
         flaw: what is still wrong with it after the last temperature; None if nothing is.
         is_silence: the model holds the window for silence; its text is to be left out.
         is_gibberish: every attempt was a loop, or went on by chance until the context was full.
+        leaves_out: nothing is wrong with it but that there is speech it does not account for.
         in_parts: it is to be decoded in parts: an attempt was a loop or left out speech, and no
             other was made.
     """
@@ -59,12 +62,8 @@ class Outcome:
     flaw: str | None
     is_silence: bool
     is_gibberish: bool = False
+    leaves_out: bool = False
     in_parts: bool = False
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether there is speech in the window that its text does not account for."""
-        return bool(self.decoded.unheard)
 
     @property
     def is_doubtful(self) -> bool:
@@ -86,6 +85,7 @@ def decode_with_fallback(
     reach: Sequence[float] = (),
     n_frames: Sequence[int] = (),
     speech: Sequence[Sequence[Stretch]] = (),
+    continued: Sequence[bool] = (),
     divisible: Sequence[bool] = (),
     on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
@@ -105,6 +105,8 @@ def decode_with_fallback(
         n_frames: see `decode_windows`.
         speech: where the detector hears speech in each window; by default nobody knows. Needs
             `n_frames`.
+        continued: for each window, whether the caller decodes what is left behind its text; by
+            default it goes on where the timestamps end, as the reference does.
         divisible: for each window, whether the caller decodes it in parts if it loops or leaves out
             speech: higher temperatures are not tried then.
         on_tokens: called after each step for each window being decoded.
@@ -140,7 +142,14 @@ def decode_with_fallback(
         for window, found in zip(windows, decoded, strict=True):
             tried = found
             if speech:
-                where = _unheard(found, speech[window], n_frames[window], tokenizer, options)
+                where = _unheard(
+                    found,
+                    speech[window],
+                    n_frames[window],
+                    tokenizer,
+                    options,
+                    is_continued=bool(continued) and continued[window],
+                )
                 tried = replace(found, unheard=where)
             attempts[window].append(tried)
             flaw = find_flaw(tried, options)
@@ -267,6 +276,7 @@ def _outcome(
         flaw=flaw,
         is_silence=is_silence(best, options),
         is_gibberish=all(_is_gibberish(attempt, options) for attempt in tried),
+        leaves_out=_only_leaves_out(best, options),
         in_parts=in_parts,
     )
 
@@ -295,15 +305,18 @@ def _worsens(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> bool
 
 
 def _least_flawed(tried: Sequence[DecodedWindow], options: TranscribeOptions) -> DecodedWindow:
-    """The attempt that leaves out least, or else the likeliest, that is no loop.
+    """The attempt that leaves out least, of those that look right otherwise.
 
-    Of loops it is the one that says least twice.
+    Else the likeliest that is no loop; of loops, the one that says least twice.
 
     The reference takes the last, at the highest temperature: of improbable texts, the worst.
     """
     honest = [attempt for attempt in tried if not repeats_itself(attempt, options)]
     if honest:
-        return max(honest, key=lambda one: (-seconds_of(one.unheard), one.avg_logprob))
+        complete = [one for one in honest if find_flaw(replace(one, unheard=()), options) is None]
+        if complete:
+            return max(complete, key=lambda one: (-seconds_of(one.unheard), one.avg_logprob))
+        return max(honest, key=lambda one: one.avg_logprob)
     return min(tried, key=lambda attempt: attempt.compression_ratio)
 
 
@@ -336,19 +349,36 @@ def _unheard(
     n_frames: int,
     tokenizer: Tokenizer,
     options: TranscribeOptions,
+    *,
+    is_continued: bool,
 ) -> tuple[Stretch, ...]:
-    """Where there is speech in a window that its text does not account for."""
+    """Where there is speech in a window that its text does not account for.
+
+    Args:
+        decoded: the window.
+        speech: where the detector hears speech in it.
+        n_frames: frames of 10 ms of audio in it.
+        tokenizer: the model's.
+        options: thresholds.
+        is_continued: whether the caller decodes what is left behind the text.
+    """
     least = options.unheard_speech_threshold
     if least is None:
         return ()
     if decoded.words is not None and (decoded.words or not decoded.tokens):
         return unheard_by_words(decoded.words, speech, least)
     begin = tokenizer.special.timestamp_begin
-    segments, _ = split_at_timestamps(decoded.tokens, begin, n_frames, keep_open_end=True)
+    segments, advance = split_at_timestamps(
+        decoded.tokens, begin, n_frames, keep_open_end=is_continued
+    )
     first = segments[0]
     if first.tokens and first.tokens[0] >= begin:  # a single segment would begin with the window
         segments[0] = replace(first, start=(first.tokens[0] - begin) * TIMESTAMP_STEP)
-    return unheard_by_segments(segments, tokenizer, speech, least)
+    end = advance / FRAMES_PER_SECOND
+    if is_continued and any(token < begin for token in decoded.tokens):
+        text_end = segments[-1].end
+        end = text_end if text_end >= NEGLIGIBLE_SPEECH else end
+    return unheard_by_segments(segments, tokenizer, speech, end, least)
 
 
 def repeats_itself(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:

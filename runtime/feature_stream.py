@@ -7,11 +7,13 @@ import numpy as np
 from whisper_npu.errors import WhisperNpuError
 from whisper_npu.runtime import vad
 from whisper_npu.runtime.audio import SAMPLE_RATE
+from whisper_npu.runtime.constant_offset import ConstantOffset
 from whisper_npu.runtime.features import (
     FRAMES_PER_SECOND,
     HOP_LENGTH,
     LOG_FLOOR,
     N_FFT,
+    SILENCE,
     Float32Array,
     log_mel_frames,
     normalize,
@@ -22,6 +24,12 @@ from whisper_npu.runtime.timing import StageTimes
 _CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
 _AT_ONCE = vad.AT_ONCE * vad.CHUNK  # samples: the detector's two seconds
 _PIECE = FRAMES_PER_SECOND  # frames to which pieces grow at least: of live audio they come singly
+
+# Log10 mel power. The loudest of a window of speech is mostly between 0 and 1.7, and the model
+# makes more errors where it is far below: half as many again where speech peaks at -60 dB of full
+# scale, a tenth more at -40 (docs/accuracy.md). Speech that peaks at -25 dB has about -1.
+_QUIET, _USUAL = -1.0, 1.0
+_MOST = 5.0  # amplification: 50 dB
 
 
 class FeatureStream:
@@ -52,6 +60,7 @@ class FeatureStream:
         self._blocks = blocks
         self._n_mels = n_mels
         self._speech = speech
+        self._offset = ConstantOffset()
         self._samples = np.empty(0, np.float32)  # not yet covered by whole frames
         self._frames = History(float(np.log10(LOG_FLOOR)), _PIECE)  # (n_mels, n_frames)
         self._n_samples = 0
@@ -74,13 +83,16 @@ class FeatureStream:
         self._read_to(seek + n_frames)
         return max(0, min(n_frames, self.n_ready - seek))
 
-    def window(self, seek: int, n_frames: int, content: int | None = None) -> Float32Array:
+    def window(
+        self, seek: int, n_frames: int, content: int | None = None, *, amplified: bool = False
+    ) -> Float32Array:
         """Features of a window, silence behind its content.
 
         Args:
             seek: number of the first frame.
             n_frames: frames in the window.
             content: frames to take from the recording; by default all there are.
+            amplified: make a quiet window as loud as speech mostly is. The reference does not.
 
         Returns:
             float32 `(n_mels, n_frames)`, scaled by the window's own peak.
@@ -94,7 +106,7 @@ class FeatureStream:
         for held in self._frames.between(seek, seek + take):
             log_mel[:, done : done + held.shape[1]] = held
             done += held.shape[1]
-        return normalize(log_mel)
+        return normalize(_amplified(log_mel) if amplified else log_mel)
 
     def peak(self, seek: int, n_frames: int) -> float:
         """Loudest log10 mel power of the frames `[seek, seek + n_frames)`."""
@@ -120,7 +132,7 @@ class FeatureStream:
     def push(self, block: Float32Array) -> None:
         """Take the next samples of a recording that is still being made."""
         for start in range(0, len(block), _AT_ONCE):
-            piece = block[start : start + _AT_ONCE]
+            piece = self._offset.remove(block[start : start + _AT_ONCE])
             if self._speech is not None:
                 with self._times.measure("speech detection"):
                     self._speech.hear(piece)
@@ -176,3 +188,12 @@ class FeatureStream:
         new = log_mel_frames(self._samples, self._n_mels)
         self._samples = self._samples[new.shape[1] * HOP_LENGTH :]
         self._frames.append(new)
+
+
+def _amplified(log_mel: Float32Array) -> Float32Array:
+    """A window as loud as speech mostly is, if it is much quieter."""
+    peak = float(log_mel.max())
+    if not SILENCE < peak < _QUIET:
+        return log_mel
+    louder: Float32Array = log_mel + np.float32(min(_MOST, _USUAL - peak))
+    return louder

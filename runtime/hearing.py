@@ -56,8 +56,9 @@ class Task:
         prompt: tokens of the text before it, the user's prompt included.
         reach: seconds into the window that its text must reach: there is speech up to there.
         speech: where the detector hears speech in the window, in seconds from its start.
+        continued: whether what is left behind its text is decoded as another window.
         shares: whether it shares its batch with windows of other lengths.
-        divisible: whether it is heard in parts where its text is a loop or leaves out speech.
+        divisible: whether it is decoded in parts where its text is a loop or leaves out speech.
         encoded: the features encoded, where that has been done, or begun, already; used up when
             the window is decoded.
         encoding: how long it took to encode them ahead.
@@ -70,6 +71,7 @@ class Task:
     prompt: tuple[int, ...] = ()
     reach: float = 0.0
     speech: tuple[Stretch, ...] = ()
+    continued: bool = False
     shares: bool = False
     divisible: bool = False
     encoded: "Future[Float32Array] | None" = None
@@ -250,6 +252,7 @@ def _decode(
             reach=[tasks[place].reach for place in places],
             n_frames=[tasks[place].window.n_frames for place in places],
             speech=[tasks[place].speech for place in places],
+            continued=[tasks[place].continued for place in places],
             divisible=[tasks[place].divisible for place in places],
             on_tokens=partial_reporter(
                 job.tokenizer,

@@ -24,6 +24,7 @@ from whisper_npu.runtime.speech_windows import Window, WindowChooser
 from whisper_npu.runtime.spoken_language import TELLING, SpokenLanguage, is_sure, tells
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.tokenizer import Tokenizer, Vocabulary, sot_sequence
+from whisper_npu.runtime.unheard import NEGLIGIBLE_SPEECH
 from whisper_npu.runtime.word_timing import add_word_timestamps
 
 logger = logging.getLogger("whisper_npu")
@@ -32,7 +33,6 @@ _MODELS_LIST = -1  # among the tokens to be suppressed
 
 
 DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
-NEGLIGIBLE_SPEECH = 1.0  # seconds at the end of a window that may be noise, or the last word
 
 # Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
 _SHORT = 2.0  # seconds
@@ -151,6 +151,7 @@ class Job:
             wanted,
             reach=reach,
             speech=speech,
+            continued=reaches_end,
             shares=shares,
             encoded=encoded,
         )
@@ -164,7 +165,9 @@ class Job:
         choices = self.backend.window_frames if self.elastic else (self.window_frames,)
         frames = frames_to_encode(window.n_frames, choices, self.n_audio_state)
         with self.times.measure("features"):
-            return self.features.window(window.start, frames, window.n_frames)
+            return self.features.window(
+                window.start, frames, window.n_frames, amplified=not self.backend.is_exact
+            )
 
     def _hear_language(self, window: Window, features: Float32Array) -> Float32Array:
         """Find out which language is spoken in a window, and return it encoded."""
@@ -338,7 +341,8 @@ class Job:
             (start + first, start + last, "speech without text, in every attempt")
             for first, last in heard.outcome.decoded.unheard
         ]
-        if not text.segments and not lost:
+        said = any(char.isalnum() for segment in text.segments for char in segment.text)
+        if not said and not text.made_up:
             if self.windows.speech(window):
                 self.coverage.add(start, end, "dropped", "the model writes no text for it")
             else:

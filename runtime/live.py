@@ -22,7 +22,7 @@ from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.agreement import HeardWord, agreed, heard_words
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.feature_stream import FeatureStream
-from whisper_npu.runtime.features import FRAMES_PER_SECOND, HOP_LENGTH
+from whisper_npu.runtime.features import FRAMES_PER_SECOND, HOP_LENGTH, SILENCE
 from whisper_npu.runtime.hearing import hear
 from whisper_npu.runtime.job import Job
 from whisper_npu.runtime.memory import give_back_after
@@ -32,7 +32,6 @@ from whisper_npu.runtime.speech_windows import (
     LONG_PAUSE,
     LOOK_AHEAD,
     PAD,
-    SILENCE,
     Window,
 )
 from whisper_npu.runtime.spoken_language import SpokenLanguage
@@ -171,7 +170,7 @@ class LiveTranscriber:
         self._min_chunk = _frames("min_chunk", min_chunk, 0.1, window / 2)
         self._pause = _frames("pause", pause, 0.2, LONG_PAUSE)
         self._trim_after = _frames("trim_after", trim_after, min_chunk, window)
-        options = replace(options, without_timestamps=True)
+        options = replace(options, without_timestamps=True, unheard_speech_threshold=None)
         self._tokenizer = model.tokenizer
         self._speech = None
         if options.vad:

@@ -29,12 +29,12 @@ NOT_LIVE = (
     "append_punctuations",
     "hallucination_silence_threshold",
     "max_initial_timestamp",
+    "unheard_speech_threshold",
 )
 _THRESHOLDS = (
     "compression_ratio_threshold",
     "logprob_threshold",
     "no_speech_threshold",
-    "unheard_speech_threshold",
     "hallucination_silence_threshold",
 )
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -179,6 +179,11 @@ class TranscribeOptions:
         self._refuse_contradictions()
 
     def _refuse_wrong_vad_options(self) -> None:
+        unheard = self.unheard_speech_threshold
+        if unheard is not None and not 0 < unheard < inf:
+            raise UsageError(
+                f"unheard_speech_threshold is {unheard}; give seconds above 0, or None for never"
+            )
         if not 0 < self.vad_threshold < 1:
             raise UsageError(
                 f"vad_threshold is {self.vad_threshold}; give a probability above 0 and below 1"

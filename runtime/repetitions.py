@@ -53,8 +53,14 @@ def is_endless(tokens: Int64Array) -> npt.NDArray[np.bool_]:
 
 
 def spoken_length(text: str) -> int:
-    """Letters of an alphabet that take as long to say: a sign for a syllable counts as three."""
-    signs = sum(char.isalpha() and unicodedata.east_asian_width(char) == "W" for char in text)
+    """Letters of an alphabet that take as long to say.
+
+    A sign for a syllable counts as three, and so does a digit.
+    """
+    signs = sum(
+        char.isdigit() or (char.isalpha() and unicodedata.east_asian_width(char) == "W")
+        for char in text
+    )
     return len(text) + 2 * signs
 
 

@@ -26,6 +26,7 @@ class SequentialReading:
         self._last_speech_end = 0.0
         self._seek = 0
         self._waits = False
+        self._is_divisible = False  # whether the window that is decoded can be decoded in parts
         self._cut: int | None = None  # frame at which the next window ends, at the latest
         self._retries: tuple[Retry, ...] = ()  # attempts at a longer window from the same start
 
@@ -42,6 +43,7 @@ class SequentialReading:
             window = Window(window.start, min(window.end, self._cut))
         self._waits = True
         task = self._job.task(window)
+        self._is_divisible = window.n_frames >= DIVISIBLE and not task.wanted.begun
         if self._language in (None, task.wanted.language):
             task.prompt = self._job.prompts.before(self._context[self._context_from :])
         else:  # text in another language makes it translate
@@ -55,7 +57,7 @@ class SequentialReading:
     def take(self, heard: Heard) -> list[Segment]:
         """Segments of the window that was planned."""
         self._waits = False
-        if self._is_to_be_divided(heard):
+        if self._is_divisible and not self._job.stopping and self._divide(heard):
             return []
         heard = heard.after(self._retries)
         self._cut, self._retries = None, ()
@@ -83,10 +85,14 @@ class SequentialReading:
         job.features.forget(self._seek)
         return text.segments
 
-    def _is_to_be_divided(self, heard: Heard) -> bool:
-        """Whether a window leaves out speech; it is then decoded again, up to a pause beside it."""
+    def _divide(self, heard: Heard) -> bool:
+        """Decode a window that leaves out speech again, up to a pause beside that speech.
+
+        Returns:
+            whether it does leave out speech.
+        """
         window, outcome = heard.window, heard.outcome
-        if not outcome.leaves_out or window.n_frames < DIVISIBLE or outcome.is_silence:
+        if not outcome.leaves_out or outcome.is_silence:
             return False
         self._cut = self._job.windows.cut_beside(window, outcome.decoded.unheard)
         *earlier, last = outcome.retries

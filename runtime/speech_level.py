@@ -23,8 +23,9 @@ class SpeechLevel:
     blocks changes nothing.
     """
 
-    def __init__(self, chunks_per_second: float) -> None:
-        """Nothing has been heard yet."""
+    def __init__(self, chunks_per_second: float, *, amplifies: bool = True) -> None:
+        """Nothing has been heard yet; `amplifies`: whether quiet speech is."""
+        self._amplifies = amplifies
         self._fall = float(_FALL ** (1 / chunks_per_second))
         self._offset: float | None = None
         self._peak = 0.0
@@ -42,7 +43,8 @@ class SpeechLevel:
         ramp = np.linspace(0, 1, chunks.shape[1], endpoint=False, dtype=np.float32)
         before, after = offsets[:-1, None], offsets[1:, None]
         level: Float32Array = chunks - (before + (after - before) * ramp)
-        level *= self._gains(np.abs(level).max(axis=1))[:, None]
+        if self._amplifies:
+            level *= self._gains(np.abs(level).max(axis=1))[:, None]
         return level
 
     def _offsets(self, means: Float32Array) -> Float32Array:

@@ -13,16 +13,16 @@ import numpy as np
 
 from whisper_npu.runtime.backend import Float32Array
 from whisper_npu.runtime.feature_stream import FeatureStream
-from whisper_npu.runtime.features import FRAMES_PER_SECOND
+from whisper_npu.runtime.features import FRAMES_PER_SECOND, SILENCE
 from whisper_npu.runtime.unheard import Stretch
 from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap
 
-# Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
-SILENCE = -7.0
 PAD = 0.4  # seconds kept before and after speech: onsets are soft, and so are ends
 LONG_PAUSE = 3.0  # seconds without speech that end a window
 SHORT_PAUSE = 0.5  # the same where the language may change at any of them
 LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
+_BESIDE = 2.0  # seconds from the edge of speech left out, within which a window is cut in two
+_PART = 2.0  # seconds that a part of a window has at least
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
 _SHORTEST_PAUSE = 0.1  # seconds: what looks shorter is cut off by the end of the window
 # Share of the encoder's window that is filled where it is cut at a pause: without silence behind
@@ -143,19 +143,25 @@ class WindowChooser:
         """The frame at which to cut a window in two, so that one part is speech left out before.
 
         It is the pause nearest to that end of the longest stretch which is farther from the ends
-        of the window.
+        of the window; of speech all through, the middle. Without a pause there, it is where speech
+        is least probable.
 
         Args:
-            window: in which speech was left out.
+            window: in which speech was left out, at least twice as long as a part.
             unheard: where, in seconds from its start; at least one stretch.
         """
         longest = max(unheard, key=lambda stretch: stretch[1] - stretch[0])
         seconds = window.end_time - window.offset
         edge = max(longest, key=lambda at: min(at, seconds - at))
+        if min(edge, seconds - edge) < _PART:  # nearly all of it was left out
+            edge = seconds / 2
+        near = max(_PART, edge - _BESIDE), min(seconds - _PART, edge + _BESIDE)
         spans = self.speech(window)
         pauses = [(before[1] + after[0]) / 2 for before, after in pairwise(spans)]
-        at = min(pauses, key=lambda pause: abs(pause - edge), default=seconds / 2)
-        return window.start + _frame(at)
+        pauses = [pause for pause in pauses if near[0] <= pause <= near[1]]
+        if pauses:
+            return window.start + _frame(min(pauses, key=lambda pause: abs(pause - edge)))
+        return self._quietest(window.offset + near[0], window.offset + near[1])
 
     def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
         """The frame at which to cut a full window: the middle of its latest pause.
@@ -174,7 +180,11 @@ class WindowChooser:
         ]
         if pauses:
             return _frame(max(pauses)[1])
-        probabilities, first = self._judged(earliest, limit)
+        return self._quietest(earliest, limit)
+
+    def _quietest(self, start: float, end: float) -> int:
+        """The frame between two times, in seconds, at which speech is least probable."""
+        probabilities, first = self._judged(start, end)
         quietest = int(np.argmin(probabilities))
         return _frame(first + (quietest + 0.5) / CHUNKS_PER_SECOND)
 

@@ -247,12 +247,16 @@ class RecordingStream(TranscriptionStream):
         self._model = model
         self._audio = audio
         self._segments: list[Segment] = []
-        self._gibberish = GibberishWatch()
+        self._gibberish = GibberishWatch(refuses=audio.channel is None)
         self._ended = False
         self._error: BaseException | None = None
         self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
         self._is_partial = False
-        speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
+        # Beside another channel, what is very quiet is that channel's speech, leaking in.
+        is_alone = audio.channel is None
+        speech = SpeechMap(
+            model.voice_activity.detector(), options.vad_threshold, amplifies=is_alone
+        )
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._job = new_job(model, options, features, speech, times)
@@ -298,7 +302,7 @@ class RecordingStream(TranscriptionStream):
     def n_expected(self) -> int:
         """Windows it has at once if there is speech all through; for its rounds."""
         duration, options = self.duration_estimate, self._job.options
-        if options.mode == "sequential" or not options.vad:
+        if _is_sequential(options):
             return 1
         if duration is None or not isfinite(duration):
             return 1
@@ -332,7 +336,7 @@ class RecordingStream(TranscriptionStream):
         if heard is None or self._error is not None or self._reading is None:
             return
         try:
-            self._gibberish.note(heard.outcome)
+            self._gibberish.note(heard)
         except GibberishError as error:  # of this recording; the others go on
             self.fail(error)
             return
@@ -551,10 +555,15 @@ def _reading(job: Job) -> Reading:
     options = job.options
     if options.mode == "batched":
         return BatchedReading(job, shares=True)
-    if options.mode == "sequential" or not (options.vad or options.without_timestamps):
+    if _is_sequential(options):
         return SequentialReading(job)
     longer = job.features.available(0, job.window_frames + 1) > job.window_frames
     # Of one window, sequential decoding gives PyTorch's tokens.
     if not longer and (job.backend.is_exact or options.without_timestamps):
         return SequentialReading(job)
     return BatchedReading(job, shares=longer)
+
+
+def _is_sequential(options: TranscribeOptions) -> bool:
+    """Whether recordings of any length are gone through window after window."""
+    return options.mode == "sequential" or not (options.vad or options.without_timestamps)

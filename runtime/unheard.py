@@ -15,10 +15,12 @@ from whisper_npu.runtime.word_timing import WordTiming
 Stretch = tuple[float, float]
 """From when to when, in seconds from the start of a window."""
 
+NEGLIGIBLE_SPEECH = 1.0  # seconds at the end of a window that may be noise, or the last word
+
 # How long a word may last: speech that takes longer has other words in it. Words are timed one by
 # one, so each is given plenty; the words of a segment share its time.
 _WORD, _LETTER = 0.6, 0.15  # seconds
-_WORD_OF_SEGMENT, _LETTER_OF_SEGMENT = 0.3, 0.1  # seconds
+_WORD_OF_SEGMENT, _LETTER_OF_SEGMENT = 0.3, 0.13  # seconds
 _NEAR = 0.25  # seconds by which a word may be off
 # Share of a window's speech that is left out a little at a time.
 _SPARSE = 0.25
@@ -51,31 +53,41 @@ def unheard_by_segments(
     segments: Sequence[TokenSegment],
     tokenizer: Tokenizer,
     speech: Sequence[Stretch],
+    end: float,
     least: float,
 ) -> tuple[Stretch, ...]:
     """Where there is speech, and no segment is, or one with too few words.
-
-    What is behind the last segment is left to the next window.
 
     Args:
         segments: of a window, by their timestamps.
         tokenizer: the model's.
         speech: where the detector hears speech in the window.
+        end: seconds into the window up to which its text is to account for speech.
         least: seconds of speech without a word that count; half as much again where only segments
             are timed.
 
     Returns:
         stretches with so much speech, in order.
     """
-    spoken, end = [], 0.0
+    spoken = []
     for segment in segments:
         text = tokenizer.decode(segment.tokens).strip()
-        if not text:
-            continue
-        longest = _WORD_OF_SEGMENT * len(text.split()) + _LETTER_OF_SEGMENT * spoken_length(text)
-        spoken.append((segment.start, min(segment.end, segment.start + longest)))
-        end = segment.end
+        if any(char.isalnum() for char in text):
+            longest = _WORD_OF_SEGMENT * len(text.split()) + _LETTER_OF_SEGMENT * spoken_length(
+                text
+            )
+            spoken.append((segment.start, _spoken_until(segment, longest, speech)))
     return _gaps(spoken, speech, end, _INEXACT * least)
+
+
+def _spoken_until(segment: TokenSegment, longest: float, speech: Sequence[Stretch]) -> float:
+    """Where the words of a segment end at the latest, taking `longest` seconds of speech."""
+    for start, stop in speech:
+        spoken = min(stop, segment.end) - max(start, segment.start)
+        if spoken >= longest:
+            return max(start, segment.start) + longest
+        longest -= max(0.0, spoken)
+    return segment.end
 
 
 def seconds_of(stretches: Sequence[Stretch]) -> float:

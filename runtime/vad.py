@@ -185,11 +185,19 @@ class SpeechMap:
     The graph judges audio in a thread of OpenVINO's, while whoever let it be heard goes on.
     """
 
-    def __init__(self, detector: Detector, threshold: float = 0.5) -> None:
-        """Nothing has been heard yet; `threshold` is the probability from which it is speech."""
+    def __init__(
+        self, detector: Detector, threshold: float = 0.5, *, amplifies: bool = True
+    ) -> None:
+        """Nothing has been heard yet.
+
+        Args:
+            detector: judges the audio.
+            threshold: probability from which it is speech.
+            amplifies: let it hear quiet speech as well as loud speech.
+        """
         self._threshold = threshold
         self._detector = detector
-        self._level = SpeechLevel(CHUNKS_PER_SECOND)
+        self._level = SpeechLevel(CHUNKS_PER_SECOND, amplifies=amplifies)
         self._pending = np.empty(0, np.float32)
         self._probabilities = History(0.0, AT_ONCE)  # (n_chunks,)
         self._judgement: Judgement | None = None  # of what was heard last

@@ -208,14 +208,6 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
         "(default: %(default)s)",
     )
     how.add_argument(
-        "--unheard-speech-threshold",
-        type=cli.optional(float),
-        default=1.0,
-        metavar="SECONDS",
-        help="speech without a word, so long: decoded again, with timestamps and then in parts "
-        "(default: %(default)s)",
-    )
-    how.add_argument(
         "--suppress-tokens",
         default="-1",
         metavar="IDS",
@@ -280,6 +272,14 @@ def _add_recording_options(what: argparse._ArgumentGroup, long: argparse._Argume
         metavar="SECONDS",
         help="leave out text that sits strangely in time with that much silence around it; "
         "needs --word-timestamps",
+    )
+    what.add_argument(
+        "--unheard-speech-threshold",
+        type=cli.optional(float),
+        default=TranscribeOptions.unheard_speech_threshold,
+        metavar="SECONDS",
+        help="a window with so many seconds of speech without text is decoded again, with "
+        "timestamps and then in parts (default: %(default)s)",
     )
     long.add_argument(
         "--mode",

@@ -27,6 +27,7 @@ from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.scripts import cli
 
 if TYPE_CHECKING:
+    from whisper_npu.runtime.audio_choices import TrackChoice
     from whisper_npu.runtime.audio_source import Samples, SourceFile, Warn
 
 READ, WARNED, REFUSED = "read", "read with warnings", "refused"
@@ -246,12 +247,21 @@ def _judge(name: str) -> tuple[str, str]:
 class _Unprotected:
     """FFmpeg in this process, so that what it dies of is seen."""
 
-    def __init__(self, file: "SourceFile", warn: "Warn", *, skip_frames: int = 0) -> None:
+    def __init__(
+        self,
+        file: "SourceFile",
+        warn: "Warn",
+        *,
+        skip_frames: int = 0,
+        track: "TrackChoice" = None,
+    ) -> None:
         from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder  # noqa: PLC0415
 
         with _without_memory_error():
-            self._decoder = FFmpegDecoder(file, warn, skip_frames)
+            self._decoder = FFmpegDecoder(file, warn, skip_frames, track)
         self.duration = self._decoder.duration
+        self.n_channels = self._decoder.n_channels
+        self.tracks, self.track = self._decoder.tracks, self._decoder.track
         self.close = self._decoder.close
 
     def chunks(self) -> "Iterator[tuple[int, Samples]]":

@@ -41,18 +41,20 @@ def set_line(compared: SetResult) -> str:
 def set_table(result: Result, compared: SetResult, table: Table = text_table) -> str:
     """One row per recogniser."""
     header = ["recogniser", "RTFx", f"{compared.metric.name} %", "95 % interval"]
-    header.append("ours is faster by")
+    header += ["words left out", "ours is faster by"]
     rows = []
     for name in result.contestants:
         edits = compared.edits(name)
         interval = wer.bootstrap_interval(edits)
-        rate = wer.total(edits).rate
+        total = wer.total(edits)
+        rate = total.rate
         rows.append(
             [
                 name,
                 compared.rtfx(name).text(),
                 "-" if rate is None else f"{rate:.2f}",
                 "-" if interval is None else "{:.2f} to {:.2f}".format(*interval),
+                str(total.deletions),
                 "" if name == OURS else compared.ratio(name).text(".2f"),
             ]
         )

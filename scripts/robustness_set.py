@@ -83,7 +83,8 @@ def parts(utterances: Sequence[Utterance]) -> dict[str, list[Recording]]:
     """The recordings of every part of the set, by the part's name."""
     import numpy as np  # noqa: PLC0415 - not needed to print --help
 
-    by_speaker = [list(group) for _, group in groupby(utterances, key=lambda each: each.speaker)]
+    ordered = sorted(utterances, key=lambda each: each.speaker)
+    by_speaker = [list(group) for _, group in groupby(ordered, key=lambda each: each.speaker)]
     halves = [group[: (len(group) + 1) // 2] for group in by_speaker]
     others = [group[(len(group) + 1) // 2 :] or group for group in by_speaker]
     rng = np.random.default_rng(_SEED)
@@ -165,7 +166,8 @@ def _turns(by_speaker: Sequence[Sequence[Utterance]]) -> Iterator[Recording]:
 def _overlapping(by_speaker: Sequence[Sequence[Utterance]]) -> Iterator[Recording]:
     """Two speakers in turn, each beginning half a second before the other has ended."""
     for place, group in enumerate(by_speaker):
-        other = by_speaker[(place + 2) % len(by_speaker)]
+        others = [each for each in by_speaker if each is not group]
+        other = others[(place + 1) % len(others)]
         turns = [group[-1], other[0], group[-2 % len(group)], other[1 % len(other)]]
         name = f"{group[0].speaker}-{other[0].speaker}"
         yield _joined(name, turns, gaps=(-0.5, -0.5, -0.5, 0.3))

@@ -65,7 +65,9 @@ def build_parser() -> cli.Parser:
     )
     audio.add_argument("--format", choices=SAMPLE_FORMATS, help="of samples (default: s16le)")
     audio.add_argument("--rate", type=_positive, metavar="HZ", help="default: 16000")
-    audio.add_argument("--channels", type=_positive, metavar="N", help="default: 1")
+    audio.add_argument(
+        "--channels", dest="n_channels", type=_positive, metavar="N", help="default: 1"
+    )
     audio.add_argument(
         "--min-chunk",
         type=float,
@@ -152,7 +154,7 @@ def _transcribe(
         warnings.append,
         sample_format=arguments.format,
         rate=arguments.rate,
-        channels=arguments.channels,
+        channels=arguments.n_channels,
     )
     arrivals = Arrivals(AudioStream(decoder, name, round(_BLOCK_SECONDS * SAMPLE_RATE), warnings))
     model = load_model(

@@ -41,14 +41,14 @@ def _tone(number):
 
 
 class LoudIsSpeech:
-    """A speech detector that goes by loudness."""
+    """A speech detector that goes by loudness, beyond what quiet audio is amplified to."""
 
     def detector(self):
         return self
 
     def judge(self, chunks):
         assert chunks.shape[1] == CHUNK
-        return lambda: (np.abs(chunks).max(axis=1) > 0.01).astype(np.float32)
+        return lambda: (np.abs(chunks).max(axis=1) > 0.1).astype(np.float32)
 
 
 class Pitches(FakeBackend):

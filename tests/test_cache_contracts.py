@@ -23,7 +23,7 @@ from model_surgery import (
 )
 
 from whisper_npu import load_model
-from whisper_npu.errors import ModelError
+from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime import openvino_backend
 from whisper_npu.runtime.kv_cache import ConcatCache, StaticCache, past_name
 from whisper_npu.runtime.model_dir import DECODER_WITH_PAST
@@ -297,7 +297,7 @@ class TestBrokenCachesAreNoticed:
     must be told by its values.
     """
 
-    NOTICED = (AssertionError, ModelError, RuntimeError, ValueError)
+    NOTICED = (AssertionError, DeviceError, ModelError, ValueError)
 
     def check(self, folder, kind, audio, rows, expected):
         # Loaded anew: nothing that other tests use is ever spoilt. One token at a time from the

@@ -13,8 +13,10 @@ from whisper_npu.runtime.hallucinations import (
     is_segment_anomaly,
     word_anomaly_score,
 )
-from whisper_npu.runtime.job import Job
+from whisper_npu.runtime.hearing import Heard
+from whisper_npu.runtime.job import Job, Text
 from whisper_npu.runtime.results import Segment, Word
+from whisper_npu.runtime.speech_windows import Window
 
 
 def _word(start: float, end: float, probability: float = 0.9, text: str = " word") -> Word:
@@ -103,7 +105,10 @@ def test_edges_of_the_window_count_for_silence() -> None:
 def test_what_was_made_up_is_accounted_for_within_its_window() -> None:
     """Its words may fade out behind what is left of the window; found first is not said first."""
     job = SimpleNamespace(coverage=Coverage())
+    heard = SimpleNamespace(
+        window=Window(0, 1000), outcome=SimpleNamespace(decoded=SimpleNamespace(unheard=()))
+    )
     made_up = [_segment(_word(9, 10.14)), _segment(_word(2, 3))]
-    Job.account(cast(Job, job), 0.0, 10.0, made_up)
+    Job.account(cast(Job, job), cast(Heard, heard), 10.0, Text([], made_up))
     assert sum(job.coverage.seconds().values()) == pytest.approx(10)
     assert job.coverage.seconds()["dropped"] == pytest.approx(2)

@@ -12,6 +12,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
+from whisper_npu.errors import DeviceError
 from whisper_npu.export import parity_graph
 from whisper_npu.runtime import one_thread as module
 from whisper_npu.runtime import openvino_compile, openvino_sessions
@@ -142,7 +143,7 @@ class TestPools:
 
         with monkeypatch.context() as patched:
             patched.setattr(ov.InferRequest, "infer", fail)
-            with pytest.raises(RuntimeError):
+            with pytest.raises(DeviceError):
                 run(pool)
         assert not pool.is_prepared
         run(pool)
@@ -180,12 +181,12 @@ class TestBackend:
 
     def test_a_device_that_fails_is_told_of_when_it_is_needed(self, tiny_folder, monkeypatch):
         def fail(*_):
-            raise RuntimeError("gone")
+            raise DeviceError("gone")
 
         monkeypatch.setattr(RequestPool, "run", fail)
         backend = OpenVINOBackend(read_model_folder(tiny_folder), **THREADS)
         wait_for_the_encoder()
-        with pytest.raises(RuntimeError, match="gone"):
+        with pytest.raises(DeviceError, match="gone"):
             backend.encode(np.zeros((1, backend.n_mels, 3000), np.float32))
 
     @pytest.mark.parametrize("kv_cache", ["stateful", "concat", "static", "off"])

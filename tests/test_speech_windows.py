@@ -5,7 +5,7 @@ import pytest
 
 from whisper_npu.runtime.feature_stream import FeatureStream
 from whisper_npu.runtime.features import FRAMES_PER_SECOND
-from whisper_npu.runtime.speech_windows import WindowChooser
+from whisper_npu.runtime.speech_windows import Window, WindowChooser
 from whisper_npu.runtime.vad import CHUNKS_PER_SECOND, SpeechMap
 
 
@@ -51,3 +51,26 @@ def test_without_speech_too(speech):
     speech[:] = 0.4
     speech[at(24)] = 0.36
     assert cut(speech) == pytest.approx(24, abs=0.1)
+
+
+class TestBesideSpeechLeftOut:
+    """A window of 28 s, with a pause in it."""
+
+    @staticmethod
+    def cut(judged, *stretch):
+        chooser = WindowChooser(FeatureStream(iter(()), 80), Judged(judged), 3000, 2.0)
+        return chooser.cut_beside(Window(0, 2800), [stretch]) / FRAMES_PER_SECOND
+
+    @pytest.mark.parametrize("stretch", [(0.3, 12.0), (12.4, 27.9)])
+    def test_at_the_pause_beside_it(self, speech, stretch):
+        speech[at(12) : at(12.5)] = 0.0
+        assert self.cut(speech, *stretch) == pytest.approx(12.25, abs=0.1)
+
+    def test_a_pause_far_from_it_does_not_count(self, speech):
+        speech[at(2.5) : at(3.5)] = 0.0
+        speech[at(13) : at(13.1)] = 0.6
+        assert self.cut(speech, 0.3, 12.0) == pytest.approx(13, abs=0.2)
+
+    @pytest.mark.parametrize("stretch", [(0.0, 28.0), (0.4, 27.5), (0.0, 1.5), (26.5, 28.0)])
+    def test_near_the_middle_where_it_is_all_of_the_window_or_an_end(self, speech, stretch):
+        assert self.cut(speech, *stretch) == pytest.approx(14, abs=2.1)

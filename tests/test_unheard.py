@@ -71,25 +71,45 @@ class TestSegments:
 
     def test_segments_all_through(self, segment, tokenizer):
         text = " " + "word " * 16
-        assert unheard_by_segments([segment(text, 0.4, 9.0)], tokenizer, SPEECH, 1.0) == ()
+        assert unheard_by_segments([segment(text, 0.4, 9.0)], tokenizer, SPEECH, 9.0, 1.0) == ()
 
     def test_half_a_word_a_second(self, segment, tokenizer):
-        gaps = unheard_by_segments([segment(" But she said.", 0.0, 9.0)], tokenizer, SPEECH, 1.0)
+        gaps = unheard_by_segments(
+            [segment(" But she said.", 0.0, 9.0)], tokenizer, SPEECH, 9.0, 1.0
+        )
         assert len(gaps) == 1
         assert gaps[0][1] == 9.0
 
     def test_a_missing_beginning(self, segment, tokenizer):
         text = " " + "word " * 10
-        assert unheard_by_segments([segment(text, 4.4, 9.0)], tokenizer, SPEECH, 1.0) == (
+        assert unheard_by_segments([segment(text, 4.4, 9.0)], tokenizer, SPEECH, 9.0, 1.0) == (
             (0.5, 4.0),
         )
 
-    def test_what_is_behind_the_last_segment_is_the_next_windows(self, segment, tokenizer):
-        text = " " + "word " * 8
-        assert unheard_by_segments([segment(text, 0.4, 4.0)], tokenizer, SPEECH, 1.0) == ()
+    def test_it_is_judged_as_far_as_it_is_decoded(self, segment, tokenizer):
+        said = [segment(" " + "word " * 8, 0.4, 4.0)]
+        assert unheard_by_segments(said, tokenizer, SPEECH, 4.0, 1.0) == ()
+        assert unheard_by_segments(said, tokenizer, SPEECH, 9.0, 1.0) == ((4.5, 9.0),)
+
+    def test_pauses_take_no_time_from_the_words(self, segment, tokenizer):
+        speech = tuple((3.0 * i, 3.0 * i + 0.8) for i in range(9))
+        said = [segment(" Yes, sir." * 9, 0.0, 25.0)]
+        assert unheard_by_segments(said, tokenizer, speech, 25.0, 1.0) == ()
+
+    def test_digits_take_as_long_as_words(self, segment, tokenizer):
+        said = [segment(" Call 0800 555 0123.", 0.5, 7.0)]
+        assert unheard_by_segments(said, tokenizer, ((0.5, 7.0),), 7.0, 1.0) == ()
+
+    def test_marks_are_no_text(self, segment, tokenizer):
+        assert unheard_by_segments([segment(" !", 0.0, 9.0)], tokenizer, SPEECH, 9.0, 1.0) == (
+            (0.5, 9.0),
+        )
 
     def test_signs_take_as_long_as_syllables(self, segment, tokenizer):
-        assert unheard_by_segments([segment("日本語" * 10, 0.4, 9.0)], tokenizer, SPEECH, 1.0) == ()
+        assert (
+            unheard_by_segments([segment("日本語" * 10, 0.4, 9.0)], tokenizer, SPEECH, 9.0, 1.0)
+            == ()
+        )
 
 
 class TestWindows:
@@ -161,6 +181,28 @@ class TestWindows:
         hear(late, mode="batched", unheard_speech_threshold=None, max_initial_timestamp=None)
         assert len(model.backend.asked) == 1
 
+    def test_what_is_left_out_at_the_end_is_decoded_too(self, hear, model):
+        """In sequential mode, where a single timestamp at the end says that nothing follows."""
+        result = hear((self.TEXT[:60], 0.3, 4.0), (self.TEXT, 0.3, 13.0), mode="sequential")
+        assert len(model.backend.asked) > 1
+        assert result.segments[0].retries[0].reason.endswith("in parts")
+
+    def test_a_window_that_is_stopped_is_not_divided(self, model):
+        begin = model.tokenizer.special.timestamp_begin
+        text = model.tokenizer.encode(self.TEXT[:60])
+        model.backend.script = [Say((begin, *text, begin + 200))]
+        samples = tiny_whisper.synthetic_speech(0, 26.0)
+        stream = model.transcribe(
+            samples, mode="sequential", language="en", on_partial=lambda _: stream.stop()
+        )
+        assert list(stream)
+        assert stream.partial_result().text
+
+    def test_a_begun_window_is_not_divided(self, hear, model):
+        result = hear((self.TEXT[:60], 0.3, 4.0), mode="sequential", prefix="Well,")
+        assert result.text.startswith("Well,")
+        assert len(model.backend.asked) == 1
+
     @pytest.mark.parametrize("mode", ["batched", "sequential"])
     def test_the_prefix_is_part_of_the_text(self, hear, model, mode):
         model.backend.script = [Say(tuple(model.tokenizer.encode(self.TEXT)))]
@@ -185,7 +227,8 @@ class TestWindows:
         ({"vad_min_silence": 0.0}, "vad_min_silence is 0.0"),
         ({"vad_min_silence": float("inf")}, "vad_min_silence is inf"),
         ({"vad": False, "vad_min_silence": 1.0}, "it needs vad"),
-        ({"unheard_speech_threshold": float("nan")}, "unheard_speech_threshold is no number"),
+        ({"unheard_speech_threshold": float("nan")}, "unheard_speech_threshold is nan"),
+        ({"unheard_speech_threshold": 0.0}, "unheard_speech_threshold is 0.0"),
     ],
 )
 def test_thresholds_that_cannot_work_are_refused(tmp_path, options, message):

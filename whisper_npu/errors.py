@@ -35,7 +35,7 @@ class AudioError(WhisperNpuError):
 
 
 class GibberishError(AudioError):
-    """A recording whose first windows give nothing but loops and chance."""
+    """A recording of which the model writes nothing but repetitions."""
 
 
 class OutputError(WhisperNpuError):
