@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from whisper_npu.errors import ParityError
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.runtime.one_thread import one_thread
+from whisper_npu.runtime.openvino_core import openvino_core
 
 # Both sides compute in float32 but add in another order: 6e-5 of an output's largest value was
 # measured for tiny.en and base (docs/export.md), and depth may add to it. A wrong weight, mask or
@@ -88,7 +89,7 @@ class Graph:
     def __init__(self, folder: Path, name: str, interface: Interface) -> None:
         self.file = f"{name}.onnx"
         self.name = name
-        core = ov.Core()
+        core = openvino_core()
         try:
             model = core.read_model(folder / self.file)
             self._check_interface(model, interface)

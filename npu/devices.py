@@ -12,6 +12,7 @@ import openvino as ov
 
 from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.runtime.arithmetic import require_precision
+from whisper_npu.runtime.openvino_core import emulation_core, openvino_core
 
 CPU = "CPU"
 NPU = "NPU"
@@ -119,6 +120,11 @@ def resolve_platform(core: ov.Core, platform: str) -> Target:
         ) from None
     options = {"PERFORMANCE_HINT": "LATENCY", "NPU_PLATFORM": platform}
     return Target(f"NPU.{platform}", NPU, NPU, f"NPU {platform}", "f16", options)
+
+
+def core_for(device: str) -> ov.Core:
+    """What compiles for a device that is to be resolved."""
+    return emulation_core() if device == EMULATED else openvino_core()
 
 
 def _npu(core: ov.Core, device: str, precision: str, threads: int) -> Target:

@@ -8,6 +8,7 @@ from openvino import opset13 as ops
 
 from whisper_npu.errors import DeviceError
 from whisper_npu.npu.devices import NPU, npu_devices, resolve
+from whisper_npu.runtime.openvino_core import openvino_core
 
 _TOLERANCE = 0.05  # half precision, sums of 64
 
@@ -17,7 +18,7 @@ class OpenVINOEngine:
 
     @cached_property
     def _core(self) -> ov.Core:
-        return ov.Core()
+        return openvino_core()
 
     def version(self) -> str:
         """OpenVINO's version."""

@@ -2,8 +2,6 @@
 
 from typing import cast
 
-import openvino as ov
-
 from whisper_npu.errors import UsageError
 from whisper_npu.npu.devices import EMULATED, NPU
 from whisper_npu.npu.placement import (
@@ -21,6 +19,7 @@ from whisper_npu.runtime.backend import Backend
 from whisper_npu.runtime.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.model_dir import ModelFolder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
+from whisper_npu.runtime.openvino_core import openvino_core
 from whisper_npu.runtime.openvino_graphs import read_trio, require_finite
 from whisper_npu.runtime.openvino_plan import CACHE_KINDS, PRECISIONS, CacheKind, Precision
 from whisper_npu.runtime.verification import verify_folder
@@ -99,7 +98,7 @@ def load_backend(
                 OnnxRuntimeBackend,
             )
 
-            require_finite(folder, read_trio(ov.Core(), folder))
+            require_finite(folder, read_trio(openvino_core(), folder))
             return OnnxRuntimeBackend(
                 folder, device=name, kv_cache=kv_cache, precision=precision, threads=threads
             )
@@ -115,7 +114,7 @@ def load_backend(
 
     if device != AUTO:
         return load(parse_device(device))
-    core = ov.Core()
+    core = openvino_core()
     options = [option for option in candidates(core) if _allows(option, kv_cache, precision)]
     facts = [*machine(core), folder.graphs_digest(), kv_cache, precision, str(threads), weights]
     return choose(options, load, facts)[1]

@@ -2,16 +2,15 @@
 
 import logging
 
-import openvino as ov
-
 from whisper_npu.errors import UsageError
 from whisper_npu.npu.build_bundle import ensure_bundle
-from whisper_npu.npu.devices import EMULATED, NPU, require_npu, resolve
+from whisper_npu.npu.devices import EMULATED, NPU, core_for, require_npu, resolve
 from whisper_npu.npu.placement import PARTS
 from whisper_npu.npu.static_backend import StaticBackend, graph_names
 from whisper_npu.npu.static_engine import Engine, OpenVINOEngine
 from whisper_npu.runtime.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.openvino_core import openvino_core
 
 logger = logging.getLogger("whisper_npu")
 
@@ -51,7 +50,7 @@ def load_static(
         )
     if backend == ONNXRUNTIME:
         return _load_static_onnxruntime(folder, device, precision, threads, weights, parts)
-    core = ov.Core()
+    core = core_for(device)
     target = resolve(core, device, precision, threads)  # before any work is done
     bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
     at_once, names = graph_names(bundle, parts)
@@ -82,7 +81,7 @@ def _load_static_onnxruntime(
         raise UsageError("ONNX Runtime cannot emulate an NPU; give --backend openvino")
     arithmetic(device, precision)  # before any work is done
     if device == NPU:
-        require_npu(ov.Core())
+        require_npu(openvino_core())
     bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
     at_once, names = graph_names(bundle, parts)
     engine = OnnxRuntimeEngine(

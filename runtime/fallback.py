@@ -68,7 +68,8 @@ class Outcome:
     @property
     def is_doubtful(self) -> bool:
         """Whether its text is no context for what follows: it looks wrong, or is mere chance."""
-        return self.flaw is not None or self.decoded.temperature > CONTEXT_TEMPERATURE
+        is_wrong = self.flaw is not None and not self.leaves_out
+        return is_wrong or self.decoded.temperature > CONTEXT_TEMPERATURE
 
 
 def decode_with_fallback(

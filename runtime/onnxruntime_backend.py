@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime.arithmetic import require_precision
@@ -47,6 +46,7 @@ from whisper_npu.runtime.model_dir import (
     ENCODER,
     ModelFolder,
 )
+from whisper_npu.runtime.openvino_core import openvino_core
 from whisper_npu.runtime.openvino_graphs import contract_of, n_positions, read_trio
 
 logger = logging.getLogger("whisper_npu")
@@ -98,7 +98,7 @@ def arithmetic(device: str, precision: str) -> str:
     if precision == "auto":
         return "f32" if device == "CPU" else "f16"
     if device == "CPU":
-        require_precision(ov.Core(), device, precision)
+        require_precision(openvino_core(), device, precision)
     return precision
 
 
@@ -237,7 +237,7 @@ class OnnxRuntimeBackend(SingleStream):
         self._threads = threads
         self._kv_cache = "static" if kv_cache == "auto" else kv_cache
         # OpenVINO's reader tells what is wrong with a graph; the sessions fail later, or never.
-        with_past = read_trio(ov.Core(), folder)[2]
+        with_past = read_trio(openvino_core(), folder)[2]
         self._n_text_ctx = context_length(folder, n_positions(with_past))
         self._encoder = self._open(ENCODER)
         self._decoder = self._open(DECODER)

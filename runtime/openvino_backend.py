@@ -23,6 +23,7 @@ from whisper_npu.runtime.model_checks import context_length
 from whisper_npu.runtime.model_dir import ALIGNMENT, ModelFolder
 from whisper_npu.runtime.openvino_alignment import align, read_alignment_graph
 from whisper_npu.runtime.openvino_compile import GraphCompiler
+from whisper_npu.runtime.openvino_core import openvino_core
 from whisper_npu.runtime.openvino_plan import CacheKind, Plan, Precision, Wanted
 from whisper_npu.runtime.openvino_sessions import CachedSession, RequestPool, UncachedSession
 from whisper_npu.runtime.openvino_stateful_session import SplitVocabulary, StatefulSession
@@ -68,7 +69,7 @@ class OpenVINOBackend(SingleStream):
             UsageError: int8 is asked for on another device, or a precision that the device does
                 not compute in.
         """
-        self._core = ov.Core()
+        self._core = openvino_core()
         self._folder = folder
         self._alignment: RequestPool | None = None
         self._alignment_lock = Lock()

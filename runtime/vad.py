@@ -21,6 +21,7 @@ from whisper_npu.runtime.failures import cannot_read
 from whisper_npu.runtime.history import History
 from whisper_npu.runtime.json_files import EXPORT_AGAIN
 from whisper_npu.runtime.model_dir import VAD_MODEL
+from whisper_npu.runtime.openvino_core import openvino_core
 from whisper_npu.runtime.speech_level import SpeechLevel
 
 logger = logging.getLogger("whisper_npu")
@@ -143,7 +144,7 @@ class VoiceActivity:
                 "INFERENCE_NUM_THREADS": 1,
                 "ENABLE_CPU_PINNING": False,
             }
-            core = ov.Core()
+            core = openvino_core()
             model = core.read_model(path)
             _require_detector(model, path)
             self._compiled = hold(core.compile_model(model, "CPU", config))

@@ -72,10 +72,8 @@ def build_parser() -> cli.Parser:
 
 def compile_model(arguments: argparse.Namespace) -> int:
     """Make and compile the graphs; returns the exit code."""
-    import openvino as ov  # noqa: PLC0415
-
     from whisper_npu.npu.build_bundle import ensure_bundle  # noqa: PLC0415
-    from whisper_npu.npu.devices import resolve, resolve_platform  # noqa: PLC0415
+    from whisper_npu.npu.devices import core_for, resolve, resolve_platform  # noqa: PLC0415
     from whisper_npu.npu.placement import PARTS  # noqa: PLC0415
     from whisper_npu.npu.static_backend import graph_names  # noqa: PLC0415
     from whisper_npu.npu.static_engine import OpenVINOEngine  # noqa: PLC0415
@@ -85,7 +83,7 @@ def compile_model(arguments: argparse.Namespace) -> int:
     if arguments.platform and arguments.device != "NPU":
         raise UsageError("--platform names an NPU: it goes with --device NPU")
     started = time.perf_counter()
-    core = ov.Core()
+    core = core_for(arguments.device)
     folder = read_model_folder(cli.find_model(arguments.model))
     bundle = ensure_bundle(
         folder,

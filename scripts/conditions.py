@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import openvino as ov
-
+from whisper_npu.runtime.openvino_core import openvino_core
 from whisper_npu.version import __version__
 
 _PACKAGES = ("openvino", "numpy")
@@ -29,7 +28,7 @@ def conditions(threads: int, packages: Sequence[str] = _PACKAGES) -> dict[str, A
         threads: As asked for; 0 is one per core.
         packages: Whose versions matter.
     """
-    core = ov.Core()
+    core = openvino_core()
     versions = {"whisper-npu": __version__, "python": platform.python_version()}
     for package in packages:
         try:

@@ -17,6 +17,7 @@ from openvino import opset13 as ops
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.arithmetic import is_faster_whole
 from whisper_npu.runtime.model_dir import ModelFolder
+from whisper_npu.runtime.openvino_core import openvino_core
 from whisper_npu.scripts.observed_backend import Observations, Step
 
 ENCODER, PROJECTION = "encoder", "cross-attention projection"
@@ -44,7 +45,7 @@ class Machine:
 
 def measure_machine(threads: int = 0) -> Machine:
     """Time large matrix products in every precision the processor has, and a large read."""
-    core = ov.Core()
+    core = openvino_core()
     has = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     flops = {}
     for precision, capability in _CAPABILITIES.items():

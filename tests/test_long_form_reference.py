@@ -92,7 +92,8 @@ def test_segment_by_segment(tiny_en_folder, long_recordings, monkeypatch, number
         samples, condition=condition, decode=model.tokenizer.decode
     )
 
-    def window(self, seek, n_frames, content=None):
+    def window(self, seek, n_frames, content=None, *, amplified=False):
+        assert not amplified
         part = features[:, seek : seek + (n_frames if content is None else content)]
         return np.pad(part, ((0, 0), (0, n_frames - part.shape[1])))
 

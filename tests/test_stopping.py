@@ -21,8 +21,9 @@ from whisper_npu.scripts.transcribe import main
 
 # The tiny Whisper invents text: every window of sound becomes some.
 INVENT = [
-    *("--vad", "False", "--language", "en", "--without-timestamps"),
+    *("--vad", "False", "--language", "en", "--without-timestamps", "--mode", "sequential"),
     *("--no-speech-threshold", "None", "--temperature-increment-on-fallback", "None"),
+    *("--unheard-speech-threshold", "None"),
 ]
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows raises no such signals")
 
@@ -80,13 +81,14 @@ def test_ctrl_c_finishes_the_windows_that_are_begun(run, tmp_path):
     assert names == ["long.partial.json", "long.partial.txt", "next.json", "next.txt"]
     spans, warnings = coverage(tmp_path / "out" / "long.partial.json")
     # A window at a time: one was written, the next had not been begun.
-    assert spans["transcribed"] == 30.0
+    window = spans["transcribed"]
+    assert 14 < window < 30
     assert spans["dropped"] > 0
     assert spans["spans"][-1]["reason"] == "stopped before it was transcribed"
-    assert warnings == ["stopped before its end: the text is that of the first 30.00 s"]
+    assert warnings == [f"stopped before its end: the text is that of the first {window:.2f} s"]
     where = ", ".join(str(tmp_path / "out" / f"long.partial.{each}") for each in ("txt", "json"))
     assert err == [
-        f"stopped: {tmp_path / 'long.wav'}: transcribed up to 30 s, which is in {where}",
+        f"stopped: {tmp_path / 'long.wav'}: transcribed up to {window:.0f} s, which is in {where}",
         "1 of 2 files are done",
         "interrupted",
     ]
@@ -104,7 +106,7 @@ def test_a_second_ctrl_c_stops_at_once(run, tmp_path):
     code, names, err = run(signal.SIGINT, signal.SIGINT)
     assert code == 130
     assert names == ["long.partial.json", "long.partial.txt"]
-    assert coverage(tmp_path / "out" / "long.partial.json")[0]["transcribed"] == 30.0
+    assert 14 < coverage(tmp_path / "out" / "long.partial.json")[0]["transcribed"] < 30
     assert err[-1] == "interrupted"
 
 
@@ -133,8 +135,8 @@ def test_a_recording_that_cannot_be_read_on_keeps_what_was_read(run, tmp_path, m
     code, names, err = run()
     assert code == 1
     assert names == ["long.partial.json", "long.partial.txt", "next.json", "next.txt"]
-    assert coverage(tmp_path / "out" / "long.partial.json")[0]["transcribed"] == 60.0
-    assert err[0].startswith(f"stopped: {tmp_path / 'long.wav'}: transcribed up to 1 min 0 s")
+    assert 50 < coverage(tmp_path / "out" / "long.partial.json")[0]["transcribed"] <= 60
+    assert err[0].startswith(f"stopped: {tmp_path / 'long.wav'}: transcribed up to")
     reason = "cannot be read to its end: Input/output error"
     assert err[1:] == [f"error: {tmp_path / 'long.wav'}: {reason}"]
 

@@ -1,5 +1,7 @@
 """Several threads ask for text of the same recordings: none is lost, and errors find who asked."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, zip_longest
 from threading import Barrier, Event, Thread
@@ -245,3 +247,27 @@ class TestRealGraphs:
             4, lambda number: model.transcribe(recordings[number], **self.OPTIONS).segments
         )
         assert found == expected
+
+
+LET_GO = """
+import signal, sys, threading
+import numpy as np
+from whisper_npu import load_model
+
+models = [load_model(sys.argv[1])]
+models[0].transcribe(np.zeros(16_000, np.float32), language="en").result()
+thread = threading.Thread(target=models.clear)
+thread.start()
+thread.join()
+caught = []
+signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+signal.raise_signal(signal.SIGINT)
+print(caught)
+"""
+
+
+def test_a_signal_after_another_thread_has_let_go_of_the_model(tiny_folder):
+    """OpenVINO's plugin would take the memory in which signals are handled away with it."""
+    command = [sys.executable, "-c", LET_GO, str(tiny_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "[1]\n"), done.stderr

@@ -90,7 +90,7 @@ def test_a_digest_that_is_not_the_file_s_is_found(folder):
 @pytest.mark.parametrize("files", [[], "all", {DATA: None}, {DATA: {}}, {DATA: "0"}])
 def test_a_certificate_that_cannot_be_understood(folder, files):
     edit_manifest(folder, files=files)
-    with pytest.raises(ModelError, match=rf"{MANIFEST} is damaged"):
+    with pytest.raises(ModelError, match=rf"{MANIFEST}: files"):
         verify_folder(read_model_folder(folder))
 
 
