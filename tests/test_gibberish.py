@@ -1,4 +1,4 @@
-"""A model that writes nothing but loops and chance is refused; a recording that loops is not."""
+"""A recording that begins with minutes of repetitions is refused; one that has some is not."""
 
 import pytest
 from fake_backend import Say, sound
@@ -48,3 +48,16 @@ def test_one_text_is_enough_to_go_on_but_the_user_is_told(make, loop, text):
 def test_a_good_text_says_nothing_of_it(make, text):
     result = make(text).transcribe(sound(20), without_timestamps=True, **OPTIONS).result()
     assert result.warnings == ()
+
+
+def test_one_channel_of_several_is_not_refused(make, loop, tmp_path):
+    """Music on one side of a call does not take the other side with it."""
+    import numpy as np
+    import soundfile
+
+    path = tmp_path / "call.wav"
+    soundfile.write(path, np.stack([sound(130), sound(130, seed=1)], axis=1), 16_000)
+    options = {**OPTIONS, "without_timestamps": True, "channels": "split"}
+    result = make(loop).transcribe(path, **options).result()
+    assert {segment.channel for segment in result.segments} == {"left", "right"}
+    assert any("nothing but repetitions" in warning for warning in result.warnings)

@@ -60,3 +60,11 @@ def test_rounding_noise_stays_small():
 def test_how_the_stream_is_cut_changes_nothing(speech):
     quiet = speech * np.float32(0.01) + np.float32(0.1)
     assert (normalize(quiet) == normalize(quiet, blocks=37)).all()
+
+
+def test_beside_another_channel_quiet_speech_stays_quiet(speech):
+    """It is the other channel's, leaking in; an offset goes all the same."""
+    leaking = speech * np.float32(0.01) + np.float32(0.1)
+    chunks = leaking[: len(leaking) // CHUNK * CHUNK].reshape(-1, CHUNK)
+    level = SpeechLevel(RATE / CHUNK, amplifies=False).normalize(chunks)
+    assert np.abs(level[60:]).max() == pytest.approx(0.0033, rel=0.1)
