@@ -6,14 +6,21 @@ memory away when the plugin is let go of, in whichever thread that happens
 next signal, such as Ctrl-C, ends the process with SIGSEGV. So the plugin is never let go of.
 """
 
+import os
 from functools import cache
 
 import openvino as ov
+
+# oneDNN's own store of kernels, shared by all graphs; it reads this when the first one is made.
+# Its default of 1024 keeps what the plugin has let go of.
+_KERNELS_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+_KERNELS_KEPT = 128
 
 
 @cache
 def openvino_core() -> ov.Core:
     """OpenVINO's entry point, for every use in this process; safe for many threads."""
+    os.environ.setdefault(_KERNELS_VARIABLE, str(_KERNELS_KEPT))
     return ov.Core()
 
 

@@ -10,7 +10,7 @@ import openvino as ov
 
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime import openvino_graphs as graphs
-from whisper_npu.runtime.backend import N_LOGITS, Drafter, Float32Array, Int64Array
+from whisper_npu.runtime.backend import Drafter, Float32Array, Int64Array
 from whisper_npu.runtime.device_calls import calling_device
 from whisper_npu.runtime.kv_cache import SEQUENCE_AXIS
 from whisper_npu.runtime.openvino_queries import QUERIES, Heads, attention_weights
@@ -20,6 +20,17 @@ from whisper_npu.runtime.openvino_stateful import ROWS
 # Tokens of all rows that are decoded in one pass: scores of cross-attention are held for each of
 # them, and the plugin never gives their memory back.
 _TOKENS_AT_ONCE = 128
+# The plugin compiles kernels for each number of tokens that it meets: 2 MiB a number at tiny.
+# So all but the first few tokens of a prompt are decoded in multiples of this.
+_TOKENS_TOGETHER = 16
+
+
+def parts_of_prompt(n_new: int, at_once: int) -> list[int]:
+    """Sizes of the parts that `n_new` tokens are decoded in, the last one at least `N_LOGITS`."""
+    at_once = max(_TOKENS_TOGETHER, at_once // _TOKENS_TOGETHER * _TOKENS_TOGETHER)
+    odd, even = n_new % _TOKENS_TOGETHER, n_new // _TOKENS_TOGETHER * _TOKENS_TOGETHER
+    whole, left = divmod(even, at_once)
+    return [part for part in (odd, left, *[at_once] * whole) if part]
 
 
 def _rows_of(tensor: ov.Tensor, first: int, end: int) -> ov.Tensor:
@@ -147,12 +158,10 @@ class StatefulSession(OpenVINOSession):
         """Decode further tokens, some at a time; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
         check_room(self._length, n_new, self._n_text_ctx)
-        at_once = max(N_LOGITS, _TOKENS_AT_ONCE // self._batch)
         begin = 0
-        for end in reversed(range(n_new, 0, -at_once)[1:]):
-            self._advance(tokens[:, begin:end])
-            begin = end
-        found = self._advance(tokens[:, begin:])
+        for part in parts_of_prompt(n_new, _TOKENS_AT_ONCE // self._batch):
+            found = self._advance(tokens[:, begin : begin + part])
+            begin += part
         return found if self._vocabulary is None else self.logits_of(found)
 
     def logits_of(self, hidden: Float32Array) -> Float32Array:

@@ -1,5 +1,7 @@
 """The plugin keeps the states, in one fused operation; rows are reordered and leave."""
 
+import os
+
 import numpy as np
 import pytest
 from decoding_checks import (
@@ -13,6 +15,9 @@ from decoding_checks import (
 from whisper_npu import load_model
 from whisper_npu.runtime import openvino_stateful
 from whisper_npu.runtime.backend import N_LOGITS
+from whisper_npu.runtime.openvino_core import openvino_core
+from whisper_npu.runtime.openvino_plan import Plan, Wanted
+from whisper_npu.runtime.openvino_stateful_session import parts_of_prompt
 
 N_TOKENS = 40
 
@@ -120,3 +125,28 @@ class TestRowsThatLeave:
             session.close()
         np.testing.assert_allclose(logits[0], expected[0, 8], rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(logits[1], second, rtol=0, atol=TOLERANCE)
+
+
+def test_prompts_of_all_lengths_meet_few_kernels():
+    """A kernel a length would be 2 MiB a length: live speech grew to 1 GiB."""
+    parts = {n: parts_of_prompt(n, 128) for n in range(1, 449)}
+    assert all(sum(found) == n for n, found in parts.items())
+    assert all(found[-1] >= min(n, N_LOGITS) for n, found in parts.items())
+    assert all(len(found) <= 2 + n // 128 for n, found in parts.items())
+    assert len({part for found in parts.values() for part in found}) <= 15 + 128 // 16
+
+
+def test_a_prompt_in_parts_is_the_prompt_at_once(tiny_folder, audio, rows, expected):
+    backend = load_model(tiny_folder, precision="f32").backend
+    for n in (15, 16, 17, 33, 40):
+        session = backend.start(audio[:1])
+        logits = session.step(rows[:1, :n])[:, -1]
+        np.testing.assert_allclose(logits, expected[:1, n - 1], rtol=0, atol=TOLERANCE)
+        session.close()
+
+
+def test_kernels_of_few_shapes_are_kept():
+    """A compiled graph does not tell; the growth itself is in docs/streaming.md."""
+    plan = Plan(openvino_core(), Wanted("CPU", "stateful", "f32", 0, 1))
+    assert plan.config["CPU_RUNTIME_CACHE_CAPACITY"] < 100
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
