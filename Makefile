@@ -89,21 +89,25 @@ FUZZ_FLAGS ?=
 fuzz: $(INSTALLED)
 	$(BIN)/python scripts/fuzz_audio.py $(FUZZ_FLAGS)
 
+# mypy and import-linter do not read package_dir of setup.cfg: show them the layout that an
+# installation has. import-linter follows no links.
+LAYOUT := build/layout
+AS_INSTALLED = rm -rf $(LAYOUT) && mkdir -p $(LAYOUT) && cp -r whisper_npu $(LAYOUT) \
+	&& cp -r export runtime npu scripts $(LAYOUT)/whisper_npu
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(AS_INSTALLED)
+	cd $(LAYOUT) && $(CURDIR)/$(BIN)/lint-imports $(CURDIR)/setup.cfg --no-cache
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy reads setup.cfg, but not its package_dir: show it the layout that an installation has.
-TYPECHECK := build/typecheck
 typecheck: $(INSTALLED)
-	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)/whisper_npu
-	@ln -s $(CURDIR)/whisper_npu/*.py $(CURDIR)/whisper_npu/py.typed $(TYPECHECK)/whisper_npu
-	@ln -s $(addprefix $(CURDIR)/,export runtime npu scripts) $(TYPECHECK)/whisper_npu
-	cd $(TYPECHECK) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg --cache-dir $(CURDIR)/.mypy_cache
+	@$(AS_INSTALLED)
+	cd $(LAYOUT) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg --cache-dir $(CURDIR)/.mypy_cache
 
 clean:
 	rm -rf $(VENV) build dist models *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -12,11 +12,11 @@ from whisper_npu.export.calibration import RECORDING
 from whisper_npu.export.conversion import Conversion
 from whisper_npu.export.manifest import VERIFIED
 from whisper_npu.export.references import read_references
-from whisper_npu.runtime.model_dir import read_model_folder
-from whisper_npu.runtime.openvino_backend import OpenVINOBackend
-from whisper_npu.runtime.openvino_plan import Precision as InferencePrecision
+from whisper_npu.runtime.engines.openvino.compile_config import Precision as InferencePrecision
+from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
+from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.runtime.transcribe import WhisperModel
+from whisper_npu.runtime.transcription.model import WhisperModel
 
 # Greedy, and nothing drawn at random: both sides differ by their weights alone.
 OPTIONS = TranscribeOptions(temperature=(0.0,))

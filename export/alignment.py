@@ -16,15 +16,15 @@ from onnx import TensorProto, helper
 from whisper_npu.errors import ExportError
 from whisper_npu.export.manifest import refresh_file
 from whisper_npu.export.shared_weights import check_references
-from whisper_npu.runtime.model_config import (
+from whisper_npu.runtime.model_folder.config import (
     GenerationConfig,
     ModelConfig,
     heads_that_exist,
     tokens,
     upper_half_heads,
 )
-from whisper_npu.runtime.model_dir import ALIGNMENT, DECODER, read_model_folder
-from whisper_npu.runtime.verification import verify_folder
+from whisper_npu.runtime.model_folder.folder import ALIGNMENT, DECODER, read_model_folder
+from whisper_npu.runtime.model_folder.verification import verify_folder
 
 ATTENTIONS = "cross_attentions"
 PROBABILITIES = "token_probabilities"

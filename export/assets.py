@@ -19,8 +19,8 @@ from pathlib import Path
 
 from whisper_npu.errors import AssetError
 from whisper_npu.export.partials import clean, locked, prefix
-from whisper_npu.runtime.cache_folder import CACHE_VARIABLE, cache_folder
-from whisper_npu.runtime.content_memory import remembered_sha256, sha256_file
+from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE, cache_folder
+from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
 
 COPY_CHUNK = 1 << 20  # bytes
 # What the operating system says through pip where nothing is wrong with the network.

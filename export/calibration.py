@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from whisper_npu.errors import AssetError, ExportError
 from whisper_npu.export.assets import fetch
 from whisper_npu.export.dimensions import Dimensions
-from whisper_npu.runtime.audio import SAMPLE_RATE, load_audio
-from whisper_npu.runtime.features import HOP_LENGTH, log_mel_spectrogram
+from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
+from whisper_npu.runtime.features.log_mel import HOP_LENGTH, log_mel_spectrogram
 
 RECORDING = "beckett"
 # Of the built-in recording: stretches of speech, in seconds, and how loud its noise floor is. The

@@ -37,8 +37,8 @@ from whisper_npu.export.tokens import (
     read_special_tokens,
     with_cantonese,
 )
-from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
-from whisper_npu.runtime.multilingual import ENGLISH_EOT
+from whisper_npu.runtime.model_folder.config import GenerationConfig, ModelConfig
+from whisper_npu.runtime.text.multilingual import ENGLISH_EOT
 
 Weights = dict[str, torch.Tensor]
 Progress = Callable[[str], None]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from whisper_npu.errors import CheckpointError
-from whisper_npu.runtime.json_files import Size, checked, read_object
-from whisper_npu.runtime.model_config import GenerationConfig, ModelConfig
+from whisper_npu.runtime.model_folder.config import GenerationConfig, ModelConfig
+from whisper_npu.runtime.model_folder.json_files import Size, checked, read_object
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

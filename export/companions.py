@@ -15,8 +15,8 @@ from whisper_npu.export.tokens import (
     read_special_tokens,
     suppressed_tokens,
 )
-from whisper_npu.runtime.json_files import read_bytes
-from whisper_npu.runtime.model_config import heads_that_exist, upper_half_heads
+from whisper_npu.runtime.model_folder.config import heads_that_exist, upper_half_heads
+from whisper_npu.runtime.model_folder.json_files import read_bytes
 
 SAMPLE_RATE = 16000  # Hz
 HOP_LENGTH = 160  # samples between frames: 10 ms

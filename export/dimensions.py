@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from whisper_npu.runtime.json_files import Size
+from whisper_npu.runtime.model_folder.json_files import Size
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from whisper_npu.errors import ExportError
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.source import Source
-from whisper_npu.runtime.content_memory import remembered_sha256, sha256_file
+from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
 from whisper_npu.version import __version__
 
 MANIFEST = "export_manifest.json"

@@ -31,7 +31,7 @@ from whisper_npu.export.partials import clean, locked, move_into_place, prefix
 from whisper_npu.export.shared_weights import DATA_FILE, share_weights
 from whisper_npu.export.source import SourceKind, find_source, with_digest
 from whisper_npu.export.target import prepare_target
-from whisper_npu.runtime.model_dir import VAD_MODEL
+from whisper_npu.runtime.model_folder.folder import VAD_MODEL
 
 OPSET = 18
 GRAPHS = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")

@@ -11,7 +11,7 @@ from transformers import WhisperFeatureExtractor
 
 from whisper_npu.errors import AssetError
 from whisper_npu.export.assets import fetch
-from whisper_npu.runtime.audio import load_audio
+from whisper_npu.runtime.audio.stream import load_audio
 
 RECORDING = "beckett"
 LEAST = 3  # recordings

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from whisper_npu.errors import ParityError
 from whisper_npu.export.dimensions import Dimensions
-from whisper_npu.runtime.one_thread import one_thread
-from whisper_npu.runtime.openvino_core import openvino_core
+from whisper_npu.runtime.engines.openvino.core import openvino_core
+from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 
 # Both sides compute in float32 but add in another order: 6e-5 of an output's largest value was
 # measured for tiny.en and base (docs/export.md), and depth may add to it. A wrong weight, mask or

@@ -28,9 +28,9 @@ from onnx import TensorProto, helper, numpy_helper
 from whisper_npu.errors import ExportError
 from whisper_npu.export.conversion import Precision
 from whisper_npu.export.shared_weights import DATA_FILE, MATRIX_RANK, read_tensor, share_weights
-from whisper_npu.runtime.eight_bits import round_matrix
-from whisper_npu.runtime.external_data import external_files
-from whisper_npu.runtime.model_dir import ALIGNMENT, ENCODER, GRAPHS
+from whisper_npu.runtime.engines.openvino.int8_weights import round_matrix
+from whisper_npu.runtime.model_folder.external_data import external_files
+from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ENCODER, GRAPHS
 
 CONVERTED = (*GRAPHS, ALIGNMENT)
 FEATURES = "input_features"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.audio import MEDIA_SUFFIXES
+from whisper_npu.runtime.audio.stream import MEDIA_SUFFIXES
 
 _HEADER_NAMES = {"audio", "file", "filename", "path"}
 _TRANSCRIPTS = "*.trans.txt"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from whisper_npu.errors import ExportError
-from whisper_npu.runtime.external_data import data_file, map_tensor
+from whisper_npu.runtime.model_folder.external_data import data_file, map_tensor
 
 DATA_FILE = "model.onnx_data"
 ALIGNMENT = 4096  # bytes: a page, so that each tensor can be mapped by itself

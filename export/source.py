@@ -9,7 +9,7 @@ from pathlib import Path
 from whisper_npu.errors import CheckpointError, UsageError
 from whisper_npu.export.assets import ASSETS
 from whisper_npu.export.checkpoint_files import HF_INDEXES, HF_WEIGHTS, check_huggingface_folder
-from whisper_npu.runtime.content_memory import remembered_sha256
+from whisper_npu.runtime.model_folder.digests import remembered_sha256
 
 MODEL_ASSETS = tuple(name for name, asset in ASSETS.items() if asset.kind == "model")
 # What openai/whisper and faster-whisper call models that are on the hub.

@@ -6,8 +6,8 @@ from whisper_npu.errors import ExportError
 from whisper_npu.export.manifest import MANIFEST, read_manifest
 from whisper_npu.export.partials import tidy
 from whisper_npu.export.source import Source
-from whisper_npu.runtime.json_files import checked
-from whisper_npu.runtime.model_config import Manifest, ManifestSource
+from whisper_npu.runtime.model_folder.config import Manifest, ManifestSource
+from whisper_npu.runtime.model_folder.json_files import checked
 
 
 def prepare_target(out: Path, source: Source, *, force: bool) -> None:

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from whisper_npu.errors import CheckpointError
 from whisper_npu.export.checkpoint_files import MEND
-from whisper_npu.runtime.multilingual import is_multilingual
-from whisper_npu.runtime.token_text import parse_tokenizer
+from whisper_npu.runtime.text.byte_decoder import parse_tokenizer
+from whisper_npu.runtime.text.multilingual import is_multilingual
 
 # What openai/whisper's Tokenizer.non_speech_tokens never lets through, because it annotates sound
 # instead of being spoken: single characters, then groups, one per word.

@@ -8,7 +8,7 @@ import onnx
 
 from whisper_npu.errors import ModelError
 from whisper_npu.npu.graph_surgery import Graph
-from whisper_npu.runtime.kv_cache import is_cross_attention
+from whisper_npu.runtime.engines.kv_cache import is_cross_attention
 
 MASKED = np.float32(np.finfo(np.float16).min)
 """What hidden positions are lowered by: the NPU computes in half precision."""

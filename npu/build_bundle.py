@@ -16,16 +16,16 @@ from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu import bundle as bundles
 from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.operators import check_operators
-from whisper_npu.runtime.content_memory import sha256_file
-from whisper_npu.runtime.features import FRAMES_PER_SECOND
-from whisper_npu.runtime.model_dir import (
+from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
+from whisper_npu.runtime.model_folder.digests import sha256_file
+from whisper_npu.runtime.model_folder.folder import (
     ALIGNMENT,
     DECODER,
     DECODER_WITH_PAST,
     ENCODER,
     ModelFolder,
 )
-from whisper_npu.runtime.verification import verify_folder
+from whisper_npu.runtime.model_folder.verification import verify_folder
 
 if TYPE_CHECKING:
     from whisper_npu.npu.graph_surgery import Graph

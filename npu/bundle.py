@@ -11,11 +11,11 @@ from typing import Any
 
 from whisper_npu.errors import ModelError
 from whisper_npu.npu.bundle_manifest import BundleManifest
-from whisper_npu.runtime.backend import N_LOGITS
-from whisper_npu.runtime.content_memory import remembered_sha256
-from whisper_npu.runtime.external_data import external_files
-from whisper_npu.runtime.json_files import checked
-from whisper_npu.runtime.model_dir import ALIGNMENT, GRAPHS, ModelFolder
+from whisper_npu.runtime.engines.protocol import N_LOGITS
+from whisper_npu.runtime.model_folder.digests import remembered_sha256
+from whisper_npu.runtime.model_folder.external_data import external_files
+from whisper_npu.runtime.model_folder.folder import ALIGNMENT, GRAPHS, ModelFolder
+from whisper_npu.runtime.model_folder.json_files import checked
 
 FOLDER = "npu"
 MANIFEST = "npu_manifest.json"

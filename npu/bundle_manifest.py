@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from whisper_npu.runtime.json_files import Index, Size
+from whisper_npu.runtime.model_folder.json_files import Index, Size
 
 _Shapes = dict[str, tuple[Index, ...]]
 

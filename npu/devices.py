@@ -11,8 +11,8 @@ from typing import Any
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, UsageError
-from whisper_npu.runtime.arithmetic import require_precision
-from whisper_npu.runtime.openvino_core import emulation_core, openvino_core
+from whisper_npu.runtime.engines.cpu_capabilities import require_precision
+from whisper_npu.runtime.engines.openvino.core import emulation_core, openvino_core
 
 CPU = "CPU"
 NPU = "NPU"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from whisper_npu.npu.host import LINUX, WINDOWS, Host, library_version, parse_version
-from whisper_npu.runtime.memory import available_bytes
+from whisper_npu.runtime.engines.memory import available_bytes
 
 PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "n/a"
 

@@ -8,7 +8,7 @@ from openvino import opset13 as ops
 
 from whisper_npu.errors import DeviceError
 from whisper_npu.npu.devices import NPU, npu_devices, resolve
-from whisper_npu.runtime.openvino_core import openvino_core
+from whisper_npu.runtime.engines.openvino.core import openvino_core
 
 _TOLERANCE = 0.05  # half precision, sums of 64
 

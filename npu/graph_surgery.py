@@ -18,8 +18,8 @@ from onnx.external_data_helper import uses_external_data
 from onnx.reference import ReferenceEvaluator
 
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.external_data import map_tensor
-from whisper_npu.runtime.regular_files import open_regular
+from whisper_npu.runtime.model_folder.external_data import map_tensor
+from whisper_npu.runtime.model_folder.regular_files import open_regular
 
 Array = NDArray[Any]
 

@@ -8,9 +8,9 @@ from whisper_npu.npu.devices import EMULATED, NPU, core_for, require_npu, resolv
 from whisper_npu.npu.placement import PARTS
 from whisper_npu.npu.static_backend import StaticBackend, graph_names
 from whisper_npu.npu.static_engine import Engine, OpenVINOEngine
-from whisper_npu.runtime.compile_cache import CompileCache, default_cache
-from whisper_npu.runtime.model_dir import ModelFolder
-from whisper_npu.runtime.openvino_core import openvino_core
+from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache, default_cache
+from whisper_npu.runtime.engines.openvino.core import openvino_core
+from whisper_npu.runtime.model_folder.folder import ModelFolder
 
 logger = logging.getLogger("whisper_npu")
 
@@ -75,7 +75,7 @@ def _load_static_onnxruntime(
     parts: tuple[str, ...],
 ) -> StaticBackend:
     from whisper_npu.npu.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415 - an extra
-    from whisper_npu.runtime.onnxruntime_backend import arithmetic  # noqa: PLC0415
+    from whisper_npu.runtime.engines.onnxruntime import arithmetic  # noqa: PLC0415
 
     if device == EMULATED:
         raise UsageError("ONNX Runtime cannot emulate an NPU; give --backend openvino")

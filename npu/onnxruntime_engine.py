@@ -6,7 +6,7 @@ import numpy as np
 
 from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.static_engine import Array, Request
-from whisper_npu.runtime.onnxruntime_backend import GraphSession, arithmetic, open_graph
+from whisper_npu.runtime.engines.onnxruntime import GraphSession, arithmetic, open_graph
 
 _INTEGERS = ("input_ids", "cache_position", "logit_positions", "audio_length")
 

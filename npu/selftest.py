@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from whisper_npu.errors import ModelError, UsageError
-from whisper_npu.runtime.backend import Float32Array
-from whisper_npu.runtime.features import HOP_LENGTH
-from whisper_npu.runtime.model_dir import ModelFolder
-from whisper_npu.runtime.transcribe import WhisperModel
-from whisper_npu.runtime.verification import verify_folder
+from whisper_npu.runtime.engines.protocol import Float32Array
+from whisper_npu.runtime.features.log_mel import HOP_LENGTH
+from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.verification import verify_folder
+from whisper_npu.runtime.transcription.model import WhisperModel
 
 REFERENCE = "selftest_reference.json"
 

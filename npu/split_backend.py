@@ -1,7 +1,7 @@
 """A model whose encoder runs on one device and whose decoder on another."""
 
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.backend import (
+from whisper_npu.runtime.engines.protocol import (
     Backend,
     DecoderSession,
     Float32Array,

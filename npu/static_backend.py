@@ -16,14 +16,14 @@ from whisper_npu.npu import bundle as bundles
 from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.placement import DECODER_PART, ENCODER_PART
 from whisper_npu.npu.static_engine import Engine, Request
-from whisper_npu.runtime.backend import (
+from whisper_npu.runtime.engines.kv_cache import is_self_attention, past_name
+from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Float32Array,
     FollowsNothing,
     Int64Array,
     SingleStream,
 )
-from whisper_npu.runtime.kv_cache import is_self_attention, past_name
 
 INPUT_IDS = "input_ids"
 CACHE_POSITION = "cache_position"

@@ -27,8 +27,8 @@ import onnx
 from whisper_npu.errors import ModelError
 from whisper_npu.npu.attention_masks import MASKED, mask_audio, mask_scores
 from whisper_npu.npu.graph_surgery import Graph
-from whisper_npu.runtime.backend import N_LOGITS
-from whisper_npu.runtime.kv_cache import is_cross_attention, is_self_attention
+from whisper_npu.runtime.engines.kv_cache import is_cross_attention, is_self_attention
+from whisper_npu.runtime.engines.protocol import N_LOGITS
 
 INPUT_IDS = "input_ids"
 CACHE_POSITION = "cache_position"

@@ -13,8 +13,8 @@ import onnx
 
 from whisper_npu.errors import ModelError
 from whisper_npu.npu.graph_surgery import Array, Graph
-from whisper_npu.runtime.eight_bits import round_matrix
-from whisper_npu.runtime.openvino_graphs import is_finite
+from whisper_npu.runtime.engines.openvino.graphs import is_finite
+from whisper_npu.runtime.engines.openvino.int8_weights import round_matrix
 
 WeightFormat = Literal["lossless", "f16", "int8"]
 

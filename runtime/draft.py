@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from whisper_npu.runtime.backend import Drafter, Float32Array, Int64Array
-from whisper_npu.runtime.logits import LogitFilter
+from whisper_npu.runtime.decoding.logit_filters import LogitFilter
+from whisper_npu.runtime.engines.protocol import Drafter, Float32Array, Int64Array
 
 # As many rows as the table can be multiplied by in the time it takes to read it.
 _MOST = 8

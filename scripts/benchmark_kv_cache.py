@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
-from whisper_npu.scripts import cli, console
-from whisper_npu.scripts.decoding_options import PRECISIONS, add_model_options
-from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.decoding_options import PRECISIONS, add_model_options
+from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
 
 if TYPE_CHECKING:
-    from whisper_npu.runtime.backend import Float32Array
-    from whisper_npu.runtime.transcribe import WhisperModel
-    from whisper_npu.scripts.kv_cache_figures import Kind
+    from whisper_npu.runtime.engines.protocol import Float32Array
+    from whisper_npu.runtime.transcription.model import WhisperModel
+    from whisper_npu.scripts.benchmarks.kv_cache_figures import Kind
 
 KINDS = ("off", "concat", "static", "stateful")
 NEW_TOKENS = (5, 10, 15, 20, 25, 30, 50, 80, 128, 256, 440)
@@ -95,8 +95,8 @@ def build_parser() -> cli.Parser:
 
 def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
-    from whisper_npu.scripts.conditions import busy_warning, conditions, conditions_line  # noqa: PLC0415
-    from whisper_npu.scripts.kv_cache_report import (  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.conditions import busy_warning, conditions, conditions_line  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.kv_cache_report import (  # noqa: PLC0415
         cell_table,
         draw,
         growth_table,
@@ -112,7 +112,7 @@ def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     check_outputs((arguments.json, arguments.markdown))
     if arguments.plots:
         with needing_the_extra("drawing plots"):
-            from whisper_npu.scripts import plots as _  # noqa: PLC0415, F401
+            from whisper_npu.scripts.common import plots as _  # noqa: PLC0415, F401
         if not arguments.plots.is_dir():
             raise UsageError(f"{arguments.plots}: no such folder; make it first")
     folder = cli.find_model(arguments.model)
@@ -163,7 +163,7 @@ def _measure(
     from tqdm import tqdm  # noqa: PLC0415
 
     from whisper_npu.api import load_model  # noqa: PLC0415
-    from whisper_npu.scripts.kv_cache_figures import (  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.kv_cache_figures import (  # noqa: PLC0415
         Kind,
         measure,
         n_decodes,
@@ -224,9 +224,9 @@ def _window(model: "WhisperModel", file: str | None) -> "Float32Array":
     Raises:
         AudioError: The recording cannot be read.
     """
-    from whisper_npu.runtime.audio import open_audio  # noqa: PLC0415
-    from whisper_npu.runtime.feature_stream import FeatureStream  # noqa: PLC0415
-    from whisper_npu.scripts.kv_cache_figures import synthetic_window  # noqa: PLC0415
+    from whisper_npu.runtime.audio.stream import open_audio  # noqa: PLC0415
+    from whisper_npu.runtime.features.stream import FeatureStream  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.kv_cache_figures import synthetic_window  # noqa: PLC0415
 
     if file is None:
         return synthetic_window(model)

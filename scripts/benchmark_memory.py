@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_npu import load_model
-from whisper_npu.runtime.audio import SAMPLE_RATE, load_audio
-from whisper_npu.runtime.live import LiveTranscriber
-from whisper_npu.runtime.memory import map_large_blocks
+from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
+from whisper_npu.runtime.engines.memory import map_large_blocks
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.scripts.engine_runner import peak_memory
+from whisper_npu.runtime.transcription.live import LiveTranscriber
+from whisper_npu.scripts.benchmarks.engine_runner import peak_memory
 
 _PERIOD = 60 * SAMPLE_RATE  # samples after which made-up audio begins again
 _HEADER = 44  # bytes of a WAV file before its samples

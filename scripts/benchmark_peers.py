@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_npu.errors import UsageError, WhisperNpuError
-from whisper_npu.scripts import cli, console
-from whisper_npu.scripts.console import one_line
-from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
-from whisper_npu.scripts.peer_models import PEERS
+from whisper_npu.scripts.benchmarks.peer_models import PEERS
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.console import one_line
+from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
 
 if TYPE_CHECKING:
-    from whisper_npu.scripts.peer_comparison import Contestant, Result
-    from whisper_npu.scripts.recordings import Recording
+    from whisper_npu.scripts.benchmarks.peer_comparison import Contestant, Result
+    from whisper_npu.scripts.benchmarks.recordings import Recording
 
 EPILOG = f"""\
 examples:
@@ -98,13 +98,13 @@ def build_parser() -> cli.Parser:
 def benchmark_peers(arguments: argparse.Namespace) -> int:
     """Compare what the command line asks for; returns the exit code."""
     with needing_the_extra("comparing accuracy"):
-        from whisper_npu.scripts import peer_report as report  # noqa: PLC0415
-    from whisper_npu.scripts.conditions import (  # noqa: PLC0415
+        from whisper_npu.scripts.benchmarks import peer_report as report  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.conditions import (  # noqa: PLC0415
         busy_warning,
         conditions,
         conditions_line,
     )
-    from whisper_npu.scripts.recordings import find_recordings  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.recordings import find_recordings  # noqa: PLC0415
 
     if arguments.repeats < 1:
         raise UsageError(f"--repeats is {arguments.repeats}; give 1 or more")
@@ -163,7 +163,7 @@ def _ours(arguments: argparse.Namespace) -> "Contestant":
     Raises:
         ModelError: There is no such model folder.
     """
-    from whisper_npu.scripts.peer_comparison import OURS, Contestant  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.peer_comparison import OURS, Contestant  # noqa: PLC0415
 
     job = {
         "engine": "whisper-npu",
@@ -185,10 +185,10 @@ def _contestants(
         UsageError: The checkpoint is not known.
     """
     from whisper_npu.export.assets import cache_directory  # noqa: PLC0415
-    from whisper_npu.runtime.model_dir import read_model_folder  # noqa: PLC0415
-    from whisper_npu.scripts.peer_comparison import Contestant  # noqa: PLC0415
-    from whisper_npu.scripts.peer_environment import PeerEnvironment  # noqa: PLC0415
-    from whisper_npu.scripts.peer_models import PeerModels  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.folder import read_model_folder  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.peer_comparison import Contestant  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.peer_environment import PeerEnvironment  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.peer_models import PeerModels  # noqa: PLC0415
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
@@ -224,7 +224,7 @@ def _compare(
 ) -> "Result":
     from tqdm import tqdm  # noqa: PLC0415
 
-    from whisper_npu.scripts.peer_comparison import compare, n_runs  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.peer_comparison import compare, n_runs  # noqa: PLC0415
 
     total = n_runs(len(contestants), len(sets), arguments.repeats)
     with ExitStack() as stack:

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli, console
-from whisper_npu.scripts.decoding_options import (
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
 )
-from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
+from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
 
 if TYPE_CHECKING:
-    from whisper_npu.scripts.recordings import Recording
-    from whisper_npu.scripts.roofline import Machine, StageRoof
-    from whisper_npu.scripts.rtf import Configuration, Loaded, Measurement
-    from whisper_npu.scripts.rtf_report import Accuracy, Workload
+    from whisper_npu.scripts.benchmarks.recordings import Recording
+    from whisper_npu.scripts.benchmarks.roofline import Machine, StageRoof
+    from whisper_npu.scripts.benchmarks.rtf import Configuration, Loaded, Measurement
+    from whisper_npu.scripts.benchmarks.rtf_report import Accuracy, Workload
 
 LENGTHS = (5.0, 30.0, 60.0, 300.0)  # seconds
 START_CLIP = 11.0  # seconds of audio that a started program is given
@@ -127,14 +127,14 @@ def benchmark_rtf(arguments: argparse.Namespace) -> int:
     check_outputs((arguments.json, arguments.markdown), arguments.plot)
     configurations = _configurations(arguments)
     with needing_the_extra("error rates"):
-        from whisper_npu.scripts import rtf_report as report  # noqa: PLC0415
-    from whisper_npu.scripts.conditions import (  # noqa: PLC0415
+        from whisper_npu.scripts.benchmarks import rtf_report as report  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.conditions import (  # noqa: PLC0415
         busy_warning,
         conditions,
         conditions_line,
     )
-    from whisper_npu.scripts.recordings import find_recordings  # noqa: PLC0415
-    from whisper_npu.scripts.rtf import load  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.recordings import find_recordings  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.rtf import load  # noqa: PLC0415
 
     paths = arguments.files
     if not paths and not arguments.references:
@@ -225,7 +225,7 @@ def _configurations(arguments: argparse.Namespace) -> "list[Configuration]":
 
 
 def _configuration(label: str, arguments: argparse.Namespace) -> "Configuration":
-    from whisper_npu.scripts.rtf import Configuration  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.rtf import Configuration  # noqa: PLC0415
 
     return Configuration(
         label=label,
@@ -247,8 +247,8 @@ def _measure(
 ) -> "Workload":
     from tqdm import tqdm  # noqa: PLC0415
 
-    from whisper_npu.scripts.rtf import measure  # noqa: PLC0415
-    from whisper_npu.scripts.rtf_report import Workload, accuracy  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.rtf import measure  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.rtf_report import Workload, accuracy  # noqa: PLC0415
 
     total = (repeats + 1) * len(loaded)
     with tqdm(total=total, desc=name, unit="run", disable=None) as bar:
@@ -267,7 +267,7 @@ def _measure_lengths(
     repeats: int,
     folder: Path,
 ) -> "Iterator[Workload]":
-    from whisper_npu.scripts.recordings import Recording, clip  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.recordings import Recording, clip  # noqa: PLC0415
 
     for length in lengths:
         path = clip(recordings, length, folder / f"{length:g}.wav")
@@ -276,10 +276,10 @@ def _measure_lengths(
 
 def _start(measured: "Measurement", recordings: "Sequence[Recording]") -> None:
     """Start the program with an empty cache of compiled graphs, then again with a full one."""
-    from whisper_npu.runtime.cache_folder import CACHE_VARIABLE  # noqa: PLC0415
-    from whisper_npu.scripts.engine_process import start_once  # noqa: PLC0415
-    from whisper_npu.scripts.recordings import clip  # noqa: PLC0415
-    from whisper_npu.scripts.rtf import job  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.engine_process import start_once  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.recordings import clip  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.rtf import job  # noqa: PLC0415
 
     loaded = measured.loaded
     with _empty_cache() as cache:
@@ -309,13 +309,13 @@ def _roofline(
     Raises:
         UsageError: The model does not run on the processor alone.
     """
-    from whisper_npu.scripts.roofline import (  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.roofline import (  # noqa: PLC0415
         measure_machine,
         precisions,
         read_sizes,
         roofline,
     )
-    from whisper_npu.scripts.rtf import run_once  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.rtf import run_once  # noqa: PLC0415
 
     device, precision = loaded.settings["device"], loaded.settings["precision"]
     if device != "CPU":
@@ -330,7 +330,7 @@ def _roofline(
 
 def _plot(workload: "Workload", path: Path) -> None:
     """The stages of every configuration, stacked, per hour of audio."""
-    from whisper_npu.scripts import benchmark_plots  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks import benchmark_plots  # noqa: PLC0415
 
     per_hour = 3600 / workload.audio_seconds
     bars = [

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts.common import cli
 
 if TYPE_CHECKING:
-    from whisper_npu.runtime.compile_cache import CacheEntry
+    from whisper_npu.runtime.engines.openvino.compile_cache import CacheEntry
 
 EPILOG = """\
 The cache lies below $WHISPER_NPU_CACHE, else in the user's cache directory, and holds at most
@@ -46,8 +46,8 @@ def build_parser() -> cli.Parser:
 
 def cache(arguments: argparse.Namespace) -> int:
     """Do what the command line asks; returns the exit code."""
-    from whisper_npu.runtime.compile_cache import default_cache  # noqa: PLC0415
-    from whisper_npu.runtime.content_memory import default_memory  # noqa: PLC0415
+    from whisper_npu.runtime.engines.openvino.compile_cache import default_cache  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.digests import default_memory  # noqa: PLC0415
 
     found = default_cache()
     model: str | None = arguments.model

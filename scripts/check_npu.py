@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from whisper_npu.scripts import cli
+from whisper_npu.scripts.common import cli
 
 EPILOG = """\
 exit codes:

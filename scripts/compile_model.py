@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from whisper_npu.errors import DeviceError, UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts.common import cli
 
 if TYPE_CHECKING:
     from whisper_npu.npu.bundle import Bundle
@@ -77,8 +77,8 @@ def compile_model(arguments: argparse.Namespace) -> int:
     from whisper_npu.npu.placement import PARTS  # noqa: PLC0415
     from whisper_npu.npu.static_backend import graph_names  # noqa: PLC0415
     from whisper_npu.npu.static_engine import OpenVINOEngine  # noqa: PLC0415
-    from whisper_npu.runtime.compile_cache import default_cache  # noqa: PLC0415
-    from whisper_npu.runtime.model_dir import read_model_folder  # noqa: PLC0415
+    from whisper_npu.runtime.engines.openvino.compile_cache import default_cache  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.folder import read_model_folder  # noqa: PLC0415
 
     if arguments.platform and arguments.device != "NPU":
         raise UsageError("--platform names an NPU: it goes with --device NPU")

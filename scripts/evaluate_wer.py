@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError, WhisperNpuError
 from whisper_npu.runtime.options import MODES, TranscribeOptions
-from whisper_npu.scripts import cli, console
-from whisper_npu.scripts.console import one_line
-from whisper_npu.scripts.decoding_options import (
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.console import one_line
+from whisper_npu.scripts.common.decoding_options import (
     BACKENDS,
     KV_CACHES,
     PRECISIONS,
     add_decoding_options,
     decoding_options,
 )
-from whisper_npu.scripts.outputs import check_outputs, needing_the_extra, write_text
+from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
 
 if TYPE_CHECKING:
     from whisper_npu.export.references import Reference
-    from whisper_npu.runtime.transcribe import WhisperModel
-    from whisper_npu.scripts.evaluation import Evaluation, Failure, Run, Transcript
+    from whisper_npu.runtime.transcription.model import WhisperModel
+    from whisper_npu.scripts.evaluation.word_errors import Evaluation, Failure, Run, Transcript
 
 EPILOG = """\
 examples:
@@ -147,9 +147,9 @@ def evaluate_wer(arguments: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
     # Heavy imports wait until the command line is known to be right.
     with needing_the_extra("measuring error rates"):
-        from whisper_npu.scripts import evaluation_report as report  # noqa: PLC0415
-        from whisper_npu.scripts.evaluation import evaluate  # noqa: PLC0415
-        from whisper_npu.scripts.wer import metric_for  # noqa: PLC0415
+        from whisper_npu.scripts.evaluation import report  # noqa: PLC0415
+        from whisper_npu.scripts.evaluation.wer import metric_for  # noqa: PLC0415
+        from whisper_npu.scripts.evaluation.word_errors import evaluate  # noqa: PLC0415
     from whisper_npu.export.references import read_references  # noqa: PLC0415
 
     if arguments.worst < 0:
@@ -190,7 +190,7 @@ def _measure(
         ModelError: A model does not exist.
         UsageError: The decoding options are wrong.
     """
-    from whisper_npu.scripts.evaluation import transcribe_all  # noqa: PLC0415
+    from whisper_npu.scripts.evaluation.word_errors import transcribe_all  # noqa: PLC0415
 
     modes = list(dict.fromkeys(arguments.mode or [TranscribeOptions.mode]))
     options = {mode: _options(arguments, mode) for mode in modes}  # wrong ones are told at once
@@ -288,7 +288,7 @@ def _progress(
     """A progress bar where standard error is a terminal, and a line for each failure anywhere."""
     from tqdm import tqdm  # noqa: PLC0415
 
-    from whisper_npu.scripts.evaluation import Failure  # noqa: PLC0415
+    from whisper_npu.scripts.evaluation.word_errors import Failure  # noqa: PLC0415
 
     with tqdm(total=n_recordings, desc=description, unit="file", disable=None) as bar:
 
@@ -318,7 +318,7 @@ def _judge(evaluations: "Sequence[Evaluation]", limit: float | None) -> int:
 
 def _plot(evaluations: "Sequence[Evaluation]", path: Path) -> None:
     """Error rate against speed, one point per configuration, with its interval."""
-    from whisper_npu.scripts import plots  # noqa: PLC0415
+    from whisper_npu.scripts.common import plots  # noqa: PLC0415
 
     first = evaluations[0]
     shared, labels = plots.split_labels([evaluation.run.settings for evaluation in evaluations])

@@ -9,7 +9,7 @@ from whisper_npu.errors import ExportError
 from whisper_npu.export.conversion import MAX_WER_INCREASE, PRECISIONS, Conversion
 from whisper_npu.export.source import check_source, find_source
 from whisper_npu.export.target import prepare_target
-from whisper_npu.scripts import cli
+from whisper_npu.scripts.common import cli
 
 DEFAULT_MODEL = "tiny.en"
 MODELS = Path("models")

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from whisper_npu.export.assets import ASSETS, fetch
-from whisper_npu.runtime.cache_folder import CACHE_VARIABLE
-from whisper_npu.scripts import cli
+from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
+from whisper_npu.scripts.common import cli
 
 DEFAULT = ("tiny.en", "silero-vad", "beckett")
 

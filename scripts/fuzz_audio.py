@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from whisper_npu.errors import AudioError, UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts.common import cli
 
 if TYPE_CHECKING:
+    from whisper_npu.runtime.audio.source import Samples, SourceFile, Warn
     from whisper_npu.runtime.audio_choices import TrackChoice
-    from whisper_npu.runtime.audio_source import Samples, SourceFile, Warn
 
 READ, WARNED, REFUSED = "read", "read with warnings", "refused"
 # In FFmpeg's child: one file's error, but to be looked into.
@@ -129,8 +129,8 @@ def write_files(
     """
     import numpy as np  # noqa: PLC0415 - not needed to print --help
 
-    from whisper_npu.scripts.audio_mutations import mutate  # noqa: PLC0415
-    from whisper_npu.scripts.audio_seeds import write_seeds  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.audio_mutations import mutate  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.audio_seeds import write_seeds  # noqa: PLC0415
 
     sources = folder / "sources"
     sources.mkdir()
@@ -207,14 +207,14 @@ def _ask(worker: "subprocess.Popen[str]", path: Path, limit: float) -> tuple[str
 
 def work(*, isolated: bool) -> int:
     """Decode the files that standard input names, and write a verdict on each."""
-    from whisper_npu.runtime import audio_decoders, ffmpeg_child  # noqa: PLC0415
+    from whisper_npu.runtime.audio import decoders, ffmpeg_child  # noqa: PLC0415
 
     ffmpeg_child.limit_resources()
     answers = os.fdopen(os.dup(1), "w")  # what C code prints must not get between
     os.dup2(2, 1)
     with contextlib.ExitStack() as stack:
         if not isolated:
-            stack.enter_context(mock.patch.object(audio_decoders, "open_ffmpeg", _Unprotected))
+            stack.enter_context(mock.patch.object(decoders, "open_ffmpeg", _Unprotected))
         for line in sys.stdin:
             print(json.dumps(_judge(line.rstrip("\n"))), file=answers, flush=True)
     return cli.EXIT_OK
@@ -224,7 +224,7 @@ def _judge(name: str) -> tuple[str, str]:
     """Outcome and text of decoding one file."""
     import numpy as np  # noqa: PLC0415
 
-    from whisper_npu.runtime.audio import open_audio  # noqa: PLC0415
+    from whisper_npu.runtime.audio.stream import open_audio  # noqa: PLC0415
 
     try:
         with open_audio(name) as stream:
@@ -255,7 +255,7 @@ class _Unprotected:
         skip_frames: int = 0,
         track: "TrackChoice" = None,
     ) -> None:
-        from whisper_npu.runtime.ffmpeg_decoder import FFmpegDecoder  # noqa: PLC0415
+        from whisper_npu.runtime.audio.ffmpeg import FFmpegDecoder  # noqa: PLC0415
 
         with _without_memory_error():
             self._decoder = FFmpegDecoder(file, warn, skip_frames, track)
@@ -273,7 +273,7 @@ class _Unprotected:
 @contextlib.contextmanager
 def _without_memory_error() -> Iterator[None]:
     """The limit of memory makes FFmpeg refuse a file, as in its child process."""
-    from whisper_npu.runtime.audio_source import RefusedError  # noqa: PLC0415
+    from whisper_npu.runtime.audio.source import RefusedError  # noqa: PLC0415
 
     try:
         yield

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from whisper_npu.scripts import console
-from whisper_npu.scripts.cli import be_process
-from whisper_npu.scripts.command_line import EXIT_USAGE, suggestion
+from whisper_npu.scripts.common import console
+from whisper_npu.scripts.common.cli import be_process
+from whisper_npu.scripts.common.command_line import EXIT_USAGE, suggestion
 from whisper_npu.version import __version__
 
 COMMANDS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts.common import cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ def read_utterances(references: Path) -> list[Utterance]:
         AudioError: a recording cannot be read.
     """
     from whisper_npu.export.references import read_references  # noqa: PLC0415 - slow to import
-    from whisper_npu.runtime.audio import load_audio  # noqa: PLC0415 - slow to import
+    from whisper_npu.runtime.audio.stream import load_audio  # noqa: PLC0415 - slow to import
 
     utterances = [
         Utterance(Path(each.name).name.split("-")[0], load_audio(each.audio), each.text)

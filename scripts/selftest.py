@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli
+from whisper_npu.scripts.common import cli
 
 if TYPE_CHECKING:
     from whisper_npu.npu.selftest import Check, Reference
-    from whisper_npu.runtime.backend import Float32Array
-    from whisper_npu.runtime.transcribe import WhisperModel
+    from whisper_npu.runtime.engines.protocol import Float32Array
+    from whisper_npu.runtime.transcription.model import WhisperModel
 
 EPILOG = """\
 Without --audio the built-in sample is taken, as a whole and cut in two.
@@ -124,7 +124,7 @@ def selftest(arguments: argparse.Namespace) -> int:
 def _recordings(paths: Sequence[Path]) -> "dict[str, Float32Array]":
     import numpy as np  # noqa: PLC0415
 
-    from whisper_npu.runtime.audio import open_audio  # noqa: PLC0415
+    from whisper_npu.runtime.audio.stream import open_audio  # noqa: PLC0415
 
     def read(path: Path) -> "Float32Array":
         with open_audio(path) as stream:

@@ -10,19 +10,19 @@ from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, BinaryIO
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts import cli, console
-from whisper_npu.scripts.decoding_options import (
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
 )
-from whisper_npu.scripts.signals import on_interrupt
+from whisper_npu.scripts.common.signals import on_interrupt
 
 if TYPE_CHECKING:
-    from whisper_npu.runtime.audio_source import Samples
-    from whisper_npu.runtime.live import LiveUpdate
+    from whisper_npu.runtime.audio.source import Samples
     from whisper_npu.runtime.options import TranscribeOptions
-    from whisper_npu.scripts.live_output import SavedFile
+    from whisper_npu.runtime.transcription.live import LiveUpdate
+    from whisper_npu.scripts.common.live_output import SavedFile
 
 # Spelt out, so that `--help` loads no engine.
 SAMPLE_FORMATS = ("s16le", "s32le", "f32le")
@@ -112,7 +112,7 @@ def _positive(text: str) -> int:
 def stream(arguments: argparse.Namespace) -> int:
     """Transcribe standard input as it comes; returns the exit code."""
     # Heavy imports wait until the command line is known to be right.
-    from whisper_npu.scripts.live_output import SavedFile  # noqa: PLC0415
+    from whisper_npu.scripts.common.live_output import SavedFile  # noqa: PLC0415
 
     options = decoding_options(arguments)
     if sys.stdin is not None and sys.stdin.isatty():
@@ -134,10 +134,10 @@ def _transcribe(
 ) -> tuple[str, ...]:
     """Load the model and transcribe all that arrives; returns the warnings."""
     from whisper_npu.api import load_model  # noqa: PLC0415
-    from whisper_npu.runtime.audio import SAMPLE_RATE, AudioStream  # noqa: PLC0415
-    from whisper_npu.runtime.live import LiveTranscriber  # noqa: PLC0415
-    from whisper_npu.runtime.pcm import PcmDecoder  # noqa: PLC0415
-    from whisper_npu.scripts.live_output import (  # noqa: PLC0415
+    from whisper_npu.runtime.audio.pcm import PcmDecoder  # noqa: PLC0415
+    from whisper_npu.runtime.audio.stream import SAMPLE_RATE, AudioStream  # noqa: PLC0415
+    from whisper_npu.runtime.transcription.live import LiveTranscriber  # noqa: PLC0415
+    from whisper_npu.scripts.common.live_output import (  # noqa: PLC0415
         JsonLines,
         Lines,
         LiveOutput,

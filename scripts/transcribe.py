@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whisper_npu.errors import AudioError, UsageError
-from whisper_npu.scripts import cli, console
-from whisper_npu.scripts.console import one_line
-from whisper_npu.scripts.decoding_options import (
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.console import one_line
+from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
 )
-from whisper_npu.scripts.progress import BesideProgress, Progress
-from whisper_npu.scripts.signals import on_interrupt
-from whisper_npu.scripts.transcription_batch import Batch, Recording
+from whisper_npu.scripts.common.progress import BesideProgress, Progress
+from whisper_npu.scripts.common.signals import on_interrupt
+from whisper_npu.scripts.common.transcription_batch import Batch, Recording
 
 logger = logging.getLogger("whisper_npu")
 
@@ -101,9 +101,9 @@ def transcribe(arguments: argparse.Namespace) -> int:
     """Transcribe the files the command line names; returns the exit code."""
     # Heavy imports wait until the command line is known to be right.
     from whisper_npu.api import load_model  # noqa: PLC0415
-    from whisper_npu.runtime.formats import expand_formats  # noqa: PLC0415
-    from whisper_npu.runtime.output_names import check_names, check_output_dir  # noqa: PLC0415
-    from whisper_npu.runtime.subtitles import SubtitleOptions  # noqa: PLC0415
+    from whisper_npu.runtime.output.formats import expand_formats  # noqa: PLC0415
+    from whisper_npu.runtime.output.names import check_names, check_output_dir  # noqa: PLC0415
+    from whisper_npu.runtime.output.subtitles import SubtitleOptions  # noqa: PLC0415
 
     options = decoding_options(arguments)
     layout = SubtitleOptions(
@@ -149,8 +149,8 @@ def transcribe(arguments: argparse.Namespace) -> int:
 
 def _find(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Recording], int]:
     """The recordings the command line names, each once, and how many names stand for none."""
-    from whisper_npu.runtime.audio import list_audio_files  # noqa: PLC0415
-    from whisper_npu.runtime.output_names import output_name  # noqa: PLC0415
+    from whisper_npu.runtime.audio.stream import list_audio_files  # noqa: PLC0415
+    from whisper_npu.runtime.output.names import output_name  # noqa: PLC0415
 
     found: dict[tuple[str, str], Recording] = {}
     n_missing = 0

@@ -12,7 +12,7 @@ import pytest
 import tiny_whisper
 
 if TYPE_CHECKING:
-    from whisper_npu.runtime.transcribe import WhisperModel
+    from whisper_npu.runtime.transcription.model import WhisperModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_AUDIO = ROOT.parent / "shared" / "audio"
@@ -39,7 +39,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     Tests of the cache of compiled graphs take a folder and a limit of their own.
     """
-    from whisper_npu.runtime.cache_folder import CACHE_VARIABLE, cache_folder
+    from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE, cache_folder
 
     assets = cache_folder() / "assets"
     assets.mkdir(parents=True, exist_ok=True)

@@ -10,17 +10,17 @@ import pytest
 from decoding_checks import HAS_BF16, TOLERANCE, stepwise_logits
 
 from whisper_npu.runtime import draft
-from whisper_npu.runtime.compile_cache import CompileCache
-from whisper_npu.runtime.decoding import DecodingOptions, decode_windows
+from whisper_npu.runtime.decoding.decode import DecodingOptions, decode_windows
+from whisper_npu.runtime.decoding.logit_filters import SuppressTokens
 from whisper_npu.runtime.draft import Draft
-from whisper_npu.runtime.logits import SuppressTokens
-from whisper_npu.runtime.model_config import GenerationConfig
-from whisper_npu.runtime.model_dir import read_model_folder
-from whisper_npu.runtime.openvino_backend import OpenVINOBackend
-from whisper_npu.runtime.openvino_graphs import DRAFT, HIDDEN, split_vocabulary
-from whisper_npu.runtime.openvino_stateful_session import _StatefulDrafter
+from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
+from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
+from whisper_npu.runtime.engines.openvino.graphs import DRAFT, HIDDEN, split_vocabulary
+from whisper_npu.runtime.engines.openvino.stateful_session import _StatefulDrafter
+from whisper_npu.runtime.model_folder.config import GenerationConfig
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.text.tokenizer import Tokenizer, read_vocabulary
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.tokenizer import Tokenizer, read_vocabulary
 
 N_VOCAB, EOT = 40, 30
 N_FREQUENT = 20

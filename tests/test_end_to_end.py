@@ -11,7 +11,7 @@ from decoding_checks import (
     pytorch,
 )
 
-from whisper_npu.runtime.audio import load_audio
+from whisper_npu.runtime.audio.stream import load_audio
 
 WORDS = "ever tried ever failed no matter try again fail again fail better"
 # One greedy decode of a whole recording, without timestamps: what transformers' `generate` does.

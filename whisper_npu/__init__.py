@@ -21,12 +21,12 @@ from whisper_npu.version import __version__
 if TYPE_CHECKING:
     from whisper_npu.api import load_model
     from whisper_npu.errors import WhisperNpuError
-    from whisper_npu.runtime.live import LiveTranscriber
     from whisper_npu.runtime.options import TranscribeOptions
-    from whisper_npu.runtime.partial import Partial
     from whisper_npu.runtime.results import Segment, Transcription, Word
-    from whisper_npu.runtime.transcribe import WhisperModel
-    from whisper_npu.runtime.transcription_stream import TranscriptionStream
+    from whisper_npu.runtime.transcription.live import LiveTranscriber
+    from whisper_npu.runtime.transcription.model import WhisperModel
+    from whisper_npu.runtime.transcription.partial import Partial
+    from whisper_npu.runtime.transcription.stream import TranscriptionStream
 
 __all__ = [
     "LiveTranscriber",
@@ -44,13 +44,13 @@ __all__ = [
 
 # Loaded on first use: `whisper-npu --help` has no need of an inference engine.
 _HOMES = {
-    "LiveTranscriber": "runtime.live",
-    "Partial": "runtime.partial",
+    "LiveTranscriber": "runtime.transcription.live",
+    "Partial": "runtime.transcription.partial",
     "Segment": "runtime.results",
     "TranscribeOptions": "runtime.options",
     "Transcription": "runtime.results",
-    "TranscriptionStream": "runtime.transcription_stream",
-    "WhisperModel": "runtime.transcribe",
+    "TranscriptionStream": "runtime.transcription.stream",
+    "WhisperModel": "runtime.transcription.model",
     "WhisperNpuError": "errors",
     "Word": "runtime.results",
     "load_model": "api",

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from whisper_npu.errors import UsageError
 from whisper_npu.model_search import find_model
-from whisper_npu.runtime.memory import give_back
-from whisper_npu.runtime.model_dir import read_model_folder
-from whisper_npu.runtime.tokenizer import Tokenizer
-from whisper_npu.runtime.transcribe import WhisperModel
-from whisper_npu.runtime.vad import VoiceActivity
+from whisper_npu.runtime.engines.memory import give_back
+from whisper_npu.runtime.features.vad import VoiceActivity
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.text.tokenizer import Tokenizer
+from whisper_npu.runtime.transcription.model import WhisperModel
 
 
 def load_model(
@@ -43,7 +43,7 @@ def load_model(
         DeviceError: the device is missing or refuses the model.
     """
     # Not needed by programs that only want the names above.
-    from whisper_npu.npu.load import load_backend  # noqa: PLC0415
+    from whisper_npu.loading import load_backend  # noqa: PLC0415
 
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")

@@ -1,0 +1,159 @@
+"""A recording, wherever it is, as something to open decoders on: one, or several side by side."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.runtime.audio.array_audio import ArrayDecoder
+from whisper_npu.runtime.audio.decoders import open_decoder
+from whisper_npu.runtime.audio.paths import open_path, spool
+from whisper_npu.runtime.audio.pitch import sounds_slowed
+from whisper_npu.runtime.audio.sample_scale import SampleScale
+from whisper_npu.runtime.audio.shared_file import SharedFile
+from whisper_npu.runtime.audio.source import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, RefusedError
+from whisper_npu.runtime.audio.tracks import TrackDecoder
+from whisper_npu.runtime.audio_choices import TrackChoice
+
+AudioSource: TypeAlias = str | Path | BinaryIO | npt.NDArray[Any]
+
+_SLOWED = (
+    f"voices sound slowed down: the samples were taken as of {SAMPLE_RATE} Hz; if they have another"
+    " rate, give it as sample_rate"
+)
+
+
+class Closable(Protocol):
+    """Something that holds a resource."""
+
+    def close(self) -> None:
+        """Let go of it; a second call does nothing."""
+        ...
+
+
+@dataclass
+class OpenedTrack:
+    """A decoder at the start of a track.
+
+    Attributes:
+        name: What messages call the recording.
+        decoder: Decodes the track.
+        file: To be closed with it; None where that is the caller's.
+        warnings: What has been told of the file already.
+        scale: What is known of the samples' scale.
+    """
+
+    name: str
+    decoder: TrackDecoder
+    file: Closable | None
+    warnings: list[str]
+    scale: SampleScale
+
+    def close(self) -> None:
+        """Free the decoder and the file."""
+        self.decoder.close()
+        if self.file is not None:
+            self.file.close()
+
+
+class Recording:
+    """A recording whose tracks can be opened; as a context manager, closed where that failed.
+
+    Args:
+        source: See `open_audio`.
+        sample_rate: See `open_audio`.
+        shared: Whether more than one decoder will be opened.
+
+    Raises:
+        AudioError: The source is missing or unreadable, or is nothing that holds audio.
+        UsageError: The sample rate is out of range, or the source is a file.
+    """
+
+    def __init__(self, source: AudioSource, sample_rate: int | None, *, shared: bool) -> None:
+        self._array: npt.NDArray[Any] | None = None
+        self._rate = SAMPLE_RATE if sample_rate is None else sample_rate
+        self._rate_is_known = sample_rate is not None
+        self._shared: SharedFile | None = None
+        self._owned: BinaryIO | None = None
+        if isinstance(source, np.ndarray):
+            if not LOWEST_RATE <= self._rate <= HIGHEST_RATE:
+                raise UsageError(
+                    f"sample_rate is {sample_rate}; give Hz, {LOWEST_RATE} to {HIGHEST_RATE}"
+                )
+            self.name, self._array = "array", source
+            return
+        if sample_rate is not None:
+            raise UsageError("sample_rate is for arrays: files say theirs; leave it out")
+        if isinstance(source, str | Path):
+            self.name = str(source)
+            self._file = self._owned = open_path(Path(source), self.name)
+        elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+            self.name = str(getattr(source, "name", "stream"))
+            self._file = source
+        else:
+            raise AudioError(
+                f"audio of type {type(source).__name__}; pass a path, a file opened in binary mode"
+                " or a numpy array"
+            )
+        try:
+            if not (hasattr(self._file, "seekable") and self._file.seekable()):
+                spooled = spool(self._file, self.name)
+                self.close()
+                self._file = self._owned = spooled
+        except OSError as error:
+            self.close()
+            raise AudioError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+        except AudioError:
+            self.close()
+            raise
+        if shared:
+            self._shared = SharedFile(self._file, owned=self._owned is not None)
+
+    def open(self, track: TrackChoice) -> OpenedTrack:
+        """Open a decoder; more than one only of a shared recording.
+
+        Raises:
+            AudioError: The recording cannot be read, is not audio or has no such track.
+        """
+        warnings: list[str] = []
+        scale = SampleScale()
+        try:
+            if self._array is not None:
+                in_memory = ArrayDecoder(self._array, self._rate, track)
+                for _, chunk in in_memory.chunks():  # all of it, as that costs little here
+                    scale.look(chunk)
+                if not self._rate_is_known and sounds_slowed(self._array):
+                    warnings.append(_SLOWED)
+                return OpenedTrack(self.name, in_memory, None, warnings, scale)
+            file: BinaryIO = self._file
+            closable: Closable | None = self._owned
+            if self._shared is not None:
+                reader = self._shared.reader()
+                file, closable = cast(BinaryIO, reader), reader
+            decoder = open_decoder(file, self.name, warnings.append, track)
+        except RefusedError as refusal:
+            raise AudioError(f"{self.name}: {refusal}") from refusal
+        except OSError as error:
+            raise AudioError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+        return OpenedTrack(self.name, decoder, closable, warnings, scale)
+
+    def close(self) -> None:
+        """Close the file, unless it is the caller's."""
+        if self._owned is not None:
+            self._owned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""From encoded windows to tokens, and whether they are to be believed."""

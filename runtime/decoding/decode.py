@@ -1,0 +1,422 @@
+"""Tokens for a batch of encoded windows: one prefill, then step by step to the end of text.
+
+After openai/whisper's `decoding.py`: logit filters forbid tokens, a token chooser picks from the
+rest, and a ranker picks one of the candidates of each window. The prompts of a batch are equally
+long, so its rows are rectangular and need no attention mask.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.decoding.logit_filters import (
+    LogitFilter,
+    ReachEnd,
+    SuppressFirst,
+    SuppressTokens,
+    TimestampRules,
+    log_normalizer,
+)
+from whisper_npu.runtime.decoding.loop_detection import is_endless
+from whisper_npu.runtime.decoding.samplers import BeamSearch, TokenChooser, rank
+from whisper_npu.runtime.decoding.unheard import Stretch
+from whisper_npu.runtime.draft import Draft
+from whisper_npu.runtime.engines.protocol import (
+    N_LOGITS,
+    Backend,
+    DecoderSession,
+    Float32Array,
+    Int64Array,
+)
+from whisper_npu.runtime.text.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
+from whisper_npu.runtime.timestamps.alignment import TokenTimes
+from whisper_npu.runtime.timestamps.sentences import Listener, with_timestamps
+from whisper_npu.runtime.timestamps.words import WordTiming, time_words
+from whisper_npu.runtime.timing import StageTimes
+
+# Rows leave a batch when no more than this share of it goes on: kernels are made for every new
+# number of rows, so there should be few.
+_LEAVING = 0.5
+
+_LOOK_FOR_LOOPS = 16  # tokens from one look to the next
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How a batch of windows is decoded.
+
+    Attributes:
+        task: `transcribe`, or `translate` into English.
+        language: language code; English-only models take `en`.
+        temperature: 0 takes the likeliest token; above, tokens are sampled.
+        best_of: samples per window at a temperature above 0.
+        beam_size: beams at temperature 0; None for greedy decoding.
+        patience: how many times `beam_size` finished candidates beam search waits for.
+        length_penalty: Google NMT's alpha in ranking candidates; None divides by their length.
+        begun: tokens the transcript of each window is known to begin with, timestamps included.
+        without_timestamps: sample text only.
+        aligned: sample text only, and put timestamps in afterwards, by what the model attended to.
+        attention_delay: seconds by which that is behind the sound.
+        max_initial_timestamp: seconds into the window at which the first segment begins at most.
+        suppress_tokens: tokens never sampled.
+        suppress_first: tokens never sampled first.
+        sample_len: tokens sampled per window at most; None for what the context holds.
+        cut_loops: end text that says one phrase over and over, rather than fill the context.
+    """
+
+    task: str = "transcribe"
+    language: str = "en"
+    temperature: float = 0.0
+    best_of: int = 5
+    beam_size: int | None = None
+    patience: float = 1.0
+    length_penalty: float | None = None
+    begun: tuple[int, ...] = ()
+    without_timestamps: bool = False
+    aligned: bool = False
+    attention_delay: float = 0.0
+    max_initial_timestamp: float | None = 1.0
+    suppress_tokens: tuple[int, ...] = ()
+    suppress_first: tuple[int, ...] = ()
+    sample_len: int | None = None
+    cut_loops: bool = False
+
+    @property
+    def rows_per_window(self) -> int:
+        """Token rows decoded side by side for each window."""
+        if self.temperature > 0:
+            return self.best_of
+        return self.beam_size or 1
+
+    @property
+    def samples_timestamps(self) -> bool:
+        """Whether timestamps are among the tokens sampled."""
+        return not (self.without_timestamps or self.aligned)
+
+
+@dataclass(frozen=True)
+class DecodedWindow:
+    """What was decoded from one window.
+
+    Attributes:
+        tokens: sampled tokens without prompt and end of text, timestamps included; where the
+            transcript was begun, those it was begun with come first.
+        text: their text, stripped.
+        avg_logprob: mean log probability of the sampled tokens, end of text included.
+        no_speech_prob: probability of `<|nospeech|>` at the start of the transcript.
+        temperature: temperature it was decoded at.
+        compression_ratio: bytes of the text by its bytes after zlib; loops compress well.
+        reached_limit: the context was full before the end of text.
+        words: its words, timed by alignment; None where timestamps were sampled.
+        unheard: where there is speech in it that the text does not account for.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    avg_logprob: float
+    no_speech_prob: float
+    temperature: float
+    compression_ratio: float
+    reached_limit: bool
+    words: tuple[WordTiming, ...] | None = None
+    unheard: tuple[Stretch, ...] = ()
+
+    @property
+    def aligned(self) -> bool:
+        """Whether its timestamps were not sampled, but put in by alignment."""
+        return self.words is not None
+
+
+TokenCallback = Callable[[list[tuple[int, ...]]], None]
+"""Takes the tokens of each window so far: of several beams or samples, the likeliest."""
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of `text` by its bytes after zlib; 1 for no text."""
+    raw = text.encode("utf-8")
+    return len(raw) / len(zlib.compress(raw)) if raw else 1.0
+
+
+def initial_tokens(
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    options: DecodingOptions,
+    n_text_ctx: int,
+    prompt: Sequence[int] = (),
+) -> tuple[list[int], int]:
+    """The tokens decoding starts from, and where `<|startoftranscript|>` is among them.
+
+    Args:
+        tokenizer: the model's tokens.
+        vocabulary: whether it is multilingual.
+        options: how to decode.
+        n_text_ctx: tokens the decoder's context holds.
+        prompt: tokens of the text before the window, the user's prompt included.
+
+    Raises:
+        UsageError: prompt and prefix leave no room to decode.
+    """
+    special = tokenizer.special
+    tokens: list[int] = []
+    if prompt:
+        tokens += [special.sot_prev, *prompt]
+    sot_index = len(tokens)
+    tokens.append(special.sot)
+    if vocabulary.is_multilingual:
+        tokens.append(special.languages[options.language])
+        tokens.append(special.translate if options.task == "translate" else special.transcribe)
+    if not options.samples_timestamps:
+        tokens.append(special.no_timestamps)
+    tokens += options.begun
+    if len(tokens) >= n_text_ctx:
+        raise UsageError(f"prompt and prefix fill the decoder's context of {n_text_ctx} tokens")
+    return tokens, sot_index
+
+
+def forbidden_tokens(options: DecodingOptions) -> list[LogitFilter]:
+    """The rules that forbid tokens whatever the others' logits are; they come first."""
+    return [SuppressFirst(options.suppress_first), SuppressTokens(options.suppress_tokens)]
+
+
+def timestamp_rules(tokenizer: Tokenizer, options: DecodingOptions) -> list[LogitFilter]:
+    """The rules for timestamps, if there are to be any."""
+    if not options.samples_timestamps:
+        return []
+    special = tokenizer.special
+    limit = options.max_initial_timestamp
+    return [
+        TimestampRules(
+            timestamp_begin=special.timestamp_begin,
+            no_timestamps=special.no_timestamps,
+            eot=special.eot,
+            max_initial_index=None if limit is None else round(limit / TIMESTAMP_STEP),
+        )
+    ]
+
+
+def decode_windows(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    audio: Float32Array,
+    options: DecodingOptions,
+    times: StageTimes,
+    *,
+    prompts: Sequence[Sequence[int]] = (),
+    seeds: Sequence[int] = (),
+    reach: Sequence[float] = (),
+    n_frames: Sequence[int] = (),
+    on_tokens: TokenCallback | None = None,
+    drafts: bool = True,
+) -> list[DecodedWindow]:
+    """Decode a batch of encoded windows.
+
+    Args:
+        backend: the model.
+        tokenizer: its tokens.
+        vocabulary: its suppression lists and whether it is multilingual.
+        audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `backend.encode`.
+        options: how to decode.
+        times: where stage times are added.
+        prompts: per window the tokens of the text before it, the user's prompt included; as many
+            for each. By default none has any.
+        seeds: a number per window that makes its sampling repeatable, whatever it is batched
+            with; by default its place in the batch.
+        reach: seconds into each window that its text must reach before it may end, if it has
+            timestamps; by default it may end anywhere.
+        n_frames: frames of 10 ms of audio in each window, for texts to be aligned with.
+        on_tokens: called after each step with the tokens of each window so far.
+        drafts: whether a single row may be drafted, which gives the same and is faster.
+
+    Returns:
+        one result per window.
+
+    Raises:
+        UsageError: prompt and prefix leave no room.
+        ValueError: the prompts are not equally long.
+    """
+    eot = tokenizer.special.eot
+    starts, sot_index = _starts(
+        tokenizer, vocabulary, options, backend.n_text_ctx, prompts or [()] * len(audio)
+    )
+    room = backend.n_text_ctx - starts.shape[1]
+    limit = room if options.sample_len is None else min(options.sample_len, room)
+    chooser = _chooser(options, eot, seeds or range(len(audio)))
+    rules = _rules(tokenizer, options, reach)
+    with times.measure("cross-attention projection"):
+        session = backend.start(audio, options.rows_per_window)
+    try:
+        is_single = options.rows_per_window == 1
+        listener = (
+            Listener(session, starts[0], sot_index, n_frames, eot, times, follows=is_single)
+            if options.aligned
+            else None
+        )
+        with times.measure("prefill"):
+            every_row = np.repeat(starts, options.rows_per_window, axis=0)
+            logits, at_sot = _prefill(session, every_row, sot_index)
+        no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
+        is_greedy = options.temperature == 0 and options.beam_size is None
+        rows: _Rows | Draft = _Rows(session, len(audio) * options.rows_per_window, listener)
+        if drafts and is_greedy and (drafter := session.drafter()):
+            rows = Draft(drafter, rules, eot, len(options.begun) + limit - 1)
+        for sampled in range(1, limit + 1):
+            with times.measure("token choice"):
+                for rule in rules:
+                    rule.apply(logits, chooser.tokens)
+                sources = chooser.choose(logits)
+                if options.cut_loops and sampled % _LOOK_FOR_LOOPS == 0:
+                    chooser.end(is_endless(chooser.tokens))
+            if on_tokens is not None:
+                on_tokens(_leading(chooser, options.rows_per_window))
+            if chooser.done or sampled == limit:
+                break
+            with times.measure("decoder"):
+                if sources is not None:
+                    session.reorder(sources)
+                logits = rows.step(chooser.tokens, chooser.finished)
+        if listener is not None:
+            listener.take_down(rows.left, range(len(rows.left)), chooser.tokens)
+    finally:
+        session.close()
+
+    results = []
+    for window, candidates in enumerate(chooser.candidates(len(audio))):
+        best = rank(candidates, options.length_penalty)
+        tokens, words = best.tokens, None
+        with times.measure("text"):
+            text = tokenizer.decode(tokens).strip()
+        if listener is not None:
+            spoken = listener.times(window, best.tokens, backend, audio)
+            tokens, words = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
+        n_sampled = len(best.tokens) - len(options.begun)
+        results.append(
+            DecodedWindow(
+                tokens=tokens,
+                text=text,
+                avg_logprob=best.sum_logprob / (n_sampled + 1),
+                no_speech_prob=float(no_speech[window]),
+                temperature=options.temperature,
+                compression_ratio=compression_ratio(text),
+                reached_limit=n_sampled >= limit,
+                words=words,
+            )
+        )
+    return results
+
+
+def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> TokenChooser | BeamSearch:
+    """What chooses the tokens of windows with these seeds."""
+    if options.temperature == 0 and options.beam_size is not None:
+        n_rows = len(seeds) * options.beam_size
+        return BeamSearch(n_rows, options.beam_size, options.patience, eot, options.begun)
+    rngs = [
+        np.random.default_rng((seed, row))
+        for seed in seeds
+        for row in range(options.rows_per_window)
+    ]
+    return TokenChooser(options.temperature, eot, rngs, options.begun)
+
+
+def _rules(
+    tokenizer: Tokenizer, options: DecodingOptions, reach: Sequence[float]
+) -> list[LogitFilter]:
+    rules = [*forbidden_tokens(options), *timestamp_rules(tokenizer, options)]
+    if any(reach) and options.samples_timestamps:
+        special = tokenizer.special
+        rules.append(
+            ReachEnd(
+                np.repeat(np.asarray(reach), options.rows_per_window),
+                timestamp_begin=special.timestamp_begin,
+                eot=special.eot,
+                step=TIMESTAMP_STEP,
+            )
+        )
+    return rules
+
+
+def _aligned(
+    text: tuple[int, ...],
+    spoken: TokenTimes | None,
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    n_frames: int,
+) -> tuple[tuple[int, ...], tuple[WordTiming, ...]]:
+    """A window's text with timestamps, and its words, where it is known when it was spoken."""
+    if spoken is None:
+        return text, ()
+    words, groups = time_words(text, spoken, tokenizer, options.language, options.attention_delay)
+    stamped = with_timestamps(words, groups, tokenizer.special.timestamp_begin, n_frames)
+    return stamped, tuple(words)
+
+
+def _starts(
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    options: DecodingOptions,
+    n_text_ctx: int,
+    prompts: Sequence[Sequence[int]],
+) -> tuple[Int64Array, int]:
+    """`initial_tokens` of each window, `(windows, tokens)`, and where the transcript starts."""
+    if len({len(prompt) for prompt in prompts}) > 1:
+        raise ValueError("the prompts of windows decoded together must be equally long")
+    starts = [
+        initial_tokens(tokenizer, vocabulary, options, n_text_ctx, prompt) for prompt in prompts
+    ]
+    return np.array([tokens for tokens, _ in starts], np.int64), starts[0][1]
+
+
+class _Rows:
+    """The rows that a session still decodes: those that have ended leave it, many at a time."""
+
+    def __init__(self, session: DecoderSession, n_rows: int, listener: Listener | None) -> None:
+        self._session = session
+        self._listener = listener
+        self._n_rows = n_rows
+        self.left = np.arange(n_rows)
+        self._may_leave = True
+
+    def step(self, tokens: Int64Array, finished: npt.NDArray[np.bool_]) -> Float32Array:
+        """Logits `(rows, n_vocab)` after the last of tokens `(rows, n)`; 0 for rows that left."""
+        going_on = np.flatnonzero(~finished[self.left])
+        if self._may_leave and len(going_on) <= _LEAVING * len(self.left):
+            if self._listener is not None:
+                leaving = np.flatnonzero(finished[self.left])
+                self._listener.take_down(self.left[leaving], leaving, tokens)
+            self._may_leave = self._session.keep(going_on.tolist())
+            if self._may_leave:
+                self.left = self.left[going_on]
+        logits = self._session.step(tokens[self.left, -1:])[:, -1]
+        if len(self.left) == self._n_rows:
+            return logits
+        every = np.zeros((self._n_rows, logits.shape[1]), np.float32)
+        every[self.left] = logits
+        return every
+
+
+def _leading(chooser: TokenChooser | BeamSearch, rows_per_window: int) -> list[tuple[int, ...]]:
+    """The tokens of the likeliest row of each window."""
+    best = chooser.sum_logprobs.reshape(-1, rows_per_window).argmax(axis=1)
+    rows = np.arange(len(best)) * rows_per_window + best
+    return [tuple(row) for row in chooser.tokens[rows].tolist()]
+
+
+def _prefill(
+    session: DecoderSession, prompt: Int64Array, sot_index: int
+) -> tuple[Float32Array, Float32Array]:
+    """Logits after the prompt and at `<|startoftranscript|>`, `(rows, n_vocab)` each."""
+    behind_sot = prompt.shape[1] - 1 - sot_index
+    if behind_sot < N_LOGITS:
+        logits = session.step(prompt)
+        return logits[:, -1], logits[:, -1 - behind_sot].copy()
+    at_sot = session.step(prompt[:, : sot_index + 1])[:, -1].copy()
+    return session.step(prompt[:, sot_index + 1 :])[:, -1], at_sot
+
+
+def _probability(logits: Float32Array, token: int) -> Float32Array:
+    probability: Float32Array = np.exp(logits[:, token] - log_normalizer(logits))
+    return probability

@@ -1,0 +1,160 @@
+"""Rules that forbid tokens before one is chosen (openai/whisper, `decoding.py`).
+
+Each rule sets the logits of forbidden tokens to minus infinity, in place, for a whole batch.
+`tokens` holds what has been sampled so far, without the prompt: `(batch, n_sampled)`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_npu.runtime.engines.protocol import Float32Array, Int64Array
+
+
+class LogitFilter(Protocol):
+    """A rule over a batch of logits `(batch, n_vocab)`."""
+
+    def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
+        """Forbid tokens in place."""
+        ...
+
+
+class SuppressTokens:
+    """Forbids tokens everywhere."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = np.asarray(sorted(set(tokens)), np.int64)
+
+    def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
+        """Forbid the tokens."""
+        logits[:, self._tokens] = -np.inf
+
+
+class SuppressFirst:
+    """Forbids tokens as the first: a transcript begins with neither blank nor end."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = np.asarray(tokens, np.int64)
+
+    def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
+        """Forbid the tokens if nothing has been sampled."""
+        if tokens.shape[1] == 0:
+            logits[:, self._tokens] = -np.inf
+
+
+class TimestampRules:
+    """Timestamps come in pairs, never go back, and win when they are likelier than any text."""
+
+    def __init__(
+        self,
+        *,
+        timestamp_begin: int,
+        no_timestamps: int,
+        eot: int,
+        max_initial_index: int | None,
+    ) -> None:
+        """Set the rules up.
+
+        Args:
+            timestamp_begin: the token `<|0.00|>`.
+            no_timestamps: the token `<|notimestamps|>`.
+            eot: the token `<|endoftext|>`; text tokens are below it.
+            max_initial_index: how many steps of 20 ms the first timestamp may be late, or None.
+        """
+        self._begin = timestamp_begin
+        self._no_timestamps = no_timestamps
+        self._eot = eot
+        self._max_initial_index = max_initial_index
+
+    def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
+        """Forbid what breaks the rules."""
+        # Row by row, with few calls: behind a step of the decoder the processor's cache holds
+        # matrices, and each call takes several times as long as it would by itself.
+        for row, sampled in zip(logits, tokens, strict=True):
+            self._apply(row, sampled)
+
+    def _apply(self, row: Float32Array, sampled: Int64Array) -> None:
+        begin, eot = self._begin, self._eot
+        row[self._no_timestamps] = -np.inf
+        n_sampled = len(sampled)
+        if n_sampled == 0:
+            row[:begin] = -np.inf
+            if self._max_initial_index is not None:
+                row[begin + self._max_initial_index + 1 :] = -np.inf
+            return  # only timestamps are left
+        was_timestamp = sampled[-1] >= begin
+        before_was_timestamp = n_sampled == 1 or sampled[-2] >= begin
+        if was_timestamp:
+            if before_was_timestamp:
+                row[begin:] = -np.inf
+            else:
+                row[:eot] = -np.inf
+        latest = sampled.max()  # they never go back, and are behind all other tokens
+        if latest >= begin:
+            # A segment that has just been closed may begin where it ended; one that is open
+            # may not end where it began, or it would have no length.
+            closed = was_timestamp and not before_was_timestamp
+            row[begin : latest + (0 if closed else 1)] = -np.inf
+
+        # If all timestamps together are likelier than the likeliest text, sample a timestamp.
+        # The normaliser of the softmax is common to both sides and drops out.
+        text, stamps = row[:begin], row[begin:]
+        likeliest, peak = text.max(), stamps.max()
+        can_be = peak > -np.inf and peak + np.log(len(stamps)) > likeliest
+        if can_be and peak + np.log(np.exp(stamps - peak).sum()) > likeliest:
+            text[:] = -np.inf
+
+
+class ReachEnd:
+    """Forbids the end of text behind a timestamp from which speech goes on.
+
+    Whisper leaves the last sentence of a full window to the next one. A window that was cut at a
+    pause has no next one for it: what is left unsaid would be lost.
+    """
+
+    def __init__(
+        self, reach: npt.NDArray[np.float64], *, timestamp_begin: int, eot: int, step: float
+    ) -> None:
+        """Set the rule up.
+
+        Args:
+            reach: seconds that the text of each row must reach, float64 `(rows,)`.
+            timestamp_begin: the token `<|0.00|>`.
+            eot: the token `<|endoftext|>`.
+            step: seconds from one timestamp to the next.
+        """
+        self._earliest = timestamp_begin + np.ceil(reach / step).astype(np.int64)
+        self._begin = timestamp_begin
+        self._eot = eot
+
+    def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
+        """Forbid the end where it would be too early and anything else is possible."""
+        if tokens.shape[1] == 0:
+            return
+        last = tokens[:, -1]
+        for row in np.flatnonzero((last >= self._begin) & (last < self._earliest)):
+            end = logits[row, self._eot].copy()
+            logits[row, self._eot] = -np.inf
+            if not np.isfinite(logits[row].max()):
+                logits[row, self._eot] = end
+
+
+def log_normalizer(logits: Float32Array, scratch: Float32Array | None = None) -> Float32Array:
+    """Log of the sum of exponentials along the last axis, `(batch,)`.
+
+    Args:
+        logits: `(batch, n_vocab)`.
+        scratch: memory to be used, `(n_vocab,)`: new memory for all rows costs four times as much
+            as the exponentials.
+    """
+    total = np.empty(len(logits), np.float32)
+    if scratch is None:
+        scratch = np.empty(logits.shape[1], np.float32)
+    for number, row in enumerate(logits):
+        peak = row.max()
+        np.subtract(row, peak, out=scratch)
+        np.exp(scratch, out=scratch)
+        total[number] = peak + np.log(scratch.sum())
+    return total

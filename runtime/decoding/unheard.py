@@ -1,0 +1,120 @@
+"""Speech that a text does not account for: a missing beginning, a hole, half a word a second.
+
+A window decoded as a whole may come out with the loud speaker's words only, and its text looks as
+good as any other. What gives it away is the time: where the speech detector hears speech, words
+have to be spoken.
+"""
+
+from collections.abc import Sequence
+
+from whisper_npu.runtime.decoding.loop_detection import spoken_length
+from whisper_npu.runtime.text.segments import TokenSegment
+from whisper_npu.runtime.text.tokenizer import Tokenizer
+from whisper_npu.runtime.timestamps.words import WordTiming
+
+Stretch = tuple[float, float]
+"""From when to when, in seconds from the start of a window."""
+
+NEGLIGIBLE_SPEECH = 1.0  # seconds at the end of a window that may be noise, or the last word
+
+# How long a word may last: speech that takes longer has other words in it. Words are timed one by
+# one, so each is given plenty; the words of a segment share its time.
+_WORD, _LETTER = 0.6, 0.15  # seconds
+_WORD_OF_SEGMENT, _LETTER_OF_SEGMENT = 0.3, 0.13  # seconds
+_NEAR = 0.25  # seconds by which a word may be off
+# Share of a window's speech that is left out a little at a time.
+_SPARSE = 0.25
+_INEXACT = 1.5  # times as much speech has to be left out by segments: sampled times are less exact
+
+
+def unheard_by_words(
+    words: Sequence[WordTiming], speech: Sequence[Stretch], least: float
+) -> tuple[Stretch, ...]:
+    """Where there is speech, and no word is spoken.
+
+    Args:
+        words: of a window's text, timed by alignment.
+        speech: where the detector hears speech in the window.
+        least: seconds of speech without a word that count.
+
+    Returns:
+        stretches with so much speech, in order.
+    """
+    spoken = [
+        (word.start - _NEAR, min(word.end, word.start + _longest(word.word)) + _NEAR)
+        for word in words
+        if any(char.isalnum() for char in word.word)
+    ]
+    end = max((stop for _, stop in speech), default=0.0)
+    return _gaps(spoken, speech, end, least)
+
+
+def unheard_by_segments(
+    segments: Sequence[TokenSegment],
+    tokenizer: Tokenizer,
+    speech: Sequence[Stretch],
+    end: float,
+    least: float,
+) -> tuple[Stretch, ...]:
+    """Where there is speech, and no segment is, or one with too few words.
+
+    Args:
+        segments: of a window, by their timestamps.
+        tokenizer: the model's.
+        speech: where the detector hears speech in the window.
+        end: seconds into the window up to which its text is to account for speech.
+        least: seconds of speech without a word that count; half as much again where only segments
+            are timed.
+
+    Returns:
+        stretches with so much speech, in order.
+    """
+    spoken = []
+    for segment in segments:
+        text = tokenizer.decode(segment.tokens).strip()
+        if any(char.isalnum() for char in text):
+            longest = _WORD_OF_SEGMENT * len(text.split()) + _LETTER_OF_SEGMENT * spoken_length(
+                text
+            )
+            spoken.append((segment.start, _spoken_until(segment, longest, speech)))
+    return _gaps(spoken, speech, end, _INEXACT * least)
+
+
+def _spoken_until(segment: TokenSegment, longest: float, speech: Sequence[Stretch]) -> float:
+    """Where the words of a segment end at the latest, taking `longest` seconds of speech."""
+    for start, stop in speech:
+        spoken = min(stop, segment.end) - max(start, segment.start)
+        if spoken >= longest:
+            return max(start, segment.start) + longest
+        longest -= max(0.0, spoken)
+    return segment.end
+
+
+def seconds_of(stretches: Sequence[Stretch]) -> float:
+    """How long stretches are together."""
+    return sum(stop - start for start, stop in stretches)
+
+
+def _longest(word: str) -> float:
+    return _WORD + _LETTER * spoken_length(word.strip())
+
+
+def _gaps(
+    spoken: Sequence[Stretch], speech: Sequence[Stretch], end: float, least: float
+) -> tuple[Stretch, ...]:
+    every, reached = [], 0.0  # gaps: the speech in each
+    for start, stop in (*spoken, (end, end)):
+        missed = [
+            (max(first, reached), min(last, start))
+            for first, last in speech
+            if min(last, start) > max(first, reached)
+        ]
+        if missed:
+            every.append(missed)
+        reached = max(reached, stop)
+    long = [missed for missed in every if seconds_of(missed) >= least]
+    if not long:
+        total = sum(map(seconds_of, every))
+        is_sparse = total >= 2 * least and total >= _SPARSE * seconds_of(speech)
+        long = every if is_sparse else []
+    return tuple((missed[0][0], missed[-1][1]) for missed in long)

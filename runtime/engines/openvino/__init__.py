@@ -1,0 +1,1 @@
+"""Runs the graphs on OpenVINO."""

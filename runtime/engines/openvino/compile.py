@@ -1,0 +1,378 @@
+"""Compiles a model folder's graphs for one device, or loads them compiled from the cache.
+
+The graphs are read, changed into what is run (elastic windows, states that the plugin keeps,
+matrices in 8 bits), and compiled. On a processor the results for the stateful cache are kept on
+disk, and a later start reads no ONNX at all.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from whisper_npu.errors import DeviceError, ModelError
+from whisper_npu.runtime.engines.cpu_capabilities import processor
+from whisper_npu.runtime.engines.kv_cache import Contract, is_self_attention
+from whisper_npu.runtime.engines.memory import available_bytes, forget_files_of, give_back
+from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
+from whisper_npu.runtime.engines.openvino.alignment_queries import give_queries
+from whisper_npu.runtime.engines.openvino.compile_cache import (
+    LIMIT_VARIABLE,
+    CompileCache,
+    Contents,
+)
+from whisper_npu.runtime.engines.openvino.compile_config import Plan
+from whisper_npu.runtime.engines.openvino.compile_key import CacheKey, cache_key
+from whisper_npu.runtime.engines.openvino.workarounds import one_thread
+from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
+from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+
+logger = logging.getLogger("whisper_npu")
+
+RECIPE_REVISION = 1
+"""In the cache's keys. Raise it whenever the same ONNX graphs would be compiled to other graphs,
+or facts get another form: after an edit of this module, `openvino_graphs`, `openvino_stateful`,
+`openvino_cross_states`, `openvino_queries` or `eight_bits`. Otherwise graphs that an older version
+compiled would be used."""
+
+_ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
+
+_HINTS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
+_GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+# The graphs that the stateful cache needs. The decoder with past takes longest, so it goes first.
+_STATEFUL = {
+    "with_past": DECODER_WITH_PAST,
+    "encoder": ENCODER,
+    "cross": DECODER,
+    "vocabulary": DECODER_WITH_PAST,
+    "draft": DECODER_WITH_PAST,
+}
+_OF_VOCABULARY = ("vocabulary", "draft")
+_OF_WHOLE_WINDOWS = ("encoder", "cross")  # they wait for arithmetic, the decoder for memory
+# Text tokens that a single row is drafted from, unless the vocabulary is small. Byte-pair merges
+# are numbered by how frequent they are: nine of ten tokens of English prose are among these.
+_DRAFT_TOKENS = 8192
+_DRAFT_SHARE = 4  # of the vocabulary at most one in so many
+_MEMORY_TO_KEEP = 4  # times the weights: what compiled graphs take on their way to the disk
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of graphs once they have been read and changed.
+
+    Attributes:
+        dimensions: sizes of the model.
+        contract: what `present.*` held; None where nobody needs to know.
+        elastic: whether the encoder takes windows of any length.
+        in_eight_bits: whether matrices are in 8 bits.
+        options: by graph, what it is compiled with beside the options of all.
+        n_draft: text tokens that a single row is drafted from; 0 where the projection to the
+            vocabulary is a part of the decoder's graph.
+        heads: alignment heads, by layer and place, whose queries the decoder hands out.
+    """
+
+    dimensions: graphs.GraphDimensions
+    contract: Contract | None
+    elastic: bool
+    in_eight_bits: bool
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    n_draft: int = 0
+    heads: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def stateful_graphs(self) -> tuple[str, ...]:
+        """The graphs that the stateful cache needs, in the order they are made ready in."""
+        return tuple(name for name in _STATEFUL if self.n_draft or name not in _OF_VOCABULARY)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Graphs that are ready to run: `encoder`, and what the cache needs of the others.
+
+    Attributes:
+        graphs: by name.
+        facts: what is known of them.
+        align: by graph, see `CompileCache.store`.
+        weights: arrays in the files that were read.
+    """
+
+    graphs: dict[str, ov.CompiledModel]
+    facts: Facts
+    align: dict[str, bytes] = field(default_factory=dict)
+    weights: Sequence[npt.NDArray[Any]] = ()
+
+
+class GraphCompiler:
+    """Compiles the graphs of a model folder."""
+
+    def __init__(self, core: ov.Core, folder: ModelFolder, plan: Plan) -> None:
+        """Compile nothing yet."""
+        self._core = core
+        self._folder = folder
+        self._plan = plan
+        self._device = plan.wanted.device
+
+    def compile(self, kept: CompileCache | None) -> Compiled:
+        """Load compiled graphs, or compile them.
+
+        Args:
+            kept: the cache to look in, and to keep them in; None compiles now.
+
+        Raises:
+            ModelError: the folder's graphs cannot be used.
+            DeviceError: the device refuses a graph.
+        """
+        if kept is None or kept.limit <= 0 or not self._plan.is_fast_path:
+            return self._compile_all()
+        keys = self._keys()
+        compiled = self._load(kept, keys)
+        if compiled is not None:
+            return compiled
+        if not self._has_room(kept):
+            return self._compile_all()
+        compiled = self._compile_all()
+        if (
+            self._keys() == keys
+        ):  # else files were replaced meanwhile, and nobody knows which it was
+            self._keep(kept, keys, compiled)
+        return compiled
+
+    def compile_one(self, model: ov.Model, file: str, **options: object) -> ov.CompiledModel:
+        """Compile a graph.
+
+        Raises:
+            DeviceError: the device refuses it.
+        """
+        try:
+            return self._core.compile_model(model, self._device, {**self._plan.config, **options})
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise DeviceError(f"{self._device} cannot compile {file}: {reason}") from None
+
+    def _has_room(self, kept: CompileCache) -> bool:
+        """Whether there is room for compiled graphs, those for streams included."""
+        size, name = self._folder.size, self._folder.name
+        if 2 * size > kept.limit:
+            logger.info("%s: compiled graphs may not fit into %d MB", name, kept.limit / 1e6)
+        elif _MEMORY_TO_KEEP * size > available_bytes():
+            logger.info("%s: too little memory to keep compiled graphs", name)
+        elif not kept.is_writable():
+            logger.warning(
+                "compiled graphs cannot be kept: %s cannot be written to; let %s name a folder "
+                "that can, or set %s=0",
+                kept.folder,
+                CACHE_VARIABLE,
+                LIMIT_VARIABLE,
+            )
+        else:
+            return True
+        return False
+
+    def _keys(self) -> dict[str, CacheKey]:
+        folder = self._folder
+        heads = folder.alignment_heads
+        identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{heads}-{RECIPE_REVISION}"
+        options = {
+            **self._plan.config,
+            "MATRICES": "int8" if self._plan.rounds else "as they are",
+            "PROCESSOR": processor(),
+        }
+        return {
+            name: cache_key(self._core, f"{identity}-{name}", self._device, options)
+            for name in _STATEFUL
+        }
+
+    def _load(self, kept: CompileCache, keys: dict[str, CacheKey]) -> Compiled | None:
+        """All graphs from the cache; None if one of them cannot be had."""
+        facts = _read_facts(kept.facts(keys["encoder"]))
+        if facts is None:
+            return None
+        keys = {name: keys[name] for name in facts.stateful_graphs}
+        if not all(map(kept.has, keys.values())):
+            return None
+
+        def load(name: str) -> ov.CompiledModel | None:
+            options = {**self._plan.config, **facts.options.get(name, {})}
+            return kept.load(self._core, keys[name], options)
+
+        with ThreadPoolExecutor(max_workers=2) as loaders:
+            loaded = dict(zip(keys, loaders.map(load, keys), strict=True))
+        found = {name: graph for name, graph in loaded.items() if graph is not None}
+        if len(found) < len(keys):
+            return None
+        logger.debug("%s: compiled graphs from %s", self._folder.name, kept.folder)
+        return Compiled(found, facts)
+
+    def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
+        precision = (
+            f"int8+{self._plan.arithmetic}"
+            if compiled.facts.in_eight_bits
+            else self._plan.arithmetic
+        )
+        for name in compiled.facts.stateful_graphs:
+            part = name if name in _OF_VOCABULARY else Path(_STATEFUL[name]).stem
+            contents = Contents(str(self._folder.path), part, precision)
+            graph, align = compiled.graphs[name], compiled.align.get(name, b"")
+            if not kept.store(keys[name], graph, contents, asdict(compiled.facts), align):
+                break
+        forget_files_of(compiled.weights)
+        give_back()
+
+    def _compile_all(self) -> Compiled:
+        folder, kind = self._folder, self._plan.wanted.kv_cache
+        trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
+        graphs.require_finite(folder, trio)
+        weights = graphs.largest_constants(trio)
+        dimensions = graphs.read_dimensions(encoder, with_past)
+        contract = self._known_contract(with_past)
+        elastic = graphs.make_elastic(encoder, dimensions.n_audio_ctx)
+        graphs.keep_last_logits(decoder)
+        graphs.keep_last_logits(with_past)
+        wanted = {"encoder": encoder}
+        if kind == "stateful":
+            if contract is None:
+                probe = self.compile_one(with_past, "the probe").create_infer_request()
+                contract = _contract_by_step(probe, dimensions)
+            element_type = _ELEMENT_TYPES[self._plan.arithmetic]
+            cross = cross_states.cross_attention_projection(
+                decoder,
+                element_type,
+                multiply_in_it=self._plan.arithmetic == "bf16" and self._plan.is_whole,
+            )
+            cross_states.turn_cross_states(
+                with_past, element_type, multiply_in_it=self._plan.rounds
+            )
+            stateful.make_stateful(with_past, contract, fuse=self._device.startswith("CPU"))
+            wanted = {"with_past": with_past, "encoder": encoder, "cross": cross}
+        elif kind == "off":
+            wanted["decoder"] = decoder
+        else:
+            wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
+        in_eight_bits = self._plan.rounds and self._can_round(wanted.values())
+        n_draft = self._n_draft(in_eight_bits=in_eight_bits)
+        if n_draft:
+            split = graphs.split_vocabulary(with_past, self._folder.end_of_text or 0, n_draft)
+            wanted |= split
+            n_draft *= bool(split)
+        heads = self._followed_heads(with_past, dimensions)
+        align: dict[str, bytes] = {}
+        if in_eight_bits and self._plan.is_fast_path and self._plan.arithmetic == "bf16":
+            # Half as much to write, and to read at each start. Done whether graphs are kept or
+            # not, so that the results are the same.
+            align = {"with_past": int8_weights.narrow_tables(with_past)}
+            forget_files_of(weights)
+        files = {**_STATEFUL, "decoder": DECODER}
+        options: dict[str, dict[str, Any]] = {}
+        # A graph is rounded while the one before it is compiled.
+        with ThreadPoolExecutor(max_workers=2) as compilers:
+            jobs = {}
+            for name, model in wanted.items():
+                if in_eight_bits:
+                    options[name] = self._round(model, name)
+                    forget_files_of(weights)  # before compiling takes memory, too
+                if self._plan.is_fast_path:
+                    graphs.store_by_output(model)
+                file = files[name]
+                jobs[name] = compilers.submit(
+                    self.compile_one, model, file, **options.get(name, {})
+                )
+            compiled = {name: job.result() for name, job in jobs.items()}
+        forget_files_of(weights)
+        if contract is None and kind != "off":
+            contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
+        facts = Facts(dimensions, contract, elastic, in_eight_bits, options, n_draft, heads)
+        return Compiled(compiled, facts, align, weights)
+
+    def _followed_heads(
+        self, with_past: ov.Model, dimensions: graphs.GraphDimensions
+    ) -> tuple[tuple[int, int], ...]:
+        """Have the decoder hand out queries of alignment heads; of which, if it can."""
+        heads = self._folder.alignment_heads if self._plan.is_fast_path else ()
+        is_known = all(head < dimensions.n_text_head for _, head in heads)
+        return heads if is_known and give_queries(with_past, heads) else ()
+
+    def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
+        """Round a graph's matrices; what it is to be compiled with."""
+        options: dict[str, Any] = {}
+        if name in _OF_WHOLE_WINDOWS:
+            if self._plan.is_whole:
+                return options
+        else:
+            # Only from f32 is it sure to round what comes (`eight_bits`). The stateful cache's
+            # products with cross-attention states have a type of their own (`turn_cross_states`).
+            options = {hint: "f32" for hint in _HINTS if hint in self._plan.config}
+        if int8_weights.round_products(model, attention=name != "encoder"):
+            options[_GROUP_SIZE] = int8_weights.GROUP
+        return options
+
+    def _n_draft(self, *, in_eight_bits: bool) -> int:
+        """How many text tokens a single row is drafted from; 0 for no drafts.
+
+        Streams decode many rows, and a table in 8 bits is read too fast for drafts to gain by it.
+        """
+        n_text = self._folder.end_of_text or 0
+        if not self._plan.is_fast_path or self._plan.wanted.streams > 1 or in_eight_bits:
+            return 0
+        return min(_DRAFT_TOKENS, n_text // _DRAFT_SHARE)
+
+    def _can_round(self, models: Iterable[ov.Model]) -> bool:
+        """Whether the graphs have matrices that can be in 8 bits.
+
+        Raises:
+            ModelError: they have none, though int8 was asked for by name.
+        """
+        if any(map(int8_weights.has_matrices, models)):
+            return True
+        found = f"{self._folder.path} has no matrices that can be rounded to 8 bits"
+        if self._plan.wanted.precision == "int8":
+            raise ModelError(f"{found}; give --precision {self._plan.arithmetic}")
+        logger.warning("%s: computing in %s", found, self._plan.arithmetic)
+        return False
+
+    def _known_contract(self, with_past: ov.Model) -> Contract | None:
+        """What `present.*` holds, where that is known without running the graph."""
+        stated = self._folder.kv_contract
+        contract = stated or graphs.detect_contract(with_past)
+        if contract is not None:
+            source = "manifest" if stated else "graph"
+            logger.debug("KV contract: %s (from the %s)", contract, source)
+        return contract
+
+
+def _read_facts(content: dict[str, Any] | None) -> Facts | None:
+    """Facts as they were kept; None if there are none that can be understood."""
+    if content is None:
+        return None
+    try:
+        dimensions = graphs.GraphDimensions(**content["dimensions"])
+        heads = tuple((layer, head) for layer, head in content["heads"])
+        facts = Facts(**{**content, "dimensions": dimensions, "heads": heads})
+    except (KeyError, TypeError, ValueError):
+        return None
+    return facts if all(isinstance(each, dict) for each in facts.options.values()) else None
+
+
+def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> Contract:
+    """Run one step on a past of two positions and look at what comes back."""
+    n_past, n_new = 2, 1
+    d = dimensions
+    for tensor in request.model_inputs:
+        name = graphs.state_name(tensor)
+        if name is None:
+            request.set_tensor(tensor, ov.Tensor(np.zeros((1, n_new), np.int64)))
+            continue
+        length = n_past if is_self_attention(name) else d.n_audio_ctx
+        zeros = np.zeros((1, d.n_text_head, length, d.head_dim), np.float32)
+        request.set_tensor(tensor, ov.Tensor(zeros))
+    with one_thread():
+        request.infer()
+    present = request.get_tensor("present.0.decoder.key")
+    contract = graphs.contract_of(present.shape[2], n_past, n_new)
+    logger.debug("KV contract: %s (from a probing step)", contract)
+    return contract

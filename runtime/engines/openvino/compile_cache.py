@@ -1,0 +1,389 @@
+"""Keeps compiled graphs on disk, so that the second start of a program compiles nothing.
+
+One file per compiled graph, named by a digest of everything the compiler's result depends on: the
+graph, OpenVINO, the device with its driver and compiler, and the options. A file begins with a
+header that repeats that digest and states the size and the sha256 of what counts: a file that is
+truncated, damaged, or belongs to something else is deleted and compiled anew, never used. Files
+appear whole or not at all, so that processes may share the cache without locks.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import openvino as ov
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.engines.memory import forget_mapped, map_file
+from whisper_npu.runtime.engines.openvino.compile_key import CacheKey
+from whisper_npu.runtime.model_folder.cache_folder import cache_folder
+from whisper_npu.runtime.model_folder.regular_files import open_regular
+
+logger = logging.getLogger("whisper_npu")
+
+LIMIT_VARIABLE = "WHISPER_NPU_CACHE_LIMIT"
+DEFAULT_LIMIT = 8.0  # GiB
+
+_MAGIC = "whisper-npu compiled graph 3"
+_SUFFIX = ".blob"
+_UNFINISHED = ".part"
+_HEADER = 1 << 14  # bytes at most; a path may take 4096
+_FIELDS = {
+    **{"digest": str, "begin": int, "bytes": int, "sha256": str},
+    **{"key": dict, "facts": dict, "contents": dict},
+}
+_ALIGNMENT = 64  # bytes: constants that lie at a multiple of them are used where they are
+_ABANDONED_AFTER = 3600.0  # seconds: no compilation writes its result for longer
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was compiled, in words for people; a graph is found by its key alone.
+
+    Attributes:
+        model: the model folder it was first compiled from.
+        graph: which of the model's graphs.
+        precision: what it computes in, or how it keeps its weights.
+    """
+
+    model: str
+    graph: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """The model folder's name."""
+        return Path(self.model).name
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.graph} ({self.precision})"
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One file of the cache.
+
+    Attributes:
+        path: the file.
+        size: in bytes.
+        used: when it was last loaded or written, seconds since the epoch.
+        contents: what was compiled; None if the header cannot be read.
+        key: what its header says it depends on; empty likewise.
+    """
+
+    path: Path
+    size: int
+    used: float
+    contents: Contents | None
+    key: dict[str, Any]
+
+    def is_of(self, model: str) -> bool:
+        """Whether it was compiled from a model folder, given by its path or its name."""
+        if self.contents is None:
+            return False
+        path = str(Path(model).expanduser().resolve())
+        return self.contents.model == path or self.contents.name == model
+
+
+class CompileCache:
+    """The cache folder."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Use `folder`, which is made when first written to; hold at most `limit` bytes."""
+        self.folder = folder
+        self.limit = limit
+
+    def path(self, key: CacheKey) -> Path:
+        """The file a compiled graph is kept in."""
+        return self.folder / f"{key.digest}{_SUFFIX}"
+
+    def has(self, key: CacheKey) -> bool:
+        """Whether a file is there that looks whole; only loading it tells whether it is."""
+        return self._header(key) is not None
+
+    def load(
+        self, core: ov.Core, key: CacheKey, options: Mapping[str, Any]
+    ) -> ov.CompiledModel | None:
+        """The compiled graph, or None if the cache has none that can be used.
+
+        A processor's graph goes on using the file's content where it is mapped.
+        """
+        path = self.path(key)
+        try:
+            compiled = _load(core, path, key, options)
+        except FileNotFoundError:
+            return None
+        except (OSError, MemoryError) as error:  # of this process, at this moment
+            logger.debug("%s cannot be read: %s", path.name, _last_line(error))
+            return None
+        except _UnusableError as error:
+            logger.debug("%s is compiled anew: %s", path.name, error)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return compiled
+
+    def facts(self, key: CacheKey) -> dict[str, Any] | None:
+        """What was stored with a compiled graph to be known of it; None if there is none."""
+        header = self._header(key)
+        return None if header is None else dict(header["facts"])
+
+    def _header(self, key: CacheKey) -> dict[str, Any] | None:
+        with suppress(OSError), open_regular(self.path(key)) as file:
+            header = _read_header(file)
+            if header is not None and _matches(header, key, file):
+                return header
+        return None
+
+    def is_writable(self) -> bool:
+        """Whether files can be written to the folder, which is made if need be."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(self.folder, os.W_OK)
+
+    def store(
+        self,
+        key: CacheKey,
+        compiled: ov.CompiledModel,
+        contents: Contents,
+        facts: Mapping[str, Any] | None = None,
+        align: bytes = b"",
+    ) -> bool:
+        """Keep a compiled graph; whether that worked (a full disk is no reason to stop).
+
+        Args:
+            key: what it depends on.
+            compiled: the graph.
+            contents: what the cache's list calls it.
+            facts: what to know of it before it is loaded, for JSON.
+            align: how the graph's largest constant begins. Where that lies at a multiple of
+                64 bytes in memory, the plugin uses it in place.
+        """
+        try:
+            content = compiled.export_model().getvalue()
+        except (RuntimeError, MemoryError) as error:
+            logger.debug("%s cannot be kept: %s", contents, _last_line(error))
+            return False
+        place = content.find(align)
+        if place < 0:
+            logger.debug("%s: its largest constant is not found, and will be copied", contents)
+        begin = _HEADER - max(0, place) % _ALIGNMENT
+        facts = dict(facts or {})
+        digest = _digest(facts)
+        digest.update(content)
+        if len(content) + _HEADER > self.limit:
+            logger.debug("%s is larger than the cache's limit", contents)
+            return False
+        header = {
+            "magic": _MAGIC,
+            "contents": asdict(contents),
+            "digest": key.digest,
+            "begin": begin,
+            "bytes": len(content),
+            "sha256": digest.hexdigest(),
+            "key": key.as_dict(),
+            "facts": facts,
+        }
+        first = json.dumps(header).encode().ljust(begin - 1) + b"\n"
+        if len(first) != begin:
+            logger.debug("%s is described by too many words to be kept", contents)
+            return False
+        unfinished: Path | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=self.folder, suffix=_UNFINISHED, delete=False
+            ) as file:
+                unfinished = Path(file.name)
+                file.write(first)
+                file.write(content)
+            unfinished.replace(self.path(key))
+        except OSError as error:
+            logger.warning("compiled graphs cannot be kept in %s: %s", self.folder, error.strerror)
+            if unfinished is not None:
+                with suppress(OSError):
+                    unfinished.unlink()
+            return False
+        self._make_room(self.path(key))
+        return True
+
+    def entries(self) -> list[CacheEntry]:
+        """Files of the cache, least recently used first."""
+        found = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with suppress(OSError), open_regular(path) as file:  # gone meanwhile, or no file
+                status = os.fstat(file.fileno())
+                header = _read_header(file)
+                found.append(
+                    CacheEntry(
+                        path=path,
+                        size=status.st_size,
+                        used=status.st_mtime,
+                        contents=None if header is None else _read_contents(header),
+                        key={} if header is None else header["key"],
+                    )
+                )
+        return sorted(found, key=lambda entry: entry.used)
+
+    def clear(self) -> int:
+        """Delete every file; how many there were."""
+        return _delete(*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*{_UNFINISHED}"))
+
+    def delete(self, entries: Iterable[CacheEntry]) -> int:
+        """Delete some of the files; how many could be."""
+        return _delete(*(entry.path for entry in entries))
+
+    def _make_room(self, newest: Path) -> None:
+        """Delete what was used longest ago until the limit holds, and what a kill left behind."""
+        now = time.time()
+        for path in self.folder.glob(f"*{_UNFINISHED}"):
+            with suppress(OSError):
+                if now - path.stat().st_mtime > _ABANDONED_AFTER:
+                    path.unlink()
+        entries = self.entries()
+        total = sum(entry.size for entry in entries)
+        for entry in entries:
+            if total <= self.limit:
+                return
+            if entry.path != newest:
+                with suppress(OSError):
+                    entry.path.unlink()
+                    total -= entry.size
+
+
+def cache_directory() -> Path:
+    """Where compiled graphs are kept: below `$WHISPER_NPU_CACHE`, else the user's cache."""
+    return cache_folder() / "compiled"
+
+
+def default_cache() -> CompileCache:
+    """The user's cache, at most `$WHISPER_NPU_CACHE_LIMIT` GiB.
+
+    Raises:
+        UsageError: the limit is no number.
+    """
+    stated = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT))
+    try:
+        limit = float(stated)
+    except ValueError:
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise UsageError(f"{LIMIT_VARIABLE} is {stated!r}; give a number of GiB")
+    return CompileCache(cache_directory(), int(limit * _GIB))
+
+
+def compile_cached(
+    core: ov.Core,
+    read: Callable[[], ov.Model],
+    key: CacheKey,
+    options: Mapping[str, Any],
+    *,
+    cache: CompileCache | None,
+    contents: Contents,
+) -> ov.CompiledModel:
+    """A compiled graph from the cache, else compiled now and kept.
+
+    Args:
+        core: the OpenVINO core.
+        read: reads (and edits) the graph; not called when the cache has its result.
+        key: of the graph.
+        options: to compile and to load with.
+        cache: None to compile always.
+        contents: what the cache's list calls it.
+
+    Raises:
+        RuntimeError: the device refuses the graph (OpenVINO's error).
+    """
+    if cache is not None:
+        compiled = cache.load(core, key, options)
+        if compiled is not None:
+            return compiled
+    compiled = core.compile_model(read(), key.device, dict(options))
+    if cache is not None:
+        cache.store(key, compiled, contents)
+    return compiled
+
+
+def _delete(*paths: Path) -> int:
+    """Delete files; how many could be."""
+    n_deleted = 0
+    for path in paths:
+        with suppress(OSError):  # gone meanwhile, or in use on a system that minds
+            path.unlink()
+            n_deleted += 1
+    return n_deleted
+
+
+class _UnusableError(Exception):
+    """A file that is not what its name says."""
+
+
+def _load(core: ov.Core, path: Path, key: CacheKey, options: Mapping[str, Any]) -> ov.CompiledModel:
+    with open_regular(path) as file:
+        header = _read_header(file)
+        if header is None:
+            raise _UnusableError("it has no header")
+        if not _matches(header, key, file):
+            raise _UnusableError("it is truncated or belongs to another graph")
+        digest = _digest(header["facts"])
+        file.seek(header["begin"])
+        if hashlib.file_digest(file, lambda: digest).hexdigest() != header["sha256"]:
+            raise _UnusableError("its content is damaged")
+        content = np.frombuffer(map_file(file, header["sha256"]), np.uint8)
+    try:
+        tensor = ov.Tensor(content[header["begin"] :], shared_memory=key.device == "CPU")
+        return core.import_model(tensor, key.device, dict(options))
+    except (ValueError, RuntimeError) as error:
+        raise _UnusableError(_last_line(error)) from None
+    finally:
+        forget_mapped()
+
+
+def _read_header(file: BinaryIO) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read(_HEADER).partition(b"\n")[0])
+    except (OSError, ValueError):
+        return None
+    is_ours = (
+        isinstance(content, dict)
+        and content.get("magic") == _MAGIC
+        and all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items())
+    )
+    return content if is_ours else None
+
+
+def _read_contents(header: dict[str, Any]) -> Contents | None:
+    try:
+        return Contents(**{name: str(value) for name, value in header["contents"].items()})
+    except TypeError:  # other fields than ours
+        return None
+
+
+def _matches(header: dict[str, Any], key: CacheKey, file: BinaryIO) -> bool:
+    size: int = os.fstat(file.fileno()).st_size
+    stated: int = header["begin"] + header["bytes"]
+    return bool(header["digest"] == key.digest) and size == stated
+
+
+def _digest(facts: Mapping[str, Any]) -> Any:
+    """The beginning of a file's sha256, which the content is added to."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,0 +1,302 @@
+"""Runs a model folder on OpenVINO, with the decoder's cache kept in one of four ways.
+
+| kind     | past key/value states                                                    |
+| -------- | ------------------------------------------------------------------------ |
+| stateful | kept by the plugin; nothing is copied between steps                      |
+| concat   | kept by the host, joined along the sequence axis step by step            |
+| static   | kept by the host in a buffer for the whole context, written in place     |
+| off      | none: the whole context is computed anew at each step (the oracle)       |
+"""
+
+from contextlib import suppress
+from threading import Lock, Thread
+
+import numpy as np
+import openvino as ov
+
+from whisper_npu.errors import DeviceError, ModelError
+from whisper_npu.runtime.engines.device_calls import DeviceCalls, calling_device, hold
+from whisper_npu.runtime.engines.kv_cache import ConcatCache, KVCache, StaticCache
+from whisper_npu.runtime.engines.openvino.alignment import align, read_alignment_graph
+from whisper_npu.runtime.engines.openvino.compile import GraphCompiler
+from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
+from whisper_npu.runtime.engines.openvino.compile_config import CacheKind, Plan, Precision, Wanted
+from whisper_npu.runtime.engines.openvino.core import openvino_core
+from whisper_npu.runtime.engines.openvino.sessions import (
+    CachedSession,
+    RequestPool,
+    UncachedSession,
+)
+from whisper_npu.runtime.engines.openvino.stateful_session import SplitVocabulary, StatefulSession
+from whisper_npu.runtime.engines.protocol import (
+    DecoderSession,
+    Float32Array,
+    Int64Array,
+    SingleStream,
+)
+from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
+from whisper_npu.runtime.transcription.model_checks import context_length
+
+_MOST_STREAMS = 4
+_WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
+
+
+class OpenVINOBackend(SingleStream):
+    """A model folder compiled for one device. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        device: str = "CPU",
+        kv_cache: CacheKind = "stateful",
+        precision: Precision = "f32",
+        threads: int = 0,
+        streams: int = 1,
+        cache: CompileCache | None = None,
+    ) -> None:
+        """Load or compile the graphs that `kv_cache` needs.
+
+        Args:
+            folder: the model.
+            device: an OpenVINO device name.
+            kv_cache: where past states are kept.
+            precision: arithmetic the device is asked for. `int8` multiplies by matrices in 8
+                bits (see `eight_bits`). The rest of the encoder, and what is done with
+                cross-attention's states, is in bf16 where the processor computes in it, else in
+                f32, as the rest of the decoder is; with AMX all of the encoder is in bf16.
+                `auto` is int8 for the stateful cache on a processor that multiplies in it,
+                else f32.
+            threads: processor threads for inference; 0 leaves it to OpenVINO.
+            streams: callers the threads are divided among.
+            cache: of compiled graphs, used for the stateful cache on a processor; None compiles
+                them now.
+
+        Raises:
+            ModelError: the folder's graphs cannot be used.
+            DeviceError: the device is missing or refuses a graph.
+            UsageError: int8 is asked for on another device, or a precision that the device does
+                not compute in.
+        """
+        self._core = openvino_core()
+        self._folder = folder
+        self._alignment: RequestPool | None = None
+        self._alignment_lock = Lock()
+        self._device = device
+        self._kv_cache: CacheKind = kv_cache
+        self._wanted_precision: Precision = precision
+        self.calls = DeviceCalls(device)
+        wanted = Wanted(device, kv_cache, precision, threads, streams)
+        with self.calls:
+            self._plan = Plan(self._core, wanted)
+            self._compiler = GraphCompiler(self._core, folder, self._plan)
+            compiled = self._compiler.compile(cache)
+        self._facts = compiled.facts
+        self._n_text_ctx = context_length(folder, self._facts.dimensions.n_text_ctx)
+        self._n_threads_used = 1
+        if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
+            found = compiled.graphs["encoder"].get_property("INFERENCE_NUM_THREADS")
+            self._n_threads_used = int(found)
+        self._n_alone = streams if self._n_threads_used > streams else 0
+        self._pools = {
+            name: RequestPool(
+                hold(graph), device=device, n_alone=self._n_alone if self._may_race(name) else 0
+            )
+            for name, graph in compiled.graphs.items()
+        }
+        self._vocabulary: SplitVocabulary | None = None
+        if self._facts.n_draft:
+            self._vocabulary = SplitVocabulary(
+                self._pools["vocabulary"], self._pools["draft"], self._facts.n_draft
+            )
+        self._cache = cache
+        self._n_threads = threads
+        self._streams: OpenVINOBackend | None = self if streams > 1 else None
+        self._streams_lock = Lock()
+        self._preparing = Lock()
+        if self._n_alone == 1:  # until there is something to encode it is done
+            Thread(target=self._try_to_prepare, name="whisper-npu-preparing").start()
+
+    def _may_race(self, name: str) -> bool:
+        """Whether a graph's first run is to be kept to one thread; see `one_thread`.
+
+        Where the plugin keeps the states, kernels of the decoder's work their shapes out alone.
+        """
+        return self._facts.elastic if name == "encoder" else not self._plan.is_fast_path
+
+    def _try_to_prepare(self) -> None:
+        with suppress(DeviceError):  # whoever encodes is told
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Have the encoder run its shortest window, if it has not run for this thread.
+
+        The first time one thread does everything, so it should be little.
+        """
+        pool = self._pools["encoder"]
+        with self._preparing:
+            if pool.is_prepared:
+                return
+            request = pool.take()
+            try:
+                shortest = np.zeros((1, self.n_mels, self.window_frames[0]), np.float32)
+                request.set_tensor("input_features", ov.Tensor(shortest))
+                pool.run(request)
+            finally:
+                pool.give(request)
+
+    @property
+    def n_streams(self) -> int:
+        """Streams that the threads are divided among; one where the device is no processor."""
+        if self._device != "CPU" or self._kv_cache != "stateful":
+            return 1
+        return min(self._n_threads_used, _MOST_STREAMS)
+
+    def in_streams(self) -> "OpenVINOBackend":
+        """The same model compiled for `n_streams` callers at once, the first time it is wanted."""
+        if self.n_streams == 1:
+            return self
+        self.calls.check()  # the lock may have been taken when the process was forked
+        with self._streams_lock:
+            if self._streams is None:
+                self._streams = OpenVINOBackend(
+                    self._folder,
+                    device=self._device,
+                    kv_cache=self._kv_cache,
+                    precision=self._wanted_precision,
+                    threads=self._n_threads,
+                    streams=self.n_streams,
+                    cache=self._cache,
+                )
+                self._streams._silence = self.silence()
+        return self._streams
+
+    @property
+    def n_mels(self) -> int:
+        """Mel bands the encoder takes."""
+        return self._facts.dimensions.n_mels
+
+    @property
+    def n_audio_ctx(self) -> int:
+        """Positions the encoder gives for a window."""
+        return self._facts.dimensions.n_audio_ctx
+
+    @property
+    def window_frames(self) -> tuple[int, ...]:
+        """Frames a window may have: every 2 s, where the encoder could be made elastic."""
+        whole = 2 * self.n_audio_ctx
+        shorter = range(_WINDOW_STEP, whole, _WINDOW_STEP) if self._facts.elastic else ()
+        return (*shorter, whole)
+
+    @property
+    def n_text_ctx(self) -> int:
+        """Positions the decoder has."""
+        return self._n_text_ctx
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens the decoder chooses from."""
+        return self._facts.dimensions.n_vocab
+
+    @property
+    def device(self) -> str:
+        """The devices that execute the graphs, as the compiled graphs themselves report them."""
+        found = {
+            device: None
+            for pool in self._pools.values()
+            for device in pool.compiled.get_property("EXECUTION_DEVICES")
+        }
+        return ",".join(found)
+
+    @property
+    def kv_cache(self) -> str:
+        """Where past states are kept."""
+        return self._kv_cache
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic the device was asked for; `int8+` what the encoder does all else in."""
+        arithmetic = self._plan.arithmetic
+        return f"int8+{arithmetic}" if self._facts.in_eight_bits else arithmetic
+
+    @property
+    def is_exact(self) -> bool:
+        """In f32, unless that is just what this processor is fastest in."""
+        return self.precision == "f32" and not self._plan.is_for_speed
+
+    @calling_device
+    def encode(self, features: Float32Array) -> Float32Array:
+        """Encode windows, one at a time: a batch is no faster and needs more memory.
+
+        Args:
+            features: float32 `(windows, n_mels, frames)`, `frames` one of `window_frames`.
+
+        Returns:
+            float32 `(windows, frames // 2, n_audio_state)`.
+        """
+        d = self._facts.dimensions
+        out = np.empty((len(features), features.shape[2] // 2, d.n_audio_state), np.float32)
+        pool = self._pools["encoder"]
+        if not pool.is_prepared:
+            self._prepare()
+        request = pool.take()
+        try:
+            for i, window in enumerate(features):
+                request.set_tensor("input_features", ov.Tensor(np.ascontiguousarray(window[None])))
+                pool.run(request)
+                out[i] = request.get_tensor("last_hidden_state").data[0]
+        finally:
+            pool.give(request)
+        return out
+
+    @calling_device
+    def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """What the tokens of finished texts attend to; see `Backend.align`.
+
+        The graph for it is compiled at the first call.
+        """
+        with self._alignment_lock:
+            if self._alignment is None:
+                model = read_alignment_graph(self._core, self._folder)
+                self._alignment = RequestPool(
+                    hold(self._compiler.compile_one(model, ALIGNMENT)),
+                    device=self._device,
+                    n_alone=self._n_alone,
+                )
+        pool = self._alignment
+        request = pool.take()
+        try:
+            return align(pool, request, audio, tokens)
+        finally:
+            pool.give(request)
+
+    @calling_device
+    def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
+        """Begin decoding encoded windows; see `Backend.start`."""
+        if self._kv_cache == "stateful":
+            return StatefulSession(
+                self._pools["cross"],
+                self._pools["with_past"],
+                audio,
+                rows_per_window,
+                self._facts.dimensions,
+                self._n_text_ctx,
+                on_processor=self._device.startswith("CPU"),
+                vocabulary=self._vocabulary,
+                heads=self._facts.heads,
+            )
+        if rows_per_window > 1:
+            audio = np.repeat(audio, rows_per_window, axis=0)
+        if self._kv_cache == "off":
+            return UncachedSession(self._pools["decoder"], audio, self._n_text_ctx)
+        contract = self._facts.contract
+        if contract is None:
+            raise ModelError("the KV contract is not known")
+        cache: KVCache
+        if self._kv_cache == "static":
+            cache = StaticCache(contract, self._n_text_ctx)
+        else:
+            cache = ConcatCache(contract)
+        return CachedSession(
+            self._pools["decoder"], self._pools["with_past"], audio, cache, self._n_text_ctx
+        )

@@ -1,0 +1,472 @@
+"""What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.engines.kv_cache import (
+    SEQUENCE_AXIS,
+    Contract,
+    is_self_attention,
+)
+from whisper_npu.runtime.engines.protocol import N_LOGITS, Float32Array
+from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
+from whisper_npu.runtime.model_folder.linked_weights import without_links
+from whisper_npu.runtime.model_folder.read_errors import cannot_read
+
+HIDDEN = "hidden_state"
+"""What is projected to the vocabulary, see `split_vocabulary`."""
+DRAFT = "draft"
+"""Log probabilities by a small part of the vocabulary, see `split_vocabulary`."""
+
+_NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
+_MATRIX_RANK = 2
+_ROWS_AT_ONCE = 512  # of a table: what is made of them stays in the processor's cache
+_THREADS = 2  # that convert; more would wait for memory
+
+
+@dataclass(frozen=True)
+class GraphDimensions:
+    """Sizes read from the graphs themselves, so that no configuration can contradict them."""
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_vocab: int
+    n_text_layer: int
+    n_text_head: int
+    head_dim: int
+    n_text_ctx: int | None  # None where the decoder's table of positions was not found
+
+
+def read_graph(core: ov.Core, path: Path) -> ov.Model:
+    """Read an ONNX file.
+
+    Raises:
+        ModelError: the file is damaged, or its external weights are missing or outside its folder.
+    """
+    try:
+        with without_links(path) as real:
+            return core.read_model(real)
+    except (RuntimeError, MemoryError) as error:
+        raise cannot_read(path, error) from None
+
+
+def require_tensors(
+    model: ov.Model, path: Path, inputs: Mapping[str, int], outputs: Mapping[str, int]
+) -> None:
+    """Check that a graph is of the kind that is to be run.
+
+    Args:
+        model: the graph.
+        path: its file, for the message.
+        inputs: the rank of each input it must have.
+        outputs: the same of outputs.
+
+    Raises:
+        ModelError: one is missing, or has another rank.
+    """
+    for kind, ports, wanted in (
+        ("input", model.inputs, inputs),
+        ("output", model.outputs, outputs),
+    ):
+        known = {name: tensor for tensor in ports for name in tensor.get_names()}
+        for name, rank in wanted.items():
+            if name not in known:
+                raise ModelError(
+                    f"{path} is another graph: it has no {kind} {name}; {EXPORT_AGAIN}"
+                )
+            shape = known[name].partial_shape
+            if shape.rank.is_static and shape.rank.get_length() != rank:
+                raise ModelError(
+                    f"{path} is another graph: its {kind} {name} has {shape.rank.get_length()} "
+                    f"axes instead of {rank}; {EXPORT_AGAIN}"
+                )
+
+
+def port(ports: list[ov.Output], name: str) -> ov.Output:
+    """The input or output called `name`; a port may carry several names.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for candidate in ports:
+        if name in candidate.get_names():
+            return candidate
+    raise ModelError(f"the graph has no tensor {name}; export the model again")
+
+
+def state_name(tensor: ov.Output) -> str | None:
+    """The `past_key_values.*` or `present.*` name of a port, None for other ports."""
+    for name in tensor.get_names():
+        if name.startswith(("past_key_values.", "present.")):
+            return str(name)
+    return None
+
+
+def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
+    """The constant that a node multiplies by, `(n_out, n_in)`, in the graph's memory.
+
+    None where it is no product of that kind, or the constant is no floating-point matrix.
+    """
+    if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_a"]:
+        return None
+    by_output = bool(product.get_attributes()["transpose_b"])
+    node = product.input_value(1).get_node()
+    while node.get_type_name() in {"Transpose", "Convert"}:
+        if node.get_type_name() == "Transpose":
+            order = node.input_value(1).get_node()
+            if order.get_type_name() != "Constant" or list(order.data) != [1, 0]:
+                return None
+            by_output = not by_output
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant" or len(node.shape) != _MATRIX_RANK:
+        return None
+    if node.get_element_type() not in {ov.Type.f32, ov.Type.f16}:
+        return None
+    matrix: npt.NDArray[np.floating] = node.data
+    return matrix if by_output else matrix.T
+
+
+def largest_constants(models: Iterable[ov.Model]) -> list[npt.NDArray[Any]]:
+    """Each graph's largest constant where it lies; the file it is mapped from stays mapped."""
+    found = []
+    for model in models:
+        constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+        found.append(max(constants, key=lambda constant: constant.get_byte_size()).data)
+    return found
+
+
+def to_bfloat16(values: Float32Array) -> ov.Tensor:
+    """The nearest bf16 of finite numbers, ties to even.
+
+    OpenVINO's own conversion of a constant cuts off where the last bit that is left is even.
+    """
+    narrow = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
+    bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1, values.shape[-1])
+    out = narrow.data.view(np.uint16).reshape(bits.shape)
+
+    def convert(start: int) -> None:
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        part = bits[rows]
+        out[rows] = (part + (np.uint32(0x7FFF) + ((part >> 16) & 1))) >> 16
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(convert, range(0, len(bits), _ROWS_AT_ONCE)))
+    return narrow
+
+
+def converted(value: ov.Output, element_type: ov.Type) -> ov.Output:
+    """A value in a type; itself where it is in it already."""
+    if value.get_element_type() == element_type:
+        return value
+    return ops.convert(value, element_type.get_type_name()).output(0)
+
+
+def store_by_output(model: ov.Model) -> None:
+    """Store the matrices that a graph multiplies by as the processor's plugin reads them, in place.
+
+    It turns those of the other order each time a compiled graph is loaded, and keeps the copy.
+    """
+    for node in model.get_ordered_ops():
+        matrix = matrix_of(node)
+        if matrix is None or matrix.flags.c_contiguous:
+            continue
+        turned = ops.constant(np.ascontiguousarray(matrix), shared_memory=True)
+        values = converted(turned.output(0), node.get_element_type())
+        product = ops.matmul(node.input_value(0), values, transpose_a=False, transpose_b=True)
+        node.output(0).replace(product.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def read_dimensions(encoder: ov.Model, decoder_with_past: ov.Model) -> GraphDimensions:
+    """Sizes of the model.
+
+    Raises:
+        ModelError: a size that must be fixed is dynamic.
+    """
+    features = port(encoder.inputs, "input_features").partial_shape
+    hidden = port(encoder.outputs, "last_hidden_state").partial_shape
+    logits = port(decoder_with_past.outputs, "logits").partial_shape
+    states = [name for name in map(state_name, decoder_with_past.inputs) if name]
+    key = port(decoder_with_past.inputs, "past_key_values.0.decoder.key").partial_shape
+
+    def fixed(dimension: ov.Dimension, what: str) -> int:
+        if dimension.is_dynamic:
+            raise ModelError(f"{what} is dynamic in the graphs; export the model again")
+        return int(dimension.get_length())
+
+    frames = features[2]
+    return GraphDimensions(
+        n_mels=fixed(features[1], "the number of mel bands"),
+        n_audio_ctx=(
+            fixed(hidden[1], "n_audio_ctx")
+            if frames.is_dynamic
+            else fixed(frames, "the number of frames") // 2
+        ),
+        n_audio_state=fixed(hidden[2], "the encoder's state size"),
+        n_vocab=fixed(logits[2], "the vocabulary"),
+        n_text_layer=len({name.split(".")[1] for name in states}),
+        n_text_head=fixed(key[1], "the number of attention heads"),
+        head_dim=fixed(key[3], "the size of an attention head"),
+        n_text_ctx=n_positions(decoder_with_past),
+    )
+
+
+def n_positions(decoder: ov.Model) -> int | None:
+    """Rows of the table that a decoder looks positions up in; None where it has none like that.
+
+    It looks tokens up in the other table.
+    """
+    n_vocab = port(decoder.outputs, "logits").partial_shape[2]
+    tables = set()
+    for node in decoder.get_ordered_ops():
+        if node.get_type_name() != "Gather":
+            continue
+        table = node.input_value(0).get_node()
+        while table.get_type_name() == "Convert":
+            table = table.input_value(0).get_node()
+        if table.get_type_name() == "Constant" and len(table.shape) == _MATRIX_RANK:
+            tables.add(int(table.shape[0]))
+    found = tables if n_vocab.is_dynamic else tables - {n_vocab.get_length()}
+    return found.pop() if len(found) == 1 else None
+
+
+def detect_contract(decoder_with_past: ov.Model) -> Contract | None:
+    """What the graph's `present.*.decoder.*` outputs hold, worked out from shapes alone.
+
+    Gives the inputs a past and a number of new tokens that differ, lets OpenVINO infer the output
+    shapes, and compares. None where shape inference leaves the length open: then one step
+    must be run to know.
+    """
+    n_past, n_new = 5, 2
+    probe = decoder_with_past.clone()
+    shapes: dict[ov.Output, ov.PartialShape] = {}
+    for tensor in probe.inputs:
+        shape = tensor.partial_shape
+        name = state_name(tensor)
+        if name is None:
+            shape[0] = 1
+            if "input_ids" in tensor.get_names() and shape[1].is_dynamic:
+                shape[1] = n_new
+        else:
+            shape[0] = 1
+            if is_self_attention(name) and shape[SEQUENCE_AXIS].is_dynamic:
+                shape[SEQUENCE_AXIS] = n_past
+        shapes[tensor] = shape
+    probe.reshape(shapes)
+    length = port(probe.outputs, "present.0.decoder.key").partial_shape[SEQUENCE_AXIS]
+    if length.is_dynamic:
+        return None
+    past = port(probe.inputs, "past_key_values.0.decoder.key").partial_shape[SEQUENCE_AXIS]
+    new = port(probe.inputs, "input_ids").partial_shape[1]
+    return contract_of(length.get_length(), past.get_length(), new.get_length())
+
+
+def contract_of(n_present: int, n_past: int, n_new: int) -> Contract:
+    """The contract under which a step of `n_new` tokens on `n_past` returns `n_present` positions.
+
+    Raises:
+        ModelError: neither contract does.
+    """
+    if n_present == n_past + n_new:
+        return "accumulated"
+    if n_present == n_new:
+        return "delta"
+    raise ModelError(
+        f"present.0.decoder.key has {n_present} positions after {n_past} + {n_new} tokens: that "
+        "is neither the joined states nor the new ones; export the model again"
+    )
+
+
+def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
+    """Let the encoder take windows of any even number of frames, in place.
+
+    Adds only as many rows of the positional embedding as the window has positions.
+
+    Returns:
+        whether the graph could be changed; it is left as it was if not.
+    """
+    found = []
+    for node in encoder.get_ordered_ops():
+        if node.get_type_name() != "Add":
+            continue
+        for side in (0, 1):
+            table = node.input_value(side)
+            shape = table.get_partial_shape()
+            is_constant = table.get_node().get_type_name() == "Constant"
+            if is_constant and shape.rank.get_length() > 1 and shape[-2] == n_audio_ctx:
+                found.append((node, side, shape.rank.get_length() - 2))
+    if len(found) != 1:
+        return False
+    node, side, axis = found[0]
+    hidden, table = node.input_value(1 - side), node.input_value(side)
+    length = ops.gather(ops.shape_of(hidden), ops.constant([1]), ops.constant(0))
+    rows = ops.slice(table, [0], length, [1], [axis])
+    node.input(side).replace_source_output(rows.output(0))
+    features = port(encoder.inputs, "input_features")
+    fixed = features.partial_shape
+    try:
+        encoder.reshape({features: [-1, fixed[1], -1]})
+    except RuntimeError:  # another place in the graph holds the length
+        node.input(side).replace_source_output(table)
+        encoder.reshape({features: fixed})
+        return False
+    return True
+
+
+def keep_last_logits(decoder: ov.Model) -> None:
+    """Project only the last `N_LOGITS` positions to the vocabulary, in place.
+
+    The projection is the dearest part of a prompt's prefill, and its other rows are never read.
+    A graph whose logits do not come straight from a matrix product is left as it is.
+    """
+    result = port(decoder.outputs, "logits").get_node()
+    product = result.input_value(0).get_node()
+    if product.get_type_name() != "MatMul":
+        return
+    hidden = product.input_value(0)
+    last = ops.slice(hidden, [-N_LOGITS], [np.iinfo(np.int32).max], [1], [1])
+    product.input(0).replace_source_output(last.output(0))
+    decoder.validate_nodes_and_infer_types()
+
+
+def split_vocabulary(decoder: ov.Model, n_text: int, n_draft: int) -> dict[str, ov.Model]:
+    """Take the projection to the vocabulary out of a graph, which then gives `HIDDEN` instead.
+
+    Args:
+        decoder: a graph with the output `logits`; changed in place.
+        n_text: tokens before end of text.
+        n_draft: how many of them, the first, are drafted from.
+
+    Returns:
+        two models from `HIDDEN`, float32 `(batch, n, n_text_state)`, `vocabulary` to `logits` and
+        `draft` to `DRAFT`, float32 `(batch, n, n_draft + n_vocab - n_text)`, log probabilities
+        among the first tokens and those from end of text on. Empty, and nothing changed, where
+        the logits are no product of a floating-point matrix, or it has no such rows.
+    """
+    result = port(decoder.outputs, "logits").get_node()
+    product = result.input_value(0).get_node()
+    table = matrix_of(product)
+    if table is None or not 0 < n_draft <= n_text < len(table):
+        return {}
+    turned = bool(product.get_attributes()["transpose_b"])
+    whole, some = (_hidden_state(table.shape[1]) for _ in range(2))
+    logits = ops.matmul(whole, product.input_value(1), transpose_a=False, transpose_b=turned)
+    rows = np.concatenate((table[:n_draft], table[n_text:])).astype(np.float32)
+    drafted = ops.matmul(some, ops.constant(rows), transpose_a=False, transpose_b=True)
+    hidden = product.input_value(0)
+    decoder.remove_result(result)
+    decoder.add_results([_named(hidden, HIDDEN)])
+    decoder.validate_nodes_and_infer_types()
+    return {
+        "vocabulary": ov.Model([_named(logits.output(0), "logits")], [whole]),
+        "draft": ov.Model([_named(ops.log_softmax(drafted, -1).output(0), DRAFT)], [some]),
+    }
+
+
+def _hidden_state(width: int) -> ov.Node:
+    state = ops.parameter([-1, -1, width], np.float32)
+    state.output(0).get_tensor().set_names({HIDDEN})
+    return state
+
+
+def _named(value: ov.Output, name: str) -> ov.Node:
+    result = ops.result(value)
+    result.output(0).get_tensor().set_names({name})
+    return result
+
+
+def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
+    """The encoder, the decoder, and the decoder with past.
+
+    Raises:
+        ModelError: a file is damaged, is another graph, or belongs to another model.
+    """
+    with ThreadPoolExecutor(max_workers=3) as readers:
+        encoder, decoder, with_past = readers.map(
+            lambda name: read_graph(core, folder.path / name), (ENCODER, DECODER, DECODER_WITH_PAST)
+        )
+    path, logits, state = folder.path, {"logits": 3}, {"present.0.decoder.key": 4}
+    require_tensors(encoder, path / ENCODER, {"input_features": 3}, {"last_hidden_state": 3})
+    require_tensors(
+        decoder, path / DECODER, {"input_ids": 2, "encoder_hidden_states": 3}, logits | state
+    )
+    past = {"input_ids": 2, "past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
+    require_tensors(with_past, path / DECODER_WITH_PAST, past, logits | state)
+    _require_one_model(folder, encoder, decoder, with_past)
+    return encoder, decoder, with_past
+
+
+def _require_one_model(
+    folder: ModelFolder, encoder: ov.Model, decoder: ov.Model, with_past: ov.Model
+) -> None:
+    """Check that the decoders agree, and take the states that the encoder gives."""
+
+    def sizes(graph: ov.Model) -> dict[str, str]:
+        states = filter(state_name, graph.outputs)
+        layers = {(state_name(tensor) or "").split(".")[1] for tensor in states}
+        key = port(graph.outputs, "present.0.decoder.key").partial_shape
+        vocabulary = port(graph.outputs, "logits").partial_shape[2]
+        heads, head_dim = key[1], key[3]
+        return {
+            "layers": str(len(layers)),
+            "heads": f"{heads} of {head_dim}",
+            "tokens": str(vocabulary),
+        }
+
+    first, second = sizes(decoder), sizes(with_past)
+    for what, size in first.items():
+        if second[what] != size:
+            raise ModelError(
+                f"{folder.path}: {DECODER} has {size} {what}, {DECODER_WITH_PAST} {second[what]}: "
+                f"they are of different models; {EXPORT_AGAIN}"
+            )
+    given = port(encoder.outputs, "last_hidden_state").partial_shape[2]
+    taken = port(decoder.inputs, "encoder_hidden_states").partial_shape[2]
+    if given.is_static and taken.is_static and given != taken:
+        raise ModelError(
+            f"{folder.path}: {ENCODER} gives states of width {given.get_length()}, {DECODER} takes "
+            f"{taken.get_length()}: they are of different models; {EXPORT_AGAIN}"
+        )
+
+
+def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
+    """Refuse weights that are no numbers, or infinite: they decode to any text at all.
+
+    Args:
+        folder: the model, for the message.
+        trio: its graphs, as `read_trio` gives them.
+
+    Raises:
+        ModelError: names the graph and the weight.
+    """
+    for file, model in zip((ENCODER, DECODER, DECODER_WITH_PAST), trio, strict=True):
+        for node in model.get_ops():
+            if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
+                continue
+            if not is_finite(node.data):
+                raise ModelError(
+                    f"{folder.path / file}: the weight {node.get_friendly_name()} holds values "
+                    "that are not finite (NaN or infinity); export the model again"
+                )
+
+
+def is_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether floating-point values are finite, or a mask: zero and minus infinity alone."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # One pass without a copy. It may overflow where no value is infinite: then look at each.
+        total = values.sum(dtype=np.float32 if values.dtype == np.float16 else None)
+    if np.isfinite(total):
+        return True
+    is_mask = np.isneginf(values) | (values == 0)
+    return bool(np.isfinite(values).all()) or bool(is_mask.all())

@@ -1,0 +1,323 @@
+"""Decoding with the self-attention states left to the plugin: the fast way on a processor."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.engines.device_calls import calling_device
+from whisper_npu.runtime.engines.kv_cache import SEQUENCE_AXIS
+from whisper_npu.runtime.engines.openvino import graphs
+from whisper_npu.runtime.engines.openvino.alignment_queries import QUERIES, Heads, attention_weights
+from whisper_npu.runtime.engines.openvino.sessions import OpenVINOSession, RequestPool, check_room
+from whisper_npu.runtime.engines.openvino.stateful import ROWS
+from whisper_npu.runtime.engines.protocol import Drafter, Float32Array, Int64Array
+
+# Tokens of all rows that are decoded in one pass: scores of cross-attention are held for each of
+# them, and the plugin never gives their memory back.
+_TOKENS_AT_ONCE = 128
+# The plugin compiles kernels for each number of tokens that it meets: 2 MiB a number at tiny.
+# So all but the first few tokens of a prompt are decoded in multiples of this.
+_TOKENS_TOGETHER = 16
+
+
+def parts_of_prompt(n_new: int, at_once: int) -> list[int]:
+    """Sizes of the parts that `n_new` tokens are decoded in, the last one at least `N_LOGITS`."""
+    at_once = max(_TOKENS_TOGETHER, at_once // _TOKENS_TOGETHER * _TOKENS_TOGETHER)
+    odd, even = n_new % _TOKENS_TOGETHER, n_new // _TOKENS_TOGETHER * _TOKENS_TOGETHER
+    whole, left = divmod(even, at_once)
+    return [part for part in (odd, left, *[at_once] * whole) if part]
+
+
+def _rows_of(tensor: ov.Tensor, first: int, end: int) -> ov.Tensor:
+    """Some rows of a batch, in the same memory."""
+    begin = [first, *(0 for _ in tensor.shape[1:])]
+    return ov.Tensor(tensor, ov.Coordinate(begin), ov.Coordinate([end, *tensor.shape[1:]]))
+
+
+@dataclass(frozen=True)
+class SplitVocabulary:
+    """The projection to the vocabulary apart from the decoder; see `split_vocabulary`.
+
+    Attributes:
+        whole: requests from hidden states to logits.
+        draft: requests from hidden states to log probabilities of a small part.
+        n_draft: text tokens in that part, the first ones.
+    """
+
+    whole: RequestPool
+    draft: RequestPool
+    n_draft: int
+
+
+def _from_hidden(
+    pool: RequestPool, request: ov.InferRequest, hidden: Float32Array, name: str
+) -> Float32Array:
+    """What a graph makes of hidden states, which it uses in place and not after this call."""
+    request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
+    pool.run(request)
+    projected: Float32Array = request.get_tensor(name).data
+    return projected
+
+
+class StatefulSession(OpenVINOSession):
+    """Leaves the self-attention states with the plugin; one graph prefills and steps."""
+
+    def __init__(
+        self,
+        cross: RequestPool,
+        with_past: RequestPool,
+        audio: Float32Array,
+        rows_per_window: int,
+        dimensions: graphs.GraphDimensions,
+        n_text_ctx: int,
+        *,
+        on_processor: bool,
+        vocabulary: SplitVocabulary | None,
+        heads: Heads,
+    ) -> None:
+        super().__init__(n_text_ctx, with_past.calls)
+        self._heads = heads
+        self._queries: list[Float32Array] | None = None  # of what was decoded so far
+        self._on_processor = on_processor  # a tensor may be part of another; not tried elsewhere
+        self._batch = len(audio) * rows_per_window
+        self._dimensions = dimensions
+        self._n_audio_ctx = audio.shape[1]
+        self._length = 0
+        self._pool = with_past
+        self._request = self._take(with_past)
+        self._vocabulary = vocabulary
+        if vocabulary is not None:
+            self._whole = self._take(vocabulary.whole)
+        self._cross: dict[str, ov.Tensor] = {}
+        try:
+            self._prepare_cross(cross, audio, rows_per_window)
+            self._request.reset_state()  # whatever the last session left is gone
+            self._states = self._request.query_state()
+            # Inputs are written where they are read: to set them takes time, a step at a time.
+            self._tokens = self._input("input_ids", (self._batch, 1), ov.Type.i64)
+            self._rows = self._input(ROWS, (self._batch,), ov.Type.i32)
+            self._stay()
+        except BaseException:
+            self.close()
+            raise
+
+    def _input(self, name: str, shape: tuple[int, ...], element_type: ov.Type) -> npt.NDArray[Any]:
+        """Give an input of the decoder new memory; what is written there is read at each step."""
+        tensor = ov.Tensor(element_type, ov.Shape(shape))
+        self._request.set_tensor(name, tensor)
+        memory: npt.NDArray[Any] = tensor.data
+        return memory
+
+    def _stay(self) -> None:
+        """Each row goes on from its own past."""
+        self._rows[:] = np.arange(self._batch)
+        self._has_moved = False
+
+    def _prepare_cross(self, pool: RequestPool, audio: Float32Array, rows_per_window: int) -> None:
+        """Compute the cross-attention states, window by window: memory for one at a time.
+
+        They are written to the tensors the request had before, if those have the right shape.
+        """
+        projection = self._take(pool)
+        d = self._dimensions
+        shape = [self._batch, d.n_text_head, d.head_dim, audio.shape[1]]
+        for tensor in projection.model_outputs:
+            name = next(iter(tensor.get_names()))
+            state = self._request.get_tensor(name)
+            if list(state.shape) != shape:
+                state = ov.Tensor(tensor.element_type, ov.Shape(shape))
+                self._request.set_tensor(name, state)
+            if self._on_processor:  # what it wrote to before is let go of, one by one
+                projection.set_tensor(name, _rows_of(state, 0, 1))
+            self._cross[name] = state
+        for number, window in enumerate(audio):
+            first, behind = number * rows_per_window, (number + 1) * rows_per_window
+            projection.set_tensor(
+                "encoder_hidden_states", ov.Tensor(np.ascontiguousarray(window[None]))
+            )
+            if self._on_processor and number:  # it writes the first row of each window itself
+                for name, state in self._cross.items():
+                    projection.set_tensor(name, _rows_of(state, first, first + 1))
+            pool.run(projection)
+            missing = slice(first + 1 if self._on_processor else first, behind)
+            for name, state in self._cross.items():
+                state.data[missing] = projection.get_tensor(name).data
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._length
+
+    @calling_device
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens, some at a time; see `DecoderSession.step`."""
+        n_new = tokens.shape[1]
+        check_room(self._length, n_new, self._n_text_ctx)
+        begin = 0
+        for part in parts_of_prompt(n_new, _TOKENS_AT_ONCE // self._batch):
+            found = self._advance(tokens[:, begin : begin + part])
+            begin += part
+        return found if self._vocabulary is None else self.logits_of(found)
+
+    def logits_of(self, hidden: Float32Array) -> Float32Array:
+        """Logits `(batch, n, n_vocab)` of hidden states, where the vocabulary is split off."""
+        if self._vocabulary is None:
+            raise RuntimeError("the vocabulary is not split off")
+        return _from_hidden(self._vocabulary.whole, self._whole, hidden, "logits")
+
+    def _advance(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens: logits, or hidden states where the vocabulary is split off."""
+        if self._tokens.shape != tokens.shape:
+            self._tokens = self._input("input_ids", tokens.shape, ov.Type.i64)
+        self._tokens[:] = tokens
+        self._pool.run(self._request)
+        self._length += tokens.shape[1]
+        if self._has_moved:
+            self._stay()
+        if self._steps == 1:  # the first step with a past shows which contract the graph keeps
+            self._check_states()
+        d = self._dimensions
+        self._log_step(
+            (self._batch, d.n_text_head, self._length, d.head_dim),
+            (self._batch, d.n_text_head, self._n_audio_ctx, d.head_dim),
+        )
+        if self._queries is not None:
+            self._queries.append(self._request.get_tensor(QUERIES).data.copy())
+        output = "logits" if self._vocabulary is None else graphs.HIDDEN
+        found: Float32Array = self._request.get_tensor(output).data
+        return found
+
+    def drafter(self) -> Drafter | None:
+        """One for a single row, where the vocabulary is split off."""
+        if self._vocabulary is None or self._batch > 1:
+            return None
+        request = self._take(self._vocabulary.draft)
+        return _StatefulDrafter(self, self._vocabulary, request, self._dimensions.n_vocab)
+
+    def follow(self) -> bool:
+        """Keep what the alignment heads ask for, where the graph tells it."""
+        if self._heads and self._length == 0:
+            self._queries = []
+        return self._queries is not None
+
+    def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
+        """What a row's positions attend to; see `DecoderSession.attention`."""
+        if self._queries is None:
+            raise RuntimeError("nothing was followed")
+        queries = np.concatenate([each[row] for each in self._queries], axis=1)
+        return attention_weights(queries, self._cross, self._heads, row, n_positions, pooled)
+
+    @calling_device
+    def advance(self, tokens: Int64Array) -> Float32Array:
+        """Hidden states after further tokens, where the vocabulary is split off.
+
+        Returns:
+            float32 `(batch, min(n, N_LOGITS), n_text_state)`, valid until the next call.
+        """
+        check_room(self._length, tokens.shape[1], self._n_text_ctx)
+        return self._advance(tokens)
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions but the first `length`."""
+        with self.calls:
+            self._shorten_states(length)
+        if self._queries is not None:
+            self._queries = [np.concatenate(self._queries, axis=2)[:, :, :length]]
+        self._length = length
+
+    def _shorten_states(self, length: int) -> None:
+        for each in self._states:
+            held = each.state
+            shape = list(held.shape)
+            shape[SEQUENCE_AXIS] = length
+            each.state = ov.Tensor(held, ov.Coordinate([0] * len(shape)), ov.Coordinate(shape))
+
+    def _check_states(self) -> None:
+        held = self._states[0].state.shape[SEQUENCE_AXIS]
+        if held != self._length:
+            raise ModelError(
+                f"the device holds {held} positions after {self._length} tokens: the model "
+                "folder's manifest and graphs disagree on the KV contract; export the model again"
+            )
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Make row `i` continue what was row `rows[i]`."""
+        self._rows[:] = self._rows[list(rows)]
+        self._has_moved = True
+
+    @calling_device
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Go on with these rows alone; see `DecoderSession.keep`."""
+        if not self._on_processor:
+            return False
+        for name, tensor in self._cross.items():
+            states = tensor.data
+            for place, row in enumerate(rows):
+                if place != row:
+                    states[place] = states[row]
+            self._request.set_tensor(name, _rows_of(tensor, 0, len(rows)))
+        if self._queries is not None:
+            self._queries = [each[list(rows)] for each in self._queries]
+        going_on = self._rows[list(rows)]
+        self._batch = len(rows)
+        self._rows = self._input(ROWS, (self._batch,), ov.Type.i32)
+        self._rows[:] = going_on
+        self._has_moved = True
+        return True
+
+    @calling_device
+    def close(self) -> None:
+        """Give the requests back, with their whole tensors for the next session."""
+        try:
+            for name, tensor in self._cross.items():
+                self._request.set_tensor(name, tensor)
+        finally:
+            self._cross = {}
+            super().close()
+
+
+class _StatefulDrafter:
+    """Drafts what a session of one row decodes; see `Drafter`."""
+
+    def __init__(
+        self,
+        session: StatefulSession,
+        vocabulary: SplitVocabulary,
+        request: ov.InferRequest,
+        n_vocab: int,
+    ) -> None:
+        self._session = session
+        self._pool = vocabulary.draft
+        self._request = request
+        self._n_draft = vocabulary.n_draft
+        self._scores = np.full((1, n_vocab), -np.inf, np.float32)
+        self._unsettled: list[Float32Array] = []  # hidden states
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._session.length
+
+    def draft(self, tokens: Int64Array) -> Float32Array:
+        """Decode a token by the small part of the vocabulary."""
+        hidden = self._session.advance(tokens)
+        self._unsettled.append(hidden.copy())
+        found = _from_hidden(self._pool, self._request, hidden, graphs.DRAFT)[0, 0]
+        self._scores[0, : self._n_draft] = found[: self._n_draft]
+        self._scores[0, self._n_draft - len(found) :] = found[self._n_draft :]
+        return self._scores
+
+    def settle(self) -> Float32Array:
+        """Logits of the positions drafted since the last call."""
+        hidden, self._unsettled = np.concatenate(self._unsettled, axis=1), []
+        logits: Float32Array = self._session.logits_of(hidden)[0]
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions but the first `length`."""
+        self._session.rewind(length)

@@ -1,0 +1,1 @@
+"""Reads model folders, and trusts nothing in them."""

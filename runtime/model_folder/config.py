@@ -1,0 +1,114 @@
+"""The configurations of a model folder: what of them is read, under Hugging Face's names.
+
+Every field may be missing or null, since other exporters leave out what they do not need.
+"""
+
+from dataclasses import dataclass, field
+
+from whisper_npu.runtime.model_folder.json_files import Index, Size
+
+Heads = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """`config.json`: the sizes of the model."""
+
+    model_type: str | None = None
+    architectures: tuple[str, ...] | None = None
+    vocab_size: Size | None = None
+    num_mel_bins: Size | None = None
+    d_model: Size | None = None
+    encoder_layers: Size | None = None
+    decoder_layers: Size | None = None
+    encoder_attention_heads: Size | None = None
+    decoder_attention_heads: Size | None = None
+    encoder_ffn_dim: Size | None = None
+    decoder_ffn_dim: Size | None = None
+    max_source_positions: Size | None = None
+    max_target_positions: Size | None = None
+    n_text_ctx: Size | None = None  # openai/whisper's name for max_target_positions
+    decoder_start_token_id: Index | None = None
+    eos_token_id: Index | tuple[Index, ...] | None = None
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """`generation_config.json`: how the model wants to be decoded.
+
+    A suppression list may hold -1, which openai/whisper writes for "the usual ones".
+    """
+
+    alignment_heads: tuple[tuple[Index, Index], ...] | None = None
+    suppress_tokens: tuple[int, ...] | None = None
+    begin_suppress_tokens: tuple[int, ...] | None = None
+    is_multilingual: bool | None = None
+    lang_to_id: dict[str, Index] | None = None
+    task_to_id: dict[str, Index] | None = None
+    decoder_start_token_id: Index | None = None
+    eos_token_id: Index | tuple[Index, ...] | None = None
+    no_timestamps_token_id: Index | None = None
+    max_length: Size | None = None
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ManifestSource:
+    """What a manifest says of the checkpoint."""
+
+    argument: str | None = None
+    kind: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`export_manifest.json`: what of it is relied on."""
+
+    kv_contract: str | None = None
+    precision: str | None = None
+    source: ManifestSource = field(default_factory=ManifestSource)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+
+def tokens(stated: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """A field that is one token or several, as several."""
+    if stated is None:
+        return ()
+    return (stated,) if isinstance(stated, int) else stated
+
+
+def upper_half_heads(n_text_layer: int, n_text_head: int) -> Heads:
+    """The alignment heads of a model whose own are not known.
+
+    All heads of the decoder's upper half, as in openai/whisper (model.py, `Whisper.__init__`).
+    """
+    layers = range(n_text_layer // 2, n_text_layer)
+    return tuple((layer, head) for layer in layers for head in range(n_text_head))
+
+
+def heads_that_exist(
+    heads: Heads | None, n_text_layer: int | None, n_text_head: int | None
+) -> bool:
+    """Whether alignment heads can be this model's.
+
+    Distilled models often keep those of the model that they were taught by.
+
+    Args:
+        heads: decoder layer and attention head of each; None where unknown.
+        n_text_layer: decoder layers; None where unknown.
+        n_text_head: attention heads of a layer; None where unknown.
+    """
+    return all(
+        (n_text_layer is None or layer < n_text_layer)
+        and (n_text_head is None or head < n_text_head)
+        for layer, head in heads or ()
+    )

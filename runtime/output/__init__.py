@@ -1,0 +1,1 @@
+"""Text files, subtitles and JSON."""

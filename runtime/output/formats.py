@@ -1,0 +1,180 @@
+"""Output formats: txt, vtt, srt, tsv and json as text, piece by piece.
+
+For the same segments the text is that of openai/whisper's writers (`whisper/utils.py`, release
+20250625), byte for byte; the JSON has further keys after its own. Every format takes segments as
+they come and holds none, except JSON, whose text stands before its segments.
+
+Where channels or tracks were transcribed each on its own, text begins with the name of its one:
+`[left] Hello.`, in WebVTT `<v left>Hello.`.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.output.subtitles import CueBuilder, SubtitleOptions
+from whisper_npu.runtime.results import Segment, Transcription
+
+DEFAULT_OPTIONS = SubtitleOptions()
+
+
+class Formatter(Protocol):
+    """Turns a transcription into text, piece by piece."""
+
+    def begin(self) -> str:
+        """What stands before the first segment."""
+        ...
+
+    def segment(self, segment: Segment) -> str:
+        """What the next segment adds."""
+        ...
+
+    def end(self, result: Transcription) -> str:
+        """What stands after the last segment."""
+        ...
+
+
+class _LineFormatter:
+    """A header and one line per segment."""
+
+    def __init__(self, header: str, line: Callable[[Segment], str]) -> None:
+        self._header = header
+        self._line = line
+
+    def begin(self) -> str:
+        return self._header
+
+    def segment(self, segment: Segment) -> str:
+        return self._line(segment) + "\n"
+
+    def end(self, result: Transcription) -> str:
+        return ""
+
+
+class _SubtitleFormatter:
+    """A header and cues, numbered or not."""
+
+    def __init__(self, header: str, cues: CueBuilder, *, numbered: bool) -> None:
+        self._header = header
+        self._cues = cues
+        self._numbered = numbered
+        self._count = 0
+
+    def begin(self) -> str:
+        return self._header
+
+    def segment(self, segment: Segment) -> str:
+        return "".join(self._write(*cue) for cue in self._cues.add(segment))
+
+    def end(self, result: Transcription) -> str:
+        return "".join(self._write(*cue) for cue in self._cues.finish())
+
+    def _write(self, start: str, end: str, text: str) -> str:
+        self._count += 1
+        number = f"{self._count}\n" if self._numbered else ""
+        return f"{number}{start} --> {end}\n{text}\n\n"
+
+
+class _JsonFormatter:
+    """`Transcription.to_dict` on one line of ASCII, without a line end, as openai/whisper does."""
+
+    def begin(self) -> str:
+        return ""
+
+    def segment(self, segment: Segment) -> str:
+        return ""
+
+    def end(self, result: Transcription) -> str:
+        return json.dumps(result.to_dict())
+
+
+def _bracketed(channel: str) -> str:
+    return f"[{channel}] "
+
+
+def _voice_span(channel: str) -> str:
+    """WebVTT's mark for who speaks (https://www.w3.org/TR/webvtt1/#webvtt-cue-voice-span)."""
+    return f"<v {channel}>"
+
+
+def txt_line(segment: Segment) -> str:
+    """A segment as a line of text."""
+    channel = "" if segment.channel is None else _bracketed(segment.channel)
+    return channel + segment.text.strip()
+
+
+def _tsv_line(segment: Segment) -> str:
+    text = txt_line(segment).replace("\t", " ")
+    return f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{text}"
+
+
+def _vtt(options: SubtitleOptions) -> Formatter:
+    cues = CueBuilder(
+        options, always_include_hours=False, decimal_marker=".", name_channel=_voice_span
+    )
+    return _SubtitleFormatter("WEBVTT\n\n", cues, numbered=False)
+
+
+def _srt(options: SubtitleOptions) -> Formatter:
+    cues = CueBuilder(
+        options, always_include_hours=True, decimal_marker=",", name_channel=_bracketed
+    )
+    return _SubtitleFormatter("", cues, numbered=True)
+
+
+_MAKERS: dict[str, Callable[[SubtitleOptions], Formatter]] = {
+    "txt": lambda options: _LineFormatter("", txt_line),
+    "vtt": _vtt,
+    "srt": _srt,
+    "tsv": lambda options: _LineFormatter("start\tend\ttext\n", _tsv_line),
+    "json": lambda options: _JsonFormatter(),
+}
+
+FORMATS = tuple(_MAKERS)
+
+
+def make_formatter(name: str, options: SubtitleOptions = DEFAULT_OPTIONS) -> Formatter:
+    """Create the formatter of one of `FORMATS`; options shape subtitles only.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    if name not in _MAKERS:
+        raise UsageError(f"unknown output format {name!r}: one of {', '.join(FORMATS)}, all")
+    return _MAKERS[name](options)
+
+
+def expand_formats(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Resolve `all`, and drop repetitions.
+
+    Args:
+        names: One name, several separated by commas, or a sequence of names.
+
+    Raises:
+        UsageError: A name is unknown, or there is none.
+    """
+    asked = names.split(",") if isinstance(names, str) else list(names)
+    expanded: list[str] = []
+    for name in (part.strip().lower() for part in asked):
+        expanded.extend(FORMATS if name == "all" else [name])
+    for name in expanded:
+        make_formatter(name)
+    if not expanded:
+        raise UsageError(f"no output format given: one of {', '.join(FORMATS)}, all")
+    return tuple(dict.fromkeys(expanded))
+
+
+def render(
+    result: Transcription, output_format: str, options: SubtitleOptions = DEFAULT_OPTIONS
+) -> str:
+    """The whole content of one output file.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    formatter = make_formatter(output_format, options)
+    pieces = [formatter.begin()]
+    pieces.extend(formatter.segment(segment) for segment in result.segments)
+    pieces.append(formatter.end(result))
+    return "".join(pieces)

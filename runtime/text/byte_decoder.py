@@ -1,0 +1,127 @@
+"""Text of tokens, from `tokenizer.json` alone.
+
+Nothing else of a tokenizer is needed to transcribe, and the library that has the rest takes a tenth
+of a second and 40 MB to read the same file.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from whisper_npu.errors import ModelError, WhisperNpuError
+from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN, Index, explain, read_bytes
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    type: str
+
+
+@dataclass(frozen=True)
+class _Model:
+    vocab: dict[str, Index]
+
+
+@dataclass(frozen=True)
+class _AddedToken:
+    id: Index
+    content: str
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """What is read of `tokenizer.json`."""
+
+    decoder: _Decoder
+    model: _Model
+    added_tokens: list[_AddedToken]
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for (GPT-2's table).
+
+    Printable characters of Latin-1 stand for themselves, those from U+0100 on for the other bytes.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(0x100) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
+    return table
+
+
+class TokenText:
+    """Ids of tokens by name, and the text of ids."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `tokenizer.json`.
+
+        Raises:
+            ModelError: the file cannot be read, is no tokenizer, or none whose tokens stand for
+                bytes.
+        """
+        content = _read(path)
+        if content.decoder.type != "ByteLevel":
+            raise ModelError(
+                f"cannot read {path}: its tokens do not stand for bytes; {EXPORT_AGAIN}"
+            )
+        self._ids: dict[str, int] = dict(content.model.vocab)
+        self._ids.update({token.content: token.id for token in content.added_tokens})
+        self._names = {number: name for name, number in self._ids.items()}
+        self._bytes = _bytes_of_characters()
+
+    @property
+    def n_vocab(self) -> int:
+        """One more than the largest id."""
+        return max(self._names, default=-1) + 1
+
+    def id_of(self, name: str) -> int | None:
+        """The token called `name`, such as `<|endoftext|>`."""
+        return self._ids.get(name)
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """Text of `tokens`; U+FFFD where their bytes are not UTF-8, nothing for unknown ids."""
+        raw = bytearray()
+        for token in tokens:
+            name = self._names.get(token, "")
+            try:
+                raw += bytes([self._bytes[character] for character in name])
+            except KeyError:  # an added token, which is text as it is
+                raw += name.encode()
+        return raw.decode(errors="replace")
+
+
+def _read(path: Path) -> TokenizerFile:
+    content = read_bytes(path)
+    if content is None:
+        raise ModelError(f"cannot read {path}: there is no such file; {EXPORT_AGAIN}")
+    return parse_tokenizer(content, path)
+
+
+def parse_tokenizer(
+    content: bytes,
+    name: Path | str,
+    *,
+    error: type[WhisperNpuError] = ModelError,
+    advice: str = EXPORT_AGAIN,
+) -> TokenizerFile:
+    """What is read of a `tokenizer.json`.
+
+    Args:
+        content: of the file.
+        name: the file, for the message.
+        error: what to raise.
+        advice: what the user can do, for the message.
+
+    Raises:
+        WhisperNpuError: `error`; it is no tokenizer.
+    """
+    try:
+        return msgspec.json.decode(content, type=TokenizerFile)
+    except msgspec.ValidationError as reason:
+        raise error(f"{name} is no tokenizer: {explain(reason)}; {advice}") from None
+    except (msgspec.DecodeError, UnicodeError) as reason:
+        raise error(f"cannot read {name}: {reason}; {advice}") from None
+    except RecursionError:
+        raise error(f"cannot read {name}: it is nested too deeply; {advice}") from None

@@ -1,0 +1,1 @@
+"""When words and sentences were said."""

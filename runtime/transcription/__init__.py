@@ -1,0 +1,1 @@
+"""From a recording or live speech to segments: windows, batches, strategies, streams."""

@@ -1,0 +1,276 @@
+"""Many windows at once: cut at pauses, encoded and decoded together.
+
+Each window is judged on its own, as in sequential decoding, and its text has to reach the end of
+its speech. Where it does not all the same, the window is continued from there, so that no word is
+lost.
+
+Where context is wanted, every other window is decoded behind the text of the window before it,
+which makes it more accurate (docs/accuracy.md). It waits for that text, but never for more: half of
+the windows wait for none.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from math import inf
+
+from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH
+from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
+from whisper_npu.runtime.features.windows import Window
+from whisper_npu.runtime.results import Retry, Segment
+from whisper_npu.runtime.text.segments import split_at_timestamps, without_timestamps
+from whisper_npu.runtime.timestamps.words import last_word_end
+from whisper_npu.runtime.transcription.language import SpokenLanguage
+from whisper_npu.runtime.transcription.session import DIVISIBLE, Job
+from whisper_npu.runtime.transcription.window_decoding import Heard, Task
+
+# Frames of a window whose text is decoded without timestamps, and gets them by alignment: half of
+# what the encoder hears, several sentences as a rule.
+_ALIGNED = 15 * FRAMES_PER_SECOND
+_GUESSED = 4  # windows whose language is a guess that wait for one that tells it
+# Seconds of speech behind the last timestamp that are worth another window. What was not said in a
+# text without timestamps is a sentence or more; less is noise, or the last word.
+_UNHEARD, _UNHEARD_ALIGNED = NEGLIGIBLE_SPEECH, 2.0
+
+# Tokens of the text before that a window is given: the most it has of these. Windows are decoded
+# together only where they are given equally many, so there are few choices; and nearly every window
+# has as many as the first. More would help little.
+_CONTEXT_LENGTHS = (64, 32, 16)
+
+
+@dataclass
+class _Place:
+    """A window's place in the text: its segments so far, and what is still to be heard of it.
+
+    Attributes:
+        start: the first frame that is not accounted for.
+        rest: the part that waits to be planned.
+        later: the parts behind that, the last one first, and the retries of each.
+        retries: why what is heard next is heard as a part: attempts at larger ones.
+        spoken: what was known of the language when the window came, where every part may be in
+            another one; None where the window's holds for all of them.
+        before: the place whose text comes before it as context; None where there is to be none.
+        task: the rest as a task, where it has been made already; its prompt is not known yet.
+        language: code of its language, once it has been made a task.
+        guessed: whether that is a guess that a later window may correct.
+        planned: whether a part is being heard.
+        doubtful: whether its text, as far as it is there, looks wrong: no context for others.
+    """
+
+    start: int
+    rest: Window | None
+    later: list[tuple[Window, tuple[Retry, ...]]] = field(default_factory=list)
+    retries: tuple[Retry, ...] = ()
+    spoken: SpokenLanguage | None = None
+    before: "_Place | None" = None
+    task: Task | None = None
+    language: str | None = None
+    guessed: bool = False
+    planned: bool = False
+    doubtful: bool = False
+    segments: list[Segment] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.rest is None and not self.planned
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is something to be planned, and nothing to wait for."""
+        waits = self.guessed or (self.before is not None and not self.before.is_complete)
+        return self.rest is not None and not waits
+
+
+class BatchedReading:
+    """A recording gone through many windows at a time; see `rounds.Reading`."""
+
+    def __init__(self, job: Job, *, shares: bool) -> None:
+        """Nothing is planned yet; `shares`: see `hearing.Task`."""
+        self._job = job
+        self._shares = shares
+        self._has_context = _has_context(job)
+        # Larger models lose nothing by writing timestamps, and gain where there is context.
+        self._aligns = job.may_align and (job.is_tiny or not self._has_context)
+        self._seek = 0
+        self._newest: _Place | None = None  # a window whose text is the context of the next
+        self._places: deque[_Place] = deque()  # in order; complete ones leave at the front
+        self._planned: deque[_Place] = deque()
+
+    def plan(self) -> Task | None:
+        """The rest of a window that was heard before, one whose context is there, or a new one."""
+        place = self._ready_place()
+        while place is None:
+            is_last = self._next_place() is None
+            self._settle_guesses(at_once=is_last)
+            place = self._ready_place()
+            if place is None and is_last:
+                return None
+        self._planned.append(place)
+        return self._take_task(place)
+
+    def ahead(self, room: int) -> list[Task]:
+        """Windows whose context is not there yet."""
+        waiting = [p for p in self._places if p.rest is not None and not p.is_ready][:room]
+        return [self._task(place) for place in waiting]
+
+    def _ready_place(self) -> _Place | None:
+        return next((place for place in self._places if place.is_ready), None)
+
+    def _settle_guesses(self, *, at_once: bool) -> None:
+        """Give windows whose language was a guess that of the recording, once it is known."""
+        guessed = [place for place in self._places if place.guessed]
+        language = self._job.language
+        if language.is_guess and len(guessed) < _GUESSED and not at_once:
+            return
+        for place in guessed:
+            place.guessed = False
+            task = self._task(place)
+            place.language = language.main or task.wanted.language
+            task.wanted = replace(task.wanted, language=place.language)
+
+    def _next_place(self) -> _Place | None:
+        window = self._job.next_window(self._seek, cut_at_pause=True)
+        if window is None:
+            return None
+        self._seek = window.end
+        place = _Place(window.start, window, before=self._newest)
+        self._newest = place if self._has_context and self._newest is None else None
+        self._places.append(place)
+        if self._job.language.is_open:
+            self._task(place)  # while it is the last
+            language = self._job.language
+            place.guessed = language.is_guess and not language.may_change
+            place.spoken = replace(language) if language.may_change else None
+        return place
+
+    def _context(self, place: _Place, *, aligned: bool) -> tuple[int, ...]:
+        """The tokens before what is next heard of a place: the user's prompt, and its context.
+
+        Text that is decoded without timestamps is given text without.
+        """
+        before, place.before = place.before, None
+        said = [] if before is None or before.language != place.language else before.segments
+        behind = inf if not aligned else self._job.tokenizer.special.timestamp_begin
+        tokens = [token for segment in said for token in segment.tokens if token < behind]
+        prompts = self._job.prompts
+        if before is not None and before.doubtful:
+            return prompts.initial
+        most = min(len(tokens), prompts.room)
+        length = next((n for n in _CONTEXT_LENGTHS if n <= most), 0)
+        return (*prompts.initial, *tokens[len(tokens) - length :])
+
+    def _task(self, place: _Place) -> Task:
+        """What is next to be heard of a place, its prompt left open."""
+        job, window = self._job, place.rest
+        if window is None:
+            raise ValueError("nothing is left of this place to be heard")
+        if place.task is None:
+            language = place.language
+            if place.retries and place.spoken is not None:
+                job, language = replace(job, language=replace(place.spoken)), None
+            place.task = job.task(window, reaches_end=True, shares=self._shares, language=language)
+            place.language = place.task.wanted.language
+        return place.task
+
+    def _take_task(self, place: _Place) -> Task:
+        task, job = self._task(place), self._job
+        aligned = self._aligns and task.window.n_frames >= _ALIGNED and not task.wanted.begun
+        task.prompt = job.prompts.before(self._context(place, aligned=aligned))
+        if aligned:
+            task.wanted = replace(
+                task.wanted,
+                aligned=True,
+                without_timestamps=False,
+                attention_delay=job.attention_delay,
+            )
+        task.divisible = task.window.n_frames >= DIVISIBLE and not task.wanted.begun
+        place.rest, place.task, place.planned = None, None, True
+        return task
+
+    def take(self, heard: Heard) -> list[Segment]:
+        """Segments of all windows up to the first that is not complete."""
+        self._take(self._planned.popleft(), heard)
+        segments = []
+        while self._places and self._places[0].is_complete:
+            segments += self._places.popleft().segments
+        self._job.features.forget(min((p.start for p in self._places), default=self._seek))
+        return segments
+
+    def _take(self, place: _Place, heard: Heard) -> None:
+        job, window = self._job, heard.window
+        place.planned = False
+        if heard.outcome.in_parts:
+            self._divide(place, heard)
+            return
+        retries = place.retries
+        heard = heard.after(retries)
+        place.rest, place.retries = place.later.pop() if place.later else (None, ())
+        if job.leave_out(heard):
+            return
+        parts, _ = split_at_timestamps(
+            heard.outcome.decoded.tokens,
+            job.tokenizer.special.timestamp_begin,
+            window.n_frames,
+            keep_open_end=True,
+        )
+        text_end = parts[-1].end
+        if job.options.without_timestamps:
+            parts = [without_timestamps(parts, job.tokenizer.special.timestamp_begin)]
+        text = job.write(heard, parts, last_word_end(place.segments) or 0.0)
+        place.segments += text.segments
+        place.doubtful |= heard.outcome.is_doubtful
+        least = _UNHEARD_ALIGNED if heard.outcome.decoded.aligned else _UNHEARD
+        rest = self._rest(window, text_end, least)
+        if rest is not None and rest.start - window.start < _UNHEARD * FRAMES_PER_SECOND:
+            # Heard again from there it would say the same again.
+            job.account(heard, rest.offset, text)
+            job.coverage.add(rest.offset, rest.end_time, "dropped", "the text ends before it")
+            place.start = window.end
+            return
+        if rest is not None:
+            if place.rest is not None:
+                place.later.append((place.rest, place.retries))
+            place.rest, place.retries = rest, retries
+        place.start = window.end if rest is None else rest.start
+        job.account(heard, place.start / FRAMES_PER_SECOND, text)
+
+    def _divide(self, place: _Place, heard: Heard) -> None:
+        """Have a window that loops or leaves out speech decoded in two parts, cut at a pause.
+
+        What leads to a loop, laughter or music, mostly is a small part of it: the rest of the
+        window is heard as usual then. Higher temperatures end loops too, in text that is made up.
+        Speech that was left out beside louder speech is heard when it is by itself.
+        """
+        window, windows = heard.window, self._job.windows
+        unheard = heard.outcome.decoded.unheard
+        if unheard:
+            cut = windows.cut_beside(window, unheard)
+        else:
+            cut = windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
+        place.rest = Window(window.start, cut)
+        *earlier, last = heard.outcome.retries
+        last = replace(last, reason=f"{last.reason}; decoded in parts")
+        place.retries = (*place.retries, *earlier, last)
+        place.later.append((Window(cut, window.end), place.retries))
+
+    def _rest(self, window: Window, text_end: float, least: float) -> Window | None:
+        """What is left of a window behind the end of its text, if there is speech in it.
+
+        Args:
+            window: what was decoded.
+            text_end: seconds into the window at which its last segment ends.
+            least: seconds of speech that are worth another window.
+        """
+        rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
+        if rest.n_frames < least * FRAMES_PER_SECOND:
+            return None
+        unheard = self._job.windows.speech_seconds(rest.offset, rest.end_time)
+        return rest if unheard >= least else None
+
+
+def _has_context(job: Job) -> bool:
+    """Whether windows are given the text before them; see `TranscribeOptions`."""
+    wanted = job.options.condition_on_previous_text
+    if wanted is not None:
+        return wanted
+    # Where languages are detected window by window, it may be in another one.
+    return job.backend.is_exact and not job.options.multilingual

@@ -1,0 +1,57 @@
+"""Notices a model that writes gibberish: one with damaged weights or a foreign tokenizer."""
+
+from dataclasses import dataclass
+
+from whisper_npu.errors import GibberishError
+from whisper_npu.runtime.transcription.window_decoding import Heard
+
+_ENOUGH = 100.0  # seconds of windows at the start of a recording, none of them with a text
+
+
+@dataclass
+class GibberishWatch:
+    """Counts the windows of a recording whose every attempt was gibberish.
+
+    Attributes:
+        n_gibberish: windows of which every attempt was a loop, or went on by chance.
+        refuses: whether a recording that begins with it is refused.
+        n_texts: windows with a text.
+        seconds: of audio in the windows of gibberish.
+    """
+
+    refuses: bool = True
+    n_gibberish: int = 0
+    n_texts: int = 0
+    seconds: float = 0.0
+
+    def note(self, heard: Heard) -> None:
+        """Take up what became of a window.
+
+        Raises:
+            GibberishError: the recording began with minutes of gibberish.
+        """
+        outcome = heard.outcome
+        if outcome.is_silence or outcome.in_parts:
+            return
+        if not outcome.is_gibberish:
+            self.n_texts += 1
+            return
+        self.n_gibberish += 1
+        self.seconds += heard.window.end_time - heard.window.offset
+        if self.refuses and self.seconds >= _ENOUGH and not self.n_texts:
+            raise GibberishError(
+                f"the first {self.seconds:.0f} s that were decoded gave nothing but repetitions, "
+                "at every temperature: if other recordings do so too, the model's weights are "
+                "damaged or its tokenizer is another model's; run `whisper-npu selftest`"
+            )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know, one line each."""
+        if not self.n_gibberish:
+            return ()
+        n_windows = self.n_gibberish + self.n_texts
+        return (
+            f"{self.n_gibberish} of {n_windows} windows gave nothing but repetitions, at "
+            "every temperature: do not believe their text",
+        )

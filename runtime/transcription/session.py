@@ -1,0 +1,393 @@
+"""What sequential and batched decoding share: one recording, one model, one set of options."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from whisper_npu.runtime.coverage import Coverage
+from whisper_npu.runtime.decoding.decode import DecodedWindow, DecodingOptions
+from whisper_npu.runtime.decoding.language_detection import detect_language, try_languages
+from whisper_npu.runtime.decoding.loop_detection import spoken_length
+from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH
+from whisper_npu.runtime.engines.protocol import Backend, Float32Array
+from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
+from whisper_npu.runtime.features.stream import FeatureStream
+from whisper_npu.runtime.features.windows import Window, WindowChooser
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.text.prompts import Prompts
+from whisper_npu.runtime.text.segments import TokenSegment
+from whisper_npu.runtime.text.tokenizer import Tokenizer, Vocabulary, sot_sequence
+from whisper_npu.runtime.timestamps.hallucinations import first_hallucination
+from whisper_npu.runtime.timestamps.words import add_word_timestamps
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription.language import TELLING, SpokenLanguage, is_sure, tells
+from whisper_npu.runtime.transcription.partial import Reports
+from whisper_npu.runtime.transcription.progress import Progress
+from whisper_npu.runtime.transcription.window_decoding import Heard, Task, frames_to_encode, is_tiny
+
+logger = logging.getLogger("whisper_npu")
+
+_MODELS_LIST = -1  # among the tokens to be suppressed
+
+
+DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
+
+# Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
+_SHORT = 2.0  # seconds
+_SYLLABLE = 8  # letters that no time is too short for
+_FASTEST_SPEECH = 25  # letters in a second; audio books have about 15
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a window's tokens say: its segments, and those left out for being made up."""
+
+    segments: list[Segment]
+    made_up: list[Segment]
+
+
+@dataclass
+class Job:
+    """A recording being transcribed.
+
+    Attributes:
+        attention_delay: seconds by which the model's attention is behind the sound.
+        language: which one is spoken.
+        n_audio_state: elements of the encoder's states; None where no configuration says.
+        can_align: whether the model can tell when what it says was spoken.
+        reports: take the text of each window after each decoding step; None: nobody does.
+        progress: how far it has come.
+        stopping: no window is begun any more; those begun are decoded to their end.
+        stopped_at: frame at which the next window was looked for and not begun.
+    """
+
+    backend: Backend
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    options: TranscribeOptions
+    features: FeatureStream
+    windows: WindowChooser
+    prompts: Prompts
+    times: StageTimes
+    coverage: Coverage
+    attention_delay: float
+    language: SpokenLanguage
+    n_audio_state: int | None
+    can_align: bool = False
+    reports: Reports | None = None
+    progress: Progress = field(default_factory=Progress)
+    stopping: bool = False
+    stopped_at: int | None = None
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of 10 ms in a whole window."""
+        return self.backend.window_frames[-1]
+
+    @property
+    def elastic(self) -> bool:
+        """Whether short windows are encoded short: by itself, unless results are to be exact."""
+        if self.options.elastic is None:
+            return not self.backend.is_exact
+        return self.options.elastic
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the model is one of the tiny ones."""
+        return is_tiny(self.n_audio_state)
+
+    @property
+    def may_align(self) -> bool:
+        """Whether texts may be decoded without timestamps, and get theirs by alignment."""
+        return self.can_align and self.options.task == "transcribe"
+
+    def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
+        """The next window; what is passed over on the way is accounted for as silent."""
+        if self.stopping:
+            self.stopped_at = seek
+            return None
+        with self.times.measure("features"):
+            window = self.windows.next(seek, cut_at_pause=cut_at_pause)
+        silent_until = (self.features.n_frames or seek) if window is None else window.start
+        start, end = seek / FRAMES_PER_SECOND, silent_until / FRAMES_PER_SECOND
+        self.coverage.add(start, end, "silent", "no speech")
+        return window
+
+    def task(
+        self,
+        window: Window,
+        begun: Sequence[int] = (),
+        *,
+        reaches_end: bool = False,
+        shares: bool = False,
+        language: str | None = None,
+    ) -> Task:
+        """A window to be decoded, as yet behind no prompt.
+
+        Its language is detected first where it is not known. Windows have to come in order for
+        that: what was spoken before says more of a short window's language than the window does.
+
+        Args:
+            window: which.
+            begun: tokens its transcript begins with, decoded from it before.
+            reaches_end: whether its text must reach the end of its speech, or nearly.
+            shares: whether it will share its batch with windows of other lengths.
+            language: code of its language, if it is known already.
+        """
+        features = self._features_of(window)
+        encoded: Future[Float32Array] | None = None
+        if language is None and self.language.is_open:
+            encoded = Future()
+            encoded.set_result(self._hear_language(window, features))
+        wanted = self._decoding_options(begun, language or self.language.code or self.undetected)
+        speech = self.windows.speech(window)
+        reach = max(0.0, speech[-1][1] - NEGLIGIBLE_SPEECH) if reaches_end and speech else 0.0
+        return Task(
+            self,
+            window,
+            features,
+            wanted,
+            reach=reach,
+            speech=speech,
+            continued=reaches_end,
+            shares=shares,
+            encoded=encoded,
+        )
+
+    @property
+    def undetected(self) -> str:
+        """The language of what has none: of a recording without speech."""
+        return (self.options.languages or ("en",))[0]
+
+    def _features_of(self, window: Window) -> Float32Array:
+        choices = self.backend.window_frames if self.elastic else (self.window_frames,)
+        frames = frames_to_encode(window.n_frames, choices, self.n_audio_state)
+        with self.times.measure("features"):
+            return self.features.window(
+                window.start, frames, window.n_frames, amplified=not self.backend.is_exact
+            )
+
+    def _hear_language(self, window: Window, features: Float32Array) -> Float32Array:
+        """Find out which language is spoken in a window, and return it encoded."""
+        audio, found = self._detect(features)
+        seconds = self.windows.speech_seconds(window.offset, window.end_time)
+        if self.language.code is None and not tells(seconds, found):
+            # Nothing came before it, but what comes next says more.
+            further = self._with_more_speech(window)
+            if further is not None:
+                audio_further, of_further = self._detect(self._features_of(further))
+                more = self.windows.speech_seconds(further.offset, further.end_time)
+                self.language.hear(more, self._try_languages(audio_further, more, of_further))
+        if self.language.is_open:
+            self.language.hear(seconds, self._try_languages(audio, seconds, found))
+        return audio
+
+    def _try_languages(
+        self, audio: Float32Array, seconds: float, found: dict[str, float]
+    ) -> dict[str, float]:
+        """The probability of each language, by the text in it where nothing else is sure."""
+        if self.language.is_known or is_sure(seconds, found):
+            return found
+        return try_languages(
+            self.backend,
+            self.tokenizer,
+            self.vocabulary,
+            audio,
+            self._suppressed(),
+            self.options,
+            self.times,
+            found,
+        )
+
+    def _detect(self, features: Float32Array) -> tuple[Float32Array, dict[str, float]]:
+        """A window encoded, and the probability of each language in it."""
+        with self.times.measure("encoder"):
+            audio = self.backend.encode(features[None])
+        (found,) = detect_language(
+            self.backend, self.tokenizer, audio, self.times, self.options.languages
+        )
+        return audio, found
+
+    def _with_more_speech(self, window: Window) -> Window | None:
+        """All there is to encode from a window's start on, read already, if it is more speech."""
+        end = min(window.start + self.window_frames, self.features.n_ready)
+        further = Window(window.start, end)
+        more = self.windows.speech_seconds(window.end_time, further.end_time)
+        return further if more >= TELLING else None
+
+    def _decoding_options(self, begun: Sequence[int], language: str) -> DecodingOptions:
+        """How a window in that language is decoded."""
+        options = self.options
+        return replace(
+            self._suppressed(),
+            task=options.task,
+            language=language,
+            best_of=options.best_of,
+            beam_size=options.beam_size,
+            patience=options.patience,
+            length_penalty=options.length_penalty,
+            begun=(*self._prefix(), *begun),
+            without_timestamps=options.without_timestamps,
+            max_initial_timestamp=options.max_initial_timestamp,
+            sample_len=options.sample_len,
+        )
+
+    def _prefix(self) -> tuple[int, ...]:
+        """What the user wants the first transcript to begin with."""
+        prefix = self.prompts.take_prefix()
+        if not prefix or self.options.without_timestamps:
+            return prefix
+        return (self.tokenizer.special.timestamp_begin, *prefix)
+
+    def _suppressed(self) -> DecodingOptions:
+        """Greedy decoding without the tokens that are never sampled."""
+        chosen, vocabulary = self.options.suppress_tokens, self.vocabulary
+        tokens = set((_MODELS_LIST,) if chosen is None else chosen)
+        if _MODELS_LIST in tokens:
+            tokens = tokens - {_MODELS_LIST} | set(vocabulary.suppress)
+        return DecodingOptions(
+            suppress_tokens=tuple(sorted(tokens)),
+            suppress_first=vocabulary.begin_suppress if self.options.suppress_blank else (),
+        )
+
+    def leave_out(self, heard: Heard) -> bool:
+        """Whether a window's text is not to be believed; if so, its time is accounted for."""
+        window, decoded = heard.window, heard.outcome.decoded
+        if heard.outcome.is_silence:
+            reason = f"the model hears no speech (probability {decoded.no_speech_prob:.2f})"
+            self.coverage.add(window.offset, window.end_time, "skipped", reason)
+            return True
+        seconds = window.end_time - window.offset
+        if seconds < _SHORT and spoken_length(decoded.text) > _SYLLABLE + _FASTEST_SPEECH * seconds:
+            reason = f"more than can be said in {seconds:.2f} s: {decoded.text!r}"
+            self.coverage.add(window.offset, window.end_time, "dropped", reason)
+            return True
+        return False
+
+    def write(self, heard: Heard, parts: Sequence[TokenSegment], last_speech_end: float) -> Text:
+        """The text of a window: its segments, with words if they were asked for.
+
+        Args:
+            heard: the window.
+            parts: its tokens, cut at timestamps; those without text or length are left out.
+            last_speech_end: when the last word before the window ends, in seconds.
+        """
+        segments = self._segments(heard, parts)
+        if heard.audio is None:
+            return Text(segments, [])
+        with self.times.measure("word times"):
+            segments = self._with_words(heard, heard.audio, segments, last_speech_end)
+        made_up: list[Segment] = []
+        threshold = self.options.hallucination_silence_threshold
+        while threshold is not None:
+            place = first_hallucination(
+                segments,
+                threshold=threshold,
+                window_start=heard.window.offset,
+                window_end=heard.window.end_time,
+                last_speech_end=last_speech_end,
+            )
+            if place is None:
+                break
+            made_up.append(segments.pop(place))
+        return Text(segments, made_up)
+
+    def _with_words(
+        self,
+        heard: Heard,
+        audio: Float32Array,
+        segments: Sequence[Segment],
+        last_speech_end: float,
+    ) -> list[Segment]:
+        language = heard.outcome.language
+        return add_word_timestamps(
+            segments,
+            audio,
+            backend=self.backend,
+            tokenizer=self.tokenizer,
+            language=language,
+            sot_sequence=sot_sequence(
+                self.tokenizer.special,
+                is_multilingual=self.vocabulary.is_multilingual,
+                language=language,
+                task=self.options.task,
+            ),
+            n_frames=heard.window.n_frames,
+            offset=heard.window.offset,
+            attention_delay=self.attention_delay,
+            not_before=last_speech_end,
+            prepend_punctuations=self.options.prepend_punctuations,
+            append_punctuations=self.options.append_punctuations,
+        )
+
+    def account(self, heard: Heard, end: float, text: Text) -> None:
+        """Account for the time of a window up to `end`, in seconds from the recording's start.
+
+        It is transcribed, but for text that was left out and speech that has no text.
+        """
+        window = heard.window
+        start = window.offset
+        lost = [
+            (
+                segment.start,
+                segment.end,
+                f"hallucinated, by its words' times: {segment.text.strip()!r}",
+            )
+            for segment in text.made_up
+        ]
+        lost += [
+            (start + first, start + last, "speech without text, in every attempt")
+            for first, last in heard.outcome.decoded.unheard
+        ]
+        said = any(char.isalnum() for segment in text.segments for char in segment.text)
+        if not said and not text.made_up:
+            if self.windows.speech(window):
+                self.coverage.add(start, end, "dropped", "the model writes no text for it")
+            else:
+                self.coverage.add(start, end, "silent", "no speech, and no text")
+            return
+        for first, last, reason in sorted(lost):
+            dropped = min(max(start, first), end), min(max(start, last), end)
+            self.coverage.add(start, dropped[0], "transcribed")
+            self.coverage.add(*dropped, "dropped", reason)
+            start = dropped[1]
+        self.coverage.add(start, end, "transcribed")
+
+    def _cut_off(self, decoded: DecodedWindow) -> str | None:
+        """What is wrong with a text that nothing goes on from where the decoder had to stop."""
+        begin = self.tokenizer.special.timestamp_begin
+        if not decoded.reached_limit or any(token >= begin for token in decoded.tokens):
+            return None
+        return "the text is cut off: the decoder takes no more tokens"
+
+    def _segments(self, heard: Heard, parts: Sequence[TokenSegment]) -> list[Segment]:
+        window, outcome = heard.window, heard.outcome
+        decoded = outcome.decoded
+        made = []
+        for part in parts:
+            with self.times.measure("text"):
+                text = self.tokenizer.decode(part.tokens)
+            start = min(window.offset + part.start, window.end_time)
+            end = min(window.offset + part.end, window.end_time)
+            if not text.strip() or start >= end:
+                continue
+            made.append(
+                Segment(
+                    id=0,  # numbered where they are handed out
+                    seek=window.start,
+                    start=round(start, 2),
+                    end=round(end, 2),
+                    text=text,
+                    tokens=part.tokens,
+                    temperature=decoded.temperature,
+                    avg_logprob=decoded.avg_logprob,
+                    compression_ratio=decoded.compression_ratio,
+                    no_speech_prob=decoded.no_speech_prob,
+                    language=outcome.language if self.options.multilingual else None,
+                    retries=outcome.retries,
+                    flaw=outcome.flaw or self._cut_off(decoded),
+                )
+            )
+        return made

@@ -1,0 +1,100 @@
+"""Several recordings decoded together, handed out in the order in which they were given."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from threading import Event
+from typing import Protocol, TypeVar
+
+from whisper_npu.errors import AudioError
+from whisper_npu.runtime.engines.protocol import Backend
+from whisper_npu.runtime.transcription.scheduler import Recording, Rounds
+
+
+class Stream(Recording, Protocol):
+    """A recording that can be given up."""
+
+    def close(self) -> None:
+        """Give up what has not been decoded."""
+        ...
+
+
+SourceT = TypeVar("SourceT")
+StreamT = TypeVar("StreamT", bound=Stream)
+
+
+class StreamsInOrder(Iterator[StreamT | AudioError]):
+    """For each recording its stream, or why it cannot be opened. Safe for several threads."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        batch_size: int,
+        sources: Iterable[SourceT],
+        open_stream: Callable[[SourceT, Rounds], StreamT],
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            backend: the model.
+            batch_size: see `Rounds`.
+            sources: the recordings, opened when there is room for their windows.
+            open_stream: opens a recording that is decoded in the given rounds; an `AudioError`
+                is handed out in place of its stream.
+        """
+        self._opened: deque[StreamT | AudioError] = deque()
+        self._closed = Event()
+        self._rounds: Rounds = Rounds(
+            backend,
+            batch_size,
+            _open_all(
+                sources, lambda source: open_stream(source, rounds), self._opened, self._closed
+            ),
+        )
+        rounds = self._rounds
+
+    def __next__(self) -> StreamT | AudioError:
+        """The next recording; decodes others until there is room for it.
+
+        Raises:
+            DeviceError: the device failed.
+            StopIteration: there is none.
+        """
+        with self._rounds.turn():
+            while not self._opened and self._rounds.advance():
+                pass
+            if not self._opened:
+                raise StopIteration
+            return self._opened.popleft()
+
+    def close(self) -> None:
+        """Give up the recordings that were not handed out; those that were go on."""
+        self._closed.set()
+        while self._opened:
+            stream = self._opened.popleft()
+            if not isinstance(stream, AudioError):
+                stream.close()
+        if not self._rounds.is_inside:
+            self._rounds.close()
+
+    def __del__(self) -> None:
+        """Close what nobody will ask for, where a loop was left early."""
+        self.close()
+
+
+def _open_all(
+    sources: Iterable[SourceT],
+    open_stream: Callable[[SourceT], StreamT],
+    opened: deque[StreamT | AudioError],
+    closed: Event,
+) -> Iterator[StreamT]:
+    """Open recordings one by one, in no more need of whom it opens them for."""
+    for source in sources:
+        if closed.is_set():
+            return
+        try:
+            stream = open_stream(source)
+        except AudioError as error:
+            opened.append(error)
+            continue
+        opened.append(stream)
+        yield stream

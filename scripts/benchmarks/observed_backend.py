@@ -1,0 +1,166 @@
+"""A backend that notes what is asked of it: when the first token came, and how much work it was.
+
+It goes between a model and its backend; everything else passes through untouched.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from whisper_npu.runtime.engines.protocol import (
+    N_LOGITS,
+    Backend,
+    DecoderSession,
+    Drafter,
+    Float32Array,
+    Int64Array,
+)
+from whisper_npu.runtime.transcription.model import WhisperModel
+
+PREFILL, DECODER = "prefill", "decoder"  # as the stages of a transcription are called
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the decoder.
+
+    Attributes:
+        stage: `prefill` for the first step of a session, else `decoder`.
+        rows: Token rows decoded side by side.
+        tokens: New tokens per row; 0 where drafted ones are settled.
+        past: Tokens before them.
+        audio_ctx: Positions of encoded audio that each row attends to.
+        projected: Positions per row projected to the whole vocabulary; 0 for a drafted token.
+    """
+
+    stage: str
+    rows: int
+    tokens: int
+    past: int
+    audio_ctx: int
+    projected: int
+
+
+@dataclass
+class Observations:
+    """What was asked of a backend since `clear`.
+
+    Attributes:
+        windows: Positions of encoded audio that each encoded window gave.
+        projected: The same of each window whose cross-attention was prepared.
+        steps: Steps of the decoder.
+        first_token: When the first token of a text could be chosen (`time.perf_counter`); a
+            session of one step is language detection and has none.
+    """
+
+    windows: list[int] = field(default_factory=list)
+    projected: list[int] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    first_token: float | None = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.windows.clear()
+        self.projected.clear()
+        self.steps.clear()
+        self.first_token = None
+
+
+class _ObservedSession:
+    def __init__(self, session: DecoderSession, seen: Observations, audio_ctx: int) -> None:
+        self._session = session
+        self._seen = seen
+        self._audio_ctx = audio_ctx
+        self._first_step: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        past = self._session.length
+        rows, n_new = tokens.shape
+        logits = self._session.step(tokens)
+        stage = PREFILL if self._first_step is None else DECODER
+        projected = min(n_new, N_LOGITS)
+        self._seen.steps.append(Step(stage, rows, n_new, past, self._audio_ctx, projected))
+        if self._first_step is None:
+            self._first_step = time.perf_counter()
+        else:
+            self.goes_on()
+        return logits
+
+    def goes_on(self) -> None:
+        """A token follows that of the first step: a text is decoded."""
+        if self._seen.first_token is None:
+            self._seen.first_token = self._first_step
+
+    def drafter(self) -> Drafter | None:
+        drafter = self._session.drafter()
+        if drafter is None:
+            return None
+        return cast("Drafter", _ObservedDrafter(drafter, self, self._seen, self._audio_ctx))
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        self._session.reorder(rows)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class _ObservedDrafter:
+    def __init__(
+        self, drafter: Drafter, session: _ObservedSession, seen: Observations, audio_ctx: int
+    ) -> None:
+        self._drafter = drafter
+        self._session = session
+        self._seen = seen
+        self._audio_ctx = audio_ctx
+        self._drafted = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drafter, name)
+
+    def draft(self, tokens: Int64Array) -> Float32Array:
+        self._note(tokens=1, projected=0)
+        self._session.goes_on()
+        self._drafted += 1
+        return self._drafter.draft(tokens)
+
+    def settle(self) -> Float32Array:
+        self._note(tokens=0, projected=self._drafted)
+        self._drafted = 0
+        return self._drafter.settle()
+
+    def _note(self, *, tokens: int, projected: int) -> None:
+        step = Step(DECODER, 1, tokens, self._drafter.length, self._audio_ctx, projected)
+        self._seen.steps.append(step)
+
+
+class _ObservedBackend:
+    def __init__(self, backend: Backend, seen: Observations) -> None:
+        self._backend = backend
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def in_streams(self) -> Backend:
+        return cast("Backend", _ObservedBackend(self._backend.in_streams(), self._seen))
+
+    def encode(self, features: Float32Array) -> Float32Array:
+        audio = self._backend.encode(features)
+        self._seen.windows += [audio.shape[1]] * len(audio)
+        return audio
+
+    def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
+        self._seen.projected += [audio.shape[1]] * len(audio)
+        session = self._backend.start(audio, rows_per_window)
+        return cast("DecoderSession", _ObservedSession(session, self._seen, audio.shape[1]))
+
+
+def observe(model: WhisperModel) -> tuple[WhisperModel, Observations]:
+    """The same model, and where what its backend is asked to do is noted."""
+    seen = Observations()
+    backend = cast("Backend", _ObservedBackend(model.backend, seen))
+    return WhisperModel(model.folder, backend), seen

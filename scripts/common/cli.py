@@ -1,0 +1,188 @@
+"""What the command-line programs share: option spelling, errors, exit codes, finding models."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from whisper_npu import model_search
+from whisper_npu.errors import UsageError, WhisperNpuError
+from whisper_npu.runtime.engines.memory import map_large_blocks
+from whisper_npu.scripts.common import console
+from whisper_npu.scripts.common.command_line import EXIT_USAGE, Parser
+from whisper_npu.scripts.common.signals import EXIT_INTERRUPTED, Terminated, ended_by_signals
+
+__all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "Parser"]
+
+EXIT_OK = 0
+EXIT_SOME_FAILED = 1
+EXIT_NO_MODEL = 3
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+EXIT_CODES = """\
+exit codes:
+  0    everything was done
+  1    some files failed, each with one line on standard error; the others were done
+  2    the command line is wrong
+  3    the model or the device cannot be used
+  130  interrupted by Ctrl-C
+  143  ended by SIGTERM (129 by SIGHUP)
+"""
+
+DEFAULT_MODEL = "tiny.en"
+
+
+_YES, _NO = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0", "f", "n")
+_TRUTHS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
+_flags: set[str] = set()
+
+
+def add_flag(
+    group: argparse._ArgumentGroup, name: str, *, help: str, default: bool | None = None
+) -> None:
+    """Add an option of `True` or `False`, as openai/whisper has them; alone it is `True`."""
+    _flags.add(name)
+    group.add_argument(
+        name,
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=default,
+        metavar="True|False",
+        help=help,
+    )
+
+
+def spell(arguments: Sequence[str]) -> list[str]:
+    """A command line as our parsers know it.
+
+    openai/whisper's underscores are hyphens: `--beam_size=5` is `--beam-size=5`. And a flag
+    standing alone does not take the file behind it for its value: `--word-timestamps talk.mp3`.
+    """
+    spelled: list[str] = []
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            return [*spelled, *arguments[i:]]
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        is_flag = len(name) > 2 and any(flag.startswith(name) for flag in _flags)
+        following = (*arguments[i + 1 : i + 2], "")[0].lower()
+        alone = not equals and following not in (*_TRUTHS, "none")  # which is neither, and refused
+        spelled.append(f"{name}=True" if is_flag and alone else name + equals + value)
+    return spelled
+
+
+def run(
+    body: Callable[[argparse.Namespace], int],
+    parser: Parser,
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse the command line and run `body`; our own errors become one line and an exit code."""
+    spelled = spell(sys.argv[1:] if argv is None else argv)
+    parser.check(spelled)
+    arguments = parser.parse_args(spelled)
+    try:
+        with ended_by_signals():
+            return body(arguments)
+    except (WhisperNpuError, OSError, MemoryError, KeyboardInterrupt, Terminated) as error:
+        return _tell(error)
+
+
+def _tell(error: BaseException) -> int:
+    """Say in one line why the program ends; returns its exit code."""
+    if isinstance(error, Terminated):
+        print("terminated", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if isinstance(error, console.StandardOutputError):
+        console.drop_output()
+    if isinstance(error, MemoryError):
+        console.error("not enough memory; end other programs, or use a smaller model or batch")
+    elif isinstance(error, OSError):
+        console.error(_describe(error))
+    elif not isinstance(error, console.StandardOutputGoneError):
+        console.error(error)
+    return error.exit_code if isinstance(error, WhisperNpuError) else EXIT_SOME_FAILED
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {reason}"
+    if error.errno in _DISK_FULL:
+        return (
+            f"a file cannot be written: {reason}; free some space where the model, the cache, "
+            "temporary files and the output lie"
+        )
+    return reason
+
+
+def be_process(main: Callable[[], int]) -> NoReturn:
+    """Run a program as all there is in this process, and end it with the program's exit code."""
+    # OpenVINO imports its model converter if it can, and with it a web client for telemetry: a
+    # fifteenth of a second for what no command of ours uses.
+    sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+    map_large_blocks()
+    console.guard_streams()
+    try:
+        code = main()
+    except SystemExit as end:  # argparse, after --help or a wrong command line
+        code = end.code if isinstance(end.code, int) else EXIT_OK
+    try:
+        sys.stdout.flush()
+    except console.StandardOutputError as error:
+        if not isinstance(error, console.StandardOutputGoneError):
+            console.error(error)
+        code = code or error.exit_code
+    sys.stderr.flush()
+    os._exit(code)  # freeing a loaded model piece by piece takes a tenth of a second
+
+
+def standard_input() -> BinaryIO:
+    """Standard input, in bytes.
+
+    Raises:
+        UsageError: it is closed, as it is for services.
+    """
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: there is nothing to read audio from")
+    return sys.stdin.buffer
+
+
+def boolean(text: str) -> bool:
+    """An option's `True` or `False`, as openai/whisper spells it."""
+    if text.lower() not in _TRUTHS:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return _TRUTHS[text.lower()]
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def optional(convert: Callable[[str], float]) -> Callable[[str], float | None]:
+    """A number, or `None` to switch the option off."""
+
+    def number(text: str) -> float | None:
+        return None if text.lower() == "none" else convert(text)
+
+    number.__name__ = f"{convert.__name__} or None"  # what argparse calls it in errors
+    return number
+
+
+def find_model(name: str) -> Path:
+    """The model folder that `name` means; see `model_search`.
+
+    Raises:
+        ModelError: nothing of that name exists.
+        WhisperNpuError: the model is known, but its export failed.
+    """
+    return model_search.find_model(name, lambda line: print(line, file=sys.stderr, flush=True))

@@ -1,0 +1,227 @@
+"""Progress over everything a program has to do: one bar on a terminal, else a line a minute."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from threading import Event, RLock, Thread
+from typing import TYPE_CHECKING, NoReturn, Self, TextIO
+
+from whisper_npu.scripts.common.console import controls
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from whisper_npu.runtime.transcription.stream import TranscriptionStream
+
+_REDRAWN_EVERY = 0.25  # seconds
+_TOLD_EVERY = 60.0  # seconds: where no bar can be drawn
+_BAR = "{percentage:3.0f}%|{bar:20}| {desc}"
+
+
+class Progress:
+    """How far a batch of recordings has come.
+
+    The length of a recording is known once it is opened; those of the others are estimated by the
+    sizes of their files. While windows are being decoded, which takes long where many are decoded
+    together, the bar goes on at the speed so far. A context manager.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        out: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is drawn yet.
+
+        Args:
+            files: what is to be transcribed, `-` for standard input.
+            out: where to draw; standard error by default.
+            clock: seconds from any origin.
+        """
+        self._out = sys.stderr if out is None else out
+        self._clock = clock
+        self._sizes = [_size(file) for file in files]
+        self._streams: list[TranscriptionStream | None] = []  # of those that were opened, in order
+        self._ended: dict[int, float] = {}  # seconds of audio in those that are over, by place
+        self._n_failed = 0
+        self.status = ""
+        self._began = clock()
+        self._decoding_since: float | None = None
+        self._last = (0.0, self._began)  # seconds done when that was last looked at, and since when
+        self._shown = 0.0
+        self._has_told = False
+        self._lock = RLock()
+        self._over = Event()
+        self._bar: tqdm[NoReturn] | None = None
+
+    def __enter__(self) -> Self:
+        if self._out.isatty():
+            from tqdm import tqdm  # noqa: PLC0415 - only imported where it is shown
+
+            tqdm.monitor_interval = 0  # it is drawn here
+            file = _Drawing(self._out)
+            self._bar = tqdm(total=1, file=file, bar_format=_BAR, dynamic_ncols=True, leave=False)
+        Thread(target=self._repeat, name="progress", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def _repeat(self) -> None:
+        period = _TOLD_EVERY if self._bar is None else _REDRAWN_EVERY
+        while not self._over.wait(period):
+            self.draw()
+
+    def opened(self, stream: "TranscriptionStream | Exception") -> None:
+        """The next recording was opened, or could not be."""
+        if self._decoding_since is None:
+            self._decoding_since = self._clock()
+        self._streams.append(None if isinstance(stream, Exception) else stream)
+
+    def ended(self, place: int, seconds: float, *, failed: bool = False) -> None:
+        """The recording at a place among the files is over, with so many seconds of audio."""
+        self._ended[place] = seconds
+        self._streams[place] = None  # which holds its whole text
+        self._n_failed += failed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Free the line of the bar for other text, which ends with a line end."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.clear()  # it is drawn again in a moment
+            yield
+
+    def draw(self) -> None:
+        """Draw the bar anew, or tell in a line how far it is."""
+        with self._lock:
+            if self._over.is_set():
+                return
+            fraction, text = self._describe()
+            if self._bar is not None:
+                self._bar.n = fraction
+                self._bar.set_description_str(text)
+                return
+            self._has_told = True
+            print(f"{fraction:4.0%} {text}", file=self._out, flush=True)
+
+    def summary(self) -> str | None:
+        """What was done, in a line; None where nobody has followed the progress: a short run."""
+        if not (self._has_told or self._out.isatty()):
+            return None
+        audio, elapsed = sum(self._ended.values()), self._clock() - self._began
+        n_files = len(self._ended)
+        speed = f"{audio / elapsed:.3g} x real time" if elapsed else "at once"
+        failed = f", {self._n_failed} failed" if self._n_failed else ""
+        files = f"{n_files} file{'' if n_files == 1 else 's'}"
+        return f"{files}, {words(audio)} of audio in {words(elapsed)} ({speed}){failed}"
+
+    def _describe(self) -> tuple[float, str]:
+        done, total = self._seconds_done(), self._seconds_in_all()
+        parts = [self.status] if self.status else []
+        if done and total:
+            elapsed = self._clock() - (self._decoding_since or self._began)
+            parts.append(f"{words(done)} of {words(max(total, done))}")
+            parts.append(f"{words(max(0.0, total - done) * elapsed / done)} left")
+            parts.append(f"{done / elapsed:.3g} x real time" if elapsed else "")
+        elif done:
+            parts.append(words(done))
+        if len(self._sizes) > 1:
+            parts.append(f"{len(self._ended)} of {len(self._sizes)} files")
+        if self._n_failed:
+            parts.append(f"{self._n_failed} failed")
+        return (min(1.0, done / total) if total else 0.0), ", ".join(filter(None, parts))
+
+    def _seconds_done(self) -> float:
+        """Seconds of audio done; between two steps of the work, by the speed so far."""
+        done = read = sum(self._ended.values())
+        for stream in self._open_streams():
+            done, read = done + stream.seconds_done, read + stream.seconds_read
+        now, (before, since) = self._clock(), self._last
+        if done != before or self._decoding_since is None:
+            self._last = (done, now)
+        elif since > self._decoding_since:
+            speed = done / (since - self._decoding_since)
+            done = max(done, min(read, done + (now - since) * speed))
+        self._shown = max(self._shown, done)
+        return self._shown
+
+    def _seconds_in_all(self) -> float | None:
+        """Seconds of all recordings, as far as can be told; None: not at all."""
+        lengths = dict(self._ended)
+        for place, stream in enumerate(self._streams):
+            length = None if stream is None else stream.duration_estimate
+            if stream is not None and length is not None and isfinite(length):
+                lengths.setdefault(place, max(length, stream.seconds_read))
+        if any(size is None for place, size in enumerate(self._sizes) if place not in lengths):
+            return None
+        known = sum(self._sizes[place] or 0 for place in lengths)
+        unknown = sum(size or 0 for place, size in enumerate(self._sizes) if place not in lengths)
+        if unknown and not known:
+            return None
+        return sum(lengths.values()) * (1 + unknown / known if unknown else 1)
+
+    def _open_streams(self) -> "list[TranscriptionStream]":
+        streams = enumerate(self._streams)
+        return [stream for place, stream in streams if stream and place not in self._ended]
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file, 0 where it is missing; None for standard input and other pipes."""
+    try:
+        if str(file) == "-" or file.is_fifo():
+            return None
+        return file.stat().st_size
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return 0
+
+
+class _Drawing:
+    """A terminal to draw a bar on; what the bar says is escaped, what moves the cursor is not."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal = terminal
+        self.write = controls(terminal)
+        self.encoding = terminal.encoding
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def fileno(self) -> int:
+        return self._terminal.fileno()
+
+
+class BesideProgress(logging.StreamHandler[TextIO]):
+    """Logs to standard error, on lines of its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(sys.stderr)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        with self._progress.paused():
+            super().emit(record)
+
+
+def words(seconds: float) -> str:
+    """A length of time: `3 h 20 min`, `2 min 10 s`, `8.4 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,210 @@
+"""A batch of recordings on its way to text: printed, written, and kept where it is stopped."""
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TextIO
+
+from whisper_npu.errors import AudioError, DeviceError, OutputError
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.progress import Progress, words
+from whisper_npu.scripts.common.signals import Terminated
+
+if TYPE_CHECKING:
+    from whisper_npu.runtime.options import TranscribeOptions
+    from whisper_npu.runtime.output.subtitles import SubtitleOptions
+    from whisper_npu.runtime.output.writers import OutputFiles
+    from whisper_npu.runtime.results import Transcription
+    from whisper_npu.runtime.transcription.model import WhisperModel
+    from whisper_npu.runtime.transcription.stream import TranscriptionStream
+
+logger = logging.getLogger("whisper_npu")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording to transcribe, and what its outputs are called; see `output_name`."""
+
+    file: Path
+    name: str
+
+
+class Batch:
+    """Recordings transcribed together, as the options of a command line want it."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        arguments: argparse.Namespace,
+        formats: Sequence[str],
+        layout: "SubtitleOptions",
+        progress: Progress,
+    ) -> None:
+        """Begin nothing yet.
+
+        Args:
+            recordings: in the order of their texts.
+            arguments: `output_dir`, `verbose` and `report` are read.
+            formats: of the files to be written; none: nothing is written.
+            layout: of subtitles.
+            progress: told of every recording.
+        """
+        self._recordings = recordings
+        self._arguments = arguments
+        self._formats = formats
+        self._layout = layout
+        self._progress = progress
+        self._streams: list[TranscriptionStream] = []
+        self._n_done = 0
+        self.is_stopped = False
+
+    def run(self, model: "WhisperModel", options: "TranscribeOptions") -> int:
+        """Transcribe; a recording that fails is one line, and the others go on.
+
+        Returns:
+            how many have failed.
+        """
+        streams = model.transcribe_all(self._sources(), options, on_open=self._opened)
+        n_failed = 0
+        # Once it is stopped, there are fewer streams than recordings.
+        for place, (recording, stream) in enumerate(zip(self._recordings, streams, strict=False)):
+            if self._arguments.verbose and len(self._recordings) > 1:
+                self._print(f"==> {console.one_line(recording.file)} <==", sys.stdout)
+            try:
+                if isinstance(stream, AudioError):
+                    raise stream
+                with contextlib.closing(stream):
+                    self._transcribe(recording, stream)
+                    self._n_done += not stream.is_partial
+                    self._progress.ended(place, stream.seconds_read)
+            except (AudioError, OutputError) as error:
+                n_failed += 1
+                read = 0.0 if isinstance(stream, AudioError) else stream.seconds_read
+                self._progress.ended(place, read, failed=True)
+                self._print(f"error: {console.one_line(error)}", sys.stderr)
+            if stream in self._streams:
+                self._streams.remove(stream)  # which holds its whole text
+        return n_failed
+
+    def stop(self) -> None:
+        """Finish what is being decoded, and begin nothing else; for a signal handler."""
+        self.is_stopped = True
+        for stream in list(self._streams):
+            stream.stop()
+        self._progress.status = "finishing what is being decoded (Ctrl-C stops at once)"
+
+    def summarise(self) -> None:
+        """Tell what was done, where somebody has followed the progress."""
+        summary = self._progress.summary()
+        if self.is_stopped:
+            summary = f"{self._n_done} of {len(self._recordings)} files are done"
+        if summary is not None:
+            print(summary, file=sys.stderr)
+
+    def _sources(self) -> Iterator[Path | BinaryIO]:
+        for recording in self._recordings:
+            if self.is_stopped:
+                return
+            yield cli.standard_input() if str(recording.file) == "-" else recording.file
+
+    def _opened(self, stream: "TranscriptionStream | AudioError") -> None:
+        self._progress.opened(stream)
+        if isinstance(stream, AudioError):
+            return
+        self._streams.append(stream)
+        if self.is_stopped:
+            stream.stop()
+
+    def _transcribe(self, recording: Recording, stream: "TranscriptionStream") -> None:
+        """Show and write segments as they come, and say what there is to say of the whole."""
+        from whisper_npu.runtime.output.subtitles import format_timestamp  # noqa: PLC0415
+
+        with self._outputs(recording) as outputs:
+            try:
+                for segment in stream:
+                    if outputs is not None:
+                        outputs.segment(segment)
+                    if self._arguments.verbose:
+                        start, end = format_timestamp(segment.start), format_timestamp(segment.end)
+                        channel = "" if segment.channel is None else f"[{segment.channel}] "
+                        self._print(f"[{start} --> {end}] {channel}{segment.text}", sys.stdout)
+                result = stream.result()
+            except AudioError:  # of its rest: what was read before is whole
+                if outputs is not None and stream.partial_result().segments:
+                    self._keep(recording, stream.partial_result(), outputs)
+                raise
+            except (KeyboardInterrupt, Terminated, DeviceError, MemoryError):
+                self._keep(recording, stream.partial_result(), outputs)
+                raise
+            if stream.is_partial:
+                self._keep(recording, result, outputs)
+                return
+            if outputs is not None:
+                for path in outputs.finish(result):
+                    logger.debug("wrote %s", path)
+        for warning in result.warnings:
+            self._print(f"warning: {console.one_line(warning)}", sys.stderr)
+        if self._arguments.report:
+            for line in report_lines(result):
+                self._print(line, sys.stderr)
+
+    def _outputs(
+        self, recording: Recording
+    ) -> "contextlib.AbstractContextManager[OutputFiles | None]":
+        from whisper_npu.runtime.output.writers import OutputFiles  # noqa: PLC0415
+
+        if not self._formats:
+            return contextlib.nullcontext()
+        folder = self._arguments.output_dir or "."
+        return OutputFiles(recording.file, folder, self._formats, self._layout, name=recording.name)
+
+    def _keep(
+        self, recording: Recording, result: "Transcription", outputs: "OutputFiles | None"
+    ) -> None:
+        """Keep the text of a recording that was stopped, and say where it is."""
+        if not result.segments:
+            where = "nothing of it is transcribed yet"
+        else:
+            where = f"transcribed up to {words(result.segments[-1].end)}"
+            if outputs is not None:
+                files = ", ".join(map(str, outputs.keep_partial(result)))
+                where = f"{where}, which is in {files}"
+        self._print(
+            f"stopped: {console.one_line(recording.file)}: {console.one_line(where)}", sys.stderr
+        )
+
+    def _print(self, line: str, out: TextIO) -> None:
+        with self._progress.paused():
+            print(line, file=out, flush=True)
+
+
+def report_lines(result: "Transcription") -> Iterator[str]:
+    """How the time of a recording is accounted for, and where it ran."""
+    for channel in result.coverage.channels or (None,):
+        yield from _channel_lines(result, channel)
+    ran = f"{result.device}, {result.precision}, {result.kv_cache} cache"
+    yield f"ran on {ran}; language {result.language}"
+
+
+def _channel_lines(result: "Transcription", channel: str | None) -> Iterator[str]:
+    """How the time of one channel or track is accounted for, or of all there is."""
+    totals = result.coverage.seconds(channel)
+    seconds = ", ".join(f"{fate} {total:.2f} s" for fate, total in totals.items())
+    name = "" if channel is None else f"{channel}: "
+    yield f"{name}{sum(totals.values()):.2f} s of audio: {seconds}"
+    for span in result.coverage.spans:
+        if span.fate != "transcribed" and span.channel == channel:
+            where = f"{span.start:.2f} to {span.end:.2f} s"
+            yield f"  {where}: {span.fate}: {span.reason}"
+    segments = [segment for segment in result.segments if segment.channel == channel]
+    for window in {segment.seek: segment for segment in segments}.values():
+        for retry in window.retries:
+            where = f"window of {window.start:.2f} s"
+            yield f"  {where}: temperature {retry.temperature}: {retry.reason}"
+    for segment in segments:
+        if segment.flaw is not None:
+            yield f"  {segment.start:.2f} s: doubtful: {segment.flaw}"

@@ -1,0 +1,1 @@
+"""What `whisper-npu wer` measures and prints."""

@@ -1,0 +1,215 @@
+"""Evaluations as text, Markdown and JSON. Error rates are percentages everywhere."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from typing import Any
+
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.scripts.benchmarks.tables import markdown_table, text_table
+from whisper_npu.scripts.evaluation import wer
+from whisper_npu.scripts.evaluation.word_errors import Evaluation, Transcript
+from whisper_npu.version import __version__
+
+Table = Callable[[Sequence[str], Sequence[Sequence[str]], int], str]
+
+_VERSIONS_OF = ("openvino", "numpy", "jiwer", "whisper-normalizer")
+
+
+def description(settings: dict[str, str]) -> str:
+    """One line: `tiny.en, device CPU, kv_cache stateful, precision f32`."""
+    model, *rest = settings.items()
+    return ", ".join([model[1], *(f"{name} {value}" for name, value in rest)])
+
+
+def conditions(evaluation: Evaluation) -> str:
+    """One line: what was compared and how, for every configuration alike."""
+    metric, run = evaluation.metric, evaluation.run
+    options = ", ".join(
+        f"{name}={value!r}"
+        for name, value in changed(run.options).items()
+        if name not in {"language", *run.settings}  # told elsewhere
+    )
+    return (
+        f"{len(run.transcripts)} recordings, {evaluation.audio_seconds:.1f} s, "
+        f"{evaluation.edits.words} {metric.unit}; "
+        f"normaliser {metric.normalizer}, language {metric.language}; "
+        f"options: {options or 'defaults'}"
+    )
+
+
+def changed(options: TranscribeOptions) -> dict[str, Any]:
+    """The options that are not at their defaults."""
+    default = TranscribeOptions()
+    names = [item.name for item in fields(options)]
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+def files_table(evaluation: Evaluation, table: Table = text_table) -> str:
+    """One row per recording."""
+    rows = []
+    for transcript, comparison in zip(
+        evaluation.run.transcripts, evaluation.comparisons, strict=True
+    ):
+        edits = comparison.edits
+        note = "empty" * comparison.empty or "truncated" * comparison.truncated
+        rows.append(
+            [
+                transcript.reference.name,
+                *map(str, (edits.words, edits.substitutions, edits.deletions, edits.insertions)),
+                _percent(edits.rate),
+                f"{transcript.audio_seconds:.1f}",
+                f"{transcript.seconds:.2f}",
+                note,
+            ]
+        )
+    metric = evaluation.metric
+    header = ["recording", metric.unit, "sub", "del", "ins", f"{metric.name} %"]
+    return table([*header, "audio s", "work s", "note"], rows, 1)
+
+
+def summary_table(evaluations: Sequence[Evaluation], table: Table = text_table) -> str:
+    """One row per configuration; with several, how each differs from the first."""
+    metric = evaluations[0].metric
+    header = ["model", *list(evaluations[0].run.settings)[1:], f"{metric.name} %"]
+    header += ["95 % interval", "sub", "del", "ins", "empty", "truncated", "failed", "RTF", "RTFx"]
+    rows = []
+    for evaluation in evaluations:
+        edits = evaluation.edits
+        row = [*evaluation.run.settings.values(), _percent(evaluation.rate)]
+        row.append(_interval(evaluation.interval, "{:.2f} to {:.2f}"))
+        counts = (edits.substitutions, edits.deletions, edits.insertions)
+        row += map(str, (*counts, evaluation.empty, evaluation.truncated))
+        row += [str(len(evaluation.run.failures)), f"{evaluation.rtf:.4f}"]
+        rows.append([*row, f"{evaluation.rtfx:.1f}"])
+    if len(evaluations) > 1:
+        header.append("against the first")
+        rows[0].append("")
+        for row, evaluation in zip(rows[1:], evaluations[1:], strict=True):
+            difference = evaluation.difference(evaluations[0])
+            row.append(_interval(difference, "{:+.2f} to {:+.2f}"))
+    return table(header, rows, len(evaluations[0].run.settings))
+
+
+def worst(evaluation: Evaluation, n: int) -> list[tuple[str, str]]:
+    """Headings and alignments of the `n` worst recordings."""
+    name = evaluation.metric.name
+    return [
+        (
+            f"{transcript.reference.name}: {name} {_percent(comparison.edits.rate)} %"
+            if comparison.edits.words
+            else f"{transcript.reference.name}: {comparison.edits.insertions} insertions",
+            comparison.alignment,
+        )
+        for transcript, comparison in evaluation.worst(n)
+    ]
+
+
+def text_details(evaluation: Evaluation, n_worst: int) -> str:
+    """A configuration's recordings, the worst of them, and those that failed."""
+    parts = [f"{description(evaluation.run.settings)}\n", files_table(evaluation)]
+    for heading, alignment in worst(evaluation, n_worst):
+        parts.append(f"\n{heading}\n\n{alignment}")
+    return "\n".join([*parts, ""])
+
+
+def markdown(evaluations: Sequence[Evaluation], n_worst: int) -> str:
+    """The whole evaluation as a Markdown document."""
+    first = evaluations[0]
+    parts = [
+        f"# {first.metric.name} by configuration",
+        f"{conditions(first)}. {_versions_line()}.",
+        summary_table(evaluations, markdown_table),
+    ]
+    for evaluation in evaluations:
+        parts += [f"## {description(evaluation.run.settings)}"]
+        for heading, alignment in worst(evaluation, n_worst):
+            parts += [f"### {heading}", f"```text\n{alignment}\n```"]
+        parts += ["### Recordings" if n_worst else "", files_table(evaluation, markdown_table)]
+        failures = [f"- {failure.error}" for failure in evaluation.run.failures]
+        if failures:
+            parts += ["### Failed", "\n".join(failures)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def to_json(evaluations: Sequence[Evaluation], references: Sequence[str]) -> dict[str, Any]:
+    """The whole evaluation, texts included, as JSON takes it."""
+    metric = evaluations[0].metric
+    return {
+        "metric": metric.name,
+        "normalizer": metric.normalizer,
+        "language": metric.language,
+        "references": list(references),
+        "versions": _versions(),
+        "configurations": [_configuration(evaluation, evaluations) for evaluation in evaluations],
+    }
+
+
+def _configuration(evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    run, first = evaluation.run, evaluations[0]
+    interval = evaluation.interval
+    difference = None if evaluation is first else evaluation.difference(first)
+    return {
+        **run.settings,
+        evaluation.metric.name.lower(): evaluation.rate,
+        "interval": None if interval is None else list(interval),
+        "interval_of_difference_to_first": None if difference is None else list(difference),
+        **_edits(evaluation.edits, evaluation.metric),
+        "recordings": len(run.transcripts),
+        "empty": evaluation.empty,
+        "truncated": evaluation.truncated,
+        "failed": [
+            {"audio": failure.reference.name, "error": failure.error} for failure in run.failures
+        ],
+        "audio_seconds": evaluation.audio_seconds,
+        "processing_seconds": evaluation.seconds,
+        "rtf": evaluation.rtf,
+        "rtfx": evaluation.rtfx,
+        "options": asdict(run.options),
+        "files": [
+            _file(transcript, comparison, evaluation.metric)
+            for transcript, comparison in zip(run.transcripts, evaluation.comparisons, strict=True)
+        ],
+    }
+
+
+def _file(transcript: Transcript, comparison: wer.Comparison, metric: wer.Metric) -> dict[str, Any]:
+    return {
+        "audio": transcript.reference.name,
+        "reference": transcript.reference.text,
+        "hypothesis": transcript.text,
+        "language": transcript.language,
+        metric.name.lower(): comparison.edits.rate,
+        **_edits(comparison.edits, metric),
+        "empty": comparison.empty,
+        "truncated": comparison.truncated,
+        "audio_seconds": transcript.audio_seconds,
+        "work_seconds": transcript.seconds,
+        "warnings": list(transcript.warnings),
+    }
+
+
+def _edits(edits: wer.Edits, metric: wer.Metric) -> dict[str, int]:
+    return {
+        metric.unit: edits.words,
+        "substitutions": edits.substitutions,
+        "deletions": edits.deletions,
+        "insertions": edits.insertions,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"whisper-npu": __version__} | {name: version(name) for name in _VERSIONS_OF}
+
+
+def _versions_line() -> str:
+    return ", ".join(f"{name} {number}" for name, number in _versions().items())
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.2f}"
+
+
+def _interval(interval: tuple[float, float] | None, form: str) -> str:
+    return "-" if interval is None else form.format(*interval)

@@ -1,0 +1,335 @@
+"""Batched decoding: which windows wait for which, and what text each is given before it.
+
+A scripted decoder says what a test tells it to; speech has a pause in every four seconds.
+"""
+
+import numpy as np
+import pytest
+import tiny_whisper
+from fake_backend import Say, fake_model
+from pauses import PausesEverySoOften
+
+from whisper_npu.runtime.transcription.model import WhisperModel, _reading
+
+SECONDS = 130.0  # five windows of 26 to 28 s
+BATCHED = {
+    "mode": "batched",
+    "language": "en",
+    "batch_size": 1,
+    "unheard_speech_threshold": None,  # what is scripted is not spoken
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    fake = fake_model(tmp_path, [Say(())])
+    fake.backend.n_text_ctx = 448
+    return WhisperModel(fake.folder, fake.backend, fake.tokenizer, PausesEverySoOften())
+
+
+@pytest.fixture
+def say(model):
+    """A function from a text to a window in which it is said from the start to the end."""
+    begin = model.tokenizer.special.timestamp_begin
+
+    def say_until(text, end=27.5, **changes):
+        tokens = (begin, *model.tokenizer.encode(text), begin + round(end / 0.02))
+        return Say(tokens, **changes)
+
+    return say_until
+
+
+def prompts(model, script, **options):
+    """The tokens before `<|startoftranscript|>` of each window, and the text that came of them."""
+    model.backend.script = list(script)
+    model.backend.asked.clear()
+    samples = tiny_whisper.synthetic_speech(0, SECONDS)
+    result = model.transcribe(samples, **{**BATCHED, **options}).result()
+    rows = [session.tokens[0] for session in model.backend.asked]
+    sot = model.tokenizer.special.sot
+    return [row[: row.index(sot)] for row in rows], result
+
+
+def script(say, n=5):
+    return [
+        say(f" Window {chr(ord('a') + i)} says so many words that they fill it.") for i in range(n)
+    ]
+
+
+class TestContext:
+    def test_every_other_window_has_the_text_before_it(self, model, say):
+        said = script(say)
+        before, result = prompts(model, said)
+        starts = sorted({segment.seek for segment in result.segments})
+        assert len(starts) == 5
+        previous = model.tokenizer.special.sot_prev
+        assert before[0::2] == [[], [], []]
+        for window in (1, 3):
+            text = list(said[window - 1].tokens)
+            length = max(n for n in (64, 32, 16) if n <= len(text))
+            assert before[window] == [previous, *text[-length:]]
+        assert [segment.text[:9] for segment in result.segments] == [
+            f" Window {letter}" for letter in "abcde"
+        ]
+
+    def test_lengths_are_few_and_short_texts_are_none(self, model, say):
+        letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 100)
+        before, _ = prompts(
+            model, [say(text) for text in (" " + "".join(letters), " No.", " Yes.")]
+        )
+        assert [len(prompt) for prompt in before] == [0, 1 + 64, 0, 0, 0]
+
+    @pytest.mark.parametrize(
+        "options", [{"condition_on_previous_text": False}, {"multilingual": True, "language": None}]
+    )
+    def test_none_if_it_is_not_wanted_or_may_be_in_another_language(self, model, say, options):
+        before, result = prompts(model, script(say), **options)
+        assert not any(before)
+        assert result.segments
+
+    def test_none_from_a_text_that_was_sampled_at_random(self, model, say):
+        """The first window is improbable until the last temperature, which is above 0.5."""
+        doubtful = say(" Something that nobody is sure to have heard at all.", logit=6.0)
+        options = {"temperature": (0.0, 1.0), "best_of": 1, "logprob_threshold": -1e-9}
+        before, result = prompts(model, [doubtful], **options)
+        assert {segment.temperature for segment in result.segments} != {0.0}
+        assert not any(before)
+
+    def test_none_from_a_text_that_looks_wrong(self, model, say):
+        doubtful = say(" Something that nobody is sure to have heard at all.", logit=6.0)
+        options = {"temperature": (0.0,), "logprob_threshold": -1e-9}
+        before, result = prompts(model, [doubtful], **options)
+        assert all(segment.flaw is not None for segment in result.segments)
+        assert not any(before)
+
+    def test_the_users_prompt_stays_before_it(self, model, say):
+        said = script(say)
+        before, _ = prompts(model, said, initial_prompt="Kyiv.", hotwords="Lviv")
+        special = model.tokenizer.special
+        own = [
+            special.sot_prev,
+            *model.tokenizer.encode(" Lviv"),
+            *model.tokenizer.encode(" Kyiv."),
+        ]
+        assert [prompt[: len(own)] for prompt in before] == [own] * 5
+        assert [len(prompt) == len(own) for prompt in before] == [True, False] * 2 + [True]
+
+    @pytest.mark.parametrize("n_own", [380 // 2, 200, 223])
+    def test_it_pushes_nothing_of_the_users_prompt_out(self, model, say, n_own):
+        letters = np.random.default_rng(1).choice(list("abcdefghijklmnopqrstuvwxyz"), 400)
+        tokens = model.tokenizer.encode(" " + "".join(letters))[:n_own]
+        own = model.tokenizer.decode(tokens).strip()
+        tokens = model.tokenizer.encode(" " + own)
+        before, _ = prompts(model, script(say), initial_prompt=own)
+        assert len(tokens) >= n_own
+        assert all(prompt[1 : 1 + len(tokens)] == tokens[-223:] for prompt in before)
+        fits = [0, *(n for n in (16, 32, 64) if n <= 223 - len(tokens))]
+        assert [len(prompt) - 1 - len(tokens[-223:]) for prompt in before] == [
+            0,
+            fits[-1],
+            0,
+            fits[-1],
+            0,
+        ]
+
+    def test_it_waits_for_what_is_left_of_the_window_before(self, model, say):
+        """A text ends early where no more tokens may be sampled; the rest is heard by itself."""
+        said = say(" These are the words of the first half of it alone.", end=14.0).tokens
+        half, rest = Say((*said, said[-1])), say(" And these are those of the rest.", end=13.0)
+        before, result = prompts(model, [half, rest, say(" No more.")], sample_len=len(half.tokens))
+        assert [segment.seek for segment in result.segments[:2]] == [0, 1400]
+        assert [len(prompt) for prompt in before[:2]] == [0, 0]
+        assert tuple(before[2][1:]) == (*said, *rest.tokens)[-64:]
+
+    @pytest.mark.parametrize(
+        ("precision", "wanted", "given"),
+        [
+            ("f32", None, True),
+            ("bf16", None, False),
+            ("f16", None, False),
+            ("bf16", True, True),
+            ("f32", False, False),
+        ],
+    )
+    def test_unless_asked_only_in_f32(self, model, say, precision, wanted, given):
+        model.backend.precision = precision
+        before, _ = prompts(model, script(say), condition_on_previous_text=wanted)
+        assert any(before) == given
+
+
+class TestLoops:
+    """A window that loops is heard in parts, down to some ten seconds."""
+
+    SECONDS = 26.0  # one window, with pauses
+
+    @pytest.fixture
+    def hear(self, model, words):
+        """A function: what comes of one window if the script is said."""
+        self.loop = Say(tuple(words(" no no") * 20)[:50])
+
+        def run(*script, **options):
+            model.backend.script = list(script)
+            samples = tiny_whisper.synthetic_speech(0, self.SECONDS)
+            options = {**BATCHED, "without_timestamps": True, "temperature": (0.0, 0.2), **options}
+            return model.transcribe(samples, **options).result()
+
+        return run
+
+    @pytest.fixture
+    def words(self, model):
+        return model.tokenizer.encode
+
+    def test_the_rest_of_it_is_heard_as_usual(self, hear, words, model):
+        good = [Say(tuple(words(text))) for text in (" One.", " Two.")]
+        result = hear(self.loop, *good, best_of=1)
+        assert result.text == "One. Two."
+        assert len(model.backend.asked) == 3
+        one, two = result.segments
+        assert one.seek == 0
+        assert 0.3 * self.SECONDS < two.start < 0.7 * self.SECONDS
+        assert one.end <= two.start
+        assert two.end == pytest.approx(self.SECONDS, abs=1.5)
+        for segment in result.segments:
+            (retry,) = segment.retries
+            assert retry.reason.endswith("decoded in parts")
+            assert segment.flaw is None
+        assert result.coverage.seconds()["transcribed"] == pytest.approx(self.SECONDS, abs=1.5)
+
+    def test_parts_are_divided_again_and_small_ones_tried_hotter(self, hear, words, model):
+        good = [Say(tuple(words(f" {text}."))) for text in ("One", "Two", "Three")]
+        # The window, its first part, the first part of that at two temperatures, all the others.
+        result = hear(self.loop, self.loop, self.loop, *good, best_of=1)
+        assert result.text == "One. Two. Three."
+        assert [len(segment.retries) for segment in result.segments] == [3, 2, 1]
+        assert [segment.temperature for segment in result.segments] == [0.2, 0.0, 0.0]
+        starts = [segment.start for segment in result.segments]
+        assert starts == sorted(set(starts))
+        assert len(model.backend.asked) == 6
+
+    def test_what_is_left_of_a_part_comes_before_the_next_part(self, hear, say):
+        said = say(" These are the words of the first half of a half.", end=4.0).tokens
+        half = Say((*said, said[-1]))
+        rest, other = say(" Its rest.", end=6.0), say(" The other half.", end=12.0)
+        options = {"without_timestamps": False, "sample_len": len(half.tokens)}
+        result = hear(self.loop, half, rest, other, **options)
+        assert [(segment.seek, segment.text) for segment in result.segments[:2]] == [
+            (0, " These are the words of the first half of a half."),
+            (400, " Its rest."),
+        ]
+        assert result.segments[-1].text == " The other half."
+        assert result.segments[-1].seek > 1000
+
+    @pytest.mark.parametrize("options", [{"prefix": "So"}, {"compression_ratio_threshold": None}])
+    def test_it_stays_whole_where_it_must(self, hear, words, options):
+        result = hear(self.loop, Say(tuple(words(" One."))), best_of=1, **options)
+        assert len({segment.seek for segment in result.segments}) == 1
+
+    def test_one_behind_a_doubtful_text_is_divided_too(self, hear, words, model):
+        """Of both attempts the first is the better; but neither is any good."""
+        doubtful = Say(tuple(words(" Something said.")), logit=2.0)
+        good = [Say(tuple(words(text))) for text in (" One.", " Two.")]
+        result = hear(doubtful, self.loop, *good, temperature=(0.0, 0.01), best_of=1)
+        assert result.text == "One. Two."
+        assert [len(segment.retries) for segment in result.segments] == [2, 2]
+        assert len(model.backend.asked) == 4
+
+    def test_each_part_is_in_its_own_language(self, hear, words, model):
+        """Where it may change: the part is asked, and what it says is no news to the next."""
+        french = [
+            Say(tuple(words(text)), language="fr", certainty=15.0) for text in (" Un.", " Deux.")
+        ]
+        english = Say(self.loop.tokens, certainty=15.0)
+        options = {"language": None, "multilingual": True, "best_of": 1}
+        unsure = Say(tuple(words(" Two.")), certainty=1.0)  # French would be, behind French
+        result = hear(english, french[0], unsure, **options)
+        assert [(s.language, s.text) for s in result.segments] == [("fr", " Un."), ("en", " Two.")]
+        result = hear(english, *french, **{**options, "multilingual": False})
+        assert [asked.tokens[0][1] for asked in model.backend.asked[-3:]] == [
+            model.tokenizer.special.languages["en"]
+        ] * 3
+        assert result.language == "en"
+
+    def test_a_doubtful_text_stays_whole(self, hear, words, model):
+        doubtful = Say(tuple(words(" Something said.")), logit=2.0)
+        result = hear(doubtful, Say(tuple(words(" One."))), best_of=1)
+        assert result.text == "One."
+        assert result.segments[0].temperature == 0.2
+        assert len(model.backend.asked) == 2
+
+
+class TestAccounts:
+    """What a text leaves out is told."""
+
+    @pytest.fixture
+    def spans(self, model):
+        def transcribe(*script, **options):
+            model.backend.script = list(script)
+            samples = tiny_whisper.synthetic_speech(0, 27.0)
+            result = model.transcribe(samples, **{**BATCHED, **options}).result()
+            return result, result.coverage.spans
+
+        return transcribe
+
+    def test_a_text_that_ends_at_once(self, spans, say):
+        """It would say the same again where it ended."""
+        result, found = spans(say(" Oh.", end=0.5))
+        assert result.text == "Oh."
+        (dropped,) = [span for span in found if span.fate == "dropped"]
+        assert dropped.reason == "the text ends before it"
+        assert dropped.start == pytest.approx(0.5, abs=0.3)
+        assert sum(result.coverage.seconds().values()) == pytest.approx(27.0, abs=0.1)
+
+    def test_one_that_goes_on_is_heard_on(self, spans, say):
+        result, found = spans(say(" Oh.", end=5.0), say(" Yes.", end=21.5))
+        assert result.text == "Oh. Yes."
+        assert not [span for span in found if span.fate == "dropped"]
+
+    @pytest.mark.parametrize(("n", "flawed"), [(3, True), (30, False)])
+    def test_a_text_that_is_cut_off(self, spans, model, n, flawed):
+        text = Say(tuple(model.tokenizer.encode(" one two")))
+        result, _ = spans(text, sample_len=n, without_timestamps=True, temperature=(0.0,))
+        assert [segment.flaw is not None for segment in result.segments] == [flawed]
+
+
+class TestPlan:
+    def reading(self, model, **options):
+        stream = model.transcribe(
+            tiny_whisper.synthetic_speech(0, SECONDS), **{**BATCHED, **options}
+        )
+        return _reading(stream._job)
+
+    def test_windows_that_wait_are_not_planned_but_may_be_encoded(self, model):
+        reading = self.reading(model)
+        planned, waiting = list(iter(reading.plan, None)), reading.ahead(16)
+        order = sorted([*planned, *waiting], key=lambda task: task.window.start)
+        assert [task in planned for task in order] == [True, False, True, False, True]
+        assert reading.plan() is None
+        assert reading.ahead(16) == waiting  # the same tasks: what is encoded stays so
+        assert len(reading.ahead(1)) == 1
+
+    def test_all_at_once_without_context(self, model):
+        reading = self.reading(model, condition_on_previous_text=False)
+        assert len(list(iter(reading.plan, None))) == 5
+        assert reading.ahead(16) == []
+
+    def test_it_reads_no_further_than_it_must(self, model):
+        reading = self.reading(model)
+        assert reading.plan()
+        assert reading.ahead(16) == []
+        assert reading.plan()
+        assert len(reading.ahead(16)) == 1
+
+    @pytest.mark.parametrize("batch_size", [3, 16])
+    def test_frames_are_kept_for_windows_that_wait(self, model, say, batch_size):
+        """What the encoder hears is the same whether a window waited or not."""
+        model.backend.script = [say(" Window of words that go on and on.")]
+        samples = tiny_whisper.synthetic_speech(0, SECONDS)
+        options = {**BATCHED, "batch_size": batch_size}
+        result = model.transcribe(samples, **options).result()
+        assert [segment.seek for segment in result.segments] == sorted(
+            {segment.seek for segment in result.segments}
+        )
+        waited, model.backend.windows = model.backend.windows, []
+        _ = model.transcribe(samples, **options, condition_on_previous_text=False).text
+        in_order = [model.backend.windows[place] for place in (0, 2, 4, 1, 3)]
+        np.testing.assert_array_equal(waited, in_order)

@@ -1,0 +1,85 @@
+"""What the programs call themselves, and what they say to mistakes."""
+
+import sys
+
+import pytest
+from repository import ROOT
+
+from whisper_npu.scripts import main as console_command
+from whisper_npu.scripts.common.command_line import Parser, program_name
+
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        ("/usr/bin/whisper-npu", "whisper-npu stream"),
+        (str(SCRIPTS / "stream.py"), f"python {SCRIPTS / 'stream.py'}"),
+        (str(SCRIPTS / "main.py"), f"python {SCRIPTS / 'main.py'} stream"),
+        ("/site-packages/whisper_npu/__main__.py", "python -m whisper_npu stream"),
+        ("/site-packages/pytest/__main__.py", "whisper-npu stream"),
+        ("elsewhere/stream.py", "whisper-npu stream"),
+    ],
+)
+def test_a_program_is_called_as_it_was(called, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [called, "stream"])
+    assert program_name("stream") == expected
+
+
+@pytest.mark.parametrize("command", console_command.COMMANDS)
+def test_usage_names_the_command(command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/whisper-npu"])
+    with pytest.raises(SystemExit) as end:
+        console_command.main([command, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: whisper-npu {command} ")
+
+
+@pytest.mark.parametrize("command", console_command.COMMANDS)
+def test_a_wrong_option_is_one_line(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        console_command.main([command, "--no-such-option", "x"])
+    assert end.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith("error: there is no option --no-such-option")
+
+
+class TestSuggestions:
+    def parser(self, **options):
+        parser = Parser("transcribe", **options)
+        parser.add_argument("--language")
+        parser.add_argument("--languages")
+        parser.add_argument("file", nargs="*")
+        return parser
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["--langauge", "de"], "--langauge: did you mean --language?"),
+            (["--langauges=de,en"], "--langauges: did you mean --languages?"),
+            (["--zzz"], "--zzz (see"),
+        ],
+    )
+    def test_of_options(self, arguments, told, capsys):
+        with pytest.raises(SystemExit):
+            self.parser().check(arguments)
+        assert f"there is no option {told}" in capsys.readouterr().err
+
+    def test_right_ones_and_values_pass(self):
+        for arguments in (["--language", "de"], ["--lang=de"], ["--", "--langauge"], ["a--b"]):
+            self.parser().check(arguments)
+
+    def test_abbreviations_where_they_are_not_allowed(self, capsys):
+        with pytest.raises(SystemExit):
+            self.parser(allow_abbrev=False).check(["--lang", "de"])
+        assert "did you mean --language?" in capsys.readouterr().err
+
+    def test_of_commands(self, capsys):
+        assert console_command.main(["transcibe", "x.wav"]) == 2
+        assert capsys.readouterr().err == (
+            "error: there is no command transcibe: did you mean transcribe? "
+            "(see `whisper-npu --help`)\n"
+        )

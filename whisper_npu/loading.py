@@ -1,0 +1,136 @@
+"""Makes the backend that a device name asks for: the one place that knows which needs what."""
+
+from typing import cast
+
+from whisper_npu.errors import UsageError
+from whisper_npu.npu.devices import EMULATED, NPU
+from whisper_npu.npu.placement import (
+    AUTO,
+    ENCODER_PART,
+    PARTS,
+    Placement,
+    candidates,
+    choose,
+    machine,
+    parse_device,
+)
+from whisper_npu.npu.split_backend import SplitBackend
+from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache, default_cache
+from whisper_npu.runtime.engines.openvino.compile_config import (
+    CACHE_KINDS,
+    PRECISIONS,
+    CacheKind,
+    Precision,
+)
+from whisper_npu.runtime.engines.openvino.core import openvino_core
+from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
+from whisper_npu.runtime.engines.openvino.graphs import read_trio, require_finite
+from whisper_npu.runtime.engines.protocol import Backend
+from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.verification import verify_folder
+
+OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
+BACKENDS = (OPENVINO, ONNXRUNTIME)
+STATIC_CACHES = ("auto", "static")
+
+
+def uses_static_graphs(device: str) -> bool:
+    """Whether a device takes graphs with fixed shapes only."""
+    return device == EMULATED or device.split(".", maxsplit=1)[0] == NPU
+
+
+def load_backend(
+    folder: ModelFolder,
+    device: str = "CPU",
+    *,
+    backend: str = "openvino",
+    kv_cache: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    weights: str = "lossless",
+    cache: CompileCache | None = None,
+) -> Backend:
+    """Load a model on a device, or on two.
+
+    Args:
+        folder: the model.
+        device: `CPU`, `GPU`, `NPU`, `NPU_EMULATED`, `AUTO`, or `encoder=NPU,decoder=CPU`.
+        backend: `openvino` or `onnxruntime`.
+        kv_cache: see `OpenVINOBackend`; `auto` takes the device's fastest.
+        precision: arithmetic; `auto` takes the device's.
+        threads: processor threads; 0 leaves it to OpenVINO.
+        weights: how static graphs keep weights: `lossless`, `f16` or `int8`.
+        cache: of compiled graphs; None for the user's.
+
+    Raises:
+        DeviceError: the device is not there, or refuses a graph; it is never replaced by another.
+        ModelError: the folder cannot be used, or differs from its certificate.
+        UsageError: options that the device cannot follow.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is {backend!r}; give {', '.join(BACKENDS)}")
+    if kv_cache not in ("auto", *CACHE_KINDS):
+        raise UsageError(f"kv_cache is {kv_cache!r}; give auto, {', '.join(CACHE_KINDS)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}")
+
+    verify_folder(folder)
+
+    def load(placement: Placement) -> Backend:
+        if placement.encoder == placement.decoder:
+            return on_one(placement.encoder, PARTS)
+        encoder = on_one(placement.encoder, (ENCODER_PART,))
+        return SplitBackend(encoder, on_one(placement.decoder, PARTS))
+
+    def on_one(name: str, parts: tuple[str, ...]) -> Backend:
+        if uses_static_graphs(name):
+            # Not at the top: programs on a CPU start faster without it.
+            from whisper_npu.npu.load_static import load_static  # noqa: PLC0415
+
+            return load_static(
+                folder,
+                name,
+                backend=backend,
+                kv_cache=kv_cache,
+                precision=precision,
+                threads=threads,
+                weights=weights,
+                cache=cache,
+                parts=parts,
+            )
+        if backend == ONNXRUNTIME:
+            from whisper_npu.runtime.engines.onnxruntime import (  # noqa: PLC0415 - an extra
+                OnnxRuntimeBackend,
+            )
+
+            require_finite(folder, read_trio(openvino_core(), folder))
+            return OnnxRuntimeBackend(
+                folder, device=name, kv_cache=kv_cache, precision=precision, threads=threads
+            )
+        kind = "stateful" if kv_cache == "auto" else kv_cache
+        return OpenVINOBackend(
+            folder,
+            device=name,
+            kv_cache=cast("CacheKind", kind),
+            precision=cast("Precision", precision),
+            threads=threads,
+            cache=cache or (default_cache() if kind == "stateful" and name == "CPU" else None),
+        )
+
+    if device != AUTO:
+        return load(parse_device(device))
+    core = openvino_core()
+    options = [option for option in candidates(core) if _allows(option, kv_cache, precision)]
+    facts = [*machine(core), folder.graphs_digest(), kv_cache, precision, str(threads), weights]
+    return choose(options, load, facts)[1]
+
+
+def _allows(placement: Placement, kv_cache: str, precision: str) -> bool:
+    """Whether a device can follow the options given, so that `AUTO` does not choose it in vain."""
+    if precision == "int8" and {placement.encoder, placement.decoder} != {"CPU"}:
+        return False
+    if not any(map(uses_static_graphs, (placement.encoder, placement.decoder))):
+        return True
+    return precision in ("auto", "f16") and (
+        kv_cache in STATIC_CACHES or not uses_static_graphs(placement.decoder)
+    )
