@@ -10,10 +10,11 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from whisper_npu.runtime.features.log_mel import SILENCE_FEATURE
-
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
+
+SILENCE_FEATURE = -1.5
+"""Every feature of digital silence, as `log_mel.normalize` makes it."""
 
 N_LOGITS = 4
 """Positions whose logits a step returns at most: <|sot|>, language, task and <|notimestamps|>."""

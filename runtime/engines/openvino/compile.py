@@ -18,7 +18,7 @@ import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime.engines.cpu_capabilities import processor
-from whisper_npu.runtime.engines.kv_cache import Contract, is_self_attention
+from whisper_npu.runtime.engines.kv_cache import is_self_attention
 from whisper_npu.runtime.engines.memory import available_bytes, forget_files_of, give_back
 from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
 from whisper_npu.runtime.engines.openvino.alignment_queries import give_queries
@@ -31,6 +31,7 @@ from whisper_npu.runtime.engines.openvino.compile_config import Plan
 from whisper_npu.runtime.engines.openvino.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
+from whisper_npu.runtime.model_folder.config import KVContract
 from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 
 logger = logging.getLogger("whisper_npu")
@@ -78,7 +79,7 @@ class Facts:
     """
 
     dimensions: graphs.GraphDimensions
-    contract: Contract | None
+    contract: KVContract | None
     elastic: bool
     in_eight_bits: bool
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -335,7 +336,7 @@ class GraphCompiler:
         logger.warning("%s: computing in %s", found, self._plan.arithmetic)
         return False
 
-    def _known_contract(self, with_past: ov.Model) -> Contract | None:
+    def _known_contract(self, with_past: ov.Model) -> KVContract | None:
         """What `present.*` holds, where that is known without running the graph."""
         stated = self._folder.kv_contract
         contract = stated or graphs.detect_contract(with_past)
@@ -358,7 +359,7 @@ def _read_facts(content: dict[str, Any] | None) -> Facts | None:
     return facts if all(isinstance(each, dict) for each in facts.options.values()) else None
 
 
-def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> Contract:
+def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> KVContract:
     """Run one step on a past of two positions and look at what comes back."""
     n_past, n_new = 2, 1
     d = dimensions

@@ -35,7 +35,6 @@ from whisper_npu.runtime.engines.protocol import (
     SingleStream,
 )
 from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
-from whisper_npu.runtime.transcription.model_checks import context_length
 
 _MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
@@ -92,7 +91,7 @@ class OpenVINOBackend(SingleStream):
             self._compiler = GraphCompiler(self._core, folder, self._plan)
             compiled = self._compiler.compile(cache)
         self._facts = compiled.facts
-        self._n_text_ctx = context_length(folder, self._facts.dimensions.n_text_ctx)
+        self._n_text_ctx = folder.context_length(self._facts.dimensions.n_text_ctx)
         self._n_threads_used = 1
         if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
             found = compiled.graphs["encoder"].get_property("INFERENCE_NUM_THREADS")

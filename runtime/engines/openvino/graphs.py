@@ -14,10 +14,10 @@ from openvino import opset13 as ops
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.kv_cache import (
     SEQUENCE_AXIS,
-    Contract,
     is_self_attention,
 )
 from whisper_npu.runtime.engines.protocol import N_LOGITS, Float32Array
+from whisper_npu.runtime.model_folder.config import KVContract
 from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
 from whisper_npu.runtime.model_folder.linked_weights import without_links
@@ -241,7 +241,7 @@ def n_positions(decoder: ov.Model) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def detect_contract(decoder_with_past: ov.Model) -> Contract | None:
+def detect_contract(decoder_with_past: ov.Model) -> KVContract | None:
     """What the graph's `present.*.decoder.*` outputs hold, worked out from shapes alone.
 
     Gives the inputs a past and a number of new tokens that differ, lets OpenVINO infer the output
@@ -272,7 +272,7 @@ def detect_contract(decoder_with_past: ov.Model) -> Contract | None:
     return contract_of(length.get_length(), past.get_length(), new.get_length())
 
 
-def contract_of(n_present: int, n_past: int, n_new: int) -> Contract:
+def contract_of(n_present: int, n_past: int, n_new: int) -> KVContract:
     """The contract under which a step of `n_new` tokens on `n_past` returns `n_present` positions.
 
     Raises:
