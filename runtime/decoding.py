@@ -16,7 +16,6 @@ from whisper_npu.errors import UsageError
 from whisper_npu.runtime.alignment import TokenTimes
 from whisper_npu.runtime.backend import N_LOGITS, Backend, DecoderSession, Float32Array, Int64Array
 from whisper_npu.runtime.choosers import BeamSearch, TokenChooser, rank
-from whisper_npu.runtime.draft import Draft
 from whisper_npu.runtime.logits import (
     LogitFilter,
     ReachEnd,
@@ -205,7 +204,6 @@ def decode_windows(
     reach: Sequence[float] = (),
     n_frames: Sequence[int] = (),
     on_tokens: TokenCallback | None = None,
-    drafts: bool = True,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
 
@@ -224,7 +222,6 @@ def decode_windows(
             timestamps; by default it may end anywhere.
         n_frames: frames of 10 ms of audio in each window, for texts to be aligned with.
         on_tokens: called after each step with the tokens of each window so far.
-        drafts: whether a single row may be drafted, which gives the same and is faster.
 
     Returns:
         one result per window.
@@ -254,10 +251,7 @@ def decode_windows(
             every_row = np.repeat(starts, options.rows_per_window, axis=0)
             logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
-        is_greedy = options.temperature == 0 and options.beam_size is None
-        rows: _Rows | Draft = _Rows(session, len(audio) * options.rows_per_window, listener)
-        if drafts and is_greedy and (drafter := session.drafter()):
-            rows = Draft(drafter, rules, eot, len(options.begun) + limit - 1)
+        rows = _Rows(session, len(audio) * options.rows_per_window, listener)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):
                 for rule in rules:

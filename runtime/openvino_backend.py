@@ -26,7 +26,7 @@ from whisper_npu.runtime.openvino_compile import GraphCompiler
 from whisper_npu.runtime.openvino_core import openvino_core
 from whisper_npu.runtime.openvino_plan import CacheKind, Plan, Precision, Wanted
 from whisper_npu.runtime.openvino_sessions import CachedSession, RequestPool, UncachedSession
-from whisper_npu.runtime.openvino_stateful_session import SplitVocabulary, StatefulSession
+from whisper_npu.runtime.openvino_stateful_session import StatefulSession
 
 _MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
@@ -95,11 +95,6 @@ class OpenVINOBackend(SingleStream):
             )
             for name, graph in compiled.graphs.items()
         }
-        self._vocabulary: SplitVocabulary | None = None
-        if self._facts.n_draft:
-            self._vocabulary = SplitVocabulary(
-                self._pools["vocabulary"], self._pools["draft"], self._facts.n_draft
-            )
         self._cache = cache
         self._n_threads = threads
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
@@ -273,7 +268,6 @@ class OpenVINOBackend(SingleStream):
                 self._facts.dimensions,
                 self._n_text_ctx,
                 on_processor=self._device.startswith("CPU"),
-                vocabulary=self._vocabulary,
                 heads=self._facts.heads,
             )
         if rows_per_window > 1:

@@ -16,7 +16,6 @@ import openvino as ov
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime import openvino_graphs as graphs
 from whisper_npu.runtime.backend import (
-    Drafter,
     Float32Array,
     FollowsNothing,
     Int64Array,
@@ -146,10 +145,6 @@ class OpenVINOSession(FollowsNothing):
     def keep(self, rows: Sequence[int]) -> bool:
         """All rows stay; see `DecoderSession.keep`."""
         return False
-
-    def drafter(self) -> Drafter | None:
-        """There is no faster way; see `DecoderSession.drafter`."""
-        return None
 
     def _log_step(self, self_shape: Sequence[int], cross_shape: Sequence[int]) -> None:
         self._steps += 1

@@ -30,10 +30,8 @@ from whisper_npu.runtime.memory import forget_mapped
 from whisper_npu.runtime.model_dir import DECODER_WITH_PAST, MANIFEST, read_model_folder
 from whisper_npu.runtime.openvino_backend import OpenVINOBackend
 
-N_GRAPHS = 5
-"""Of a model in f32: encoder, cross-attention's projection, decoder, and the vocabulary in two."""
-N_IN_STREAMS = 3
-"""Of a model in streams, where the vocabulary is a part of the decoder."""
+N_GRAPHS = 3
+"""Of a model: encoder, cross-attention's projection, decoder."""
 
 
 @pytest.fixture
@@ -82,8 +80,6 @@ def test_the_second_start_reads_no_graph_and_computes_the_same(folder, cache, re
     first = load(folder, cache, precision=precision)
     assert len(reads) == 1
     parts = ["decoder_model", "decoder_with_past_model", "encoder_model"]
-    if not first.precision.startswith("int8"):
-        parts += ["draft", "vocabulary"]
     labels = {str(entry.contents) for entry in cache.entries()}
     assert labels == {f"tiny {part} ({first.precision})" for part in parts}
     second = load(folder, cache, precision=precision)
@@ -178,7 +174,7 @@ def test_matrices_are_stored_as_they_are_read(folder, monkeypatch, precision):
 
 def test_streams_are_kept_too(folder, cache, reads):
     load(folder, cache, threads=2).in_streams()
-    assert len(cache.entries()) == N_GRAPHS + N_IN_STREAMS
+    assert len(cache.entries()) == 2 * N_GRAPHS
     load(folder, cache, threads=2).in_streams()
     assert len(reads) == 2
 
@@ -354,7 +350,7 @@ def spoil_header(entry):
 @pytest.mark.parametrize(
     "harm", [damage, truncate, remove, forget_facts, spoil_facts, spoil_header]
 )
-@pytest.mark.parametrize("graph", ["encoder_model", "decoder_with_past_model", "vocabulary"])
+@pytest.mark.parametrize("graph", ["encoder_model", "decoder_with_past_model", "decoder_model"])
 def test_what_cannot_be_used_is_compiled_anew(folder, cache, reads, harm, graph):
     first = load(folder, cache)
     (entry,) = (each for each in cache.entries() if each.contents.graph == graph)
