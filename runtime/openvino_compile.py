@@ -6,14 +6,13 @@ disk, and a later start reads no ONNX at all.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
@@ -24,7 +23,7 @@ from whisper_npu.runtime.cache_folder import CACHE_VARIABLE
 from whisper_npu.runtime.compile_cache import LIMIT_VARIABLE, CompileCache, Contents
 from whisper_npu.runtime.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.kv_cache import Contract, is_self_attention
-from whisper_npu.runtime.memory import available_bytes, forget_files_of, give_back
+from whisper_npu.runtime.memory import available_bytes, give_back
 from whisper_npu.runtime.model_dir import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 from whisper_npu.runtime.one_thread import one_thread
 from whisper_npu.runtime.openvino_plan import Plan
@@ -81,13 +80,11 @@ class Compiled:
         graphs: by name.
         facts: what is known of them.
         align: by graph, see `CompileCache.store`.
-        weights: arrays in the files that were read.
     """
 
     graphs: dict[str, ov.CompiledModel]
     facts: Facts
     align: dict[str, bytes] = field(default_factory=dict)
-    weights: Sequence[npt.NDArray[Any]] = ()
 
 
 class GraphCompiler:
@@ -199,14 +196,12 @@ class GraphCompiler:
             graph, align = compiled.graphs[name], compiled.align.get(name, b"")
             if not kept.store(keys[name], graph, contents, asdict(compiled.facts), align):
                 break
-        forget_files_of(compiled.weights)
         give_back()
 
     def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._plan.wanted.kv_cache
         trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         graphs.require_finite(folder, trio)
-        weights = graphs.largest_constants(trio)
         dimensions = graphs.read_dimensions(encoder, with_past)
         contract = self._known_contract(with_past)
         elastic = graphs.make_elastic(encoder, dimensions.n_audio_ctx)
@@ -241,7 +236,6 @@ class GraphCompiler:
             # Half as much to write, and to read at each start. Done whether graphs are kept or
             # not, so that the results are the same.
             align = {"with_past": eight_bits.narrow_tables(with_past)}
-            forget_files_of(weights)
         files = {**_STATEFUL, "decoder": DECODER}
         options: dict[str, dict[str, Any]] = {}
         # A graph is rounded while the one before it is compiled.
@@ -250,7 +244,6 @@ class GraphCompiler:
             for name, model in wanted.items():
                 if in_eight_bits:
                     options[name] = self._round(model, name)
-                    forget_files_of(weights)  # before compiling takes memory, too
                 if self._plan.is_fast_path:
                     graphs.store_by_output(model)
                 file = files[name]
@@ -258,11 +251,10 @@ class GraphCompiler:
                     self.compile_one, model, file, **options.get(name, {})
                 )
             compiled = {name: job.result() for name, job in jobs.items()}
-        forget_files_of(weights)
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
         facts = Facts(dimensions, contract, elastic, in_eight_bits, options, heads)
-        return Compiled(compiled, facts, align, weights)
+        return Compiled(compiled, facts, align)
 
     def _followed_heads(
         self, with_past: ov.Model, dimensions: graphs.GraphDimensions
