@@ -79,12 +79,10 @@ class Compiled:
     Attributes:
         graphs: by name.
         facts: what is known of them.
-        align: by graph, see `CompileCache.store`.
     """
 
     graphs: dict[str, ov.CompiledModel]
     facts: Facts
-    align: dict[str, bytes] = field(default_factory=dict)
 
 
 class GraphCompiler:
@@ -193,8 +191,7 @@ class GraphCompiler:
         )
         for name, file in _STATEFUL.items():
             contents = Contents(str(self._folder.path), Path(file).stem, precision)
-            graph, align = compiled.graphs[name], compiled.align.get(name, b"")
-            if not kept.store(keys[name], graph, contents, asdict(compiled.facts), align):
+            if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.facts)):
                 break
         give_back()
 
@@ -231,11 +228,10 @@ class GraphCompiler:
             wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
         in_eight_bits = self._plan.rounds and self._can_round(wanted.values())
         heads = self._followed_heads(with_past, dimensions)
-        align: dict[str, bytes] = {}
         if in_eight_bits and self._plan.is_fast_path and self._plan.arithmetic == "bf16":
             # Half as much to write, and to read at each start. Done whether graphs are kept or
             # not, so that the results are the same.
-            align = {"with_past": eight_bits.narrow_tables(with_past)}
+            eight_bits.narrow_tables(with_past)
         files = {**_STATEFUL, "decoder": DECODER}
         options: dict[str, dict[str, Any]] = {}
         # A graph is rounded while the one before it is compiled.
@@ -254,7 +250,7 @@ class GraphCompiler:
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
         facts = Facts(dimensions, contract, elastic, in_eight_bits, options, heads)
-        return Compiled(compiled, facts, align)
+        return Compiled(compiled, facts)
 
     def _followed_heads(
         self, with_past: ov.Model, dimensions: graphs.GraphDimensions
