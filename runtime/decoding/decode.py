@@ -23,7 +23,6 @@ from whisper_npu.runtime.decoding.logit_filters import (
 )
 from whisper_npu.runtime.decoding.loop_detection import is_endless
 from whisper_npu.runtime.decoding.samplers import BeamSearch, TokenChooser, rank
-from whisper_npu.runtime.draft import Draft
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Backend,
@@ -211,7 +210,6 @@ def decode_windows(
     min_end_time: Sequence[float] = (),
     n_frames: Sequence[int] = (),
     on_tokens: TokenCallback | None = None,
-    drafts: bool = True,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
 
@@ -230,7 +228,6 @@ def decode_windows(
             timestamps; by default it may end anywhere.
         n_frames: frames of 10 ms of audio in each window, for texts to be aligned with.
         on_tokens: called after each step with the tokens of each window so far.
-        drafts: whether a single row may be drafted, which gives the same and is faster.
 
     Returns:
         one result per window.
@@ -260,10 +257,7 @@ def decode_windows(
             every_row = np.repeat(starts, options.rows_per_window, axis=0)
             logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
-        is_greedy = options.temperature == 0 and options.beam_size is None
-        rows: _Rows | Draft = _Rows(session, len(audio) * options.rows_per_window, listener)
-        if drafts and is_greedy and (drafter := session.drafter()):
-            rows = Draft(drafter, rules, eot, len(options.prefix_tokens) + limit - 1)
+        rows = _Rows(session, len(audio) * options.rows_per_window, listener)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):
                 for rule in rules:

@@ -397,9 +397,6 @@ class _Session(FollowsNothing):
         """All rows stay."""
         return False
 
-    def drafter(self) -> None:
-        """There is no faster way."""
-
     def close(self) -> None:
         """Let go of the states."""
         self._cross = {}

@@ -19,7 +19,6 @@ from whisper_npu.runtime.model_folder.config import (
     Manifest,
     ModelConfig,
     heads_that_exist,
-    tokens,
 )
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
 from whisper_npu.runtime.model_folder.external_data import external_files
@@ -84,14 +83,6 @@ class ModelFolder:
                 f"{', '.join(known)}; export the model again"
             )
         return known[stated]
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The token that ends a text, behind all text tokens; None where no configuration says."""
-        for stated in (self.generation_config.eos_token_id, self.config.eos_token_id):
-            if tokens(stated):
-                return min(tokens(stated))  # of several it is the first behind the text tokens
-        return None
 
     @property
     def alignment_heads(self) -> tuple[tuple[int, int], ...]:

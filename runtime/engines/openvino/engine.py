@@ -27,7 +27,7 @@ from whisper_npu.runtime.engines.openvino.sessions import (
     RequestPool,
     UncachedSession,
 )
-from whisper_npu.runtime.engines.openvino.stateful_session import SplitVocabulary, StatefulSession
+from whisper_npu.runtime.engines.openvino.stateful_session import StatefulSession
 from whisper_npu.runtime.engines.protocol import (
     DecoderSession,
     Float32Array,
@@ -103,11 +103,6 @@ class OpenVINOBackend(SingleStream):
             )
             for name, graph in compiled.graphs.items()
         }
-        self._vocabulary: SplitVocabulary | None = None
-        if self._facts.n_draft:
-            self._vocabulary = SplitVocabulary(
-                self._pools["vocabulary"], self._pools["draft"], self._facts.n_draft
-            )
         self._cache = cache
         self._n_threads = threads
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
@@ -281,7 +276,6 @@ class OpenVINOBackend(SingleStream):
                 self._facts.dimensions,
                 self._n_text_ctx,
                 on_processor=self._device.startswith("CPU"),
-                vocabulary=self._vocabulary,
                 heads=self._facts.heads,
             )
         if rows_per_window > 1:

@@ -131,9 +131,6 @@ class UnevenSession:
         self.windows = [self.windows[row] for row in rows]
         return True
 
-    def drafter(self):
-        return None
-
     def close(self):
         pass
 
