@@ -89,6 +89,7 @@ def decode_with_fallback(
     continued: Sequence[bool] = (),
     splittable: Sequence[bool] = (),
     on_tokens: WindowCallback | None = None,
+    is_wanted: Callable[[int], bool] | None = None,
 ) -> list[Outcome]:
     """Decode a batch of encoded windows.
 
@@ -111,6 +112,8 @@ def decode_with_fallback(
         splittable: for each window, whether the caller decodes it in parts if it loops or leaves
             out speech: higher temperatures are not tried then.
         on_tokens: called after each step for each window being decoded.
+        is_wanted: tells by a window's number whether anybody still wants its text; by default
+            somebody does. Windows that nobody wants are left as they are.
 
     Returns:
         one outcome per window.
@@ -138,6 +141,7 @@ def decode_with_fallback(
             min_end_time=[min_end_time[window] for window in windows] if min_end_time else (),
             n_frames=[n_frames[window] for window in windows] if n_frames else (),
             on_tokens=None if on_tokens is None else report,
+            is_wanted=None if is_wanted is None else lambda: [is_wanted(each) for each in windows],
         )
         flawed = []
         for window, found in zip(windows, decoded, strict=True):
@@ -154,7 +158,7 @@ def decode_with_fallback(
                 tried = replace(found, unheard=where)
             attempts[window].append(tried)
             flaw = find_flaw(tried, options)
-            if flaw is not None:
+            if flaw is not None and (is_wanted is None or is_wanted(window)):
                 reason = f"{flaw}, without timestamps" if wanted.aligned else flaw
                 retries[window].append(Retry(wanted.temperature, reason))
                 flawed.append(window)

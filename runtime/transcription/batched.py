@@ -81,7 +81,7 @@ class _Place:
 
 
 class BatchedStrategy:
-    """A recording gone through many windows at a time; see `rounds.Reading`."""
+    """A recording gone through many windows at a time; see `Strategy`."""
 
     def __init__(self, session: TranscriptionSession, *, pad_to_full: bool) -> None:
         """Nothing is planned yet; `shares`: see `hearing.Task`."""

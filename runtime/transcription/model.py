@@ -11,6 +11,7 @@ from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNp
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
+from whisper_npu.runtime.engines.memory import give_back_after
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -25,6 +26,7 @@ from whisper_npu.runtime.timestamps.alignment import attention_delay
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.batched import BatchedStrategy
 from whisper_npu.runtime.transcription.gibberish import GibberishWatch
+from whisper_npu.runtime.transcription.group import Group, Strategy
 from whisper_npu.runtime.transcription.language import SpokenLanguage
 from whisper_npu.runtime.transcription.merged import MergedStream, one_at_a_time
 from whisper_npu.runtime.transcription.model_checks import check_model
@@ -36,7 +38,7 @@ from whisper_npu.runtime.transcription.partial import (
     Reports,
     in_background,
 )
-from whisper_npu.runtime.transcription.scheduler import Scheduler, Strategy
+from whisper_npu.runtime.transcription.scheduler import GIVEN_UP, Priority, Scheduler
 from whisper_npu.runtime.transcription.sequential import SequentialStrategy
 from whisper_npu.runtime.transcription.session import TranscriptionSession
 from whisper_npu.runtime.transcription.stream import TranscriptionStream
@@ -46,8 +48,6 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 logger = logging.getLogger("whisper_npu")
 
 _T = TypeVar("_T")
-
-_GIVEN_UP = "this transcription was given up; begin it anew"
 
 
 class WhisperModel:
@@ -69,6 +69,7 @@ class WhisperModel:
             voice_activity: its judge of where there is speech, where it has been loaded already.
 
         Attributes:
+            scheduler: decodes the windows of all transcriptions and live sessions.
             can_align: whether its folder has the graph that tells when a text was spoken.
 
         Raises:
@@ -77,6 +78,7 @@ class WhisperModel:
         self._calls = DeviceCalls("the model")
         self.folder = folder
         self.backend = backend
+        self.scheduler = Scheduler(backend, after_batch=give_back_after)
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         check_model(folder, self.tokenizer, backend)
@@ -127,7 +129,8 @@ class WhisperModel:
         wanted = self.resolve(options, **changes)
         stream = self._open(audio, wanted, sample_rate, on_partial)
         if isinstance(stream, MergedStream):
-            stream.scheduler = Scheduler(self.backend, wanted.batch_size, iter([stream]))
+            priority = _priority(stream.duration_estimate, self.backend)
+            stream.group = Group(self.scheduler, wanted.batch_size, iter([stream]), priority)
         return stream
 
     def transcribe_all(
@@ -159,21 +162,19 @@ class WhisperModel:
         """
         wanted = self.resolve(options, **changes)
 
-        def open_stream(
-            recording: AudioSource, scheduler: Scheduler
-        ) -> RecordingStream | MergedStream:
+        def open_stream(recording: AudioSource, group: Group) -> RecordingStream | MergedStream:
             try:
-                stream = self._open(recording, wanted, sample_rate)
+                stream = self._open(recording, wanted, sample_rate, is_alone=False)
             except AudioError as error:
                 if on_open is not None:
                     on_open(error)
                 raise
-            stream.scheduler = scheduler
+            stream.group = group
             if on_open is not None:
                 on_open(stream)
             return stream
 
-        return StreamsInOrder(self.backend, wanted.batch_size, recordings, open_stream)
+        return StreamsInOrder(self.scheduler, wanted.batch_size, recordings, open_stream)
 
     def _open(
         self,
@@ -181,6 +182,8 @@ class WhisperModel:
         options: TranscribeOptions,
         sample_rate: int | None,
         on_partial: PartialCallback | None = None,
+        *,
+        is_alone: bool = True,
     ) -> "RecordingStream | MergedStream":
         """Open a recording, its channels or tracks each on its own if that is wanted."""
         opened = open_streams(
@@ -190,10 +193,12 @@ class WhisperModel:
             channels=options.channels,
         )
         if len(opened) == 1:
-            return RecordingStream(self, opened[0], options, on_partial)
+            return RecordingStream(self, opened[0], options, on_partial, is_alone=is_alone)
         if on_partial is not None:
             on_partial = one_at_a_time(on_partial)
-        return MergedStream([RecordingStream(self, each, options, on_partial) for each in opened])
+        return MergedStream(
+            [RecordingStream(self, each, options, on_partial, is_alone=False) for each in opened]
+        )
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Any
@@ -235,7 +240,7 @@ class WhisperModel:
 class RecordingStream(TranscriptionStream):
     """The transcription of a recording, or of one of its channels or tracks.
 
-    What it holds changes only in a thread that has the turn in its rounds.
+    What it holds changes only in a thread that has the turn in its group.
     """
 
     def __init__(
@@ -244,8 +249,18 @@ class RecordingStream(TranscriptionStream):
         audio: AudioStream,
         options: TranscribeOptions,
         on_partial: PartialCallback | None = None,
+        *,
+        is_alone: bool = True,
     ) -> None:
-        """Decode nothing yet."""
+        """Decode nothing yet.
+
+        Args:
+            model: decodes it.
+            audio: the recording.
+            options: as `resolve` gives them.
+            on_partial: see `WhisperModel.transcribe`.
+            is_alone: whether it is transcribed by itself, rather than beside other recordings.
+        """
         self._model = model
         self._audio = audio
         self._segments: list[Segment] = []
@@ -255,19 +270,22 @@ class RecordingStream(TranscriptionStream):
         self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
         self._is_partial = False
         # Beside another channel, what is very quiet is that channel's speech, leaking in.
-        is_alone = audio.channel is None
         speech = SpeechMap(
-            model.voice_activity.detector(), options.vad_threshold, amplifies=is_alone
+            model.voice_activity.detector(),
+            options.vad_threshold,
+            amplifies=audio.channel is None,
         )
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._session = new_session(model, options, features, speech, times)
+        self._session.pad_to_class = not is_alone
         self._on_partial = on_partial
         self._session.reports = None if on_partial is None else Reports(self._labelled(on_partial))
         self._is_watched = False  # whether a loop over its updates is under way
         self._strategy: Strategy | None = None
-        self._alone = Scheduler(model.backend, options.batch_size, iter([self]))
-        self.scheduler = self._alone
+        priority = _priority(self.duration_estimate, model.backend)
+        self._alone = Group(model.scheduler, options.batch_size, iter([self]), priority)
+        self.group = self._alone
 
     @property
     def channel(self) -> str:
@@ -302,7 +320,7 @@ class RecordingStream(TranscriptionStream):
 
     @property
     def n_expected(self) -> int:
-        """Windows it has at once if there is speech all through; for its rounds."""
+        """Windows it has at once if there is speech all through; for its group."""
         duration, options = self.duration_estimate, self._session.options
         if _is_sequential(options):
             return 1
@@ -311,11 +329,11 @@ class RecordingStream(TranscriptionStream):
         return max(1, int(duration * FRAMES_PER_SECOND / self._session.window_frames))
 
     def next_window(self) -> WindowRequest | None:
-        """The next window to be decoded; called by the rounds it takes part in."""
+        """The next window to be decoded; called by its group."""
         return self._ask(lambda strategy: strategy.next_window(), None)
 
     def prefetch(self, room: int) -> list[WindowRequest]:
-        """Windows that wait for others; called by the rounds it takes part in."""
+        """Windows that wait for others; called by its group."""
         return self._ask(lambda strategy: strategy.prefetch(room), [])
 
     def _ask(self, question: Callable[[Strategy], _T], nothing: _T) -> _T:
@@ -330,11 +348,13 @@ class RecordingStream(TranscriptionStream):
             return nothing
 
     def accept(self, result: WindowResult | None) -> None:
-        """Take up a window that has been decoded; called by the rounds it takes part in."""
+        """Take up a window that has been decoded; called by its group."""
         reports = self._session.reports
         if reports is not None and reports.error is not None and not self._ended:
             abandoned = isinstance(reports.error, AbandonedError)
-            self.fail(UsageError(_GIVEN_UP) if abandoned else reports.error)
+            self.fail(UsageError(GIVEN_UP) if abandoned else reports.error)
+        elif result is None and not self._ended:
+            self.fail(self._broken or UsageError(GIVEN_UP))
         if result is None or self._error is not None or self._strategy is None:
             return
         try:
@@ -348,7 +368,7 @@ class RecordingStream(TranscriptionStream):
             self._segments.append(numbered)
 
     def end(self) -> None:
-        """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
+        """Complete the accounts, all having been decoded; called by its group."""
         if self._ended:
             return
         error = self._broken or self._session.features.error
@@ -381,19 +401,22 @@ class RecordingStream(TranscriptionStream):
     def fail(self, error: BaseException) -> None:
         """Give the transcription up; whoever asks for what is missing is told why."""
         self._error = error
+        self._session.given_up.set()
         self._strategy = None  # windows that wait hold a good deal
         self._alone.close()
         self._close()
 
     def close(self) -> None:
         """See `TranscriptionStream`."""
-        given_up = UsageError(_GIVEN_UP)
-        if self.scheduler.is_inside:
+        given_up = UsageError(GIVEN_UP)
+        self._session.given_up.set()
+        self._model.scheduler.look_again()
+        try:
+            with self.group.turn():
+                if not self._ended:
+                    self.fail(given_up)
+        except UsageError:  # called back from decoding: whoever waits for its windows closes it
             self._broken = self._broken or given_up
-            return
-        with self.scheduler.turn():
-            if not self._ended:
-                self.fail(given_up)
 
     def _close(self) -> None:
         self._ended = True
@@ -409,7 +432,7 @@ class RecordingStream(TranscriptionStream):
     def _reaches(self, position: int) -> bool:
         """Decode on until there is a segment at `position`; False where there will be none."""
         while position >= len(self._segments):
-            with self.scheduler.turn():
+            with self.group.turn():
                 if position < len(self._segments):
                     break  # another thread has decoded meanwhile
                 if self._error is not None:
@@ -417,7 +440,7 @@ class RecordingStream(TranscriptionStream):
                 if self._ended:
                     return False
                 try:
-                    self.scheduler.advance()
+                    self.group.advance()
                 except BaseException as error:
                     self.fail(error)
                     raise
@@ -449,7 +472,7 @@ class RecordingStream(TranscriptionStream):
                 self._on_partial(partial)
             callback(partial)
 
-        with self.scheduler.turn():
+        with self.group.turn():
             if self._is_watched:
                 raise UsageError("another loop over these updates is under way; take one at a time")
             self._is_watched = True
@@ -459,8 +482,10 @@ class RecordingStream(TranscriptionStream):
         except AbandonedError:
             self.close()
         finally:
-            with self.scheduler.turn():
+            with self.group.turn():
                 self._is_watched = False
+                if not self._session.is_wanted:
+                    self._session.given_up.set()
                 self._session.reports = before
 
     def _labelled(self, callback: PartialCallback) -> PartialCallback:
@@ -550,6 +575,12 @@ def new_session(
         n_audio_state=model.folder.config.d_model,
         can_align=model.can_align,
     )
+
+
+def _priority(seconds: float | None, backend: Backend) -> Priority:
+    """That of a recording transcribed by itself, by its length as far as it is known."""
+    window = backend.window_frames[-1] / FRAMES_PER_SECOND
+    return Priority.SHORT if seconds is not None and seconds <= window else Priority.BULK
 
 
 def _strategy(session: TranscriptionSession) -> Strategy:

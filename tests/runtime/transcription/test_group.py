@@ -1,4 +1,4 @@
-"""Which windows are decoded together, when and in how many streams; order, times, failures."""
+"""Which windows of a call are decoded together, when and in how many streams; order, times."""
 
 from threading import Event
 
@@ -7,12 +7,15 @@ import pytest
 from whisper_npu.errors import DeviceError
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription import scheduler as scheduler_module
+from whisper_npu.runtime.transcription.group import Group
 from whisper_npu.runtime.transcription.scheduler import Scheduler
 
 STREAMS = 2
 
 
 class FakeTask:
+    encoded = None
+
     def __init__(self, name, recording, prompt=()):
         self.name = name
         self.prompt = prompt
@@ -26,6 +29,8 @@ class FakeRecording:
     Those whose number is in `prompted` have a prompt; `n_ahead` more wait. `n_expected` is what
     its length says.
     """
+
+    is_wanted = True
 
     def __init__(self, name, n, at_once=100, prompted=(), n_ahead=0, n_expected=1):
         self.name, self.left, self.at_once, self.prompted = name, n, at_once, prompted
@@ -60,6 +65,10 @@ class FakeStreams:
 
     def in_streams(self):
         return "streams"
+
+
+def group(backend, batch_size, recordings):
+    return Group(Scheduler(backend), batch_size, iter(recordings))
 
 
 class Batches(list):
@@ -103,9 +112,9 @@ def noting(opened, names, n, **kwargs):
 
 
 def go_through(recordings, batch_size, n_streams=STREAMS):
-    scheduler = Scheduler(FakeStreams(n_streams), batch_size, iter(recordings))
+    mine = group(FakeStreams(n_streams), batch_size, recordings)
     n_rounds = 0
-    while scheduler.advance():
+    while mine.advance():
         n_rounds += 1
     return n_rounds
 
@@ -142,8 +151,8 @@ class TestRounds:
                 return super().next_window()
 
         recordings = [FakeRecording("a", 8), Second("b", 3)]
-        scheduler = Scheduler(SlowStreams(), 4, iter(recordings))
-        while scheduler.advance():
+        mine = group(SlowStreams(), 4, recordings)
+        while mine.advance():
             pass
         assert [len(recording.taken) for recording in recordings] == [8, 3]
         assert batches.in_one == []
@@ -188,10 +197,10 @@ class TestRounds:
 
     def test_nothing_is_read_ahead_that_could_not_be_taken_in(self, batches):
         recording = FakeRecording("a", 9, n_expected=9)
-        scheduler = Scheduler(FakeStreams(4), 2, iter([recording]))
-        scheduler._begin()
+        mine = group(FakeStreams(4), 2, [recording])
+        mine._begin()
         assert recording.left == 1
-        while scheduler.advance():
+        while mine.advance():
             pass
 
     def test_what_is_held_for_the_next_round_is_of_any_recording(self, batches):
@@ -252,8 +261,8 @@ class TestRounds:
 
     def test_recordings_are_opened_until_it_is_known_how_much_there_is(self, batches):
         opened = []
-        scheduler = Scheduler(FakeStreams(), 8, noting(opened, "abcdef", 20, n_expected=8))
-        assert scheduler._n_expected(20) == 24
+        mine = group(FakeStreams(), 8, noting(opened, "abcdef", 20, n_expected=8))
+        assert mine._n_expected(20) == 24
         assert opened == ["a", "b", "c"]
 
     def test_time_of_what_runs_side_by_side_counts_once(self, batches):
@@ -270,8 +279,8 @@ class TestRounds:
     def test_in_one_stream_the_next_round_waits_for_this_one(self, batches):
         """Also where it takes two batches, for the prompts differ."""
         recording = FakeRecording("a", 8, prompted=(7, 5, 3, 1))
-        scheduler = Scheduler(FakeStreams(1), 4, iter([recording]))
-        assert scheduler.advance()
+        mine = group(FakeStreams(1), 4, [recording])
+        assert mine.advance()
         assert len(recording.taken) == 4
         assert sum(len(batch) for batch in batches) == 4
 
@@ -315,7 +324,7 @@ class TestRounds:
     def test_recordings_are_opened_when_there_is_room(self, batches, batch_size):
         """One stream has no need to know whether there is much to come."""
         opened = []
-        Scheduler(FakeStreams(1), batch_size, noting(opened, "abc", batch_size)).advance()
+        group(FakeStreams(1), batch_size, noting(opened, "abc", batch_size)).advance()
         assert opened == ["a"]
 
     def test_what_was_begun_is_there_for_whoever_goes_on(self, batches, monkeypatch):
@@ -330,13 +339,13 @@ class TestRounds:
 
         monkeypatch.setattr(scheduler_module, "decode_requests", decode_requests)
         recording = FakeRecording("a", 32)
-        scheduler = Scheduler(FakeStreams(2), 8, iter([recording]))
-        scheduler._begin()
-        scheduler._begin()
+        mine = group(FakeStreams(2), 8, [recording])
+        mine._begin()
+        mine._begin()
         assert at_work.wait(10)
-        scheduler.close()
+        mine.close()
         go.set()
-        while scheduler.advance():
+        while mine.advance():
             pass
         assert recording.taken == [f"a{i}" for i in range(32, 0, -1)]
 
@@ -345,7 +354,7 @@ class TestRounds:
             raise DeviceError("gone")
 
         monkeypatch.setattr("whisper_npu.runtime.transcription.scheduler.decode_requests", fail)
-        scheduler = Scheduler(FakeStreams(), 16, iter([FakeRecording("a", 20)]))
+        mine = group(FakeStreams(), 16, [FakeRecording("a", 20)])
         for _ in range(2):
             with pytest.raises(DeviceError, match="gone"):
-                scheduler.advance()
+                mine.advance()
