@@ -1,0 +1,459 @@
+"""The scheduler that all callers share: order, company, cancels and failures, by a fake engine."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from threading import Barrier, Event, Lock, Thread
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.runtime.decoding.decode import DecodingOptions
+from whisper_npu.runtime.features.windows import Window
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription import scheduler as scheduler_module
+from whisper_npu.runtime.transcription.group import Group
+from whisper_npu.runtime.transcription.scheduler import Batch, Priority, Scheduler
+from whisper_npu.runtime.transcription.window_decoding import WindowRequest
+
+WHOLE = 3000  # frames
+LATE = 60  # seconds after which something hangs
+OPTIONS = TranscribeOptions()
+
+
+class FakeCaller:
+    """Wants its windows until it is told otherwise."""
+
+    def __init__(self, name="a", options=OPTIONS):
+        self.name, self.options = name, options
+        self.times = StageTimes()
+        self.is_wanted = True
+
+
+def window(caller, number=0, *, n_frames=WHOLE, prompt=(), **changes):
+    return WindowRequest(
+        caller,
+        Window(number, number + 1),
+        np.zeros((1, n_frames), np.float32),
+        DecodingOptions(),
+        prompt,
+        **changes,
+    )
+
+
+class FakeEngine:
+    """Decodes a window to the name of its caller and its number.
+
+    Attributes:
+        decoded: what was decoded together, by those names.
+        fails: takes the windows to be decoded; it may raise.
+    """
+
+    window_frames = (1000, WHOLE)
+
+    def __init__(self, n_streams=1, fails=lambda requests: None):
+        self.n_streams, self.fails = n_streams, fails
+        self.decoded, self.requests = [], []
+
+    def in_streams(self):
+        return self
+
+    def encode(self, features):
+        return features
+
+    def decode(self, requests, backend, times):
+        names = [said(request) for request in requests]
+        self.requests.append(list(requests))
+        self.decoded.append(names)
+        times.add("decoder", 1.0)
+        for request in requests:
+            if request.encoded is not None:
+                request.encoded.result(LATE)
+        self.fails(requests)
+        return names
+
+
+def said(request):
+    return f"{request.caller.name}{request.window.start}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_engine_decodes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            scheduler_module,
+            "decode_requests",
+            lambda requests, backend, times: backend.decode(requests, backend, times),
+        )
+        patch.setattr(scheduler_module, "encode_ahead", encode_ahead)
+        yield
+
+
+def encode_ahead(request, backend, pool):
+    if request.encoded is None:
+        request.encoded = pool.submit(backend.encode, request.features)
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture
+def scheduler(engine):
+    return Scheduler(engine)
+
+
+def submit(scheduler, name, numbers, priority=Priority.BULK, *, client=None, size=4, **changes):
+    """A batch of windows of one caller, queued."""
+    caller = FakeCaller(name)
+    client = client or scheduler.client(size, priority)
+    batch = Batch(client, [window(caller, number, **changes) for number in numbers])
+    scheduler.submit([batch])
+    return batch
+
+
+class TestOrder:
+    def test_who_waits_has_it_decoded(self, scheduler, engine):
+        batch = submit(scheduler, "a", [1, 2])
+        assert engine.decoded == []
+        scheduler.wait([batch])
+        assert batch.results() == ["a1", "a2"]
+        assert engine.decoded == [["a1", "a2"]]
+
+    def test_first_come_first_served_among_equals(self, scheduler, engine):
+        batches = [submit(scheduler, name, range(4)) for name in "abc"]
+        scheduler.wait(batches[-1:])
+        assert [names[0] for names in engine.decoded] == ["a0", "b0", "c0"]
+
+    def test_short_work_overtakes_bulk(self, scheduler, engine):
+        bulk = submit(scheduler, "a", range(4))
+        submit(scheduler, "b", [7], Priority.SHORT)
+        scheduler.wait([bulk])
+        assert engine.decoded == [["b7"], ["a0", "a1", "a2", "a3"]]
+
+    def test_but_not_for_ever(self, scheduler, engine):
+        bulk = submit(scheduler, "a", range(4))
+        short = [submit(scheduler, "b", range(4), Priority.SHORT) for _ in range(20)]
+        scheduler.wait([bulk])
+        assert 1 < len(engine.decoded) < len(short)
+
+    def test_equals_take_turns(self, scheduler, engine):
+        one, other = (scheduler.client(4, Priority.BULK) for _ in range(2))
+        batches = [submit(scheduler, "a", range(4), client=one) for _ in range(3)]
+        batches += [submit(scheduler, "b", range(4), client=other) for _ in range(3)]
+        scheduler.wait(batches)
+        assert "".join(names[0][0] for names in engine.decoded) == "ababab"
+
+    def test_live_windows_are_decoded_at_once(self, scheduler, engine):
+        submit(scheduler, "a", range(4))
+        assert scheduler.decode_now(window(FakeCaller("live"))) == "live0"
+        assert engine.decoded == [["live0"]]
+
+
+class TestCompany:
+    def test_windows_of_several_callers_share_a_batch(self, scheduler, engine):
+        batches = [submit(scheduler, name, [1]) for name in "abcde"]
+        scheduler.wait(batches[:1])
+        assert engine.decoded == [["a1", "b1", "c1", "d1"]]
+        assert [batch.is_done for batch in batches] == [True] * 4 + [False]
+        assert batches[1].results() == ["b1"]
+        assert (batches[1].times.seconds["decoder"], batches[1].n_together) == (1.0, 4)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"prompt": (1, 2)},
+            {"n_frames": 1000},
+            {"n_frames": 1000, "pad_to_class": True},
+            {"options": replace(OPTIONS, temperature=(0.5,))},
+            {"options": replace(OPTIONS, word_timestamps=True)},
+        ],
+    )
+    def test_those_that_are_decoded_otherwise_do_not(self, scheduler, engine, changes):
+        changes = dict(changes)
+        one = submit(scheduler, "a", [1])
+        caller = FakeCaller("b", changes.pop("options", OPTIONS))
+        other = Batch(scheduler.client(4, Priority.BULK), [window(caller, 2, **changes)])
+        scheduler.submit([other])
+        scheduler.wait([one, other])
+        assert engine.decoded == [["a1"], ["b2"]]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"n_frames": 900, "pad_to_full": True},
+            {"n_frames": 2500, "pad_to_class": True},
+            {"options": replace(OPTIONS, language="de", initial_prompt="Hallo", batch_size=9)},
+        ],
+    )
+    def test_those_that_come_to_the_same_do(self, scheduler, engine, changes):
+        changes = dict(changes)
+        one = submit(scheduler, "a", [1])
+        caller = FakeCaller("b", changes.pop("options", OPTIONS))
+        other = Batch(scheduler.client(4, Priority.BULK), [window(caller, 2, **changes)])
+        scheduler.submit([other])
+        scheduler.wait([one, other])
+        assert engine.decoded == [["a1", "b2"]]
+
+    def test_the_smallest_batch_size_holds(self, scheduler, engine):
+        batches = [
+            submit(scheduler, name, [1], size=n) for name, n in [("a", 4), ("b", 2), ("c", 4)]
+        ]
+        scheduler.wait(batches)
+        assert engine.decoded == [["a1", "b1"], ["c1"]]
+
+    def test_bulk_work_does_not_slow_short_work(self, scheduler, engine):
+        batches = [submit(scheduler, "a", [1]), submit(scheduler, "b", [2], Priority.SHORT)]
+        scheduler.wait(batches)
+        assert engine.decoded == [["b2"], ["a1"]]
+
+
+class TestCancelling:
+    def test_what_nobody_wants_is_not_decoded(self, scheduler, engine):
+        batches = [submit(scheduler, name, [1]) for name in "ab"]
+        batches[0].requests[0].caller.is_wanted = False
+        scheduler.wait(batches)
+        assert engine.decoded == [["b1"]]
+        assert batches[0].results() == [None]
+
+    def test_a_window_that_left_its_batch_has_no_text(self, scheduler, engine):
+        batches = [submit(scheduler, name, [1]) for name in "ab"]
+
+        def leave(requests):
+            requests[0].caller.is_wanted = False
+
+        engine.fails = leave
+        scheduler.wait(batches)
+        assert [batch.results() for batch in batches] == [[None], ["b1"]]
+
+    def test_nobody_waits_for_the_company(self, engine):
+        """One caller decodes for both; the other is free as soon as it gives up."""
+        begun, go_on = Event(), Event()
+
+        def hold(requests):
+            begun.set()
+            assert go_on.wait(LATE)
+
+        engine.fails = hold
+        scheduler = Scheduler(engine)
+        one, other = (submit(scheduler, name, [1]) for name in "ab")
+        leader = Thread(target=scheduler.wait, args=([one],))
+        leader.start()
+        assert begun.wait(LATE)
+        follower = Thread(target=scheduler.wait, args=([other],))
+        follower.start()
+        other.requests[0].caller.is_wanted = False
+        scheduler.look_again()
+        follower.join(LATE)
+        assert not follower.is_alive()
+        assert not one.is_done
+        go_on.set()
+        leader.join(LATE)
+        assert (one.results(), other.results()) == (["a1"], [None])
+
+
+class TestFailures:
+    def test_the_device_fails_all_that_wait(self, scheduler, engine):
+        batches = [submit(scheduler, name, range(3)) for name in "ab"]
+
+        def fail(requests):
+            raise DeviceError("NPU failed to run the model: no power")
+
+        engine.fails = fail
+        scheduler.wait(batches[:1])
+        for batch in batches:
+            with pytest.raises(DeviceError, match="no power"):
+                batch.results()
+        engine.fails = lambda requests: None
+        later = submit(scheduler, "c", [1])
+        scheduler.wait([later])
+        assert later.results() == ["c1"]
+
+    def test_the_device_s_own_words(self, scheduler, engine):
+        def fail(requests):
+            raise RuntimeError("Exception from src/plugin.cpp:7:\nZE_RESULT_ERROR_DEVICE_LOST")
+
+        engine.fails = fail
+        with pytest.raises(DeviceError, match="ZE_RESULT_ERROR_DEVICE_LOST"):
+            scheduler.decode_now(window(FakeCaller()))
+
+    def test_an_error_of_one_caller_stays_with_it(self, scheduler, engine):
+        def fail(requests):
+            if any(request.caller.name == "b" for request in requests):
+                raise UsageError("prompt and prefix fill the context")
+
+        engine.fails = fail
+        batches = [submit(scheduler, name, [1]) for name in "abc"]
+        scheduler.wait(batches)
+        assert [batch.results() for batch in (batches[0], batches[2])] == [["a1"], ["c1"]]
+        with pytest.raises(UsageError, match="fill the context"):
+            batches[1].results()
+
+    def test_who_is_interrupted_takes_nothing_along(self, scheduler, engine):
+        def interrupt(requests):
+            raise KeyboardInterrupt
+
+        batches = [submit(scheduler, name, [1]) for name in "ab"]
+        engine.fails = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.wait(batches[:1])
+        engine.fails = lambda requests: None
+        scheduler.wait(batches[1:])
+        assert batches[1].results() == ["b1"]
+        assert engine.decoded == [["a1", "b1"], ["b1"]]
+
+    def test_a_callback_may_have_something_else_decoded(self, scheduler, engine):
+        found = []
+
+        def ask(requests):
+            if not found:
+                found.append(None)
+                found.append(scheduler.decode_now(window(FakeCaller("inner"))))
+
+        engine.fails = ask
+        assert scheduler.decode_now(window(FakeCaller("outer"))) == "outer0"
+        assert found[1] == "inner0"
+
+
+@dataclass
+class Job:
+    """A call: `lengths` windows of each of its recordings, and what happens to it.
+
+    Attributes:
+        kind: what its windows can share a batch by.
+        at_once: windows of a recording that are ready at the same time.
+        leaves_after: windows after which the first recording is given up.
+        is_broken: its windows cannot be decoded, by a fault of its own.
+    """
+
+    lengths: list
+    batch_size: int
+    priority: Priority
+    kind: int
+    at_once: int
+    leaves_after: int | None
+    is_broken: bool
+
+
+jobs = st.builds(
+    Job,
+    lengths=st.lists(st.integers(0, 20), max_size=5),
+    batch_size=st.integers(1, 6),
+    priority=st.sampled_from(Priority),
+    kind=st.integers(0, 2),
+    at_once=st.integers(1, 30),
+    leaves_after=st.none() | st.integers(0, 5),
+    is_broken=st.sampled_from([False, False, False, True]),
+)
+
+
+@dataclass(eq=False)
+class FakeRecording(FakeCaller):
+    """A recording of `n` windows, of the job's kind."""
+
+    name: str
+    n: int
+    job: Job
+    leaves_after: int | None
+    times: StageTimes = field(default_factory=StageTimes)
+    is_wanted: bool = True
+    has_ended: bool = False
+    n_expected: int = 1
+    options: TranscribeOptions = OPTIONS
+    planned: int = 0
+    taken: list = field(default_factory=list)
+
+    def next_window(self):
+        if self.planned == self.n or self.planned - len(self.taken) >= self.job.at_once:
+            return None
+        self.planned += 1
+        return window(self, self.planned, prompt=(0,) * self.job.kind)
+
+    def prefetch(self, room):
+        return []
+
+    def accept(self, result):
+        self.taken.append(result)
+        if len(self.taken) == self.leaves_after:
+            self.is_wanted, self.has_ended = False, True
+
+    def end(self):
+        self.has_ended = True
+
+
+def run(scheduler, number, job):
+    """Go through a job; the recordings, and the error it ended by."""
+    recordings = [
+        FakeRecording(f"{number}/{place}:", n, job, None if place else job.leaves_after)
+        for place, n in enumerate(job.lengths)
+    ]
+    group = Group(scheduler, job.batch_size, iter(recordings), job.priority)
+    try:
+        while group.advance():
+            pass
+    except (DeviceError, ValueError) as error:
+        return recordings, error
+    return recordings, None
+
+
+class TestAnyCallers:
+    """Whoever comes in whatever order: nothing is lost, doubled, swapped or starved."""
+
+    @settings(
+        max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        every=st.lists(jobs, min_size=1, max_size=6),
+        n_streams=st.integers(1, 3),
+        failing=st.none() | st.integers(0, 12),
+    )
+    def test_each_gets_its_own(self, every, n_streams, failing):
+        lock, count = Lock(), iter(range(1_000_000))
+
+        def fail(requests):
+            with lock:
+                number = next(count)
+            kinds = {request.caller.job.kind for request in requests}
+            assert len({len(request.prompt) for request in requests}) == len(kinds) == 1
+            if number == failing:
+                raise DeviceError("no power")
+            if any(request.caller.job.is_broken for request in requests):
+                raise ValueError("broken")
+
+        engine = FakeEngine(n_streams, fail)
+        scheduler = Scheduler(engine)
+        together = Barrier(len(every))
+
+        def begin(number, job):
+            together.wait(LATE)
+            return run(scheduler, number, job)
+
+        with ThreadPoolExecutor(len(every)) as pool:
+            asked = [pool.submit(begin, *each) for each in enumerate(every)]
+            found = [each.result(LATE) for each in asked]
+        has_failed = any(isinstance(error, DeviceError) for _, error in found)
+        assert not has_failed or failing is not None
+        for job, (recordings, error) in zip(every, found, strict=True):
+            for recording in recordings:
+                expected = [f"{recording.name}{n}" for n in range(1, recording.planned + 1)]
+                for want, got in zip(expected, recording.taken, strict=False):
+                    assert got == want or (got is None and not recording.is_wanted)
+                assert len(recording.taken) <= recording.n
+                if error is None and recording.is_wanted:
+                    assert recording.taken == expected
+                    assert recording.planned == recording.n
+            if not job.is_broken and not has_failed:
+                assert error is None
+            if isinstance(error, DeviceError):
+                assert "no power" in str(error)
+        for requests in engine.requests:
+            clients = {request.caller.name.split("/")[0] for request in requests}
+            least = min(request.caller.job.batch_size for request in requests)
+            assert len(clients) == 1 or len(requests) <= least
+        again, error = run(scheduler, 99, Job([3], 4, Priority.BULK, 0, 9, None, is_broken=False))
+        if failing is None or has_failed:
+            assert (again[0].taken, error) == (["99/0:1", "99/0:2", "99/0:3"], None)
