@@ -17,8 +17,9 @@ from whisper_npu.runtime.audio.stream import load_audio
 from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.runtime.transcription.live import Committed
 from whisper_npu.scripts import main as console
+from whisper_npu.scripts.common.live_input import Arrivals
 from whisper_npu.scripts.common.live_output import JsonLines
-from whisper_npu.scripts.stream import Arrivals, main
+from whisper_npu.scripts.stream import main
 
 SCRIPT = ROOT / "scripts" / "stream.py"
 LINE = re.compile(r"\[(\d\d:)?\d\d:\d\d\.\d{3} --> (\d\d:)?\d\d:\d\d\.\d{3}\]  ?\S.*")
