@@ -330,18 +330,18 @@ def _roofline(
 
 def _plot(workload: "Workload", path: Path) -> None:
     """The stages of every configuration, stacked, per hour of audio."""
-    from whisper_npu.scripts.benchmarks import benchmark_plots  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks import plots  # noqa: PLC0415
 
     per_hour = 3600 / workload.audio_seconds
     bars = [
-        benchmark_plots.Bar(
+        plots.Bar(
             f"{measured.loaded.configuration.label}\nRTFx {measured.rtfx.median:.0f}",
             {name: stage.median * per_hour for name, stage in measured.stages.items()},
         )
         for measured in workload.measurements
     ]
     settings = workload.measurements[0].loaded.settings
-    benchmark_plots.stacked_bars(
+    plots.stacked_bars(
         bars,
         path,
         title="Where the time goes",

@@ -10,7 +10,7 @@ from whisper_npu.scripts.benchmarks.recordings import Recording
 from whisper_npu.scripts.benchmarks.roofline import Machine, StageRoof
 from whisper_npu.scripts.benchmarks.rtf import Measurement
 from whisper_npu.scripts.benchmarks.spread import Spread
-from whisper_npu.scripts.benchmarks.tables import markdown_table, text_table
+from whisper_npu.scripts.common.tables import markdown_table, text_table
 from whisper_npu.scripts.evaluation import wer
 
 Table = Callable[[Sequence[str], Sequence[Sequence[str]], int], str]

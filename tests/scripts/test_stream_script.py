@@ -221,6 +221,11 @@ class TestProcess:
             process.stdin.flush()
             while b"committed" not in process.stdout.readline():
                 pass
+            # A line is printed before it is saved: what follows the pause comes after both.
+            process.stdin.write(audio[: 5 * 16000].tobytes())
+            process.stdin.flush()
+            while json.loads(process.stdout.readline())["start"] < 10:
+                pass
             process.send_signal(signal.SIGTERM)
             process.stdout.read()
             told = process.stderr.read().decode().splitlines()
