@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from whisper_npu.scripts.benchmarks.conditions import conditions_line
-from whisper_npu.scripts.benchmarks.peer_comparison import OURS, START_CLIP, Result, SetResult
+from whisper_npu.scripts.benchmarks.engine_process import START_CLIP
+from whisper_npu.scripts.benchmarks.peer_comparison import OURS, Result, SetResult
 from whisper_npu.scripts.benchmarks.spread import spread
 from whisper_npu.scripts.common.tables import markdown_table, text_table
 from whisper_npu.scripts.evaluation import wer
