@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whisper_npu.errors import UsageError
-from whisper_npu.scripts.benchmarks.peer_models import PEERS
+from whisper_npu.scripts.benchmarks.peers import PEERS
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
 

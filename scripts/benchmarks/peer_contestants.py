@@ -19,7 +19,8 @@ from whisper_npu.scripts.benchmarks.peer_comparison import (
     n_runs,
 )
 from whisper_npu.scripts.benchmarks.peer_environment import PeerEnvironment
-from whisper_npu.scripts.benchmarks.peer_models import PEERS, PeerModels
+from whisper_npu.scripts.benchmarks.peer_models import PeerModels
+from whisper_npu.scripts.benchmarks.peers import PEERS
 from whisper_npu.scripts.benchmarks.recordings import Recording
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.console import one_line

@@ -15,8 +15,9 @@ from whisper_npu.scripts.benchmarks.ggml import ggml_name, text_tokens, write_gg
 from whisper_npu.scripts.benchmarks.peer_comparison import OURS, Contestant, compare
 from whisper_npu.scripts.benchmarks.peer_contestants import make_ours
 from whisper_npu.scripts.benchmarks.peer_environment import PeerEnvironment
-from whisper_npu.scripts.benchmarks.peer_models import PEERS, PeerModels, _token_names
+from whisper_npu.scripts.benchmarks.peer_models import PeerModels, _token_names
 from whisper_npu.scripts.benchmarks.peer_report import set_line, verdicts
+from whisper_npu.scripts.benchmarks.peers import PEERS
 from whisper_npu.scripts.benchmarks.recordings import find_recordings
 
 
