@@ -1,7 +1,7 @@
 """Text while it is being decoded: by callback, by iterator, and what becomes of the thread."""
 
+import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from types import MappingProxyType
@@ -22,9 +22,8 @@ INVENT = {**ENGLISH, "no_speech_threshold": None, "temperature": (0.0,)}
 
 def none_is_left(within=5.0):
     """Whether the threads of decoding end, those of streams once they have done their batch."""
-    late = time.monotonic() + within
-    while threads() and time.monotonic() < late:
-        time.sleep(0.01)
+    for thread in threads():
+        thread.join(within)
     return not threads()
 
 
@@ -183,12 +182,21 @@ class TestSeveral:
 
 
 class TestReports:
-    def test_one_at_a_time(self):
+    @pytest.fixture
+    def many_switches(self):
+        """Threads take turns as often as Python lets them."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        yield
+        sys.setswitchinterval(before)
+
+    def test_one_at_a_time(self, many_switches):
         inside, most = [], []
 
         def watch(partial):
             inside.append(partial)
-            time.sleep(0.005)
+            for _ in range(10_000):
+                pass  # long enough for the others to come in, were they let
             most.append(len(inside))
             inside.remove(partial)
 
