@@ -12,6 +12,7 @@ import pytest
 import tiny_whisper
 
 if TYPE_CHECKING:
+    from whisper_npu.runtime.audio.source import Samples
     from whisper_npu.runtime.transcription.model import WhisperModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,6 +139,19 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def beckett(real_asset: Callable[[str], Path]) -> Path:
     """Ten seconds of real speech: "Ever tried. Ever failed. No matter. Try again. ..."."""
     return real_asset("beckett")
+
+
+@pytest.fixture(scope="session")
+def sample_parts(beckett: Path) -> list["Samples"]:
+    """Real speech for parity wherever `make setup` has run: `beckett` and cuts of it, 16 kHz.
+
+    Each is float32 `(n,)`, begins and ends elsewhere, and gives a text of its own.
+    """
+    from whisper_npu.runtime.audio.stream import load_audio
+
+    samples = load_audio(beckett)
+    cuts = ((0.0, 10.0), (0.0, 4.6), (4.6, 10.0), (0.0, 2.5), (2.0, 7.0))  # seconds
+    return [samples[round(16_000 * start) : round(16_000 * end)] for start, end in cuts]
 
 
 @pytest.fixture(scope="session")
