@@ -8,7 +8,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
 from whisper_npu.scripts.common import cli, console
@@ -170,7 +170,7 @@ def _measure(
         room,
     )
 
-    def load(kind: str) -> "WhisperModel":
+    def load(kind: Any) -> "WhisperModel":  # argparse has checked it
         return load_model(
             folder,
             device=arguments.device,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whisper_npu.errors import UsageError, WhisperNpuError
 from whisper_npu.runtime.options import MODES, TranscribeOptions
@@ -248,14 +248,12 @@ def _setups(arguments: argparse.Namespace) -> list[Setup]:
 def _load(setup: Setup, folder: Path, threads: int) -> "WhisperModel":
     from whisper_npu.api import load_model  # noqa: PLC0415
 
-    return load_model(
-        folder,
-        device=setup.device,
-        backend=setup.backend,
-        kv_cache=setup.kv_cache,
-        precision=setup.precision,
-        threads=threads,
-    )
+    choices: dict[str, Any] = {  # argparse has checked them
+        "backend": setup.backend,
+        "kv_cache": setup.kv_cache,
+        "precision": setup.precision,
+    }
+    return load_model(folder, device=setup.device, threads=threads, **choices)
 
 
 def _model_names(folders: dict[str, Path]) -> dict[str, str]:

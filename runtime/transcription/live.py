@@ -13,7 +13,7 @@ from all speech before it.
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from whisper_npu.runtime.features.windows import (
     PAD,
     Window,
 )
-from whisper_npu.runtime.options import NOT_LIVE, TranscribeOptions
+from whisper_npu.runtime.options import NOT_LIVE, TranscribeKwargs, TranscribeOptions
 from whisper_npu.runtime.text.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.language import SpokenLanguage
@@ -146,7 +146,7 @@ class LiveTranscriber:
         min_chunk: float = 1.0,
         pause: float = 0.5,
         trim_after: float = 25.0,
-        **changes: Any,
+        **changes: Unpack[TranscribeKwargs],
     ) -> None:
         """Hear nothing yet.
 

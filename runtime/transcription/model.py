@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNpuError
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
@@ -17,7 +17,12 @@ from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.vad import SpeechMap, VoiceActivity
 from whisper_npu.runtime.features.windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
 from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
-from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.options import (
+    MODEL_LIST,
+    TranscribeKwargs,
+    TranscribeOptions,
+    unknown_option,
+)
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.text.prompts import Prompts
 from whisper_npu.runtime.text.tokenizer import Tokenizer, read_vocabulary, require_language
@@ -102,7 +107,7 @@ class WhisperModel:
         *,
         on_partial: PartialCallback | None = None,
         sample_rate: int | None = None,
-        **changes: Any,
+        **changes: Unpack[TranscribeKwargs],
     ) -> TranscriptionStream:
         """Transcribe a recording.
 
@@ -137,7 +142,7 @@ class WhisperModel:
         *,
         sample_rate: int | None = None,
         on_open: Callable[[TranscriptionStream | AudioError], None] | None = None,
-        **changes: Any,
+        **changes: Unpack[TranscribeKwargs],
     ) -> Iterator[TranscriptionStream | AudioError]:
         """Transcribe recordings, windows of several of them decoded together: much the fastest way.
 
@@ -194,7 +199,7 @@ class WhisperModel:
         return MergedStream([RecordingStream(self, each, options, on_partial) for each in opened])
 
     def resolve(
-        self, options: TranscribeOptions | None = None, **changes: Any
+        self, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeKwargs]
     ) -> TranscribeOptions:
         """Options as this model will follow them, the language as a code or None to detect it.
 
@@ -203,10 +208,11 @@ class WhisperModel:
             DeviceError: the model was loaded before this process was forked.
         """
         self._calls.check()
-        try:
-            wanted = replace(options or TranscribeOptions(), **changes)
-        except TypeError as error:
-            raise UsageError(f"unknown option: {error}") from None
+        for name in changes:
+            if name not in TranscribeKwargs.__annotations__:
+                raise unknown_option(name)
+        given = {} if options is None else vars(options)
+        wanted = TranscribeOptions(**{**given, **changes})
         language, languages = wanted.language, wanted.languages
         if languages is not None:
             languages = tuple(
@@ -221,13 +227,25 @@ class WhisperModel:
             raise UsageError("this model is English-only and cannot translate; use base or larger")
         if not self.is_multilingual and wanted.multilingual:
             raise UsageError("this model is English-only: multilingual needs base or larger")
-        for token in wanted.suppress_tokens or ():
-            if not -1 <= token < self.backend.n_vocab:
-                raise UsageError(
-                    f"suppress_tokens has {token}; the model's tokens are 0 to "
-                    f"{self.backend.n_vocab - 1}, and -1 means its own list"
-                )
+        self._check_tokens(wanted)
         return replace(wanted, language=language, languages=languages)
+
+    def _check_tokens(self, options: TranscribeOptions) -> None:
+        last = self.backend.n_vocab - 1
+        for token in options.suppress_tokens or ():
+            if not MODEL_LIST <= token <= last:
+                raise UsageError(
+                    f"suppress_tokens has {token}; the model's tokens are 0 to {last}, and "
+                    f"{MODEL_LIST} means its own list"
+                )
+        last_of_text = self.tokenizer.special.eot - 1
+        for name, tokens, end in (
+            ("initial_prompt", options.initial_prompt, last),
+            ("prefix", options.prefix, last_of_text),
+        ):
+            for token in () if tokens is None or isinstance(tokens, str) else tokens:
+                if not 0 <= token <= end:
+                    raise UsageError(f"{name} has {token}; the tokens it may have are 0 to {end}")
 
 
 class RecordingStream(TranscriptionStream):

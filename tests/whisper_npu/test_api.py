@@ -18,6 +18,16 @@ def test_public_names():
         assert getattr(whisper_npu, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'load_modle'"):
         _ = whisper_npu.load_modle
+    assert set(whisper_npu.__all__) <= set(dir(whisper_npu))
+
+
+def test_every_error_and_result_is_public():
+    from whisper_npu import errors
+
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert {each.__name__ for each in classes} <= set(whisper_npu.__all__)
+    for name in ("Coverage", "Span", "Retry", "Word", "Partial", "Committed", "Tentative"):
+        assert getattr(whisper_npu, name).__name__ == name
 
 
 def test_errors_form_one_tree():
