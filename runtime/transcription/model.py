@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import isfinite
-from typing import TypeVar, Unpack
+from threading import Lock
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+from weakref import WeakSet
 
 from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNpuError
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
@@ -52,11 +55,15 @@ logger = logging.getLogger("whisper_npu")
 
 _T = TypeVar("_T")
 
-_GIVEN_UP = "this transcription was given up; begin it anew"
+_GIVEN_UP = "this transcription was closed before its end; begin it anew"
+_CLOSED = "this model is closed; load it again"
 
 
 class WhisperModel:
-    """A loaded model. Call `transcribe` as often as you like, from as many threads as you like."""
+    """A loaded model. Call `transcribe` as often as you like, from as many threads as you like.
+
+    As a context manager it is closed at the end of the block.
+    """
 
     def __init__(
         self,
@@ -80,8 +87,10 @@ class WhisperModel:
             ModelError: the folder's files are of different models.
         """
         self._calls = DeviceCalls("the model")
+        self._lock = Lock()
+        self._streams: WeakSet[RecordingStream] = WeakSet()
         self.folder = folder
-        self.backend = backend
+        self._backend: Backend | None = backend
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         check_model(folder, self.tokenizer, backend)
@@ -94,6 +103,42 @@ class WhisperModel:
                 ALIGNMENT,
                 folder.path,
             )
+
+    @property
+    def backend(self) -> Backend:
+        """What runs its graphs.
+
+        Raises:
+            UsageError: the model is closed.
+        """
+        backend = self._backend
+        if backend is None:
+            raise UsageError(_CLOSED)
+        return backend
+
+    def close(self) -> None:
+        """Let go of the graphs, and close the transcriptions that have not ended.
+
+        Their memory is freed once no stream and no live session refers to it. Results that are
+        complete stay. A second call does nothing. What is asked for afterwards raises a
+        `UsageError`.
+        """
+        with self._lock:
+            self._backend = None
+            streams = list(self._streams)
+        for stream in streams:
+            stream.give_up(_CLOSED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     def is_multilingual(self) -> bool:
@@ -112,8 +157,9 @@ class WhisperModel:
         """Transcribe a recording.
 
         Args:
-            audio: a path, an open binary file, or samples `(n_samples,)` of one channel, floats in
-                [-1, 1] or int16.
+            audio: a path; an open binary file; the bytes of a file; or samples as an array,
+                `(n_samples,)` or `(n_samples, n_channels)`, of floats in [-1, 1], int16, int32 or
+                uint8. An array without samples has an empty text.
             options: how to transcribe.
             sample_rate: that of samples, in Hz; None is 16,000.
             on_partial: called with the text of a window after each decoding step, from the threads
@@ -192,11 +238,15 @@ class WhisperModel:
             audio_track=options.audio_track,
             channels=options.channels,
         )
-        if len(opened) == 1:
-            return RecordingStream(self, opened[0], options, on_partial)
-        if on_partial is not None:
+        if len(opened) > 1 and on_partial is not None:
             on_partial = one_at_a_time(on_partial)
-        return MergedStream([RecordingStream(self, each, options, on_partial) for each in opened])
+        with self._lock, ExitStack() as on_error:
+            for each in opened:
+                on_error.callback(each.close)
+            streams = [RecordingStream(self, each, options, on_partial) for each in opened]
+            self._streams.update(streams)
+            on_error.pop_all()
+        return streams[0] if len(streams) == 1 else MergedStream(streams)
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeKwargs]
@@ -207,7 +257,7 @@ class WhisperModel:
             UsageError: an option is unknown or does not fit the model.
             DeviceError: the model was loaded before this process was forked.
         """
-        self._calls.check()
+        self.check_usable()
         for name in changes:
             if name not in TranscribeKwargs.__annotations__:
                 raise unknown_option(name)
@@ -229,6 +279,17 @@ class WhisperModel:
             raise UsageError("this model is English-only: multilingual needs base or larger")
         self._check_tokens(wanted)
         return replace(wanted, language=language, languages=languages)
+
+    def check_usable(self) -> None:
+        """Make sure that the model can be used.
+
+        Raises:
+            UsageError: it is closed.
+            DeviceError: it was loaded before this process was forked.
+        """
+        self._calls.check()
+        if self._backend is None:
+            raise UsageError(_CLOSED)
 
     def _check_tokens(self, options: TranscribeOptions) -> None:
         last = self.backend.n_vocab - 1
@@ -403,7 +464,11 @@ class RecordingStream(TranscriptionStream):
 
     def close(self) -> None:
         """See `TranscriptionStream`."""
-        given_up = UsageError(_GIVEN_UP)
+        self.give_up(_GIVEN_UP)
+
+    def give_up(self, reason: str) -> None:
+        """Close it; `reason` is what those are told who ask for what has not been decoded."""
+        given_up = UsageError(reason)
         if self.rounds.is_inside:
             self._broken = self._broken or given_up
             return
@@ -415,7 +480,7 @@ class RecordingStream(TranscriptionStream):
         self._ended = True
         self._audio.close()
 
-    def __iter__(self) -> Iterator[Segment]:
+    def _iterate(self) -> Iterator[Segment]:
         """See `TranscriptionStream`."""
         position = 0
         while self._reaches(position):
@@ -506,7 +571,8 @@ class RecordingStream(TranscriptionStream):
         return self._result()
 
     def _result(self) -> Transcription:
-        backend, job = self._model.backend, self._job
+        job = self._job
+        backend = job.backend
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
             language=job.language.main or job.undetected,
