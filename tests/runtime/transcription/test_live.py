@@ -279,7 +279,7 @@ class TestChunks:
         [
             (np.zeros((2, 100), np.float32), "shape"),
             (np.zeros(100, np.int64), "int64"),
-            (b"\0" * 100, r"type bytes; feed a numpy array, which np\.frombuffer"),
+            (b"\0\0", r"type bytes; feed a numpy array, which np\.frombuffer"),
             (np.full(100, np.nan, np.float32), "finite"),
             (np.full(100, 1e12), "finite"),
         ],
