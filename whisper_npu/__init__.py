@@ -2,9 +2,9 @@
 
 from whisper_npu import load_model
 
-model = load_model("models/tiny.en", device="CPU")
-for segment in model.transcribe("speech.wav"):
-    print(segment.start, segment.text)
+with load_model("tiny.en", device="CPU") as model:
+    for segment in model.transcribe("speech.wav"):
+        print(segment.start, segment.text)
 """
 
 from pathlib import Path

@@ -29,7 +29,7 @@ def load_model(
         path: the model folder, or a model's name such as `tiny.en`, which is looked for as the
             commands do (see `model_search.find_model`) and exported where it is nowhere.
         device: `CPU`, `GPU`, `NPU`, `AUTO` (whichever proves fastest), `encoder=NPU,decoder=CPU`,
-            or `NPU_EMULATED`, the NPU's graphs on the CPU. Never replaced by another.
+            or `NPU_EMULATED`, the NPU's graphs on the CPU; in any case. Never replaced by another.
         backend: what runs the graphs: `openvino` or `onnxruntime`.
         kv_cache: where the decoder's past states are kept: `stateful` (by the device), `concat` or
             `static` (by the host), `off` (recomputed at each step); `auto` takes the fastest.
@@ -53,7 +53,7 @@ def load_model(
         detector = beside.submit(VoiceActivity, folder.path)
         loaded = load_backend(
             folder,
-            device,
+            device if "=" in device else device.upper(),
             backend=backend,
             kv_cache=kv_cache,
             precision=precision,
