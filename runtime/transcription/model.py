@@ -261,8 +261,13 @@ class WhisperModel:
         for name in changes:
             if name not in TranscribeKwargs.__annotations__:
                 raise unknown_option(name)
-        given = {} if options is None else vars(options)
-        wanted = TranscribeOptions(**{**given, **changes})
+        options = TranscribeOptions() if options is None else options
+        if not isinstance(options, TranscribeOptions):
+            raise UsageError(
+                f"options are a {type(options).__name__}; write them by name, such as "
+                "language='en', or as TranscribeOptions(...)"
+            )
+        wanted = TranscribeOptions(**{**vars(options), **changes})
         language, languages = wanted.language, wanted.languages
         if languages is not None:
             languages = tuple(

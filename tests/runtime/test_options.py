@@ -166,6 +166,12 @@ class TestWithAModel:
         with pytest.raises(UsageError, match="prefix has"):
             model.transcribe(sound(1), **ENGLISH, prefix=[model.tokenizer.special.eot])
 
+    @pytest.mark.parametrize("given", ["en", {"language": "en"}])
+    def test_options_are_written_by_name(self, make, given):
+        expected = f"options are a {type(given).__name__}; write them by name, such as language"
+        with pytest.raises(UsageError, match=expected):
+            make(Say(())).transcribe(sound(1), given)
+
     @pytest.mark.parametrize(
         ("name", "advice"),
         [
