@@ -113,7 +113,9 @@ class Recording:
             self._file = self._owned = io.BytesIO(source)
         elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
             name = getattr(source, "name", None)
-            self.name = os.fsdecode(name) if isinstance(name, str | bytes) else "stream"
+            self.name = (
+                os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else "stream"
+            )
             self._file = cast(BinaryIO, source)
         else:
             raise AudioInputError(
