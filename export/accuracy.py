@@ -28,7 +28,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Heard:
+class WindowResult:
     """What came out for a recording, and the code of its language."""
 
     text: str
@@ -67,7 +67,7 @@ def verify_accuracy(
     metric = metric_for(Counter(heard.language for heard in before).most_common(1)[0][0])
     spoken = texts or [heard.text for heard in before]
 
-    def measure(results: Sequence[Heard]) -> tuple[float | None, int]:
+    def measure(results: Sequence[WindowResult]) -> tuple[float | None, int]:
         pairs = zip(spoken, results, strict=True)
         edits = total([align(text, heard.text, metric)[0] for text, heard in pairs])
         return edits.rate, edits.words
@@ -146,11 +146,11 @@ def _recordings(conversion: Conversion) -> tuple[list[Path], list[str] | None, s
     return files, None, OWN_TEXT
 
 
-def _transcribe(folder: Path, recordings: Sequence[Path]) -> list[Heard]:
+def _transcribe(folder: Path, recordings: Sequence[Path]) -> list[WindowResult]:
     model_folder = read_model_folder(folder)
     model = WhisperModel(model_folder, OpenVINOBackend(model_folder, precision=INFERENCE_PRECISION))
     results = []
     for recording in recordings:
         stream = model.transcribe(recording, OPTIONS)
-        results.append(Heard(stream.text, stream.language))
+        results.append(WindowResult(stream.text, stream.language))
     return results

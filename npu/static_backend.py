@@ -388,9 +388,6 @@ class StaticSession(FollowsNothing):
         """All rows stay."""
         return False
 
-    def drafter(self) -> None:
-        """There is no faster way."""
-
     def close(self) -> None:
         """Give lanes and requests back."""
         while self._lanes:

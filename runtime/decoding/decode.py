@@ -23,8 +23,6 @@ from whisper_npu.runtime.decoding.logit_filters import (
 )
 from whisper_npu.runtime.decoding.loop_detection import is_endless
 from whisper_npu.runtime.decoding.samplers import BeamSearch, TokenChooser, rank
-from whisper_npu.runtime.decoding.unheard import Stretch
-from whisper_npu.runtime.draft import Draft
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Backend,
@@ -32,6 +30,7 @@ from whisper_npu.runtime.engines.protocol import (
     Float32Array,
     Int64Array,
 )
+from whisper_npu.runtime.features.windows import Stretch
 from whisper_npu.runtime.text.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
 from whisper_npu.runtime.timestamps.alignment import TokenTimes
 from whisper_npu.runtime.timestamps.sentences import Listener, with_timestamps
@@ -57,7 +56,7 @@ class DecodingOptions:
         beam_size: beams at temperature 0; None for greedy decoding.
         patience: how many times `beam_size` finished candidates beam search waits for.
         length_penalty: Google NMT's alpha in ranking candidates; None divides by their length.
-        begun: tokens the transcript of each window is known to begin with, timestamps included.
+        prefix_tokens: tokens that the transcript of each window begins with, timestamps included.
         without_timestamps: sample text only.
         aligned: sample text only, and put timestamps in afterwards, by what the model attended to.
         attention_delay: seconds by which that is behind the sound.
@@ -75,7 +74,7 @@ class DecodingOptions:
     beam_size: int | None = None
     patience: float = 1.0
     length_penalty: float | None = None
-    begun: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
     without_timestamps: bool = False
     aligned: bool = False
     attention_delay: float = 0.0
@@ -171,7 +170,7 @@ def initial_tokens(
         tokens.append(special.translate if options.task == "translate" else special.transcribe)
     if not options.samples_timestamps:
         tokens.append(special.no_timestamps)
-    tokens += options.begun
+    tokens += options.prefix_tokens
     if len(tokens) >= n_text_ctx:
         raise UsageError(f"prompt and prefix fill the decoder's context of {n_text_ctx} tokens")
     return tokens, sot_index
@@ -208,10 +207,9 @@ def decode_windows(
     *,
     prompts: Sequence[Sequence[int]] = (),
     seeds: Sequence[int] = (),
-    reach: Sequence[float] = (),
+    min_end_time: Sequence[float] = (),
     n_frames: Sequence[int] = (),
     on_tokens: TokenCallback | None = None,
-    drafts: bool = True,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
 
@@ -226,11 +224,10 @@ def decode_windows(
             for each. By default none has any.
         seeds: a number per window that makes its sampling repeatable, whatever it is batched
             with; by default its place in the batch.
-        reach: seconds into each window that its text must reach before it may end, if it has
+        min_end_time: seconds into each window that its text must reach before it may end, if it has
             timestamps; by default it may end anywhere.
         n_frames: frames of 10 ms of audio in each window, for texts to be aligned with.
         on_tokens: called after each step with the tokens of each window so far.
-        drafts: whether a single row may be drafted, which gives the same and is faster.
 
     Returns:
         one result per window.
@@ -246,7 +243,7 @@ def decode_windows(
     room = backend.n_text_ctx - starts.shape[1]
     limit = room if options.sample_len is None else min(options.sample_len, room)
     chooser = _chooser(options, eot, seeds or range(len(audio)))
-    rules = _rules(tokenizer, options, reach)
+    rules = _rules(tokenizer, options, min_end_time)
     with times.measure("cross-attention projection"):
         session = backend.start(audio, options.rows_per_window)
     try:
@@ -260,10 +257,7 @@ def decode_windows(
             every_row = np.repeat(starts, options.rows_per_window, axis=0)
             logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
-        is_greedy = options.temperature == 0 and options.beam_size is None
-        rows: _Rows | Draft = _Rows(session, len(audio) * options.rows_per_window, listener)
-        if drafts and is_greedy and (drafter := session.drafter()):
-            rows = Draft(drafter, rules, eot, len(options.begun) + limit - 1)
+        rows = _Rows(session, len(audio) * options.rows_per_window, listener)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):
                 for rule in rules:
@@ -293,7 +287,7 @@ def decode_windows(
         if listener is not None:
             spoken = listener.times(window, best.tokens, backend, audio)
             tokens, words = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
-        n_sampled = len(best.tokens) - len(options.begun)
+        n_sampled = len(best.tokens) - len(options.prefix_tokens)
         results.append(
             DecodedWindow(
                 tokens=tokens,
@@ -313,24 +307,24 @@ def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> TokenC
     """What chooses the tokens of windows with these seeds."""
     if options.temperature == 0 and options.beam_size is not None:
         n_rows = len(seeds) * options.beam_size
-        return BeamSearch(n_rows, options.beam_size, options.patience, eot, options.begun)
+        return BeamSearch(n_rows, options.beam_size, options.patience, eot, options.prefix_tokens)
     rngs = [
         np.random.default_rng((seed, row))
         for seed in seeds
         for row in range(options.rows_per_window)
     ]
-    return TokenChooser(options.temperature, eot, rngs, options.begun)
+    return TokenChooser(options.temperature, eot, rngs, options.prefix_tokens)
 
 
 def _rules(
-    tokenizer: Tokenizer, options: DecodingOptions, reach: Sequence[float]
+    tokenizer: Tokenizer, options: DecodingOptions, min_end_time: Sequence[float]
 ) -> list[LogitFilter]:
     rules = [*forbidden_tokens(options), *timestamp_rules(tokenizer, options)]
-    if any(reach) and options.samples_timestamps:
+    if any(min_end_time) and options.samples_timestamps:
         special = tokenizer.special
         rules.append(
             ReachEnd(
-                np.repeat(np.asarray(reach), options.rows_per_window),
+                np.repeat(np.asarray(min_end_time), options.rows_per_window),
                 timestamp_begin=special.timestamp_begin,
                 eot=special.eot,
                 step=TIMESTAMP_STEP,

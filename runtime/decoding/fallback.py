@@ -16,13 +16,13 @@ from whisper_npu.runtime.decoding.decode import DecodedWindow, DecodingOptions, 
 from whisper_npu.runtime.decoding.loop_detection import is_loop
 from whisper_npu.runtime.decoding.unheard import (
     NEGLIGIBLE_SPEECH,
-    Stretch,
     seconds_of,
     unheard_by_segments,
     unheard_by_words,
 )
 from whisper_npu.runtime.engines.protocol import Backend, Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
+from whisper_npu.runtime.features.windows import Stretch
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.results import Retry
 from whisper_npu.runtime.text.prompts import CONTEXT_TEMPERATURE
@@ -83,11 +83,11 @@ def decode_with_fallback(
     times: StageTimes,
     *,
     prompts: Sequence[Sequence[int]] = (),
-    reach: Sequence[float] = (),
+    min_end_time: Sequence[float] = (),
     n_frames: Sequence[int] = (),
     speech: Sequence[Sequence[Stretch]] = (),
     continued: Sequence[bool] = (),
-    divisible: Sequence[bool] = (),
+    splittable: Sequence[bool] = (),
     on_tokens: WindowCallback | None = None,
 ) -> list[Outcome]:
     """Decode a batch of encoded windows.
@@ -102,14 +102,14 @@ def decode_with_fallback(
         options: thresholds and temperatures.
         times: where stage times are added.
         prompts: see `decode_windows`.
-        reach: see `decode_windows`.
+        min_end_time: see `decode_windows`.
         n_frames: see `decode_windows`.
         speech: where the detector hears speech in each window; by default nobody knows. Needs
             `n_frames`.
         continued: for each window, whether the caller decodes what is left behind its text; by
             default it goes on where the timestamps end, as the reference does.
-        divisible: for each window, whether the caller decodes it in parts if it loops or leaves out
-            speech: higher temperatures are not tried then.
+        splittable: for each window, whether the caller decodes it in parts if it loops or leaves
+            out speech: higher temperatures are not tried then.
         on_tokens: called after each step for each window being decoded.
 
     Returns:
@@ -135,7 +135,7 @@ def decode_with_fallback(
             times,
             prompts=[prompts[window] for window in windows] if prompted else (),
             seeds=[seeds[window] for window in windows],
-            reach=[reach[window] for window in windows] if reach else (),
+            min_end_time=[min_end_time[window] for window in windows] if min_end_time else (),
             n_frames=[n_frames[window] for window in windows] if n_frames else (),
             on_tokens=None if on_tokens is None else report,
         )
@@ -164,7 +164,7 @@ def decode_with_fallback(
     pending = list(range(len(seeds)))
     misled: list[int] = []  # windows that a prompt has led into a loop
     divided: set[int] = set()  # windows to be decoded in parts
-    can_divide = {window for window, can in enumerate(divisible) if can}
+    can_divide = {window for window, can in enumerate(splittable) if can}
     has_prompt = any(prompts)
     rungs = _rungs(decoding, options)
     for wanted in rungs:

@@ -115,17 +115,17 @@ class ReachEnd:
     """
 
     def __init__(
-        self, reach: npt.NDArray[np.float64], *, timestamp_begin: int, eot: int, step: float
+        self, min_end_time: npt.NDArray[np.float64], *, timestamp_begin: int, eot: int, step: float
     ) -> None:
         """Set the rule up.
 
         Args:
-            reach: seconds that the text of each row must reach, float64 `(rows,)`.
+            min_end_time: seconds that the text of each row must reach, float64 `(rows,)`.
             timestamp_begin: the token `<|0.00|>`.
             eot: the token `<|endoftext|>`.
             step: seconds from one timestamp to the next.
         """
-        self._earliest = timestamp_begin + np.ceil(reach / step).astype(np.int64)
+        self._earliest = timestamp_begin + np.ceil(min_end_time / step).astype(np.int64)
         self._begin = timestamp_begin
         self._eot = eot
 

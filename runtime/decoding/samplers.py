@@ -29,7 +29,7 @@ class TokenChooser:
         temperature: float,
         eot: int,
         rngs: Sequence[np.random.Generator],
-        begun: Sequence[int] = (),
+        prefix_tokens: Sequence[int] = (),
     ) -> None:
         """One generator of chance per row, so that a row does not depend on its neighbours."""
         n_rows = len(rngs)
@@ -38,7 +38,7 @@ class TokenChooser:
         self._rngs = rngs
         self._rows = np.arange(n_rows)
         self._scratch: Float32Array | None = None
-        self.tokens = _rows_of(begun, n_rows)
+        self.tokens = _rows_of(prefix_tokens, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self.finished = np.zeros(n_rows, bool)
 
@@ -92,12 +92,17 @@ class BeamSearch:
     """The likeliest continuations of each window's beams (openai/whisper, `BeamSearchDecoder`)."""
 
     def __init__(
-        self, n_rows: int, beam_size: int, patience: float, eot: int, begun: Sequence[int] = ()
+        self,
+        n_rows: int,
+        beam_size: int,
+        patience: float,
+        eot: int,
+        prefix_tokens: Sequence[int] = (),
     ) -> None:
         self._beam_size = beam_size
         self._eot = eot
         self._max_candidates = round(beam_size * patience)
-        self.tokens = _rows_of(begun, n_rows)
+        self.tokens = _rows_of(prefix_tokens, n_rows)
         self.sum_logprobs = np.zeros(n_rows)
         self._ended: list[dict[tuple[int, ...], float]] = [{} for _ in range(n_rows // beam_size)]
         self.finished = np.zeros(n_rows, bool)  # never set: ended beams are replaced

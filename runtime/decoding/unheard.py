@@ -8,12 +8,10 @@ have to be spoken.
 from collections.abc import Sequence
 
 from whisper_npu.runtime.decoding.loop_detection import spoken_length
+from whisper_npu.runtime.features.windows import Stretch
 from whisper_npu.runtime.text.segments import TokenSegment
 from whisper_npu.runtime.text.tokenizer import Tokenizer
 from whisper_npu.runtime.timestamps.words import WordTiming
-
-Stretch = tuple[float, float]
-"""From when to when, in seconds from the start of a window."""
 
 NEGLIGIBLE_SPEECH = 1.0  # seconds at the end of a window that may be noise, or the last word
 

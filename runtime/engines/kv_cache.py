@@ -11,16 +11,16 @@ Cross-attention states depend on the audio alone: computed once per window, neve
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import ModelError
+from whisper_npu.runtime.model_folder.config import KVContract
 
 SEQUENCE_AXIS = 2
 
-Contract = Literal["accumulated", "delta"]
 State = npt.NDArray[np.float32]
 States = dict[str, State]
 
@@ -66,7 +66,7 @@ class KVCache(Protocol):
         ...
 
 
-def check_present(name: str, state: State, contract: Contract, past: int, n_new: int) -> None:
+def check_present(name: str, state: State, contract: KVContract, past: int, n_new: int) -> None:
     """Refuse a state whose length is not what the contract says.
 
     Raises:
@@ -84,7 +84,7 @@ def check_present(name: str, state: State, contract: Contract, past: int, n_new:
 class ConcatCache:
     """Joins new states to the past (delta), or takes the joined ones (accumulated)."""
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: KVContract) -> None:
         self._contract = contract
         self._states: States = {}
         self._length = 0
@@ -126,7 +126,7 @@ class ConcatCache:
 class StaticCache:
     """A buffer for the whole context, allocated once, written in place at `length`."""
 
-    def __init__(self, contract: Contract, n_text_ctx: int) -> None:
+    def __init__(self, contract: KVContract, n_text_ctx: int) -> None:
         self._contract = contract
         self._n_text_ctx = n_text_ctx
         self._buffers: States = {}

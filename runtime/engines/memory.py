@@ -1,24 +1,17 @@
 """How much memory is free, and giving back what this process has no more use for."""
 
-import contextlib
 import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any, BinaryIO
+from threading import Lock
+from typing import Any, BinaryIO
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-_DONTNEED = 4  # Linux's MADV_DONTNEED
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _LARGE = 2 << 20  # bytes: few blocks are as large, and those are worth a call to the system
 _UNKNOWN = 4 << 30  # bytes free: where the system does not say, assume a small machine
-_FORGET_EVERY = 0.003  # seconds: tiny.en's decoder is read in 20 ms
 _GIVE_BACK_AFTER = 8  # windows
 _KEPT = 64 << 20  # bytes free at the heap's end that wait for `give_back`; fetching them costs time
 
@@ -30,28 +23,6 @@ _mapping = Lock()
 def _c_library() -> Any:
     """The C library on Linux, None elsewhere."""
     return ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def forget_files_of(arrays: "Iterable[npt.NDArray[Any]]") -> None:
-    """Drop what this process holds of the files that arrays lie in, mapped to be read (Linux).
-
-    Weights are mapped to be compiled, and then mostly not read again. Whatever is read all the same
-    comes back from the file. Nobody can take away a mapping that an array lies in; of another one,
-    the place could have become somebody's memory by the time it is dropped.
-    """
-    library = _c_library()
-    if library is None:
-        return
-    places = [array.__array_interface__["data"][0] for array in arrays if array.size]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
-            addresses, _, rest = line.partition(b" ")
-            permissions, *_, name = rest.split(maxsplit=4) or [b"", b""]
-            if not name.startswith(b"/") or b"w" in permissions:
-                continue
-            start, end = (int(address, 16) for address in addresses.split(b"-"))
-            if any(start <= place < end for place in places):
-                library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
 def map_file(file: BinaryIO, digest: str) -> mmap.mmap:
@@ -80,32 +51,6 @@ def forget_mapped() -> None:
         with _mapping:
             for mapped in _mapped.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
-
-
-@contextlib.contextmanager
-def forgetting_mapped() -> Iterator[None]:
-    """Drop what is held of files from `map_file`, again and again, for as long as a block runs.
-
-    For one that reads weights once, to put them in order for kernels: otherwise all of them would
-    be held twice by the end of it.
-    """
-    if not (_mapped and hasattr(mmap, "MADV_DONTNEED")):
-        yield
-        return
-    done = Event()
-
-    def go_on() -> None:
-        while not done.wait(_FORGET_EVERY):
-            forget_mapped()
-
-    thread = Thread(target=go_on, name="whisper-npu-forgetting", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        forget_mapped()
 
 
 def give_back() -> None:

@@ -22,7 +22,6 @@ from whisper_npu.runtime.engines.cpu_capabilities import require_precision
 from whisper_npu.runtime.engines.device_calls import DeviceCalls, hold
 from whisper_npu.runtime.engines.kv_cache import (
     ConcatCache,
-    Contract,
     KVCache,
     StaticCache,
     is_cross_attention,
@@ -39,6 +38,7 @@ from whisper_npu.runtime.engines.protocol import (
     Int64Array,
     SingleStream,
 )
+from whisper_npu.runtime.model_folder.config import KVContract
 from whisper_npu.runtime.model_folder.folder import (
     ALIGNMENT,
     DECODER,
@@ -47,7 +47,6 @@ from whisper_npu.runtime.model_folder.folder import (
     ModelFolder,
 )
 from whisper_npu.runtime.model_folder.linked_weights import without_links
-from whisper_npu.runtime.transcription.model_checks import context_length
 
 logger = logging.getLogger("whisper_npu")
 
@@ -238,19 +237,19 @@ class OnnxRuntimeBackend(SingleStream):
         self._kv_cache = "static" if kv_cache == "auto" else kv_cache
         # OpenVINO's reader tells what is wrong with a graph; the sessions fail later, or never.
         with_past = read_trio(openvino_core(), folder)[2]
-        self._n_text_ctx = context_length(folder, n_positions(with_past))
+        self._n_text_ctx = folder.context_length(n_positions(with_past))
         self._encoder = self._open(ENCODER)
         self._decoder = self._open(DECODER)
         self._with_past = self._open(DECODER_WITH_PAST)
         self._alignment: GraphSession | None = None
         self._alignment_lock = Lock()
-        self._contract: Contract = folder.kv_contract or self._probe_contract()
+        self._contract: KVContract = folder.kv_contract or self._probe_contract()
 
     def _open(self, name: str) -> GraphSession:
         path = self._folder.path / name
         return open_graph(path, self._device, self._precision, threads=self._threads)
 
-    def _probe_contract(self) -> Contract:
+    def _probe_contract(self) -> KVContract:
         """Run one step on a past of two positions and look at what comes back."""
         n_past = 2
         feed: dict[str, Array] = {}
@@ -397,9 +396,6 @@ class _Session(FollowsNothing):
     def keep(self, rows: Sequence[int]) -> bool:
         """All rows stay."""
         return False
-
-    def drafter(self) -> None:
-        """There is no faster way."""
 
     def close(self) -> None:
         """Let go of the states."""

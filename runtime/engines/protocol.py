@@ -10,42 +10,14 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from whisper_npu.runtime.features.log_mel import SILENCE_FEATURE
-
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
+SILENCE_FEATURE = -1.5
+"""Every feature of digital silence, as `log_mel.normalize` makes it."""
+
 N_LOGITS = 4
 """Positions whose logits a step returns at most: <|sot|>, language, task and <|notimestamps|>."""
-
-
-class Drafter(Protocol):
-    """Decodes one row by a small part of the vocabulary, and tells later what the whole says."""
-
-    @property
-    def length(self) -> int:
-        """Positions decoded so far, drafted ones included."""
-        ...
-
-    def draft(self, tokens: Int64Array) -> Float32Array:
-        """Decode a further token, int64 `(1, 1)`.
-
-        Returns:
-            float32 `(1, n_vocab)`, log probabilities among the tokens of the small part, minus
-            infinity for all others. The caller may change them; valid until the next call.
-        """
-        ...
-
-    def settle(self) -> Float32Array:
-        """Logits `(n, n_vocab)` after each of the `n` tokens drafted since the last call.
-
-        They are valid until the next call.
-        """
-        ...
-
-    def rewind(self, length: int) -> None:
-        """Forget all positions but the first `length`."""
-        ...
 
 
 class DecoderSession(Protocol):
@@ -66,10 +38,6 @@ class DecoderSession(Protocol):
             float32 logits `(batch, min(n, N_LOGITS), n_vocab)` of the last positions; valid until
             the next step.
         """
-        ...
-
-    def drafter(self) -> "Drafter | None":
-        """A faster way on for a single row; None where there is none."""
         ...
 
     def reorder(self, rows: Sequence[int]) -> None:

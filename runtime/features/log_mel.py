@@ -23,7 +23,6 @@ LOG_FLOOR = 1e-10  # mel power of digital silence, before the logarithm
 # Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
 SILENCE = -7.0
 DYNAMIC_RANGE = 8.0  # in log10 of power: 80 dB
-SILENCE_FEATURE = (np.log10(LOG_FLOOR) + 4) / 4  # what `normalize` makes of digital silence
 # Frames transformed at once: what fits in the processor's second cache. And a product of so many
 # with the widest mel band, 14 bins, is small enough for OpenBLAS not to wake threads for it.
 _BLOCK_FRAMES = 400

@@ -11,11 +11,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from whisper_npu.runtime.decoding.unheard import Stretch
 from whisper_npu.runtime.engines.protocol import Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND, SILENCE
 from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.vad import CHUNKS_PER_SECOND, SpeechMap
+
+Stretch = tuple[float, float]
+"""From when to when, in seconds from the start of a window."""
 
 PAD = 0.4  # seconds kept before and after speech: onsets are soft, and so are ends
 LONG_PAUSE = 3.0  # seconds without speech that end a window

@@ -4,10 +4,13 @@ Every field may be missing or null, since other exporters leave out what they do
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from whisper_npu.runtime.model_folder.json_files import Index, Size
 
 Heads = tuple[tuple[int, int], ...]
+KVContract = Literal["accumulated", "delta"]
+"""What `present.*` of the decoder with past holds; see `kv_cache`."""
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.engines.kv_cache import Contract
 from whisper_npu.runtime.model_folder.config import (
     GenerationConfig,
+    KVContract,
     Manifest,
     ModelConfig,
     heads_that_exist,
-    tokens,
 )
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
 from whisper_npu.runtime.model_folder.external_data import external_files
-from whisper_npu.runtime.model_folder.json_files import checked, read_object
+from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN, checked, read_object
 
 logger = logging.getLogger("whisper_npu")
 
@@ -68,14 +67,14 @@ class ModelFolder:
         return self.path / TOKENIZER
 
     @property
-    def kv_contract(self) -> Contract | None:
+    def kv_contract(self) -> KVContract | None:
         """What `present.*` holds, or None where no manifest says.
 
         Raises:
             ModelError: the manifest names a contract there is none of.
         """
         stated = self.manifest.get("kv_contract")
-        known: dict[str, Contract] = {name: name for name in get_args(Contract)}
+        known: dict[str, KVContract] = {name: name for name in get_args(KVContract)}
         if stated is None:
             return None
         if stated not in known:
@@ -84,14 +83,6 @@ class ModelFolder:
                 f"{', '.join(known)}; export the model again"
             )
         return known[stated]
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The token that ends a text, behind all text tokens; None where no configuration says."""
-        for stated in (self.generation_config.eos_token_id, self.config.eos_token_id):
-            if tokens(stated):
-                return min(tokens(stated))  # of several it is the first behind the text tokens
-        return None
 
     @property
     def alignment_heads(self) -> tuple[tuple[int, int], ...]:
@@ -111,6 +102,23 @@ class ModelFolder:
                 "generation_config.json (max_length) says how long the decoder's context is"
             )
         return stated
+
+    def context_length(self, n_positions: int | None) -> int:
+        """How many tokens the decoder takes.
+
+        Args:
+            n_positions: rows of the decoder's table of positions; None where it was not found.
+
+        Raises:
+            ModelError: the configuration contradicts the graph, or neither says it.
+        """
+        if n_positions is None:
+            return self.n_text_ctx
+        stated = self.config.max_target_positions
+        if stated is not None and stated != n_positions:
+            found = f"the decoder has {n_positions}"
+            raise contradiction(self.path / CONFIG, "max_target_positions", stated, found)
+        return n_positions
 
     def graph_digests(self, names: Iterable[str]) -> dict[str, str]:
         """The sha256 of graphs, of those that are there, and of the data files they name.
@@ -194,3 +202,10 @@ def _with_own_heads(
         folder / GENERATION_CONFIG,
     )
     return replace(generation_config, alignment_heads=None)
+
+
+def contradiction(path: Path, name: str, stated: int, found: str) -> ModelError:
+    """The error for a configuration at `path` that states another number than was `found`."""
+    return ModelError(
+        f"{path}: {name} is {stated}, but {found}: they are of different models; {EXPORT_AGAIN}"
+    )

@@ -20,8 +20,8 @@ from whisper_npu.runtime.results import Retry, Segment
 from whisper_npu.runtime.text.segments import split_at_timestamps, without_timestamps
 from whisper_npu.runtime.timestamps.words import last_word_end
 from whisper_npu.runtime.transcription.language import SpokenLanguage
-from whisper_npu.runtime.transcription.session import DIVISIBLE, Job
-from whisper_npu.runtime.transcription.window_decoding import Heard, Task
+from whisper_npu.runtime.transcription.session import SPLITTABLE, TranscriptionSession
+from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 # Frames of a window whose text is decoded without timestamps, and gets them by alignment: half of
 # what the encoder hears, several sentences as a rule.
@@ -62,7 +62,7 @@ class _Place:
     retries: tuple[Retry, ...] = ()
     spoken: SpokenLanguage | None = None
     before: "_Place | None" = None
-    task: Task | None = None
+    request: WindowRequest | None = None
     language: str | None = None
     guessed: bool = False
     planned: bool = False
@@ -80,22 +80,22 @@ class _Place:
         return self.rest is not None and not waits
 
 
-class BatchedReading:
+class BatchedStrategy:
     """A recording gone through many windows at a time; see `rounds.Reading`."""
 
-    def __init__(self, job: Job, *, shares: bool) -> None:
+    def __init__(self, session: TranscriptionSession, *, pad_to_full: bool) -> None:
         """Nothing is planned yet; `shares`: see `hearing.Task`."""
-        self._job = job
-        self._shares = shares
-        self._has_context = _has_context(job)
+        self._session = session
+        self._pad_to_full = pad_to_full
+        self._has_context = _has_context(session)
         # Larger models lose nothing by writing timestamps, and gain where there is context.
-        self._aligns = job.may_align and (job.is_tiny or not self._has_context)
+        self._aligns = session.may_align and (session.is_tiny or not self._has_context)
         self._seek = 0
         self._newest: _Place | None = None  # a window whose text is the context of the next
         self._places: deque[_Place] = deque()  # in order; complete ones leave at the front
         self._planned: deque[_Place] = deque()
 
-    def plan(self) -> Task | None:
+    def next_window(self) -> WindowRequest | None:
         """The rest of a window that was heard before, one whose context is there, or a new one."""
         place = self._ready_place()
         while place is None:
@@ -105,12 +105,12 @@ class BatchedReading:
             if place is None and is_last:
                 return None
         self._planned.append(place)
-        return self._take_task(place)
+        return self._take_request(place)
 
-    def ahead(self, room: int) -> list[Task]:
+    def prefetch(self, room: int) -> list[WindowRequest]:
         """Windows whose context is not there yet."""
         waiting = [p for p in self._places if p.rest is not None and not p.is_ready][:room]
-        return [self._task(place) for place in waiting]
+        return [self._request(place) for place in waiting]
 
     def _ready_place(self) -> _Place | None:
         return next((place for place in self._places if place.is_ready), None)
@@ -118,26 +118,26 @@ class BatchedReading:
     def _settle_guesses(self, *, at_once: bool) -> None:
         """Give windows whose language was a guess that of the recording, once it is known."""
         guessed = [place for place in self._places if place.guessed]
-        language = self._job.language
+        language = self._session.language
         if language.is_guess and len(guessed) < _GUESSED and not at_once:
             return
         for place in guessed:
             place.guessed = False
-            task = self._task(place)
-            place.language = language.main or task.wanted.language
-            task.wanted = replace(task.wanted, language=place.language)
+            request = self._request(place)
+            place.language = language.main or request.decoding_options.language
+            request.decoding_options = replace(request.decoding_options, language=place.language)
 
     def _next_place(self) -> _Place | None:
-        window = self._job.next_window(self._seek, cut_at_pause=True)
+        window = self._session.window_at(self._seek, cut_at_pause=True)
         if window is None:
             return None
         self._seek = window.end
         place = _Place(window.start, window, before=self._newest)
         self._newest = place if self._has_context and self._newest is None else None
         self._places.append(place)
-        if self._job.language.is_open:
-            self._task(place)  # while it is the last
-            language = self._job.language
+        if self._session.language.is_open:
+            self._request(place)  # while it is the last
+            language = self._session.language
             place.guessed = language.is_guess and not language.may_change
             place.spoken = replace(language) if language.may_change else None
         return place
@@ -149,81 +149,89 @@ class BatchedReading:
         """
         before, place.before = place.before, None
         said = [] if before is None or before.language != place.language else before.segments
-        behind = inf if not aligned else self._job.tokenizer.special.timestamp_begin
+        behind = inf if not aligned else self._session.tokenizer.special.timestamp_begin
         tokens = [token for segment in said for token in segment.tokens if token < behind]
-        prompts = self._job.prompts
+        prompts = self._session.prompts
         if before is not None and before.doubtful:
             return prompts.initial
         most = min(len(tokens), prompts.room)
         length = next((n for n in _CONTEXT_LENGTHS if n <= most), 0)
         return (*prompts.initial, *tokens[len(tokens) - length :])
 
-    def _task(self, place: _Place) -> Task:
+    def _request(self, place: _Place) -> WindowRequest:
         """What is next to be heard of a place, its prompt left open."""
-        job, window = self._job, place.rest
+        session, window = self._session, place.rest
         if window is None:
             raise ValueError("nothing is left of this place to be heard")
-        if place.task is None:
+        if place.request is None:
             language = place.language
             if place.retries and place.spoken is not None:
-                job, language = replace(job, language=replace(place.spoken)), None
-            place.task = job.task(window, reaches_end=True, shares=self._shares, language=language)
-            place.language = place.task.wanted.language
-        return place.task
+                session, language = replace(session, language=replace(place.spoken)), None
+            place.request = session.request(
+                window, reaches_end=True, pad_to_full=self._pad_to_full, language=language
+            )
+            place.language = place.request.decoding_options.language
+        return place.request
 
-    def _take_task(self, place: _Place) -> Task:
-        task, job = self._task(place), self._job
-        aligned = self._aligns and task.window.n_frames >= _ALIGNED and not task.wanted.begun
-        task.prompt = job.prompts.before(self._context(place, aligned=aligned))
+    def _take_request(self, place: _Place) -> WindowRequest:
+        request, session = self._request(place), self._session
+        aligned = (
+            self._aligns
+            and request.window.n_frames >= _ALIGNED
+            and not request.decoding_options.prefix_tokens
+        )
+        request.prompt = session.prompts.before(self._context(place, aligned=aligned))
         if aligned:
-            task.wanted = replace(
-                task.wanted,
+            request.decoding_options = replace(
+                request.decoding_options,
                 aligned=True,
                 without_timestamps=False,
-                attention_delay=job.attention_delay,
+                attention_delay=session.attention_delay,
             )
-        task.divisible = task.window.n_frames >= DIVISIBLE and not task.wanted.begun
-        place.rest, place.task, place.planned = None, None, True
-        return task
+        request.splittable = (
+            request.window.n_frames >= SPLITTABLE and not request.decoding_options.prefix_tokens
+        )
+        place.rest, place.request, place.planned = None, None, True
+        return request
 
-    def take(self, heard: Heard) -> list[Segment]:
+    def accept(self, result: WindowResult) -> list[Segment]:
         """Segments of all windows up to the first that is not complete."""
-        self._take(self._planned.popleft(), heard)
+        self._take(self._planned.popleft(), result)
         segments = []
         while self._places and self._places[0].is_complete:
             segments += self._places.popleft().segments
-        self._job.features.forget(min((p.start for p in self._places), default=self._seek))
+        self._session.features.forget(min((p.start for p in self._places), default=self._seek))
         return segments
 
-    def _take(self, place: _Place, heard: Heard) -> None:
-        job, window = self._job, heard.window
+    def _take(self, place: _Place, result: WindowResult) -> None:
+        session, window = self._session, result.window
         place.planned = False
-        if heard.outcome.in_parts:
-            self._divide(place, heard)
+        if result.outcome.in_parts:
+            self._divide(place, result)
             return
         retries = place.retries
-        heard = heard.after(retries)
+        result = result.after(retries)
         place.rest, place.retries = place.later.pop() if place.later else (None, ())
-        if job.leave_out(heard):
+        if session.leave_out(result):
             return
         parts, _ = split_at_timestamps(
-            heard.outcome.decoded.tokens,
-            job.tokenizer.special.timestamp_begin,
+            result.outcome.decoded.tokens,
+            session.tokenizer.special.timestamp_begin,
             window.n_frames,
             keep_open_end=True,
         )
         text_end = parts[-1].end
-        if job.options.without_timestamps:
-            parts = [without_timestamps(parts, job.tokenizer.special.timestamp_begin)]
-        text = job.write(heard, parts, last_word_end(place.segments) or 0.0)
+        if session.options.without_timestamps:
+            parts = [without_timestamps(parts, session.tokenizer.special.timestamp_begin)]
+        text = session.write(result, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
-        place.doubtful |= heard.outcome.is_doubtful
-        least = _UNHEARD_ALIGNED if heard.outcome.decoded.aligned else _UNHEARD
+        place.doubtful |= result.outcome.is_doubtful
+        least = _UNHEARD_ALIGNED if result.outcome.decoded.aligned else _UNHEARD
         rest = self._rest(window, text_end, least)
         if rest is not None and rest.start - window.start < _UNHEARD * FRAMES_PER_SECOND:
             # Heard again from there it would say the same again.
-            job.account(heard, rest.offset, text)
-            job.coverage.add(rest.offset, rest.end_time, "dropped", "the text ends before it")
+            session.account(result, rest.offset, text)
+            session.coverage.add(rest.offset, rest.end_time, "dropped", "the text ends before it")
             place.start = window.end
             return
         if rest is not None:
@@ -231,23 +239,23 @@ class BatchedReading:
                 place.later.append((place.rest, place.retries))
             place.rest, place.retries = rest, retries
         place.start = window.end if rest is None else rest.start
-        job.account(heard, place.start / FRAMES_PER_SECOND, text)
+        session.account(result, place.start / FRAMES_PER_SECOND, text)
 
-    def _divide(self, place: _Place, heard: Heard) -> None:
+    def _divide(self, place: _Place, result: WindowResult) -> None:
         """Have a window that loops or leaves out speech decoded in two parts, cut at a pause.
 
         What leads to a loop, laughter or music, mostly is a small part of it: the rest of the
         window is heard as usual then. Higher temperatures end loops too, in text that is made up.
         Speech that was left out beside louder speech is heard when it is by itself.
         """
-        window, windows = heard.window, self._job.windows
-        unheard = heard.outcome.decoded.unheard
+        window, windows = result.window, self._session.windows
+        unheard = result.outcome.decoded.unheard
         if unheard:
             cut = windows.cut_beside(window, unheard)
         else:
             cut = windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
         place.rest = Window(window.start, cut)
-        *earlier, last = heard.outcome.retries
+        *earlier, last = result.outcome.retries
         last = replace(last, reason=f"{last.reason}; decoded in parts")
         place.retries = (*place.retries, *earlier, last)
         place.later.append((Window(cut, window.end), place.retries))
@@ -263,14 +271,14 @@ class BatchedReading:
         rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
         if rest.n_frames < least * FRAMES_PER_SECOND:
             return None
-        unheard = self._job.windows.speech_seconds(rest.offset, rest.end_time)
+        unheard = self._session.windows.speech_seconds(rest.offset, rest.end_time)
         return rest if unheard >= least else None
 
 
-def _has_context(job: Job) -> bool:
+def _has_context(session: TranscriptionSession) -> bool:
     """Whether windows are given the text before them; see `TranscribeOptions`."""
-    wanted = job.options.condition_on_previous_text
+    wanted = session.options.condition_on_previous_text
     if wanted is not None:
         return wanted
     # Where languages are detected window by window, it may be in another one.
-    return job.backend.is_exact and not job.options.multilingual
+    return session.backend.is_exact and not session.options.multilingual

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from whisper_npu.errors import GibberishError
-from whisper_npu.runtime.transcription.window_decoding import Heard
+from whisper_npu.runtime.transcription.window_decoding import WindowResult
 
 _ENOUGH = 100.0  # seconds of windows at the start of a recording, none of them with a text
 
@@ -24,20 +24,20 @@ class GibberishWatch:
     n_texts: int = 0
     seconds: float = 0.0
 
-    def note(self, heard: Heard) -> None:
+    def note(self, result: WindowResult) -> None:
         """Take up what became of a window.
 
         Raises:
             GibberishError: the recording began with minutes of gibberish.
         """
-        outcome = heard.outcome
+        outcome = result.outcome
         if outcome.is_silence or outcome.in_parts:
             return
         if not outcome.is_gibberish:
             self.n_texts += 1
             return
         self.n_gibberish += 1
-        self.seconds += heard.window.end_time - heard.window.offset
+        self.seconds += result.window.end_time - result.window.offset
         if self.refuses and self.seconds >= _ENOUGH and not self.n_texts:
             raise GibberishError(
                 f"the first {self.seconds:.0f} s that were decoded gave nothing but repetitions, "

@@ -74,7 +74,7 @@ class SpokenLanguage:
             "give the language if it is another",
         )
 
-    def hear(self, seconds: float, probabilities: dict[str, float]) -> None:
+    def add_evidence(self, seconds: float, probabilities: dict[str, float]) -> None:
         """Take up what a window says.
 
         Args:

@@ -35,10 +35,10 @@ from whisper_npu.runtime.options import NOT_LIVE, TranscribeKwargs, TranscribeOp
 from whisper_npu.runtime.text.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.language import SpokenLanguage
-from whisper_npu.runtime.transcription.local_agreement import HeardWord, agreed, heard_words
-from whisper_npu.runtime.transcription.model import WhisperModel, new_job
-from whisper_npu.runtime.transcription.session import Job
-from whisper_npu.runtime.transcription.window_decoding import hear
+from whisper_npu.runtime.transcription.local_agreement import TimedWord, agreed, timed_words
+from whisper_npu.runtime.transcription.model import WhisperModel, new_session
+from whisper_npu.runtime.transcription.session import TranscriptionSession
+from whisper_npu.runtime.transcription.window_decoding import decode_requests
 
 _PADDING = round(PAD * FRAMES_PER_SECOND)
 # Words at the end of what two decodings agree on that wait for one more: they may be half heard.
@@ -119,7 +119,7 @@ class _Hypothesis:
 
     end: int
     tokens: tuple[int, ...]
-    words: tuple[HeardWord, ...]
+    words: tuple[TimedWord, ...]
     since: tuple[int, ...]
     language: str
     spoken: SpokenLanguage
@@ -170,7 +170,7 @@ class LiveTranscriber:
         _refuse_what_is_not_live(options)
         self._capacity = model.backend.window_frames[-1]
         # Committed tokens share the decoder's context with the text before and that to come.
-        self._most_begun = model.backend.n_text_ctx // 3
+        self._most_prefix_tokens = model.backend.n_text_ctx // 3
         window = self._capacity / FRAMES_PER_SECOND
         self._min_chunk = _frames("min_chunk", min_chunk, 0.1, window / 2)
         self._pause = _frames("pause", pause, 0.2, LONG_PAUSE)
@@ -181,21 +181,21 @@ class LiveTranscriber:
         if options.vad:
             self._speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
         self._long_pause = round((options.vad_min_silence or LONG_PAUSE) * FRAMES_PER_SECOND)
-        self._job = _new_job(model, options, self._speech)
-        self._features = self._job.features
+        self._session = _new_session(model, options, self._speech)
+        self._features = self._session.features
         self._finished = False
 
         self._begin = 0  # first frame of the buffer
         self._decoded = 0  # frame up to which it has been decoded
         self._settled = 0  # frame up to which all that was said is committed
         self._said = 0.0  # seconds at which the committed text ends
-        self._begun: tuple[int, ...] = ()  # committed tokens of the buffer
+        self._prefix_tokens: tuple[int, ...] = ()  # committed tokens of the buffer
         # Where the buffer may be cut: behind a number of those, at a frame by which they end.
         self._pieces: list[tuple[int, int]] = []
-        self._context = self._job.prompts.initial  # tokens of the text before the buffer
+        self._context = self._session.prompts.initial  # tokens of the text before the buffer
         self._context_language: str | None = None
         self._poor_context = False
-        self._spoken = self._job.language  # of the committed text
+        self._spoken = self._session.language  # of the committed text
         self._hypothesis: _Hypothesis | None = None
         self._shown = ""  # tentative text
 
@@ -207,12 +207,12 @@ class LiveTranscriber:
     @property
     def times(self) -> StageTimes:
         """Where the time went, so far."""
-        return self._job.times
+        return self._session.times
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know, one line each: prompts cut, a language hardly sure."""
-        return (*self._job.prompts.warnings, *self._spoken.warnings)
+        return (*self._session.prompts.warnings, *self._spoken.warnings)
 
     def feed(self, samples: SupportsArray) -> list[LiveUpdate]:
         """Hear more, and say what can be said.
@@ -272,21 +272,21 @@ class LiveTranscriber:
         """Decode what is due, commit what can be, let go of what need not be kept."""
         updates: list[LiveUpdate] = []
         while speech := self._next_speech():
-            if not self._begun and self._hypothesis is None:
+            if not self._prefix_tokens and self._hypothesis is None:
                 self._begin = max(self._begin, speech.start - _PADDING)
             if not speech.paused:
                 updates += self._agree(speech)
                 break
             updates += self._settle(speech.end)
             if speech.over or self._settled - self._begin > self._trim_after:
-                self._cut(self._settled, len(self._begun))
+                self._cut(self._settled, len(self._prefix_tokens))
             if not speech.over:
                 break
         else:  # nothing but silence, in the end of which speech may just begin
             keep = 0 if self._finished else round(LOOK_AHEAD * FRAMES_PER_SECOND)
-            self._cut(max(self._begin, self._features.n_ready - keep), len(self._begun))
+            self._cut(max(self._begin, self._features.n_ready - keep), len(self._prefix_tokens))
         too_long = self._features.n_ready - self._begin >= self._capacity
-        if too_long or len(self._begun) > self._most_begun:
+        if too_long or len(self._prefix_tokens) > self._most_prefix_tokens:
             updates += self._make_room()
         return updates
 
@@ -336,7 +336,7 @@ class LiveTranscriber:
         self._hypothesis = replace(found, words=found.words[count:], since=since[count:])
         if not count:
             return []
-        first = len(self._begun)
+        first = len(self._prefix_tokens)
         tokens = found.tokens[: first + found.words[count - 1].stop]
         common = replace(found, tokens=tokens, words=found.words[:count])
         # Words that were first heard with one that waits lie before the same frame. The audio may
@@ -366,26 +366,28 @@ class LiveTranscriber:
 
     def _decode(self, end: int, *, draft: bool) -> _Hypothesis:
         """Decode the buffer up to frame `end`; a draft tries the first temperature only."""
-        job = replace(self._job, language=replace(self._spoken))
+        session = replace(self._session, language=replace(self._spoken))
         if draft:
-            first = job.options.temperature[:1]
-            job = replace(job, options=replace(job.options, temperature=first))
-        settled = self._spoken.code if self._begun else None
-        task = job.task(Window(self._begin, end), self._begun, language=settled)
-        fits = self._context_language in (None, task.wanted.language)
-        task.prompt = job.prompts.before(self._context if fits else ())  # or it would translate
-        outcome = hear([task], job.backend, job.times)[0].outcome
+            first = session.options.temperature[:1]
+            session = replace(session, options=replace(session.options, temperature=first))
+        settled = self._spoken.code if self._prefix_tokens else None
+        request = session.request(Window(self._begin, end), self._prefix_tokens, language=settled)
+        fits = self._context_language in (None, request.decoding_options.language)
+        request.prompt = session.prompts.before(
+            self._context if fits else ()
+        )  # or it would translate
+        outcome = decode_requests([request], session.backend, session.times)[0].outcome
         give_back_after(1)
         self._decoded = max(self._decoded, end)
-        tokens = self._begun if outcome.is_silence else outcome.decoded.tokens
-        words = heard_words(self._tokenizer, tokens[len(self._begun) :], outcome.language)
+        tokens = self._prefix_tokens if outcome.is_silence else outcome.decoded.tokens
+        words = timed_words(self._tokenizer, tokens[len(self._prefix_tokens) :], outcome.language)
         return _Hypothesis(
             end=end,
             tokens=tokens,
             words=tuple(words),
             since=(end,) * len(words),
             language=outcome.language,
-            spoken=job.language,
+            spoken=session.language,
             temperature=outcome.decoded.temperature,
             flaw=outcome.flaw,
         )
@@ -394,7 +396,7 @@ class LiveTranscriber:
         """Make a hypothesis' words final; they end before frame `end`."""
         if not found.text.strip():
             return []
-        self._begun = found.tokens
+        self._prefix_tokens = found.tokens
         self._spoken = found.spoken
         self._poor_context |= found.temperature > CONTEXT_TEMPERATURE
         spans = self._spans(round(self._said * FRAMES_PER_SECOND), end)
@@ -415,35 +417,35 @@ class LiveTranscriber:
     def _make_room(self) -> list[LiveUpdate]:
         """Let go of half of what is committed; if nothing is, commit all up to a pause."""
         if self._pieces:
-            half = len(self._begun) / 2
+            half = len(self._prefix_tokens) / 2
             n_tokens, end = next((p for p in self._pieces if p[0] >= half), self._pieces[-1])
             self._cut(max(end, self._begin + 1), n_tokens)
             return []
-        end = self._job.windows.best_cut(self._begin, self._features.n_ready)
+        end = self._session.windows.best_cut(self._begin, self._features.n_ready)
         self._hypothesis = None
         updates = self._settle(end)
-        self._cut(end, len(self._begun))
+        self._cut(end, len(self._prefix_tokens))
         return updates
 
     def _cut(self, frame: int, n_tokens: int) -> None:
         """Begin the buffer at `frame`; its first committed tokens are now text before it."""
-        if self._poor_context or self._job.options.condition_on_previous_text is False:
+        if self._poor_context or self._session.options.condition_on_previous_text is False:
             self._context = ()
         elif n_tokens:
             before = self._context
             if self._context_language not in (None, self._spoken.code):
                 before = ()
-            text = (*before, *self._begun[:n_tokens])
-            self._context = text[-self._job.backend.n_text_ctx :]
+            text = (*before, *self._prefix_tokens[:n_tokens])
+            self._context = text[-self._session.backend.n_text_ctx :]
             self._context_language = self._spoken.code
-        self._begun = self._begun[n_tokens:]
+        self._prefix_tokens = self._prefix_tokens[n_tokens:]
         self._pieces = [(n - n_tokens, end) for n, end in self._pieces if n > n_tokens]
         found = self._hypothesis
         if found is not None:
             self._hypothesis = replace(found, tokens=found.tokens[n_tokens:])
         self._begin = frame
         self._features.forget(frame)
-        if not self._begun:
+        if not self._prefix_tokens:
             self._poor_context = False
 
 
@@ -460,10 +462,12 @@ def _frames(name: str, seconds: float, least: float, most: float) -> int:
     return round(seconds * FRAMES_PER_SECOND)
 
 
-def _new_job(model: WhisperModel, options: TranscribeOptions, speech: SpeechMap | None) -> Job:
+def _new_session(
+    model: WhisperModel, options: TranscribeOptions, speech: SpeechMap | None
+) -> TranscriptionSession:
     times = StageTimes()
     features = FeatureStream(None, model.backend.n_mels, speech, times)
-    return new_job(model, options, features, speech, times)
+    return new_session(model, options, features, speech, times)
 
 
 def _as_float(samples: SupportsArray) -> Float32Array:

@@ -23,41 +23,41 @@ class LiveSentences:
     """Joins the committed text of a session into sentences, with their times.
 
     Attributes:
-        begun: the words of the sentence that is not complete yet, in order.
+        pieces: the words of the sentence that is not complete yet, in order.
     """
 
-    begun: list[Committed] = field(default_factory=list)
+    pieces: list[Committed] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         """The sentence that is not complete yet."""
-        return "".join(piece.text for piece in self.begun)
+        return "".join(piece.text for piece in self.pieces)
 
     def add(self, piece: Committed) -> Iterator[Committed]:
         """Take words in; yields the sentences that are complete with them."""
-        if self.begun:
-            last = self.begun[-1]
+        if self.pieces:
+            last = self.pieces[-1]
             if piece.start - last.end >= _PAUSE or piece.language != last.language:
                 yield from self.end()
         for part in _at_ends(piece):
-            self.begun.append(part)
+            self.pieces.append(part)
             last_word = self.text.rstrip()
             is_end = bool(_END.search(part.text)) and not _ABBREVIATION.search(last_word)
-            if is_end or part.end - self.begun[0].start >= _LONGEST:
+            if is_end or part.end - self.pieces[0].start >= _LONGEST:
                 yield from self.end()
 
-    def hear(self, seconds: float) -> Iterator[Committed]:
+    def silence_until(self, seconds: float) -> Iterator[Committed]:
         """Nobody has spoken up to `seconds`, behind the last words; yields what that completes."""
-        if self.begun and seconds - self.begun[-1].end >= _PAUSE:
+        if self.pieces and seconds - self.pieces[-1].end >= _PAUSE:
             yield from self.end()
 
     def end(self) -> Iterator[Committed]:
         """Yields what is there, complete or not."""
         if self.text.strip():
-            first, last = self.begun[0], self.begun[-1]
-            flaw = next((piece.flaw for piece in self.begun if piece.flaw), None)
+            first, last = self.pieces[0], self.pieces[-1]
+            flaw = next((piece.flaw for piece in self.pieces if piece.flaw), None)
             yield replace(first, end=last.end, text=self.text, flaw=flaw)
-        self.begun = []
+        self.pieces = []
 
 
 def _at_ends(piece: Committed) -> Iterator[Committed]:

@@ -13,7 +13,7 @@ _MARKS = "PSZC"  # Unicode's punctuation, symbols, separators and controls
 
 
 @dataclass(frozen=True, slots=True)
-class HeardWord:
+class TimedWord:
     """A word of a hypothesis.
 
     Attributes:
@@ -27,7 +27,7 @@ class HeardWord:
     stop: int
 
 
-def heard_words(tokenizer: Tokenizer, tokens: Sequence[int], language: str) -> list[HeardWord]:
+def timed_words(tokenizer: Tokenizer, tokens: Sequence[int], language: str) -> list[TimedWord]:
     """The words of a hypothesis; punctuation belongs to the word before it.
 
     Args:
@@ -38,19 +38,19 @@ def heard_words(tokenizer: Tokenizer, tokens: Sequence[int], language: str) -> l
     eot = tokenizer.special.eot
     places = [place for place, token in enumerate(tokens) if token < eot]
     texts, groups = tokenizer.split_to_words([tokens[place] for place in places], language)
-    words: list[HeardWord] = []
+    words: list[TimedWord] = []
     taken = 0
     for text, group in zip(texts, groups, strict=True):
         taken += len(group)
-        word = HeardWord(text, _key(text), places[taken - 1] + 1)
+        word = TimedWord(text, _key(text), places[taken - 1] + 1)
         if words and not (word.key and words[-1].key):
             before = words.pop()
-            word = HeardWord(before.text + text, before.key + word.key, word.stop)
+            word = TimedWord(before.text + text, before.key + word.key, word.stop)
         words.append(word)
     return words
 
 
-def agreed(one: Sequence[HeardWord], other: Sequence[HeardWord]) -> int:
+def agreed(one: Sequence[TimedWord], other: Sequence[TimedWord]) -> int:
     """How many words two hypotheses begin with in common."""
     pairs = enumerate(zip(one, other, strict=False))
     shorter = min(len(one), len(other))

@@ -22,9 +22,9 @@ from whisper_npu.runtime.transcription.partial import (
     PartialCallback,
     in_background,
 )
-from whisper_npu.runtime.transcription.scheduler import Recording, Rounds
+from whisper_npu.runtime.transcription.scheduler import Recording, Scheduler
 from whisper_npu.runtime.transcription.stream import TranscriptionStream
-from whisper_npu.runtime.transcription.window_decoding import Heard, Task
+from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 
 class Channel(Recording, Protocol):
@@ -34,7 +34,7 @@ class Channel(Recording, Protocol):
         rounds: What decodes its windows.
     """
 
-    rounds: Rounds
+    scheduler: Scheduler
 
     @property
     def channel(self) -> str:
@@ -101,14 +101,14 @@ class MergedStream(TranscriptionStream):
         self._reached = dict.fromkeys(channels, 0.0)  # seconds up to which each is planned
 
     @property
-    def rounds(self) -> Rounds:
+    def scheduler(self) -> Scheduler:
         """What decodes the windows of all."""
-        return self._channels[0].rounds
+        return self._channels[0].scheduler
 
-    @rounds.setter
-    def rounds(self, rounds: Rounds) -> None:
+    @scheduler.setter
+    def scheduler(self, scheduler: Scheduler) -> None:
         for channel in self._channels:
-            channel.rounds = rounds
+            channel.scheduler = scheduler
 
     @property
     def duration_estimate(self) -> float | None:
@@ -149,33 +149,33 @@ class MergedStream(TranscriptionStream):
         """See `Recording`."""
         return sum(channel.n_expected for channel in self._channels)
 
-    def plan(self) -> Task | None:
+    def next_window(self) -> WindowRequest | None:
         """See `Recording`."""
         for channel in sorted(self._channels, key=self._reached.__getitem__):
             if channel.has_ended:
                 continue
-            task = channel.plan()
-            if task is not None:
-                self._reached[channel] = task.window.end_time
+            request = channel.next_window()
+            if request is not None:
+                self._reached[channel] = request.window.end_time
                 self._planned.append(channel)
                 self._under_way[channel] += 1
-                return task
+                return request
             if not self._under_way[channel]:
                 channel.end()
         return None
 
-    def ahead(self, room: int) -> list[Task]:
+    def prefetch(self, room: int) -> list[WindowRequest]:
         """See `Recording`."""
-        tasks: list[Task] = []
+        requests: list[WindowRequest] = []
         for channel in self._channels:
-            tasks += channel.ahead(room - len(tasks))
-        return tasks
+            requests += channel.prefetch(room - len(requests))
+        return requests
 
-    def take(self, heard: Heard | None) -> None:
+    def accept(self, result: WindowResult | None) -> None:
         """See `Recording`."""
         channel = self._planned.popleft()
         self._under_way[channel] -= 1
-        channel.take(heard)
+        channel.accept(result)
 
     def end(self) -> None:
         """See `Recording`."""

@@ -31,7 +31,7 @@ from whisper_npu.runtime.text.prompts import Prompts
 from whisper_npu.runtime.text.tokenizer import Tokenizer, read_vocabulary, require_language
 from whisper_npu.runtime.timestamps.alignment import attention_delay
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcription.batched import BatchedReading
+from whisper_npu.runtime.transcription.batched import BatchedStrategy
 from whisper_npu.runtime.transcription.gibberish import GibberishWatch
 from whisper_npu.runtime.transcription.language import SpokenLanguage
 from whisper_npu.runtime.transcription.merged import MergedStream, one_at_a_time
@@ -44,12 +44,12 @@ from whisper_npu.runtime.transcription.partial import (
     Reports,
     in_background,
 )
-from whisper_npu.runtime.transcription.scheduler import Reading, Rounds
-from whisper_npu.runtime.transcription.sequential import SequentialReading
-from whisper_npu.runtime.transcription.session import Job
+from whisper_npu.runtime.transcription.scheduler import Scheduler, Strategy
+from whisper_npu.runtime.transcription.sequential import SequentialStrategy
+from whisper_npu.runtime.transcription.session import TranscriptionSession
 from whisper_npu.runtime.transcription.stream import TranscriptionStream
 from whisper_npu.runtime.transcription.streams_in_order import StreamsInOrder
-from whisper_npu.runtime.transcription.window_decoding import Heard, Task
+from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 logger = logging.getLogger("whisper_npu")
 
@@ -178,7 +178,7 @@ class WhisperModel:
         wanted = self.resolve(options, **changes)
         stream = self._open(audio, wanted, sample_rate, on_partial)
         if isinstance(stream, MergedStream):
-            stream.rounds = Rounds(self.backend, wanted.batch_size, iter([stream]))
+            stream.scheduler = Scheduler(self.backend, wanted.batch_size, iter([stream]))
         return stream
 
     def transcribe_all(
@@ -210,14 +210,16 @@ class WhisperModel:
         """
         wanted = self.resolve(options, **changes)
 
-        def open_stream(recording: AudioSource, rounds: Rounds) -> RecordingStream | MergedStream:
+        def open_stream(
+            recording: AudioSource, scheduler: Scheduler
+        ) -> RecordingStream | MergedStream:
             try:
                 stream = self._open(recording, wanted, sample_rate)
             except AudioError as error:
                 if on_open is not None:
                     on_open(error)
                 raise
-            stream.rounds = rounds
+            stream.scheduler = scheduler
             if on_open is not None:
                 on_open(stream)
             return stream
@@ -343,13 +345,13 @@ class RecordingStream(TranscriptionStream):
         )
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
-        self._job = new_job(model, options, features, speech, times)
+        self._session = new_session(model, options, features, speech, times)
         self._on_partial = on_partial
-        self._job.reports = None if on_partial is None else Reports(self._labelled(on_partial))
+        self._session.reports = None if on_partial is None else Reports(self._labelled(on_partial))
         self._is_watched = False  # whether a loop over its updates is under way
-        self._reading: Reading | None = None
-        self._alone = Rounds(model.backend, options.batch_size, iter([self]))
-        self.rounds = self._alone
+        self._strategy: Strategy | None = None
+        self._alone = Scheduler(model.backend, options.batch_size, iter([self]))
+        self.scheduler = self._alone
 
     @property
     def channel(self) -> str:
@@ -364,13 +366,13 @@ class RecordingStream(TranscriptionStream):
     @property
     def seconds_read(self) -> float:
         """See `TranscriptionStream`."""
-        return self._job.features.duration
+        return self._session.features.duration
 
     @property
     def seconds_done(self) -> float:
         """See `TranscriptionStream`."""
         read = self.seconds_read
-        return read if self._ended else self._job.progress.seconds(read)
+        return read if self._ended else self._session.progress.seconds(read)
 
     @property
     def is_partial(self) -> bool:
@@ -385,47 +387,47 @@ class RecordingStream(TranscriptionStream):
     @property
     def n_expected(self) -> int:
         """Windows it has at once if there is speech all through; for its rounds."""
-        duration, options = self.duration_estimate, self._job.options
+        duration, options = self.duration_estimate, self._session.options
         if _is_sequential(options):
             return 1
         if duration is None or not isfinite(duration):
             return 1
-        return max(1, int(duration * FRAMES_PER_SECOND / self._job.window_frames))
+        return max(1, int(duration * FRAMES_PER_SECOND / self._session.window_frames))
 
-    def plan(self) -> Task | None:
+    def next_window(self) -> WindowRequest | None:
         """The next window to be decoded; called by the rounds it takes part in."""
-        return self._ask(lambda reading: reading.plan(), None)
+        return self._ask(lambda strategy: strategy.next_window(), None)
 
-    def ahead(self, room: int) -> list[Task]:
+    def prefetch(self, room: int) -> list[WindowRequest]:
         """Windows that wait for others; called by the rounds it takes part in."""
-        return self._ask(lambda reading: reading.ahead(room), [])
+        return self._ask(lambda strategy: strategy.prefetch(room), [])
 
-    def _ask(self, question: Callable[[Reading], _T], nothing: _T) -> _T:
+    def _ask(self, question: Callable[[Strategy], _T], nothing: _T) -> _T:
         if self._ended or self._broken is not None:
             return nothing
         try:
-            if self._reading is None:
-                self._reading = _reading(self._job)
-            return question(self._reading)
+            if self._strategy is None:
+                self._strategy = _strategy(self._session)
+            return question(self._strategy)
         except WhisperNpuError as error:  # of this recording; the others go on
             self._broken = error
             return nothing
 
-    def take(self, heard: Heard | None) -> None:
+    def accept(self, result: WindowResult | None) -> None:
         """Take up a window that has been decoded; called by the rounds it takes part in."""
-        reports = self._job.reports
+        reports = self._session.reports
         if reports is not None and reports.error is not None and not self._ended:
             abandoned = isinstance(reports.error, AbandonedError)
             self.fail(UsageError(_GIVEN_UP) if abandoned else reports.error)
-        if heard is None or self._error is not None or self._reading is None:
+        if result is None or self._error is not None or self._strategy is None:
             return
         try:
-            self._gibberish.note(heard)
+            self._gibberish.note(result)
         except GibberishError as error:  # of this recording; the others go on
             self.fail(error)
             return
-        self._job.progress.decoded_to(heard.window.end_time)
-        for segment in self._reading.take(heard):
+        self._session.progress.decoded_to(result.window.end_time)
+        for segment in self._strategy.accept(result):
             numbered = replace(segment, id=len(self._segments), channel=self._audio.channel)
             self._segments.append(numbered)
 
@@ -433,18 +435,18 @@ class RecordingStream(TranscriptionStream):
         """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
         if self._ended:
             return
-        error = self._broken or self._job.features.error
+        error = self._broken or self._session.features.error
         if error is not None:
             self.fail(error)
             return
-        job = self._job
-        if job.stopped_at is not None:
-            job.stopping = False
-            missing = job.next_window(job.stopped_at, cut_at_pause=True)
+        session = self._session
+        if session.stopped_at is not None:
+            session.stopping = False
+            missing = session.window_at(session.stopped_at, cut_at_pause=True)
             if missing is not None:  # else all there is has been decoded
                 self._leave_out(missing.offset)
         self._close()
-        job.coverage.finish(job.features.duration)
+        session.coverage.finish(session.features.duration)
         logger.debug("stages: %s", self.times)
 
     def stop(self) -> None:
@@ -452,18 +454,18 @@ class RecordingStream(TranscriptionStream):
 
         May be called by a signal handler, or by another thread. See `is_partial`.
         """
-        self._job.stopping = True
+        self._session.stopping = True
 
     def _leave_out(self, start: float) -> None:
         """Account for what is read behind `start` seconds, and is not going to be decoded."""
         self._is_partial = True
-        end = self._job.features.duration
-        self._job.coverage.add(start, end, "dropped", "stopped before it was transcribed")
+        end = self._session.features.duration
+        self._session.coverage.add(start, end, "dropped", "stopped before it was transcribed")
 
     def fail(self, error: BaseException) -> None:
         """Give the transcription up; whoever asks for what is missing is told why."""
         self._error = error
-        self._reading = None  # windows that wait hold a good deal
+        self._strategy = None  # windows that wait hold a good deal
         self._alone.close()
         self._close()
 
@@ -474,10 +476,10 @@ class RecordingStream(TranscriptionStream):
     def give_up(self, reason: str) -> None:
         """Close it; `reason` is what those are told who ask for what has not been decoded."""
         given_up = UsageError(reason)
-        if self.rounds.is_inside:
+        if self.scheduler.is_inside:
             self._broken = self._broken or given_up
             return
-        with self.rounds.turn():
+        with self.scheduler.turn():
             if not self._ended:
                 self.fail(given_up)
 
@@ -495,7 +497,7 @@ class RecordingStream(TranscriptionStream):
     def _reaches(self, position: int) -> bool:
         """Decode on until there is a segment at `position`; False where there will be none."""
         while position >= len(self._segments):
-            with self.rounds.turn():
+            with self.scheduler.turn():
                 if position < len(self._segments):
                     break  # another thread has decoded meanwhile
                 if self._error is not None:
@@ -503,7 +505,7 @@ class RecordingStream(TranscriptionStream):
                 if self._ended:
                     return False
                 try:
-                    self.rounds.advance()
+                    self.scheduler.advance()
                 except BaseException as error:
                     self.fail(error)
                     raise
@@ -535,19 +537,19 @@ class RecordingStream(TranscriptionStream):
                 self._on_partial(partial)
             callback(partial)
 
-        with self.rounds.turn():
+        with self.scheduler.turn():
             if self._is_watched:
                 raise UsageError("another loop over these updates is under way; take one at a time")
             self._is_watched = True
-            before, self._job.reports = self._job.reports, Reports(self._labelled(report))
+            before, self._session.reports = self._session.reports, Reports(self._labelled(report))
         try:
             yield
         except AbandonedError:
             self.close()
         finally:
-            with self.rounds.turn():
+            with self.scheduler.turn():
                 self._is_watched = False
-                self._job.reports = before
+                self._session.reports = before
 
     def _labelled(self, callback: PartialCallback) -> PartialCallback:
         """The callback, given the channel's name with each text."""
@@ -570,32 +572,32 @@ class RecordingStream(TranscriptionStream):
         if not self._is_partial and (self._error is not None or not self._ended):
             self.close()
             end = self._segments[-1].end if self._segments else 0.0
-            self._job.coverage.cut(end)
+            self._session.coverage.cut(end)
             self._leave_out(end)
-            self._job.coverage.finish(self.seconds_read)
+            self._session.coverage.finish(self.seconds_read)
         return self._result()
 
     def _result(self) -> Transcription:
-        job = self._job
-        backend = job.backend
+        session = self._session
+        backend = session.backend
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
-            language=job.language.main or job.undetected,
+            language=session.language.main or session.undetected,
             segments=tuple(self._segments),
-            duration=job.features.duration,
+            duration=session.features.duration,
             model=self._model.folder.name,
             device=backend.device,
             kv_cache=backend.kv_cache,
             precision=backend.precision,
             warnings=(
                 *self._audio.warnings,
-                *job.prompts.warnings,
-                *job.language.warnings,
+                *session.prompts.warnings,
+                *session.language.warnings,
                 *self._gibberish.warnings,
                 *((self._stop_warning(),) if self._is_partial else ()),
             ),
-            language_probabilities=job.language.probabilities,
-            coverage=job.coverage,
+            language_probabilities=session.language.probabilities,
+            coverage=session.coverage,
         )
 
     def _stop_warning(self) -> str:
@@ -605,22 +607,22 @@ class RecordingStream(TranscriptionStream):
     @property
     def times(self) -> StageTimes:
         """See `TranscriptionStream`."""
-        return self._job.times
+        return self._session.times
 
 
-def new_job(
+def new_session(
     model: WhisperModel,
     options: TranscribeOptions,
     features: FeatureStream,
     speech: SpeechMap | None,
     times: StageTimes,
-) -> Job:
+) -> TranscriptionSession:
     """A recording about to be transcribed; `options` are those `resolve` gives."""
     backend = model.backend
     long_pause = SHORT_PAUSE if options.multilingual else LONG_PAUSE
     if options.vad_min_silence is not None:
         long_pause = options.vad_min_silence
-    return Job(
+    return TranscriptionSession(
         backend=backend,
         tokenizer=model.tokenizer,
         vocabulary=model.vocabulary,
@@ -639,18 +641,18 @@ def new_job(
     )
 
 
-def _reading(job: Job) -> Reading:
+def _strategy(session: TranscriptionSession) -> Strategy:
     """A way through the recording in the mode that was asked for."""
-    options = job.options
+    options = session.options
     if options.mode == "batched":
-        return BatchedReading(job, shares=True)
+        return BatchedStrategy(session, pad_to_full=True)
     if _is_sequential(options):
-        return SequentialReading(job)
-    longer = job.features.available(0, job.window_frames + 1) > job.window_frames
+        return SequentialStrategy(session)
+    longer = session.features.available(0, session.window_frames + 1) > session.window_frames
     # Of one window, sequential decoding gives PyTorch's tokens.
-    if not longer and (job.backend.is_exact or options.without_timestamps):
-        return SequentialReading(job)
-    return BatchedReading(job, shares=longer)
+    if not longer and (session.backend.is_exact or options.without_timestamps):
+        return SequentialStrategy(session)
+    return BatchedStrategy(session, pad_to_full=longer)
 
 
 def _is_sequential(options: TranscribeOptions) -> bool:

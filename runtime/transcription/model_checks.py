@@ -4,12 +4,15 @@ A folder that was put together from two models runs, and writes nonsense or noth
 apart is compared before the first recording.
 """
 
-from pathlib import Path
-
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.model_folder.config import tokens
-from whisper_npu.runtime.model_folder.folder import CONFIG, GENERATION_CONFIG, ModelFolder
+from whisper_npu.runtime.model_folder.folder import (
+    CONFIG,
+    GENERATION_CONFIG,
+    ModelFolder,
+    contradiction,
+)
 from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
 from whisper_npu.runtime.text.tokenizer import Tokenizer
 
@@ -25,26 +28,6 @@ def check_model(folder: ModelFolder, tokenizer: Tokenizer, backend: Backend) -> 
     _check_suppression(folder, backend.n_vocab)
 
 
-def context_length(folder: ModelFolder, n_positions: int | None) -> int:
-    """How many tokens the decoder takes.
-
-    Args:
-        folder: the model.
-        n_positions: rows of the decoder's table of positions; None where it was not found.
-
-    Raises:
-        ModelError: the configuration contradicts the graph, or neither says it.
-    """
-    if n_positions is None:
-        return folder.n_text_ctx
-    stated = folder.config.max_target_positions
-    if stated is not None and stated != n_positions:
-        raise _contradiction(
-            folder.path / CONFIG, "max_target_positions", stated, f"the decoder has {n_positions}"
-        )
-    return n_positions
-
-
 def _check_sizes(folder: ModelFolder, backend: Backend) -> None:
     config = folder.config
     for name, stated, found in (
@@ -53,7 +36,7 @@ def _check_sizes(folder: ModelFolder, backend: Backend) -> None:
         ("vocab_size", config.vocab_size, backend.n_vocab),
     ):
         if stated is not None and stated != found:
-            raise _contradiction(folder.path / CONFIG, name, stated, f"the graphs have {found}")
+            raise contradiction(folder.path / CONFIG, name, stated, f"the graphs have {found}")
 
 
 def _check_tokenizer(folder: ModelFolder, tokenizer: Tokenizer, n_vocab: int) -> None:
@@ -88,9 +71,7 @@ def _check_tokenizer(folder: ModelFolder, tokenizer: Tokenizer, n_vocab: int) ->
             stated.append((GENERATION_CONFIG, f"{field}[{name}]", (token,), known.get(name, token)))
     for file, name, values, found in stated:
         if values and found not in values:
-            raise _contradiction(
-                folder.path / file, name, values[0], f"tokenizer.json says {found}"
-            )
+            raise contradiction(folder.path / file, name, values[0], f"tokenizer.json says {found}")
 
 
 def _check_suppression(folder: ModelFolder, n_vocab: int) -> None:
@@ -105,9 +86,3 @@ def _check_suppression(folder: ModelFolder, n_vocab: int) -> None:
                     f"{folder.path / GENERATION_CONFIG}: {name} has {token}; the model's tokens "
                     f"are 0 to {n_vocab - 1}; {EXPORT_AGAIN}"
                 )
-
-
-def _contradiction(path: Path, name: str, stated: int, found: str) -> ModelError:
-    return ModelError(
-        f"{path}: {name} is {stated}, but {found}: they are of different models; {EXPORT_AGAIN}"
-    )

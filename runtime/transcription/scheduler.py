@@ -23,16 +23,21 @@ from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.partial import AbandonedError
-from whisper_npu.runtime.transcription.window_decoding import Heard, Task, encode_ahead, hear
+from whisper_npu.runtime.transcription.window_decoding import (
+    WindowRequest,
+    WindowResult,
+    decode_requests,
+    encode_ahead,
+)
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
 _REMNANT = 4  # a batch of so many windows takes one more in, where nothing is left behind them
 
 
-class Reading(Protocol):
+class Strategy(Protocol):
     """A way through a recording."""
 
-    def plan(self) -> Task | None:
+    def next_window(self) -> WindowRequest | None:
         """The next window to be decoded; it waits for no other.
 
         None means that none can be planned now: if none is being heard either, the recording is at
@@ -40,11 +45,11 @@ class Reading(Protocol):
         """
         ...
 
-    def ahead(self, room: int) -> list[Task]:
+    def prefetch(self, room: int) -> list[WindowRequest]:
         """Windows that wait for others, at most `room`: they are encoded meanwhile."""
         ...
 
-    def take(self, heard: Heard) -> list[Segment]:
+    def accept(self, result: WindowResult) -> list[Segment]:
         """The segments that are complete, now that another of the windows planned was heard."""
         ...
 
@@ -67,15 +72,15 @@ class Recording(Protocol):
         """Windows that it has at once if there is speech all through; at least 1."""
         ...
 
-    def plan(self) -> Task | None:
+    def next_window(self) -> WindowRequest | None:
         """See `Reading.plan`."""
         ...
 
-    def ahead(self, room: int) -> list[Task]:
+    def prefetch(self, room: int) -> list[WindowRequest]:
         """See `Reading.ahead`."""
         ...
 
-    def take(self, heard: Heard | None) -> None:
+    def accept(self, result: WindowResult | None) -> None:
         """Take up the next of the windows planned; None: nobody wanted it any more."""
         ...
 
@@ -89,9 +94,9 @@ class _Batch:
     """Tasks decoded together; `heard` gives the results once it is done."""
 
     places: list[int]  # of its tasks in the round
-    tasks: list[Task]
+    requests: list[WindowRequest]
     times: StageTimes
-    heard: "Future[list[Heard]]"
+    result: "Future[list[WindowResult]]"
 
 
 @dataclass
@@ -108,7 +113,7 @@ class _Round:
     n_streams: int
 
 
-class Rounds:
+class Scheduler:
     """Decodes recordings one after the other, several windows at a time. Safe for many threads."""
 
     def __init__(self, backend: Backend, batch_size: int, recordings: Iterator[Recording]) -> None:
@@ -126,7 +131,7 @@ class Rounds:
         self._upcoming = recordings
         self._open: list[Recording] = []
         self._busy: Counter[Recording] = Counter()  # windows of each that are under way
-        self._held: list[tuple[Recording, Task]] = []  # planned, but for the next round
+        self._held: list[tuple[Recording, WindowRequest]] = []  # planned, but for the next round
         self._is_first_round = True
         self._under_way: deque[_Round] = deque()
         self._pool: ThreadPoolExecutor | None = None
@@ -192,23 +197,25 @@ class Rounds:
 
     def _begin(self) -> bool:
         """Plan a round and set the streams to work on it; False if there is nothing to plan."""
-        recordings, tasks, waiting = self._plan()
-        if not tasks:
+        recordings, requests, waiting = self._plan()
+        if not requests:
             return False
         # Few windows are faster in one stream, but once there are several, it is memory for both.
         enough = self._backend.n_streams if self._pool is not None else _WORTH_SPLITTING
-        n_streams = self._backend.n_streams if len(tasks) >= enough else 1
-        batch_size = max(self._batch_size, -(-len(tasks) // self._backend.n_streams))
+        n_streams = self._backend.n_streams if len(requests) >= enough else 1
+        batch_size = max(self._batch_size, -(-len(requests) // self._backend.n_streams))
         batches = [
-            self._start(places, [tasks[place] for place in places], n_streams)
-            for places in _parts([len(task.prompt) for task in tasks], n_streams, batch_size)
+            self._start(places, [requests[place] for place in places], n_streams)
+            for places in _parts(
+                [len(request.prompt) for request in requests], n_streams, batch_size
+            )
         ]
         if n_streams > 1:
             self._encode_ahead(waiting)
         self._under_way.append(_Round(recordings, batches, n_streams))
         return True
 
-    def _plan(self) -> tuple[list[Recording], list[Task], list[Task]]:
+    def _plan(self) -> tuple[list[Recording], list[WindowRequest], list[WindowRequest]]:
         """What the next round decodes, much of it being encoded already, and what waits for it."""
         n_streams, enough = self._backend.n_streams, _WORTH_SPLITTING
         at_most = room = self._batch_size * n_streams
@@ -225,12 +232,12 @@ class Rounds:
         number = 0
         while len(planned) < at_most + (at_most > room) and self._is_open(number):
             recording = self._open[number]
-            task = None if recording.has_ended else recording.plan()
-            if task is not None:
-                planned.append((recording, task))
+            request = None if recording.has_ended else recording.next_window()
+            if request is not None:
+                planned.append((recording, request))
                 self._busy[recording] += 1
                 if len(planned) >= enough:
-                    self._encode_ahead([task for _, task in planned])
+                    self._encode_ahead([request for _, request in planned])
             elif self._busy[recording]:
                 number += 1
             else:
@@ -239,13 +246,13 @@ class Rounds:
                 del self._busy[recording]
         if len(planned) > at_most:
             planned, self._held = planned[:room], planned[room:]
-        recordings, tasks = [each for each, _ in planned], [task for _, task in planned]
-        waiting: list[Task] = []
+        recordings, requests = [each for each, _ in planned], [request for _, request in planned]
+        waiting: list[WindowRequest] = []
         for recording in dict.fromkeys(recordings):
-            waiting += recording.ahead(max(0, room - len(tasks) - len(waiting)))
-        if len(tasks) + len(waiting) >= _WORTH_SPLITTING:
-            self._encode_ahead(tasks)
-        return recordings, tasks, waiting
+            waiting += recording.prefetch(max(0, room - len(requests) - len(waiting)))
+        if len(requests) + len(waiting) >= _WORTH_SPLITTING:
+            self._encode_ahead(requests)
+        return recordings, requests, waiting
 
     def _is_open(self, number: int) -> bool:
         """Whether there is a recording of that number among the open ones; the next is opened."""
@@ -264,28 +271,28 @@ class Rounds:
             number += 1
         return expected
 
-    def _encode_ahead(self, tasks: Sequence[Task]) -> None:
+    def _encode_ahead(self, requests: Sequence[WindowRequest]) -> None:
         if self._backend.n_streams > 1:
-            for task in tasks:
-                encode_ahead(task, self._backend, self._streams())
+            for request in requests:
+                encode_ahead(request, self._backend, self._streams())
 
-    def _start(self, places: list[int], tasks: list[Task], n_streams: int) -> _Batch:
-        batch = _Batch(places, tasks, StageTimes(), Future())
+    def _start(self, places: list[int], requests: list[WindowRequest], n_streams: int) -> _Batch:
+        batch = _Batch(places, requests, StageTimes(), Future())
         if n_streams == 1:
             try:
-                batch.heard.set_result(hear(tasks, self._backend, batch.times))
+                batch.result.set_result(decode_requests(requests, self._backend, batch.times))
             except AbandonedError as error:
-                batch.heard.set_exception(error)
+                batch.result.set_exception(error)
             return batch
         # The streams are made ready in one of them, the first time: meanwhile more is read here.
-        batch.heard = self._streams().submit(self._hear, batch)
+        batch.result = self._streams().submit(self._hear, batch)
         return batch
 
-    def _hear(self, batch: _Batch) -> list[Heard]:
+    def _hear(self, batch: _Batch) -> list[WindowResult]:
         """Decode a batch in a stream's thread."""
         self._decoders.add(get_ident())
         try:
-            return hear(batch.tasks, self._backend.in_streams(), batch.times)
+            return decode_requests(batch.requests, self._backend.in_streams(), batch.times)
         finally:
             self._decoders.discard(get_ident())
 
@@ -296,17 +303,17 @@ class Rounds:
         return self._pool
 
     def _finish(self, under_way: _Round) -> None:
-        heard: dict[int, Heard] = {}
+        result: dict[int, WindowResult] = {}
         n_at_once = min(under_way.n_streams, len(under_way.batches))
         for batch in under_way.batches:
             with suppress(AbandonedError):
-                heard.update(zip(batch.places, batch.heard.result(), strict=True))
-            for task in batch.tasks:
-                task.job.times.add_share(batch.times, 1 / (len(batch.tasks) * n_at_once))
-                task.job.times.add_share(task.encoding, 1 / self._backend.n_streams)
+                result.update(zip(batch.places, batch.result.result(), strict=True))
+            for request in batch.requests:
+                request.caller.times.add_share(batch.times, 1 / (len(batch.requests) * n_at_once))
+                request.caller.times.add_share(request.encoding, 1 / self._backend.n_streams)
         for place, recording in enumerate(under_way.recordings):
             self._busy[recording] -= 1
-            recording.take(heard.get(place))
+            recording.accept(result.get(place))
 
     def close(self) -> None:
         """Let the streams go; they finish what was begun, for whoever goes on."""

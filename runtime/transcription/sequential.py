@@ -11,90 +11,92 @@ from whisper_npu.runtime.features.windows import Window
 from whisper_npu.runtime.results import Retry, Segment
 from whisper_npu.runtime.text.segments import split_at_timestamps
 from whisper_npu.runtime.timestamps.words import last_word_end
-from whisper_npu.runtime.transcription.session import DIVISIBLE, Job
-from whisper_npu.runtime.transcription.window_decoding import Heard, Task
+from whisper_npu.runtime.transcription.session import SPLITTABLE, TranscriptionSession
+from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 
-class SequentialReading:
+class SequentialStrategy:
     """A recording gone through window by window; see `rounds.Reading`."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._context = list(job.prompts.initial)
+    def __init__(self, session: TranscriptionSession) -> None:
+        self._session = session
+        self._context = list(session.prompts.initial)
         self._context_from = 0
         self._language: str | None = None  # of the text before
         self._last_speech_end = 0.0
         self._seek = 0
         self._waits = False
-        self._is_divisible = False  # whether the window that is decoded can be decoded in parts
+        self._is_splittable = False  # whether the window that is decoded can be decoded in parts
         self._cut: int | None = None  # frame at which the next window ends, at the latest
         self._retries: tuple[Retry, ...] = ()  # attempts at a longer window from the same start
 
-    def plan(self) -> Task | None:
+    def next_window(self) -> WindowRequest | None:
         """The next window, once the one before it has been heard."""
         if self._waits:
             return None
         # Without timestamps, nothing tells where the text of a window cut inside a word ends.
-        cut_at_pause = self._job.options.without_timestamps
-        window = self._job.next_window(self._seek, cut_at_pause=cut_at_pause)
+        cut_at_pause = self._session.options.without_timestamps
+        window = self._session.window_at(self._seek, cut_at_pause=cut_at_pause)
         if window is None:
             return None
         if self._cut is not None:
             window = Window(window.start, min(window.end, self._cut))
         self._waits = True
-        task = self._job.task(window)
-        self._is_divisible = window.n_frames >= DIVISIBLE and not task.wanted.begun
-        if self._language in (None, task.wanted.language):
-            task.prompt = self._job.prompts.before(self._context[self._context_from :])
+        request = self._session.request(window)
+        self._is_splittable = (
+            window.n_frames >= SPLITTABLE and not request.decoding_options.prefix_tokens
+        )
+        if self._language in (None, request.decoding_options.language):
+            request.prompt = self._session.prompts.before(self._context[self._context_from :])
         else:  # text in another language makes it translate
-            task.prompt = self._job.prompts.before(self._job.prompts.initial)
-        return task
+            request.prompt = self._session.prompts.before(self._session.prompts.initial)
+        return request
 
-    def ahead(self, room: int) -> list[Task]:
+    def prefetch(self, room: int) -> list[WindowRequest]:
         """Nothing: where the next window begins is not known."""
         return []
 
-    def take(self, heard: Heard) -> list[Segment]:
+    def accept(self, result: WindowResult) -> list[Segment]:
         """Segments of the window that was planned."""
         self._waits = False
-        if self._is_divisible and not self._job.stopping and self._divide(heard):
+        if self._is_splittable and not self._session.stopping and self._divide(result):
             return []
-        heard = heard.after(self._retries)
+        result = result.after(self._retries)
         self._cut, self._retries = None, ()
-        job, window, decoded = self._job, heard.window, heard.outcome.decoded
-        if job.leave_out(heard):
+        session, window, decoded = self._session, result.window, result.outcome.decoded
+        if session.leave_out(result):
             self._seek = window.end
             return []
-        begin = job.tokenizer.special.timestamp_begin
+        begin = session.tokenizer.special.timestamp_begin
         parts, advance = split_at_timestamps(decoded.tokens, begin, window.n_frames)
-        text = job.write(heard, parts, self._last_speech_end)
+        text = session.write(result, parts, self._last_speech_end)
         # The reference seeks to the end of the last word where it has one. Here the text does not
         # depend on whether words are timed: they end a little early, and would be heard twice.
         self._seek = window.start + advance
         self._last_speech_end = last_word_end(text.segments) or self._last_speech_end
-        job.account(heard, self._seek / FRAMES_PER_SECOND, text)
-        if text.segments and heard.outcome.language != self._language:
+        session.account(result, self._seek / FRAMES_PER_SECOND, text)
+        if text.segments and result.outcome.language != self._language:
             if self._language is not None:
-                self._context, self._context_from = list(job.prompts.initial), 0
-            self._language = heard.outcome.language
+                self._context, self._context_from = list(session.prompts.initial), 0
+            self._language = result.outcome.language
         for segment in text.segments:
             self._context.extend(segment.tokens)
-        unwanted = job.options.condition_on_previous_text is False
-        if unwanted or heard.outcome.is_doubtful:
+        unwanted = session.options.condition_on_previous_text is False
+        if unwanted or result.outcome.is_doubtful:
             self._context_from = len(self._context)
-        job.features.forget(self._seek)
+        session.features.forget(self._seek)
         return text.segments
 
-    def _divide(self, heard: Heard) -> bool:
+    def _divide(self, result: WindowResult) -> bool:
         """Decode a window that leaves out speech again, up to a pause beside that speech.
 
         Returns:
             whether it does leave out speech.
         """
-        window, outcome = heard.window, heard.outcome
+        window, outcome = result.window, result.outcome
         if not outcome.leaves_out or outcome.is_silence:
             return False
-        self._cut = self._job.windows.cut_beside(window, outcome.decoded.unheard)
+        self._cut = self._session.windows.cut_beside(window, outcome.decoded.unheard)
         *earlier, last = outcome.retries
         last = replace(last, reason=f"{last.reason}; decoded in parts")
         self._retries = (*self._retries, *earlier, last)

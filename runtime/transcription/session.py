@@ -25,14 +25,19 @@ from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.language import TELLING, SpokenLanguage, is_sure, tells
 from whisper_npu.runtime.transcription.partial import Reports
 from whisper_npu.runtime.transcription.progress import Progress
-from whisper_npu.runtime.transcription.window_decoding import Heard, Task, frames_to_encode, is_tiny
+from whisper_npu.runtime.transcription.window_decoding import (
+    WindowRequest,
+    WindowResult,
+    frames_to_encode,
+    is_tiny,
+)
 
 logger = logging.getLogger("whisper_npu")
 
 _MODELS_LIST = -1  # among the tokens to be suppressed
 
 
-DIVISIBLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
+SPLITTABLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
 
 # Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
 _SHORT = 2.0  # seconds
@@ -45,11 +50,11 @@ class Text:
     """What a window's tokens say: its segments, and those left out for being made up."""
 
     segments: list[Segment]
-    made_up: list[Segment]
+    hallucinated: list[Segment]
 
 
 @dataclass
-class Job:
+class TranscriptionSession:
     """A recording being transcribed.
 
     Attributes:
@@ -103,7 +108,7 @@ class Job:
         """Whether texts may be decoded without timestamps, and get theirs by alignment."""
         return self.can_align and self.options.task == "transcribe"
 
-    def next_window(self, seek: int, *, cut_at_pause: bool) -> Window | None:
+    def window_at(self, seek: int, *, cut_at_pause: bool) -> Window | None:
         """The next window; what is passed over on the way is accounted for as silent."""
         if self.stopping:
             self.stopped_at = seek
@@ -115,15 +120,15 @@ class Job:
         self.coverage.add(start, end, "silent", "no speech")
         return window
 
-    def task(
+    def request(
         self,
         window: Window,
-        begun: Sequence[int] = (),
+        prefix_tokens: Sequence[int] = (),
         *,
         reaches_end: bool = False,
-        shares: bool = False,
+        pad_to_full: bool = False,
         language: str | None = None,
-    ) -> Task:
+    ) -> WindowRequest:
         """A window to be decoded, as yet behind no prompt.
 
         Its language is detected first where it is not known. Windows have to come in order for
@@ -131,9 +136,9 @@ class Job:
 
         Args:
             window: which.
-            begun: tokens its transcript begins with, decoded from it before.
+            prefix_tokens: tokens its transcript begins with, decoded from it before.
             reaches_end: whether its text must reach the end of its speech, or nearly.
-            shares: whether it will share its batch with windows of other lengths.
+            pad_to_full: whether it will share its batch with windows of other lengths.
             language: code of its language, if it is known already.
         """
         features = self._features_of(window)
@@ -141,18 +146,22 @@ class Job:
         if language is None and self.language.is_open:
             encoded = Future()
             encoded.set_result(self._hear_language(window, features))
-        wanted = self._decoding_options(begun, language or self.language.code or self.undetected)
+        wanted = self._decoding_options(
+            prefix_tokens, language or self.language.code or self.undetected
+        )
         speech = self.windows.speech(window)
-        reach = max(0.0, speech[-1][1] - NEGLIGIBLE_SPEECH) if reaches_end and speech else 0.0
-        return Task(
+        min_end_time = (
+            max(0.0, speech[-1][1] - NEGLIGIBLE_SPEECH) if reaches_end and speech else 0.0
+        )
+        return WindowRequest(
             self,
             window,
             features,
             wanted,
-            reach=reach,
+            min_end_time=min_end_time,
             speech=speech,
             continued=reaches_end,
-            shares=shares,
+            pad_to_full=pad_to_full,
             encoded=encoded,
         )
 
@@ -179,9 +188,11 @@ class Job:
             if further is not None:
                 audio_further, of_further = self._detect(self._features_of(further))
                 more = self.windows.speech_seconds(further.offset, further.end_time)
-                self.language.hear(more, self._try_languages(audio_further, more, of_further))
+                self.language.add_evidence(
+                    more, self._try_languages(audio_further, more, of_further)
+                )
         if self.language.is_open:
-            self.language.hear(seconds, self._try_languages(audio, seconds, found))
+            self.language.add_evidence(seconds, self._try_languages(audio, seconds, found))
         return audio
 
     def _try_languages(
@@ -217,7 +228,7 @@ class Job:
         more = self.windows.speech_seconds(window.end_time, further.end_time)
         return further if more >= TELLING else None
 
-    def _decoding_options(self, begun: Sequence[int], language: str) -> DecodingOptions:
+    def _decoding_options(self, prefix_tokens: Sequence[int], language: str) -> DecodingOptions:
         """How a window in that language is decoded."""
         options = self.options
         return replace(
@@ -228,7 +239,7 @@ class Job:
             beam_size=options.beam_size,
             patience=options.patience,
             length_penalty=options.length_penalty,
-            begun=(*self._prefix(), *begun),
+            prefix_tokens=(*self._prefix(), *prefix_tokens),
             without_timestamps=options.without_timestamps,
             max_initial_timestamp=options.max_initial_timestamp,
             sample_len=options.sample_len,
@@ -252,10 +263,10 @@ class Job:
             suppress_first=vocabulary.begin_suppress if self.options.suppress_blank else (),
         )
 
-    def leave_out(self, heard: Heard) -> bool:
+    def leave_out(self, result: WindowResult) -> bool:
         """Whether a window's text is not to be believed; if so, its time is accounted for."""
-        window, decoded = heard.window, heard.outcome.decoded
-        if heard.outcome.is_silence:
+        window, decoded = result.window, result.outcome.decoded
+        if result.outcome.is_silence:
             reason = f"the model hears no speech (probability {decoded.no_speech_prob:.2f})"
             self.coverage.add(window.offset, window.end_time, "skipped", reason)
             return True
@@ -266,42 +277,44 @@ class Job:
             return True
         return False
 
-    def write(self, heard: Heard, parts: Sequence[TokenSegment], last_speech_end: float) -> Text:
+    def write(
+        self, result: WindowResult, parts: Sequence[TokenSegment], last_speech_end: float
+    ) -> Text:
         """The text of a window: its segments, with words if they were asked for.
 
         Args:
-            heard: the window.
+            result: the window.
             parts: its tokens, cut at timestamps; those without text or length are left out.
             last_speech_end: when the last word before the window ends, in seconds.
         """
-        segments = self._segments(heard, parts)
-        if heard.audio is None:
+        segments = self._segments(result, parts)
+        if result.audio is None:
             return Text(segments, [])
         with self.times.measure("word times"):
-            segments = self._with_words(heard, heard.audio, segments, last_speech_end)
-        made_up: list[Segment] = []
+            segments = self._with_words(result, result.audio, segments, last_speech_end)
+        hallucinated: list[Segment] = []
         threshold = self.options.hallucination_silence_threshold
         while threshold is not None:
             place = first_hallucination(
                 segments,
                 threshold=threshold,
-                window_start=heard.window.offset,
-                window_end=heard.window.end_time,
+                window_start=result.window.offset,
+                window_end=result.window.end_time,
                 last_speech_end=last_speech_end,
             )
             if place is None:
                 break
-            made_up.append(segments.pop(place))
-        return Text(segments, made_up)
+            hallucinated.append(segments.pop(place))
+        return Text(segments, hallucinated)
 
     def _with_words(
         self,
-        heard: Heard,
+        result: WindowResult,
         audio: Float32Array,
         segments: Sequence[Segment],
         last_speech_end: float,
     ) -> list[Segment]:
-        language = heard.outcome.language
+        language = result.outcome.language
         return add_word_timestamps(
             segments,
             audio,
@@ -314,20 +327,20 @@ class Job:
                 language=language,
                 task=self.options.task,
             ),
-            n_frames=heard.window.n_frames,
-            offset=heard.window.offset,
+            n_frames=result.window.n_frames,
+            offset=result.window.offset,
             attention_delay=self.attention_delay,
             not_before=last_speech_end,
             prepend_punctuations=self.options.prepend_punctuations,
             append_punctuations=self.options.append_punctuations,
         )
 
-    def account(self, heard: Heard, end: float, text: Text) -> None:
+    def account(self, result: WindowResult, end: float, text: Text) -> None:
         """Account for the time of a window up to `end`, in seconds from the recording's start.
 
         It is transcribed, but for text that was left out and speech that has no text.
         """
-        window = heard.window
+        window = result.window
         start = window.offset
         lost = [
             (
@@ -335,14 +348,14 @@ class Job:
                 segment.end,
                 f"hallucinated, by its words' times: {segment.text.strip()!r}",
             )
-            for segment in text.made_up
+            for segment in text.hallucinated
         ]
         lost += [
             (start + first, start + last, "speech without text, in every attempt")
-            for first, last in heard.outcome.decoded.unheard
+            for first, last in result.outcome.decoded.unheard
         ]
         said = any(char.isalnum() for segment in text.segments for char in segment.text)
-        if not said and not text.made_up:
+        if not said and not text.hallucinated:
             if self.windows.speech(window):
                 self.coverage.add(start, end, "dropped", "the model writes no text for it")
             else:
@@ -362,8 +375,8 @@ class Job:
             return None
         return "the text is cut off: the decoder takes no more tokens"
 
-    def _segments(self, heard: Heard, parts: Sequence[TokenSegment]) -> list[Segment]:
-        window, outcome = heard.window, heard.outcome
+    def _segments(self, result: WindowResult, parts: Sequence[TokenSegment]) -> list[Segment]:
+        window, outcome = result.window, result.outcome
         decoded = outcome.decoded
         made = []
         for part in parts:

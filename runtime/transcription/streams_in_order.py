@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from whisper_npu.errors import AudioError
 from whisper_npu.runtime.engines.protocol import Backend
-from whisper_npu.runtime.transcription.scheduler import Recording, Rounds
+from whisper_npu.runtime.transcription.scheduler import Recording, Scheduler
 
 
 class Stream(Recording, Protocol):
@@ -30,7 +30,7 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
         backend: Backend,
         batch_size: int,
         sources: Iterable[SourceT],
-        open_stream: Callable[[SourceT, Rounds], StreamT],
+        open_stream: Callable[[SourceT, Scheduler], StreamT],
     ) -> None:
         """Open nothing yet.
 
@@ -43,14 +43,14 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
         """
         self._opened: deque[StreamT | AudioError] = deque()
         self._closed = Event()
-        self._rounds: Rounds = Rounds(
+        self._scheduler: Scheduler = Scheduler(
             backend,
             batch_size,
             _open_all(
-                sources, lambda source: open_stream(source, rounds), self._opened, self._closed
+                sources, lambda source: open_stream(source, scheduler), self._opened, self._closed
             ),
         )
-        rounds = self._rounds
+        scheduler = self._scheduler
 
     def __next__(self) -> StreamT | AudioError:
         """The next recording; decodes others until there is room for it.
@@ -59,8 +59,8 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
             DeviceError: the device failed.
             StopIteration: there is none.
         """
-        with self._rounds.turn():
-            while not self._opened and self._rounds.advance():
+        with self._scheduler.turn():
+            while not self._opened and self._scheduler.advance():
                 pass
             if not self._opened:
                 raise StopIteration
@@ -73,8 +73,8 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
             stream = self._opened.popleft()
             if not isinstance(stream, AudioError):
                 stream.close()
-        if not self._rounds.is_inside:
-            self._rounds.close()
+        if not self._scheduler.is_inside:
+            self._scheduler.close()
 
     def __del__(self) -> None:
         """Close what nobody will ask for, where a loop was left early."""

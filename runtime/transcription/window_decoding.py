@@ -11,23 +11,22 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from whisper_npu.runtime.decoding.decode import DecodingOptions
 from whisper_npu.runtime.decoding.fallback import Outcome, decode_with_fallback
 from whisper_npu.runtime.decoding.loop_detection import says_twice, spoken_length
-from whisper_npu.runtime.decoding.unheard import Stretch
 from whisper_npu.runtime.engines.protocol import Backend, Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
-from whisper_npu.runtime.features.windows import Window
+from whisper_npu.runtime.features.windows import Stretch, Window
+from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.results import Retry
+from whisper_npu.runtime.text.tokenizer import Tokenizer, Vocabulary
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcription.partial import partial_reporter
-
-if TYPE_CHECKING:
-    from whisper_npu.runtime.transcription.session import Job
+from whisper_npu.runtime.transcription.partial import Reports, partial_reporter
+from whisper_npu.runtime.transcription.progress import Progress
 
 logger = logging.getLogger("whisper_npu")
 
@@ -44,42 +43,76 @@ _HURRIED_SPEECH = 20  # letters in a second; audio books have about 15
 _CLASS = 10 * FRAMES_PER_SECOND
 
 
+class Caller(Protocol):
+    """Whom a window is decoded for: what decoding has to know of a `TranscriptionSession`."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        ...
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's."""
+        ...
+
+    @property
+    def options(self) -> TranscribeOptions:
+        """How to transcribe."""
+        ...
+
+    @property
+    def reports(self) -> Reports | None:
+        """Takes the text after each decoding step; None: nobody does."""
+        ...
+
+    @property
+    def progress(self) -> Progress:
+        """How far the recording has come."""
+        ...
+
+    @property
+    def times(self) -> StageTimes:
+        """Where the time went."""
+        ...
+
+
 @dataclass(eq=False)
-class Task:
+class WindowRequest:
     """A window to be decoded.
 
     Attributes:
-        job: the transcription it belongs to.
+        caller: the transcription it belongs to.
         window: where it is in the recording.
         features: float32 `(n_mels, frames)`, the window with silence behind it.
-        wanted: how to decode it.
+        decoding_options: how to decode it.
         prompt: tokens of the text before it, the user's prompt included.
-        reach: seconds into the window that its text must reach: there is speech up to there.
+        min_end_time: seconds into the window that its text must reach: there is speech up to there.
         speech: where the detector hears speech in the window, in seconds from its start.
         continued: whether what is left behind its text is decoded as another window.
-        shares: whether it shares its batch with windows of other lengths.
-        divisible: whether it is decoded in parts where its text is a loop or leaves out speech.
+        pad_to_full: whether it shares its batch with windows of other lengths.
+        splittable: whether it is decoded in parts where its text is a loop or leaves out speech.
         encoded: the features encoded, where that has been done, or begun, already; used up when
             the window is decoded.
         encoding: how long it took to encode them ahead.
     """
 
-    job: "Job"
+    caller: Caller
     window: Window
     features: Float32Array
-    wanted: DecodingOptions
+    decoding_options: DecodingOptions
     prompt: tuple[int, ...] = ()
-    reach: float = 0.0
+    min_end_time: float = 0.0
     speech: tuple[Stretch, ...] = ()
     continued: bool = False
-    shares: bool = False
-    divisible: bool = False
+    pad_to_full: bool = False
+    splittable: bool = False
     encoded: "Future[Float32Array] | None" = None
     encoding: StageTimes = field(default_factory=StageTimes)
 
 
 @dataclass(frozen=True)
-class Heard:
+class WindowResult:
     """A window that has been decoded.
 
     Attributes:
@@ -93,7 +126,7 @@ class Heard:
     outcome: Outcome
     audio: Float32Array | None
 
-    def after(self, retries: Sequence[Retry]) -> "Heard":
+    def after(self, retries: Sequence[Retry]) -> "WindowResult":
         """The same, of a window that was tried before."""
         every = (*retries, *self.outcome.retries)
         return replace(self, outcome=replace(self.outcome, retries=every))
@@ -116,168 +149,174 @@ def frames_to_encode(n_frames: int, choices: Sequence[int], n_audio_state: int |
     return next((n for n in choices if n >= wanted), choices[-1])
 
 
-def hear(tasks: Sequence[Task], backend: Backend, times: StageTimes) -> list[Heard]:
-    """Decode windows together; the tasks share their transcription options.
+def decode_requests(
+    requests: Sequence[WindowRequest], backend: Backend, times: StageTimes
+) -> list[WindowResult]:
+    """Decode windows together; the requests share their transcription options.
 
-    What looks wrong in a window that was encoded short is heard again as a whole window, before
+    What looks wrong in a window that was encoded short is decoded again as a whole window, before
     any higher temperature is tried.
 
     Args:
-        tasks: of any number of recordings.
+        requests: of any number of recordings.
         backend: the model.
         times: where stage times are added.
 
     Returns:
-        one result per task.
+        one result per request.
 
     Raises:
         AbandonedError: nobody wants any of them any more.
     """
-    heard: list[Heard | None] = [None] * len(tasks)
+    results: dict[int, WindowResult] = {}
     whole = backend.window_frames[-1]
     groups: dict[int, list[int]] = {}
-    for place, task in enumerate(tasks):
-        frames = whole if task.shares else task.features.shape[1]
-        if len(tasks) > 1:
+    for place, request in enumerate(requests):
+        frames = whole if request.pad_to_full else request.features.shape[1]
+        if len(requests) > 1:
             frames = min(whole, -(-frames // _CLASS) * _CLASS)
         groups.setdefault(frames, []).append(place)
     for frames, places in groups.items():
-        mine = [tasks[place] for place in places]
-        for place, result in zip(places, _hear_alike(mine, frames, backend, times), strict=True):
-            heard[place] = result
-    return [result for result in heard if result is not None]
+        mine = [requests[place] for place in places]
+        for place, result in zip(places, _decode_alike(mine, frames, backend, times), strict=True):
+            results[place] = result
+    return [results[place] for place in range(len(requests))]
 
 
-def encode_ahead(task: Task, backend: Backend, pool: Executor) -> None:
+def encode_ahead(request: WindowRequest, backend: Backend, pool: Executor) -> None:
     """Have a stream encode a task's features while others are planned, if none does already."""
 
     def encode() -> Float32Array:
         streams = backend.in_streams()
-        with task.encoding.measure("encoder"):
-            encoded = streams.encode(task.features[None])
-        task.job.progress.encoded_to(task.window.end_time)
+        with request.encoding.measure("encoder"):
+            encoded = streams.encode(request.features[None])
+        request.caller.progress.encoded_to(request.window.end_time)
         return encoded
 
-    if task.encoded is None:
-        task.encoded = pool.submit(encode)
+    if request.encoded is None:
+        request.encoded = pool.submit(encode)
 
 
-def _hear_alike(
-    tasks: Sequence[Task], frames: int, backend: Backend, times: StageTimes
-) -> list[Heard]:
+def _decode_alike(
+    requests: Sequence[WindowRequest], frames: int, backend: Backend, times: StageTimes
+) -> list[WindowResult]:
     """Decode windows that are given the same number of frames."""
     whole = backend.window_frames[-1]
-    temperatures = tasks[0].job.options.temperature
-    is_short = [task.features.shape[1] < whole for task in tasks]
+    temperatures = requests[0].caller.options.temperature
+    is_short = [request.features.shape[1] < whole for request in requests]
     if not any(is_short):
-        return _decode(tasks, frames, backend, times, temperatures)
-    heard = _decode(tasks, frames, backend, times, temperatures[:1])
-    heard = [
-        _doubted(one, task) if short else one
-        for one, task, short in zip(heard, tasks, is_short, strict=True)
+        return _decode(requests, frames, backend, times, temperatures)
+    result = _decode(requests, frames, backend, times, temperatures[:1])
+    result = [
+        _doubted(one, request) if short else one
+        for one, request, short in zip(result, requests, is_short, strict=True)
     ]
     flawed = [
         place
-        for place, one in enumerate(heard)
+        for place, one in enumerate(result)
         if one.outcome.flaw is not None and not (one.outcome.in_parts and one.outcome.leaves_out)
     ]
     if not flawed:
-        return heard
-    wholes = [_as_whole(tasks[place], whole) for place in flawed]
+        return result
+    wholes = [_as_whole(requests[place], whole) for place in flawed]
     again = _decode(wholes, whole, backend, times, temperatures)
     for place, one in zip(flawed, again, strict=True):
         # A window that was whole has only been decoded the same way once more.
-        heard[place] = one.after(heard[place].outcome.retries if is_short[place] else ())
-    return heard
+        result[place] = one.after(result[place].outcome.retries if is_short[place] else ())
+    return result
 
 
-def _doubted(heard: Heard, task: Task) -> Heard:
+def _doubted(result: WindowResult, request: WindowRequest) -> WindowResult:
     """A window that was encoded short, its text called flawed where it is twice what was said.
 
     Not hearing where the audio ends, the decoder at times says the last sentence again. As a whole
     window the same audio comes out right.
     """
-    outcome, seconds = heard.outcome, heard.window.n_frames / FRAMES_PER_SECOND
-    text = [token for token in outcome.decoded.tokens if token < task.job.tokenizer.special.eot]
+    outcome, seconds = result.outcome, result.window.n_frames / FRAMES_PER_SECOND
+    text = [
+        token for token in outcome.decoded.tokens if token < request.caller.tokenizer.special.eot
+    ]
     if (
         outcome.flaw is not None
         or outcome.is_silence
-        or task.job.options.compression_ratio_threshold is None  # repetitions are not looked for
+        or request.caller.options.compression_ratio_threshold is None
         or spoken_length(outcome.decoded.text) <= _HURRIED_SPEECH * seconds
         or not says_twice(text)
     ):
-        return heard
+        return result
     flaw = f"a phrase is said twice, all of it in {seconds:.2f} s"
     logger.debug("heard again as a whole window: %s", flaw)
     retries = (*outcome.retries, Retry(outcome.decoded.temperature, flaw))
-    return replace(heard, outcome=replace(outcome, flaw=flaw, retries=retries))
+    return replace(result, outcome=replace(outcome, flaw=flaw, retries=retries))
 
 
-def _as_whole(task: Task, frames: int) -> Task:
+def _as_whole(request: WindowRequest, frames: int) -> WindowRequest:
     """The same window followed by silence up to `frames`."""
-    missing = frames - task.features.shape[1]
+    missing = frames - request.features.shape[1]
     if missing == 0:
-        return task
+        return request
     # The silence behind a short window is the quietest there is in it.
-    padded = np.pad(task.features, ((0, 0), (0, missing)), constant_values=task.features.min())
-    return replace(task, features=padded, encoded=None)
+    padded = np.pad(
+        request.features, ((0, 0), (0, missing)), constant_values=request.features.min()
+    )
+    return replace(request, features=padded, encoded=None)
 
 
 def _decode(
-    tasks: Sequence[Task],
+    requests: Sequence[WindowRequest],
     frames: int,
     backend: Backend,
     times: StageTimes,
     temperatures: Sequence[float],
-) -> list[Heard]:
+) -> list[WindowResult]:
     """Decode windows once, all against encoded audio of `frames // 2` positions."""
     with times.measure("encoder"):
-        audio = _encode(tasks, frames, backend)
-    heard: dict[int, Heard] = {}
-    kinds = [(task.wanted, len(task.prompt)) for task in tasks]
+        audio = _encode(requests, frames, backend)
+    result: dict[int, WindowResult] = {}
+    kinds = [(request.decoding_options, len(request.prompt)) for request in requests]
     for kind in dict.fromkeys(kinds):
         decoding, _ = kind
         places = [place for place, one in enumerate(kinds) if one == kind]
-        job = tasks[places[0]].job
+        session = requests[places[0]].caller
         outcomes = decode_with_fallback(
             backend,
-            job.tokenizer,
-            job.vocabulary,
-            audio if len(places) == len(tasks) else audio[places],
-            [tasks[place].window.start for place in places],
+            session.tokenizer,
+            session.vocabulary,
+            audio if len(places) == len(requests) else audio[places],
+            [requests[place].window.start for place in places],
             decoding,
-            replace(job.options, temperature=temperatures),
+            replace(session.options, temperature=temperatures),
             times,
-            prompts=[tasks[place].prompt for place in places],
-            reach=[tasks[place].reach for place in places],
-            n_frames=[tasks[place].window.n_frames for place in places],
-            speech=[tasks[place].speech for place in places],
-            continued=[tasks[place].continued for place in places],
-            divisible=[tasks[place].divisible for place in places],
+            prompts=[requests[place].prompt for place in places],
+            min_end_time=[requests[place].min_end_time for place in places],
+            n_frames=[requests[place].window.n_frames for place in places],
+            speech=[requests[place].speech for place in places],
+            continued=[requests[place].continued for place in places],
+            splittable=[requests[place].splittable for place in places],
             on_tokens=partial_reporter(
-                job.tokenizer,
-                [tasks[place].window for place in places],
-                [tasks[place].job.reports for place in places],
+                session.tokenizer,
+                [requests[place].window for place in places],
+                [requests[place].caller.reports for place in places],
             ),
         )
         for place, outcome in zip(places, outcomes, strict=True):
-            kept = audio[place : place + 1] if job.options.word_timestamps else None
-            heard[place] = Heard(tasks[place].window, outcome, kept)
-    return [heard[place] for place in range(len(tasks))]
+            kept = audio[place : place + 1] if session.options.word_timestamps else None
+            result[place] = WindowResult(requests[place].window, outcome, kept)
+    return [result[place] for place in range(len(requests))]
 
 
-def _encode(tasks: Sequence[Task], frames: int, backend: Backend) -> Float32Array:
+def _encode(requests: Sequence[WindowRequest], frames: int, backend: Backend) -> Float32Array:
     """The windows encoded, each as long as its features, silence behind it up to `frames`."""
     n_positions = frames // 2
     audio: Float32Array | None = None
-    for number, task in enumerate(tasks):
-        if task.encoded is None:
-            part = backend.encode(task.features[None])[0]
+    for number, request in enumerate(requests):
+        if request.encoded is None:
+            part = backend.encode(request.features[None])[0]
         else:
-            part, task.encoded = task.encoded.result()[0], None
+            part, request.encoded = request.encoded.result()[0], None
         if audio is None:
-            audio = np.empty((len(tasks), n_positions, part.shape[1]), np.float32)
-        task.job.progress.encoded_to(task.window.end_time)
+            audio = np.empty((len(requests), n_positions, part.shape[1]), np.float32)
+        request.caller.progress.encoded_to(request.window.end_time)
         audio[number, : len(part)] = part
         if len(part) < n_positions:
             audio[number, len(part) :] = backend.silence()[0, len(part) : n_positions]

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-Job = dict[str, Any]
+TranscriptionSession = dict[str, Any]
 Transcribe = Callable[[list[str]], Iterable[str]]
 """Takes files, gives the text of each as it comes."""
 
@@ -63,7 +63,7 @@ def _each(transcribe: Callable[[str], str]) -> Transcribe:
     return lambda paths: (transcribe(path) for path in paths)
 
 
-def _whisper_npu(job: Job) -> Transcribe:
+def _whisper_npu(job: TranscriptionSession) -> Transcribe:
     from whisper_npu import load_model  # noqa: PLC0415
     from whisper_npu.runtime.options import TranscribeOptions  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def _whisper_npu(job: Job) -> Transcribe:
     return transcribe
 
 
-def _openvino_genai(job: Job) -> Transcribe:
+def _openvino_genai(job: TranscriptionSession) -> Transcribe:
     openvino_genai = import_module("openvino_genai")
     properties: dict[str, Any] = {"CACHE_DIR": job["cache"]} if job.get("cache") else {}
     if job["threads"]:
@@ -101,7 +101,7 @@ def _openvino_genai(job: Job) -> Transcribe:
     return _each(transcribe)
 
 
-def _faster_whisper(job: Job) -> Transcribe:
+def _faster_whisper(job: TranscriptionSession) -> Transcribe:
     faster_whisper = import_module("faster_whisper")
     model = faster_whisper.WhisperModel(
         job["model"], device="cpu", compute_type=job["compute_type"], cpu_threads=job["threads"]
@@ -119,7 +119,7 @@ def _faster_whisper(job: Job) -> Transcribe:
     return _each(transcribe)
 
 
-def _whisper_cpp(job: Job) -> Transcribe:
+def _whisper_cpp(job: TranscriptionSession) -> Transcribe:
     options: dict[str, Any] = {"print_progress": False, "print_realtime": False}
     if job["threads"]:
         options["n_threads"] = job["threads"]
@@ -130,7 +130,7 @@ def _whisper_cpp(job: Job) -> Transcribe:
     return _each(lambda path: " ".join(part.text for part in model.transcribe(_read(path))))
 
 
-def _transformers(job: Job) -> Transcribe:
+def _transformers(job: TranscriptionSession) -> Transcribe:
     torch, transformers = import_module("torch"), import_module("transformers")
     if job["threads"]:
         torch.set_num_threads(job["threads"])
@@ -154,7 +154,7 @@ def _transformers(job: Job) -> Transcribe:
     return _each(transcribe)
 
 
-ENGINES: dict[str, tuple[Callable[[Job], Transcribe], tuple[str, ...]]] = {
+ENGINES: dict[str, tuple[Callable[[TranscriptionSession], Transcribe], tuple[str, ...]]] = {
     "whisper-npu": (_whisper_npu, ("whisper-npu", "openvino")),
     "openvino-genai": (_openvino_genai, ("openvino-genai", "openvino")),
     "faster-whisper": (_faster_whisper, ("faster-whisper", "ctranslate2")),
@@ -173,7 +173,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _serve(job: Job, lists: IO[str], answers: IO[str]) -> None:
+def _serve(job: TranscriptionSession, lists: IO[str], answers: IO[str]) -> None:
     def answer(content: dict[str, Any]) -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()

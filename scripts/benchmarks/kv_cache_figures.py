@@ -218,7 +218,6 @@ def decode(model: WhisperModel, audio: Float32Array, language: str, n_tokens: in
         _options(model, language, n_tokens),
         StageTimes(),
         on_tokens=lambda _: marks.append(time.perf_counter() - start),
-        drafts=False,  # it is steps that are compared
     )
     return Decode(windows[0].tokens, time.perf_counter() - start, tuple(marks))
 

@@ -12,7 +12,6 @@ from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Backend,
     DecoderSession,
-    Drafter,
     Float32Array,
     Int64Array,
 )
@@ -28,10 +27,10 @@ class Step:
     Attributes:
         stage: `prefill` for the first step of a session, else `decoder`.
         rows: Token rows decoded side by side.
-        tokens: New tokens per row; 0 where drafted ones are settled.
+        tokens: New tokens per row.
         past: Tokens before them.
         audio_ctx: Positions of encoded audio that each row attends to.
-        projected: Positions per row projected to the whole vocabulary; 0 for a drafted token.
+        projected: Positions per row projected to the vocabulary.
     """
 
     stage: str
@@ -86,55 +85,15 @@ class _ObservedSession:
         self._seen.steps.append(Step(stage, rows, n_new, past, self._audio_ctx, projected))
         if self._first_step is None:
             self._first_step = time.perf_counter()
-        else:
-            self.goes_on()
-        return logits
-
-    def goes_on(self) -> None:
-        """A token follows that of the first step: a text is decoded."""
-        if self._seen.first_token is None:
+        elif self._seen.first_token is None:  # a token follows: a text is decoded
             self._seen.first_token = self._first_step
-
-    def drafter(self) -> Drafter | None:
-        drafter = self._session.drafter()
-        if drafter is None:
-            return None
-        return cast("Drafter", _ObservedDrafter(drafter, self, self._seen, self._audio_ctx))
+        return logits
 
     def reorder(self, rows: Sequence[int]) -> None:
         self._session.reorder(rows)
 
     def close(self) -> None:
         self._session.close()
-
-
-class _ObservedDrafter:
-    def __init__(
-        self, drafter: Drafter, session: _ObservedSession, seen: Observations, audio_ctx: int
-    ) -> None:
-        self._drafter = drafter
-        self._session = session
-        self._seen = seen
-        self._audio_ctx = audio_ctx
-        self._drafted = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._drafter, name)
-
-    def draft(self, tokens: Int64Array) -> Float32Array:
-        self._note(tokens=1, projected=0)
-        self._session.goes_on()
-        self._drafted += 1
-        return self._drafter.draft(tokens)
-
-    def settle(self) -> Float32Array:
-        self._note(tokens=0, projected=self._drafted)
-        self._drafted = 0
-        return self._drafter.settle()
-
-    def _note(self, *, tokens: int, projected: int) -> None:
-        step = Step(DECODER, 1, tokens, self._drafter.length, self._audio_ctx, projected)
-        self._seen.steps.append(step)
 
 
 class _ObservedBackend:

@@ -173,18 +173,15 @@ class Sizes:
     def step(self, step: Step) -> Work:
         """One step of the decoder: weights are read once, keys and values once per row.
 
-        What the small part of the vocabulary costs that tokens are drafted from is left out, and
-        self-attention's states, which are few, count as if they were cross-attention's.
+        Self-attention's states, which are few, count as if they were cross-attention's.
         """
         d = self.n_state
         tokens = step.rows * step.tokens
-        table = d * self.n_vocab if step.projected else 0
-        flops, states, weights = 0, 0, 0
-        if tokens:
-            context = step.past + step.tokens + step.audio_ctx
-            flops = tokens * self.decoder_layers * 4 * d * context
-            weights = self.decoder_layers * self._decoder_weights
-            states = self.decoder_layers * 2 * d * step.rows * context
+        table = d * self.n_vocab
+        context = step.past + step.tokens + step.audio_ctx
+        flops = tokens * self.decoder_layers * 4 * d * context
+        weights = self.decoder_layers * self._decoder_weights
+        states = self.decoder_layers * 2 * d * step.rows * context
         return self._work(
             flops,
             2 * tokens * weights + 2 * step.rows * step.projected * table,

@@ -85,7 +85,7 @@ class SentenceOutput:
             for sentence in self._sentences.add(update):
                 self.write(sentence)
         if not self._tentative.strip():
-            for sentence in self._sentences.hear(heard):
+            for sentence in self._sentences.silence_until(heard):
                 self.write(sentence)
 
     def end(self) -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from whisper_npu.errors import AudioError, ExportError, UsageError
 from whisper_npu.export import accuracy, conversion, onnx_export
-from whisper_npu.export.accuracy import Heard, verify_accuracy
+from whisper_npu.export.accuracy import WindowResult, verify_accuracy
 from whisper_npu.export.calibration import calibration_windows
 from whisper_npu.export.conversion import Conversion
 from whisper_npu.export.dimensions import Dimensions
@@ -218,7 +218,7 @@ def heard(monkeypatch):
         monkeypatch.setattr(
             accuracy,
             "_transcribe",
-            lambda folder, _recordings: [Heard(text, "en") for text in texts[folder.name]],
+            lambda folder, _recordings: [WindowResult(text, "en") for text in texts[folder.name]],
         )
 
     return say

@@ -4,15 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from whisper_npu import load_model
-from whisper_npu.runtime.engines.openvino.stateful_session import StatefulSession
 from whisper_npu.scripts import benchmark_kv_cache, main
 from whisper_npu.scripts.benchmarks.kv_cache_figures import (
     Cell,
     Cost,
     Decode,
     Kind,
-    decode,
     find_difference,
 )
 from whisper_npu.scripts.benchmarks.kv_cache_report import cell_table, slower_lengths, verdict
@@ -65,14 +62,6 @@ def test_positions_are_counted(measured, n) -> None:
             assert computed == (sum(range(PROMPT, PROMPT + n)), n * N_AUDIO_CTX)
         else:
             assert computed == (PROMPT + n - 1, N_AUDIO_CTX)
-
-
-def test_nothing_is_drafted(tiny_folder, monkeypatch) -> None:
-    """Drafts would be gone back from, and compute more positions than a cache needs."""
-    model = load_model(tiny_folder, precision="f32")
-    monkeypatch.setattr(StatefulSession, "drafter", lambda _self: pytest.fail("drafted"))
-    audio = np.zeros((1, N_AUDIO_CTX, 64), np.float32)
-    assert len(decode(model, audio, "en", 5).tokens) == 5
 
 
 def test_bytes_of_the_cache_are_counted(measured) -> None:

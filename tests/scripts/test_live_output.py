@@ -66,8 +66,8 @@ class TestSentences:
     def test_a_pause_ends_one(self):
         joined = LiveSentences()
         assert list(joined.add(Committed(0.0, 1.0, " Lights", "en"))) == []
-        assert list(joined.hear(1.9)) == []
-        (line,) = joined.hear(2.0)
+        assert list(joined.silence_until(1.9)) == []
+        (line,) = joined.silence_until(2.0)
         assert (line.text, joined.text) == (" Lights", "")
         pieces = [Committed(0.0, 1.0, " Lights", "en"), Committed(2.0, 3.0, " off", "en")]
         assert sentences(pieces) == [" Lights", " off"]

@@ -115,9 +115,6 @@ class FakeSession(FollowsNothing):
     def keep(self, rows):
         return False
 
-    def drafter(self):
-        return None
-
     def close(self):
         self.backend.open_sessions -= 1
         if self.length > 1 and len(self.backend.script) > 1:  # it was no language detection

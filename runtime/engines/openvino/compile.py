@@ -6,20 +6,19 @@ disk, and a later start reads no ONNX at all.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime.engines.cpu_capabilities import processor
-from whisper_npu.runtime.engines.kv_cache import Contract, is_self_attention
-from whisper_npu.runtime.engines.memory import available_bytes, forget_files_of, give_back
+from whisper_npu.runtime.engines.kv_cache import is_self_attention
+from whisper_npu.runtime.engines.memory import available_bytes, give_back
 from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
 from whisper_npu.runtime.engines.openvino.alignment_queries import give_queries
 from whisper_npu.runtime.engines.openvino.compile_cache import (
@@ -31,11 +30,12 @@ from whisper_npu.runtime.engines.openvino.compile_config import Plan
 from whisper_npu.runtime.engines.openvino.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
+from whisper_npu.runtime.model_folder.config import KVContract
 from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 
 logger = logging.getLogger("whisper_npu")
 
-RECIPE_REVISION = 1
+RECIPE_REVISION = 2
 """In the cache's keys. Raise it whenever the same ONNX graphs would be compiled to other graphs,
 or facts get another form: after an edit of this module, `openvino_graphs`, `openvino_stateful`,
 `openvino_cross_states`, `openvino_queries` or `eight_bits`. Otherwise graphs that an older version
@@ -50,15 +50,8 @@ _STATEFUL = {
     "with_past": DECODER_WITH_PAST,
     "encoder": ENCODER,
     "cross": DECODER,
-    "vocabulary": DECODER_WITH_PAST,
-    "draft": DECODER_WITH_PAST,
 }
-_OF_VOCABULARY = ("vocabulary", "draft")
 _OF_WHOLE_WINDOWS = ("encoder", "cross")  # they wait for arithmetic, the decoder for memory
-# Text tokens that a single row is drafted from, unless the vocabulary is small. Byte-pair merges
-# are numbered by how frequent they are: nine of ten tokens of English prose are among these.
-_DRAFT_TOKENS = 8192
-_DRAFT_SHARE = 4  # of the vocabulary at most one in so many
 _MEMORY_TO_KEEP = 4  # times the weights: what compiled graphs take on their way to the disk
 
 
@@ -72,23 +65,15 @@ class Facts:
         elastic: whether the encoder takes windows of any length.
         in_eight_bits: whether matrices are in 8 bits.
         options: by graph, what it is compiled with beside the options of all.
-        n_draft: text tokens that a single row is drafted from; 0 where the projection to the
-            vocabulary is a part of the decoder's graph.
         heads: alignment heads, by layer and place, whose queries the decoder hands out.
     """
 
     dimensions: graphs.GraphDimensions
-    contract: Contract | None
+    contract: KVContract | None
     elastic: bool
     in_eight_bits: bool
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    n_draft: int = 0
     heads: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def stateful_graphs(self) -> tuple[str, ...]:
-        """The graphs that the stateful cache needs, in the order they are made ready in."""
-        return tuple(name for name in _STATEFUL if self.n_draft or name not in _OF_VOCABULARY)
 
 
 @dataclass(frozen=True)
@@ -98,14 +83,10 @@ class Compiled:
     Attributes:
         graphs: by name.
         facts: what is known of them.
-        align: by graph, see `CompileCache.store`.
-        weights: arrays in the files that were read.
     """
 
     graphs: dict[str, ov.CompiledModel]
     facts: Facts
-    align: dict[str, bytes] = field(default_factory=dict)
-    weights: Sequence[npt.NDArray[Any]] = ()
 
 
 class GraphCompiler:
@@ -191,10 +172,7 @@ class GraphCompiler:
     def _load(self, kept: CompileCache, keys: dict[str, CacheKey]) -> Compiled | None:
         """All graphs from the cache; None if one of them cannot be had."""
         facts = _read_facts(kept.facts(keys["encoder"]))
-        if facts is None:
-            return None
-        keys = {name: keys[name] for name in facts.stateful_graphs}
-        if not all(map(kept.has, keys.values())):
+        if facts is None or not all(map(kept.has, keys.values())):
             return None
 
         def load(name: str) -> ov.CompiledModel | None:
@@ -215,20 +193,16 @@ class GraphCompiler:
             if compiled.facts.in_eight_bits
             else self._plan.arithmetic
         )
-        for name in compiled.facts.stateful_graphs:
-            part = name if name in _OF_VOCABULARY else Path(_STATEFUL[name]).stem
-            contents = Contents(str(self._folder.path), part, precision)
-            graph, align = compiled.graphs[name], compiled.align.get(name, b"")
-            if not kept.store(keys[name], graph, contents, asdict(compiled.facts), align):
+        for name, file in _STATEFUL.items():
+            contents = Contents(str(self._folder.path), Path(file).stem, precision)
+            if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.facts)):
                 break
-        forget_files_of(compiled.weights)
         give_back()
 
     def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._plan.wanted.kv_cache
         trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         graphs.require_finite(folder, trio)
-        weights = graphs.largest_constants(trio)
         dimensions = graphs.read_dimensions(encoder, with_past)
         contract = self._known_contract(with_past)
         elastic = graphs.make_elastic(encoder, dimensions.n_audio_ctx)
@@ -255,18 +229,11 @@ class GraphCompiler:
         else:
             wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
         in_eight_bits = self._plan.rounds and self._can_round(wanted.values())
-        n_draft = self._n_draft(in_eight_bits=in_eight_bits)
-        if n_draft:
-            split = graphs.split_vocabulary(with_past, self._folder.end_of_text or 0, n_draft)
-            wanted |= split
-            n_draft *= bool(split)
         heads = self._followed_heads(with_past, dimensions)
-        align: dict[str, bytes] = {}
         if in_eight_bits and self._plan.is_fast_path and self._plan.arithmetic == "bf16":
             # Half as much to write, and to read at each start. Done whether graphs are kept or
             # not, so that the results are the same.
-            align = {"with_past": int8_weights.narrow_tables(with_past)}
-            forget_files_of(weights)
+            int8_weights.narrow_tables(with_past)
         files = {**_STATEFUL, "decoder": DECODER}
         options: dict[str, dict[str, Any]] = {}
         # A graph is rounded while the one before it is compiled.
@@ -275,7 +242,6 @@ class GraphCompiler:
             for name, model in wanted.items():
                 if in_eight_bits:
                     options[name] = self._round(model, name)
-                    forget_files_of(weights)  # before compiling takes memory, too
                 if self._plan.is_fast_path:
                     graphs.store_by_output(model)
                 file = files[name]
@@ -283,11 +249,10 @@ class GraphCompiler:
                     self.compile_one, model, file, **options.get(name, {})
                 )
             compiled = {name: job.result() for name, job in jobs.items()}
-        forget_files_of(weights)
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
-        facts = Facts(dimensions, contract, elastic, in_eight_bits, options, n_draft, heads)
-        return Compiled(compiled, facts, align, weights)
+        facts = Facts(dimensions, contract, elastic, in_eight_bits, options, heads)
+        return Compiled(compiled, facts)
 
     def _followed_heads(
         self, with_past: ov.Model, dimensions: graphs.GraphDimensions
@@ -311,16 +276,6 @@ class GraphCompiler:
             options[_GROUP_SIZE] = int8_weights.GROUP
         return options
 
-    def _n_draft(self, *, in_eight_bits: bool) -> int:
-        """How many text tokens a single row is drafted from; 0 for no drafts.
-
-        Streams decode many rows, and a table in 8 bits is read too fast for drafts to gain by it.
-        """
-        n_text = self._folder.end_of_text or 0
-        if not self._plan.is_fast_path or self._plan.wanted.streams > 1 or in_eight_bits:
-            return 0
-        return min(_DRAFT_TOKENS, n_text // _DRAFT_SHARE)
-
     def _can_round(self, models: Iterable[ov.Model]) -> bool:
         """Whether the graphs have matrices that can be in 8 bits.
 
@@ -335,7 +290,7 @@ class GraphCompiler:
         logger.warning("%s: computing in %s", found, self._plan.arithmetic)
         return False
 
-    def _known_contract(self, with_past: ov.Model) -> Contract | None:
+    def _known_contract(self, with_past: ov.Model) -> KVContract | None:
         """What `present.*` holds, where that is known without running the graph."""
         stated = self._folder.kv_contract
         contract = stated or graphs.detect_contract(with_past)
@@ -358,7 +313,7 @@ def _read_facts(content: dict[str, Any] | None) -> Facts | None:
     return facts if all(isinstance(each, dict) for each in facts.options.values()) else None
 
 
-def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> Contract:
+def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> KVContract:
     """Run one step on a past of two positions and look at what comes back."""
     n_past, n_new = 2, 1
     d = dimensions

@@ -34,15 +34,14 @@ logger = logging.getLogger("whisper_npu")
 LIMIT_VARIABLE = "WHISPER_NPU_CACHE_LIMIT"
 DEFAULT_LIMIT = 8.0  # GiB
 
-_MAGIC = "whisper-npu compiled graph 3"
+_MAGIC = "whisper-npu compiled graph 4"
 _SUFFIX = ".blob"
 _UNFINISHED = ".part"
-_HEADER = 1 << 14  # bytes at most; a path may take 4096
+_HEADER = 1 << 14  # bytes; a path may take 4096
 _FIELDS = {
-    **{"digest": str, "begin": int, "bytes": int, "sha256": str},
+    **{"digest": str, "bytes": int, "sha256": str},
     **{"key": dict, "facts": dict, "contents": dict},
 }
-_ALIGNMENT = 64  # bytes: constants that lie at a multiple of them are used where they are
 _ABANDONED_AFTER = 3600.0  # seconds: no compilation writes its result for longer
 _GIB = 1 << 30
 
@@ -162,7 +161,6 @@ class CompileCache:
         compiled: ov.CompiledModel,
         contents: Contents,
         facts: Mapping[str, Any] | None = None,
-        align: bytes = b"",
     ) -> bool:
         """Keep a compiled graph; whether that worked (a full disk is no reason to stop).
 
@@ -171,18 +169,12 @@ class CompileCache:
             compiled: the graph.
             contents: what the cache's list calls it.
             facts: what to know of it before it is loaded, for JSON.
-            align: how the graph's largest constant begins. Where that lies at a multiple of
-                64 bytes in memory, the plugin uses it in place.
         """
         try:
             content = compiled.export_model().getvalue()
         except (RuntimeError, MemoryError) as error:
             logger.debug("%s cannot be kept: %s", contents, _last_line(error))
             return False
-        place = content.find(align)
-        if place < 0:
-            logger.debug("%s: its largest constant is not found, and will be copied", contents)
-        begin = _HEADER - max(0, place) % _ALIGNMENT
         facts = dict(facts or {})
         digest = _digest(facts)
         digest.update(content)
@@ -193,14 +185,13 @@ class CompileCache:
             "magic": _MAGIC,
             "contents": asdict(contents),
             "digest": key.digest,
-            "begin": begin,
             "bytes": len(content),
             "sha256": digest.hexdigest(),
             "key": key.as_dict(),
             "facts": facts,
         }
-        first = json.dumps(header).encode().ljust(begin - 1) + b"\n"
-        if len(first) != begin:
+        first = json.dumps(header).encode().ljust(_HEADER - 1) + b"\n"
+        if len(first) != _HEADER:
             logger.debug("%s is described by too many words to be kept", contents)
             return False
         unfinished: Path | None = None
@@ -341,12 +332,12 @@ def _load(core: ov.Core, path: Path, key: CacheKey, options: Mapping[str, Any]) 
         if not _matches(header, key, file):
             raise _UnusableError("it is truncated or belongs to another graph")
         digest = _digest(header["facts"])
-        file.seek(header["begin"])
+        file.seek(_HEADER)
         if hashlib.file_digest(file, lambda: digest).hexdigest() != header["sha256"]:
             raise _UnusableError("its content is damaged")
         content = np.frombuffer(map_file(file, header["sha256"]), np.uint8)
     try:
-        tensor = ov.Tensor(content[header["begin"] :], shared_memory=key.device == "CPU")
+        tensor = ov.Tensor(content[_HEADER:], shared_memory=key.device == "CPU")
         return core.import_model(tensor, key.device, dict(options))
     except (ValueError, RuntimeError) as error:
         raise _UnusableError(_last_line(error)) from None
@@ -376,7 +367,7 @@ def _read_contents(header: dict[str, Any]) -> Contents | None:
 
 def _matches(header: dict[str, Any], key: CacheKey, file: BinaryIO) -> bool:
     size: int = os.fstat(file.fileno()).st_size
-    stated: int = header["begin"] + header["bytes"]
+    stated: int = _HEADER + header["bytes"]
     return bool(header["digest"] == key.digest) and size == stated
 
 

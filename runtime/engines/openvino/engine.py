@@ -27,7 +27,7 @@ from whisper_npu.runtime.engines.openvino.sessions import (
     RequestPool,
     UncachedSession,
 )
-from whisper_npu.runtime.engines.openvino.stateful_session import SplitVocabulary, StatefulSession
+from whisper_npu.runtime.engines.openvino.stateful_session import StatefulSession
 from whisper_npu.runtime.engines.protocol import (
     DecoderSession,
     Float32Array,
@@ -35,7 +35,6 @@ from whisper_npu.runtime.engines.protocol import (
     SingleStream,
 )
 from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
-from whisper_npu.runtime.transcription.model_checks import context_length
 
 _MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
@@ -92,7 +91,7 @@ class OpenVINOBackend(SingleStream):
             self._compiler = GraphCompiler(self._core, folder, self._plan)
             compiled = self._compiler.compile(cache)
         self._facts = compiled.facts
-        self._n_text_ctx = context_length(folder, self._facts.dimensions.n_text_ctx)
+        self._n_text_ctx = folder.context_length(self._facts.dimensions.n_text_ctx)
         self._n_threads_used = 1
         if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
             found = compiled.graphs["encoder"].get_property("INFERENCE_NUM_THREADS")
@@ -104,11 +103,6 @@ class OpenVINOBackend(SingleStream):
             )
             for name, graph in compiled.graphs.items()
         }
-        self._vocabulary: SplitVocabulary | None = None
-        if self._facts.n_draft:
-            self._vocabulary = SplitVocabulary(
-                self._pools["vocabulary"], self._pools["draft"], self._facts.n_draft
-            )
         self._cache = cache
         self._n_threads = threads
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
@@ -282,7 +276,6 @@ class OpenVINOBackend(SingleStream):
                 self._facts.dimensions,
                 self._n_text_ctx,
                 on_processor=self._device.startswith("CPU"),
-                vocabulary=self._vocabulary,
                 heads=self._facts.heads,
             )
         if rows_per_window > 1:

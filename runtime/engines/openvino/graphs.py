@@ -14,19 +14,14 @@ from openvino import opset13 as ops
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.kv_cache import (
     SEQUENCE_AXIS,
-    Contract,
     is_self_attention,
 )
 from whisper_npu.runtime.engines.protocol import N_LOGITS, Float32Array
+from whisper_npu.runtime.model_folder.config import KVContract
 from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
 from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
 from whisper_npu.runtime.model_folder.linked_weights import without_links
 from whisper_npu.runtime.model_folder.read_errors import cannot_read
-
-HIDDEN = "hidden_state"
-"""What is projected to the vocabulary, see `split_vocabulary`."""
-DRAFT = "draft"
-"""Log probabilities by a small part of the vocabulary, see `split_vocabulary`."""
 
 _NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 _MATRIX_RANK = 2
@@ -56,7 +51,9 @@ def read_graph(core: ov.Core, path: Path) -> ov.Model:
     """
     try:
         with without_links(path) as real:
-            return core.read_model(real)
+            # Weights that were mapped would stay in memory until every graph is compiled; copies go
+            # one by one (peak of a first start, tiny.en in int8: 459 instead of 592 MiB).
+            return core.read_model(real, config={"ENABLE_MMAP": False})
     except (RuntimeError, MemoryError) as error:
         raise cannot_read(path, error) from None
 
@@ -135,15 +132,6 @@ def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
         return None
     matrix: npt.NDArray[np.floating] = node.data
     return matrix if by_output else matrix.T
-
-
-def largest_constants(models: Iterable[ov.Model]) -> list[npt.NDArray[Any]]:
-    """Each graph's largest constant where it lies; the file it is mapped from stays mapped."""
-    found = []
-    for model in models:
-        constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
-        found.append(max(constants, key=lambda constant: constant.get_byte_size()).data)
-    return found
 
 
 def to_bfloat16(values: Float32Array) -> ov.Tensor:
@@ -241,7 +229,7 @@ def n_positions(decoder: ov.Model) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def detect_contract(decoder_with_past: ov.Model) -> Contract | None:
+def detect_contract(decoder_with_past: ov.Model) -> KVContract | None:
     """What the graph's `present.*.decoder.*` outputs hold, worked out from shapes alone.
 
     Gives the inputs a past and a number of new tokens that differ, lets OpenVINO infer the output
@@ -272,7 +260,7 @@ def detect_contract(decoder_with_past: ov.Model) -> Contract | None:
     return contract_of(length.get_length(), past.get_length(), new.get_length())
 
 
-def contract_of(n_present: int, n_past: int, n_new: int) -> Contract:
+def contract_of(n_present: int, n_past: int, n_new: int) -> KVContract:
     """The contract under which a step of `n_new` tokens on `n_past` returns `n_present` positions.
 
     Raises:
@@ -338,52 +326,6 @@ def keep_last_logits(decoder: ov.Model) -> None:
     last = ops.slice(hidden, [-N_LOGITS], [np.iinfo(np.int32).max], [1], [1])
     product.input(0).replace_source_output(last.output(0))
     decoder.validate_nodes_and_infer_types()
-
-
-def split_vocabulary(decoder: ov.Model, n_text: int, n_draft: int) -> dict[str, ov.Model]:
-    """Take the projection to the vocabulary out of a graph, which then gives `HIDDEN` instead.
-
-    Args:
-        decoder: a graph with the output `logits`; changed in place.
-        n_text: tokens before end of text.
-        n_draft: how many of them, the first, are drafted from.
-
-    Returns:
-        two models from `HIDDEN`, float32 `(batch, n, n_text_state)`, `vocabulary` to `logits` and
-        `draft` to `DRAFT`, float32 `(batch, n, n_draft + n_vocab - n_text)`, log probabilities
-        among the first tokens and those from end of text on. Empty, and nothing changed, where
-        the logits are no product of a floating-point matrix, or it has no such rows.
-    """
-    result = port(decoder.outputs, "logits").get_node()
-    product = result.input_value(0).get_node()
-    table = matrix_of(product)
-    if table is None or not 0 < n_draft <= n_text < len(table):
-        return {}
-    turned = bool(product.get_attributes()["transpose_b"])
-    whole, some = (_hidden_state(table.shape[1]) for _ in range(2))
-    logits = ops.matmul(whole, product.input_value(1), transpose_a=False, transpose_b=turned)
-    rows = np.concatenate((table[:n_draft], table[n_text:])).astype(np.float32)
-    drafted = ops.matmul(some, ops.constant(rows), transpose_a=False, transpose_b=True)
-    hidden = product.input_value(0)
-    decoder.remove_result(result)
-    decoder.add_results([_named(hidden, HIDDEN)])
-    decoder.validate_nodes_and_infer_types()
-    return {
-        "vocabulary": ov.Model([_named(logits.output(0), "logits")], [whole]),
-        "draft": ov.Model([_named(ops.log_softmax(drafted, -1).output(0), DRAFT)], [some]),
-    }
-
-
-def _hidden_state(width: int) -> ov.Node:
-    state = ops.parameter([-1, -1, width], np.float32)
-    state.output(0).get_tensor().set_names({HIDDEN})
-    return state
-
-
-def _named(value: ov.Output, name: str) -> ov.Node:
-    result = ops.result(value)
-    result.output(0).get_tensor().set_names({name})
-    return result
 
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:

@@ -24,7 +24,6 @@ GROUP = 128
 
 _LARGEST = 127
 _MATRIX_RANK = 2
-_TELLING = 512  # elements by which a table is recognised
 _OUTPUTS_AT_ONCE = 512  # of a matrix: what is made of them stays in the processor's cache
 _THREADS = 2  # that round; more would wait for memory
 
@@ -84,16 +83,12 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
     return len(found)
 
 
-def narrow_tables(model: ov.Model) -> bytes:
+def narrow_tables(model: ov.Model) -> None:
     """Keep tables that are looked up in bf16, in place.
 
     In a graph that is computed in bf16 this changes nothing: what is looked up is rounded to it.
     In one that is computed in f32 it rounds what else would not be, by less than 8 bits do.
-
-    Returns:
-        how the largest of them begins in memory; empty if there is none.
     """
-    begin, largest = b"", 0
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Gather" or node.get_attributes()["batch_dims"]:
             continue
@@ -104,14 +99,11 @@ def narrow_tables(model: ov.Model) -> bytes:
         if len(table.shape) != _MATRIX_RANK:
             continue
         narrow = to_bfloat16(table.data)
-        if narrow.byte_size > largest:
-            begin, largest = narrow.data.ravel()[:_TELLING].tobytes(), narrow.byte_size
         looked_up = ops.gather(ops.constant(narrow), node.input_value(1), node.input_value(2))
         wide = ops.convert(looked_up, "f32")
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(wide.output(0))
     model.validate_nodes_and_infer_types()
-    return begin
 
 
 def has_matrices(model: ov.Model) -> bool:

@@ -22,11 +22,10 @@ from whisper_npu.runtime.engines.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.engines.memory import forget_mapped, forgetting_mapped, give_back
+from whisper_npu.runtime.engines.memory import give_back
 from whisper_npu.runtime.engines.openvino import graphs
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 from whisper_npu.runtime.engines.protocol import (
-    Drafter,
     Float32Array,
     FollowsNothing,
     Int64Array,
@@ -35,8 +34,6 @@ from whisper_npu.runtime.engines.protocol import (
 logger = logging.getLogger("whisper_npu")
 
 _READS_WEIGHTS = 2  # runs of a graph: the decoder's kernels for a prompt, and for a token
-# Runs behind which is let go of what they looked up in tables: with a row, the system maps 64 KB.
-_LOOKED_UP = 8
 
 
 class RequestPool:
@@ -73,7 +70,7 @@ class RequestPool:
         with self._lock:
             if self._free:
                 return self._free.pop()
-        with self._reading(), self.calls:
+        with self.calls:
             return hold(self.compiled.create_infer_request())
 
     def give(self, request: ov.InferRequest) -> None:
@@ -88,17 +85,13 @@ class RequestPool:
     def run(self, request: ov.InferRequest) -> None:
         """Run a request taken from here; its outputs stay where they are until it runs again.
 
-        The first times, weights are read and put in order for kernels.
-
         Raises:
             DeviceError: the device fails, or the graph was loaded before a fork.
         """
-        with self.calls, self._reading(), self._preparing():
+        with self.calls, self._preparing():
             request.infer(share_outputs=True)  # else it would copy the outputs
         self._prepared.once = True
         self._n_runs += 1
-        if self._n_runs % _LOOKED_UP == 0:
-            forget_mapped()
 
     @property
     def is_prepared(self) -> bool:
@@ -107,9 +100,6 @@ class RequestPool:
 
     def _preparing(self) -> AbstractContextManager[None]:
         return nullcontext() if self.is_prepared else one_thread()
-
-    def _reading(self) -> AbstractContextManager[None]:
-        return forgetting_mapped() if self._n_runs < _READS_WEIGHTS else nullcontext()
 
 
 def check_room(length: int, n_new: int, n_text_ctx: int) -> None:
@@ -146,10 +136,6 @@ class OpenVINOSession(FollowsNothing):
     def keep(self, rows: Sequence[int]) -> bool:
         """All rows stay; see `DecoderSession.keep`."""
         return False
-
-    def drafter(self) -> Drafter | None:
-        """There is no faster way; see `DecoderSession.drafter`."""
-        return None
 
     def _log_step(self, self_shape: Sequence[int], cross_shape: Sequence[int]) -> None:
         self._steps += 1

@@ -17,11 +17,11 @@ from openvino.op.util import Variable, VariableInfo
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.kv_cache import (
     SEQUENCE_AXIS,
-    Contract,
     is_self_attention,
     past_name,
 )
 from whisper_npu.runtime.engines.openvino import graphs
+from whisper_npu.runtime.model_folder.config import KVContract
 from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST
 
 logger = logging.getLogger("whisper_npu")
@@ -30,7 +30,7 @@ ROWS = "beam_idx"
 """Input int32 `(batch)`: row `i` continues what was row `beam_idx[i]`."""
 
 
-def make_stateful(decoder_with_past: ov.Model, contract: Contract, *, fuse: bool) -> None:
+def make_stateful(decoder_with_past: ov.Model, contract: KVContract, *, fuse: bool) -> None:
     """Let the plugin keep the self-attention states, in place.
 
     The graph loses its states' inputs and outputs and gains the input `ROWS`. States begin with

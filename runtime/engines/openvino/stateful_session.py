@@ -1,7 +1,6 @@
 """Decoding with the self-attention states left to the plugin: the fast way on a processor."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from whisper_npu.runtime.engines.openvino import graphs
 from whisper_npu.runtime.engines.openvino.alignment_queries import QUERIES, Heads, attention_weights
 from whisper_npu.runtime.engines.openvino.sessions import OpenVINOSession, RequestPool, check_room
 from whisper_npu.runtime.engines.openvino.stateful import ROWS
-from whisper_npu.runtime.engines.protocol import Drafter, Float32Array, Int64Array
+from whisper_npu.runtime.engines.protocol import Float32Array, Int64Array
 
 # Tokens of all rows that are decoded in one pass: scores of cross-attention are held for each of
 # them, and the plugin never gives their memory back.
@@ -39,31 +38,6 @@ def _rows_of(tensor: ov.Tensor, first: int, end: int) -> ov.Tensor:
     return ov.Tensor(tensor, ov.Coordinate(begin), ov.Coordinate([end, *tensor.shape[1:]]))
 
 
-@dataclass(frozen=True)
-class SplitVocabulary:
-    """The projection to the vocabulary apart from the decoder; see `split_vocabulary`.
-
-    Attributes:
-        whole: requests from hidden states to logits.
-        draft: requests from hidden states to log probabilities of a small part.
-        n_draft: text tokens in that part, the first ones.
-    """
-
-    whole: RequestPool
-    draft: RequestPool
-    n_draft: int
-
-
-def _from_hidden(
-    pool: RequestPool, request: ov.InferRequest, hidden: Float32Array, name: str
-) -> Float32Array:
-    """What a graph makes of hidden states, which it uses in place and not after this call."""
-    request.set_tensor(graphs.HIDDEN, ov.Tensor(hidden, shared_memory=True))
-    pool.run(request)
-    projected: Float32Array = request.get_tensor(name).data
-    return projected
-
-
 class StatefulSession(OpenVINOSession):
     """Leaves the self-attention states with the plugin; one graph prefills and steps."""
 
@@ -77,7 +51,6 @@ class StatefulSession(OpenVINOSession):
         n_text_ctx: int,
         *,
         on_processor: bool,
-        vocabulary: SplitVocabulary | None,
         heads: Heads,
     ) -> None:
         super().__init__(n_text_ctx, with_past.calls)
@@ -90,9 +63,6 @@ class StatefulSession(OpenVINOSession):
         self._length = 0
         self._pool = with_past
         self._request = self._take(with_past)
-        self._vocabulary = vocabulary
-        if vocabulary is not None:
-            self._whole = self._take(vocabulary.whole)
         self._cross: dict[str, ov.Tensor] = {}
         try:
             self._prepare_cross(cross, audio, rows_per_window)
@@ -160,18 +130,12 @@ class StatefulSession(OpenVINOSession):
         check_room(self._length, n_new, self._n_text_ctx)
         begin = 0
         for part in parts_of_prompt(n_new, _TOKENS_AT_ONCE // self._batch):
-            found = self._advance(tokens[:, begin : begin + part])
+            logits = self._advance(tokens[:, begin : begin + part])
             begin += part
-        return found if self._vocabulary is None else self.logits_of(found)
-
-    def logits_of(self, hidden: Float32Array) -> Float32Array:
-        """Logits `(batch, n, n_vocab)` of hidden states, where the vocabulary is split off."""
-        if self._vocabulary is None:
-            raise RuntimeError("the vocabulary is not split off")
-        return _from_hidden(self._vocabulary.whole, self._whole, hidden, "logits")
+        return logits
 
     def _advance(self, tokens: Int64Array) -> Float32Array:
-        """Decode further tokens: logits, or hidden states where the vocabulary is split off."""
+        """Decode further tokens in one pass, and return their logits."""
         if self._tokens.shape != tokens.shape:
             self._tokens = self._input("input_ids", tokens.shape, ov.Type.i64)
         self._tokens[:] = tokens
@@ -188,16 +152,8 @@ class StatefulSession(OpenVINOSession):
         )
         if self._queries is not None:
             self._queries.append(self._request.get_tensor(QUERIES).data.copy())
-        output = "logits" if self._vocabulary is None else graphs.HIDDEN
-        found: Float32Array = self._request.get_tensor(output).data
-        return found
-
-    def drafter(self) -> Drafter | None:
-        """One for a single row, where the vocabulary is split off."""
-        if self._vocabulary is None or self._batch > 1:
-            return None
-        request = self._take(self._vocabulary.draft)
-        return _StatefulDrafter(self, self._vocabulary, request, self._dimensions.n_vocab)
+        logits: Float32Array = self._request.get_tensor("logits").data
+        return logits
 
     def follow(self) -> bool:
         """Keep what the alignment heads ask for, where the graph tells it."""
@@ -211,31 +167,6 @@ class StatefulSession(OpenVINOSession):
             raise RuntimeError("nothing was followed")
         queries = np.concatenate([each[row] for each in self._queries], axis=1)
         return attention_weights(queries, self._cross, self._heads, row, n_positions, pooled)
-
-    @calling_device
-    def advance(self, tokens: Int64Array) -> Float32Array:
-        """Hidden states after further tokens, where the vocabulary is split off.
-
-        Returns:
-            float32 `(batch, min(n, N_LOGITS), n_text_state)`, valid until the next call.
-        """
-        check_room(self._length, tokens.shape[1], self._n_text_ctx)
-        return self._advance(tokens)
-
-    def rewind(self, length: int) -> None:
-        """Forget all positions but the first `length`."""
-        with self.calls:
-            self._shorten_states(length)
-        if self._queries is not None:
-            self._queries = [np.concatenate(self._queries, axis=2)[:, :, :length]]
-        self._length = length
-
-    def _shorten_states(self, length: int) -> None:
-        for each in self._states:
-            held = each.state
-            shape = list(held.shape)
-            shape[SEQUENCE_AXIS] = length
-            each.state = ov.Tensor(held, ov.Coordinate([0] * len(shape)), ov.Coordinate(shape))
 
     def _check_states(self) -> None:
         held = self._states[0].state.shape[SEQUENCE_AXIS]
@@ -279,45 +210,3 @@ class StatefulSession(OpenVINOSession):
         finally:
             self._cross = {}
             super().close()
-
-
-class _StatefulDrafter:
-    """Drafts what a session of one row decodes; see `Drafter`."""
-
-    def __init__(
-        self,
-        session: StatefulSession,
-        vocabulary: SplitVocabulary,
-        request: ov.InferRequest,
-        n_vocab: int,
-    ) -> None:
-        self._session = session
-        self._pool = vocabulary.draft
-        self._request = request
-        self._n_draft = vocabulary.n_draft
-        self._scores = np.full((1, n_vocab), -np.inf, np.float32)
-        self._unsettled: list[Float32Array] = []  # hidden states
-
-    @property
-    def length(self) -> int:
-        """Positions decoded so far."""
-        return self._session.length
-
-    def draft(self, tokens: Int64Array) -> Float32Array:
-        """Decode a token by the small part of the vocabulary."""
-        hidden = self._session.advance(tokens)
-        self._unsettled.append(hidden.copy())
-        found = _from_hidden(self._pool, self._request, hidden, graphs.DRAFT)[0, 0]
-        self._scores[0, : self._n_draft] = found[: self._n_draft]
-        self._scores[0, self._n_draft - len(found) :] = found[self._n_draft :]
-        return self._scores
-
-    def settle(self) -> Float32Array:
-        """Logits of the positions drafted since the last call."""
-        hidden, self._unsettled = np.concatenate(self._unsettled, axis=1), []
-        logits: Float32Array = self._session.logits_of(hidden)[0]
-        return logits
-
-    def rewind(self, length: int) -> None:
-        """Forget all positions but the first `length`."""
-        self._session.rewind(length)

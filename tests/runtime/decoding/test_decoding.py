@@ -131,9 +131,6 @@ class UnevenSession:
         self.windows = [self.windows[row] for row in rows]
         return True
 
-    def drafter(self):
-        return None
-
     def close(self):
         pass
 
@@ -187,7 +184,7 @@ class TestPrompt:
             ENGLISH,
             prompts=[(1, 2)],
             without_timestamps=True,
-            begun=(3, 4),
+            prefix_tokens=(3, 4),
         )
         special = tokenizer.special
         head = [special.sot_prev, 1, 2, special.sot, special.no_timestamps, 3, 4]
@@ -210,7 +207,7 @@ class TestPrompt:
 
     def test_no_room(self, tokenizer):
         with pytest.raises(UsageError, match=f"context of {N_TEXT_CTX}"):
-            decode(tokenizer, Say((5,)), begun=tuple(range(1, N_TEXT_CTX)))
+            decode(tokenizer, Say((5,)), prefix_tokens=tuple(range(1, N_TEXT_CTX)))
 
     @pytest.mark.parametrize("prefix_length", [0, 3, 7, 20])
     def test_no_speech_is_read_at_sot_whatever_follows_it(self, tokenizer, prefix_length):
@@ -218,7 +215,7 @@ class TestPrompt:
             tokenizer,
             Say((5,), logit=10.0, no_speech=40.0),
             without_timestamps=True,
-            begun=(8,) * prefix_length,
+            prefix_tokens=(8,) * prefix_length,
             sample_len=1,
         )
         assert window.no_speech_prob == pytest.approx(1.0)

@@ -81,18 +81,6 @@ class TestFollowing:
             np.testing.assert_allclose(found, expected[row], rtol=1e-3, atol=1e-6)
         session.close()
 
-    def test_what_was_drafted_in_vain_is_forgotten(self, backend, audio, tokens, expected):
-        session = backend.start(audio[:1])
-        session.follow()
-        session.step(tokens[:1, :6])
-        drafter = session.drafter()
-        drafter.draft(tokens[1:2, :1])
-        drafter.settle()
-        drafter.rewind(6)
-        session.step(tokens[:1, 6:])
-        np.testing.assert_allclose(self.weights(session, 0), expected[0], rtol=1e-3, atol=1e-6)
-        session.close()
-
     def test_positions_are_pooled_and_those_behind_do_not_count(
         self, backend, audio, tokens, expected
     ):

@@ -168,9 +168,9 @@ def test_log_probabilities():
 class TestReachEnd:
     EOT, BEGIN = 5, 10
 
-    def apply(self, reach, tokens, logits=None):
-        rule = ReachEnd(np.array(reach), timestamp_begin=self.BEGIN, eot=self.EOT, step=0.02)
-        logits = np.zeros((len(reach), 20), np.float32) if logits is None else logits
+    def apply(self, min_end_time, tokens, logits=None):
+        rule = ReachEnd(np.array(min_end_time), timestamp_begin=self.BEGIN, eot=self.EOT, step=0.02)
+        logits = np.zeros((len(min_end_time), 20), np.float32) if logits is None else logits
         rule.apply(logits, np.array(tokens))
         return np.isfinite(logits[:, self.EOT]).tolist()
 

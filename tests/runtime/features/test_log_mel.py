@@ -9,6 +9,7 @@ import tiny_whisper
 from audio_files import voice
 
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
+from whisper_npu.runtime.engines.protocol import SILENCE_FEATURE
 from whisper_npu.runtime.features.log_mel import (
     HOP_LENGTH,
     N_FFT,
@@ -128,6 +129,7 @@ def test_range_is_80_db_below_the_peak():
 SPINNING = """
 import time
 import numpy as np
+from whisper_npu.runtime.engines.protocol import SILENCE_FEATURE
 from whisper_npu.runtime.features.log_mel import log_mel_frames
 samples = np.zeros(80_000, np.float32)
 log_mel_frames(samples, 80)
@@ -149,3 +151,8 @@ def test_no_thread_is_left_spinning():
         [sys.executable, "-c", SPINNING], capture_output=True, text=True, check=True
     )
     assert float(run.stdout) < 0.05  # seconds of other threads; spinning, they take 0.4
+
+
+def test_digital_silence_is_what_engines_are_told():
+    features = log_mel_spectrogram(np.zeros(SAMPLE_RATE, np.float32), 80)
+    assert np.all(features == np.float32(SILENCE_FEATURE))

@@ -160,9 +160,7 @@ class TestConfigurations:
     )
     def test_what_published_models_say(self, stand_in, generation):
         (stand_in / "generation_config.json").write_text(json.dumps(generation))
-        folder = read_model_folder(stand_in)
-        assert folder.alignment_heads == ()
-        assert folder.end_of_text == (50257 if "eos_token_id" in generation else None)
+        assert read_model_folder(stand_in).alignment_heads == ()
 
     def test_heads_of_a_teacher(self, stand_in, caplog):
         (stand_in / "config.json").write_text(json.dumps({"decoder_layers": 2}))

@@ -15,8 +15,8 @@ from whisper_npu.runtime.timestamps.hallucinations import (
     is_segment_anomaly,
     word_anomaly_score,
 )
-from whisper_npu.runtime.transcription.session import Job, Text
-from whisper_npu.runtime.transcription.window_decoding import Heard
+from whisper_npu.runtime.transcription.session import Text, TranscriptionSession
+from whisper_npu.runtime.transcription.window_decoding import WindowResult
 
 
 def _word(start: float, end: float, probability: float = 0.9, text: str = " word") -> Word:
@@ -102,13 +102,15 @@ def test_edges_of_the_window_count_for_silence() -> None:
     assert _find(odd_late, last_speech_end=12.0) == 0
 
 
-def test_what_was_made_up_is_accounted_for_within_its_window() -> None:
+def test_what_is_hallucinated_is_accounted_for_within_its_window() -> None:
     """Its words may fade out behind what is left of the window; found first is not said first."""
     job = SimpleNamespace(coverage=Coverage())
     heard = SimpleNamespace(
         window=Window(0, 1000), outcome=SimpleNamespace(decoded=SimpleNamespace(unheard=()))
     )
-    made_up = [_segment(_word(9, 10.14)), _segment(_word(2, 3))]
-    Job.account(cast(Job, job), cast(Heard, heard), 10.0, Text([], made_up))
+    hallucinated = [_segment(_word(9, 10.14)), _segment(_word(2, 3))]
+    TranscriptionSession.account(
+        cast(TranscriptionSession, job), cast(WindowResult, heard), 10.0, Text([], hallucinated)
+    )
     assert sum(job.coverage.seconds().values()) == pytest.approx(10)
     assert job.coverage.seconds()["dropped"] == pytest.approx(2)

@@ -278,7 +278,7 @@ class TestAttempts:
 
     @pytest.mark.parametrize(("n_flawed", "loops"), [(1, False), (2, True)])
     def test_nor_is_a_window_divided_before(self, monkeypatch, n_flawed, loops):
-        tried, outcome = self.attempts(monkeypatch, (0.0, 0.2), n_flawed, divisible=[True])
+        tried, outcome = self.attempts(monkeypatch, (0.0, 0.2), n_flawed, splittable=[True])
         assert tried == [(0.0, True), (0.0, False)]
         assert outcome.in_parts == loops
 

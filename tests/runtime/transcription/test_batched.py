@@ -9,7 +9,7 @@ import tiny_whisper
 from fake_backend import Say, fake_model
 from pauses import PausesEverySoOften
 
-from whisper_npu.runtime.transcription.model import WhisperModel, _reading
+from whisper_npu.runtime.transcription.model import WhisperModel, _strategy
 
 SECONDS = 130.0  # five windows of 26 to 28 s
 BATCHED = {
@@ -292,32 +292,32 @@ class TestAccounts:
 
 
 class TestPlan:
-    def reading(self, model, **options):
+    def strategy(self, model, **options):
         stream = model.transcribe(
             tiny_whisper.synthetic_speech(0, SECONDS), **{**BATCHED, **options}
         )
-        return _reading(stream._job)
+        return _strategy(stream._session)
 
     def test_windows_that_wait_are_not_planned_but_may_be_encoded(self, model):
-        reading = self.reading(model)
-        planned, waiting = list(iter(reading.plan, None)), reading.ahead(16)
-        order = sorted([*planned, *waiting], key=lambda task: task.window.start)
-        assert [task in planned for task in order] == [True, False, True, False, True]
-        assert reading.plan() is None
-        assert reading.ahead(16) == waiting  # the same tasks: what is encoded stays so
-        assert len(reading.ahead(1)) == 1
+        strategy = self.strategy(model)
+        planned, waiting = list(iter(strategy.next_window, None)), strategy.prefetch(16)
+        order = sorted([*planned, *waiting], key=lambda request: request.window.start)
+        assert [request in planned for request in order] == [True, False, True, False, True]
+        assert strategy.next_window() is None
+        assert strategy.prefetch(16) == waiting  # the same tasks: what is encoded stays so
+        assert len(strategy.prefetch(1)) == 1
 
     def test_all_at_once_without_context(self, model):
-        reading = self.reading(model, condition_on_previous_text=False)
-        assert len(list(iter(reading.plan, None))) == 5
-        assert reading.ahead(16) == []
+        strategy = self.strategy(model, condition_on_previous_text=False)
+        assert len(list(iter(strategy.next_window, None))) == 5
+        assert strategy.prefetch(16) == []
 
     def test_it_reads_no_further_than_it_must(self, model):
-        reading = self.reading(model)
-        assert reading.plan()
-        assert reading.ahead(16) == []
-        assert reading.plan()
-        assert len(reading.ahead(16)) == 1
+        strategy = self.strategy(model)
+        assert strategy.next_window()
+        assert strategy.prefetch(16) == []
+        assert strategy.next_window()
+        assert len(strategy.prefetch(16)) == 1
 
     @pytest.mark.parametrize("batch_size", [3, 16])
     def test_frames_are_kept_for_windows_that_wait(self, model, say, batch_size):

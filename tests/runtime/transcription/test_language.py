@@ -30,7 +30,7 @@ def likely(**probabilities):
 def after(*windows, given=None, may_change=False):
     language = SpokenLanguage.of(given, may_change=may_change)
     for seconds, probabilities in windows:
-        language.hear(seconds, probabilities)
+        language.add_evidence(seconds, probabilities)
     return language
 
 
@@ -294,13 +294,13 @@ class TestRecordings:
 
     @pytest.mark.parametrize("mode", ["batched", "sequential"])
     def test_pauses_are_no_speech(self, model, mode, monkeypatch):
-        heard = []
+        result = []
         monkeypatch.setattr(
-            SpokenLanguage, "hear", lambda self, seconds, found: heard.append(seconds)
+            SpokenLanguage, "decode_requests", lambda self, seconds, found: result.append(seconds)
         )
         audio = np.concatenate([silence(2), voice("de", 0.5), silence(2), voice("de", 0.5)])
         model.transcribe(audio, mode=mode, without_timestamps=True).result()
-        assert heard == pytest.approx([1.0], abs=0.2)
+        assert result == pytest.approx([1.0], abs=0.2)
 
     def test_later_windows_are_not_asked(self, model):
         audio = np.concatenate([OPENING, voice("es", 2), silence(4), voice("es", 2)])

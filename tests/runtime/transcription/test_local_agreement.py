@@ -4,7 +4,7 @@ import pytest
 import tiny_whisper
 
 from whisper_npu.runtime.text.tokenizer import Tokenizer
-from whisper_npu.runtime.transcription.local_agreement import HeardWord, agreed, heard_words
+from whisper_npu.runtime.transcription.local_agreement import TimedWord, agreed, timed_words
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def tokenizer(tmp_path_factory):
 
 
 def words(tokenizer, text, language="en"):
-    return heard_words(tokenizer, tokenizer.encode(text), language)
+    return timed_words(tokenizer, tokenizer.encode(text), language)
 
 
 class TestHeardWords:
@@ -33,13 +33,13 @@ class TestHeardWords:
         assert (found.text, found.key) == ("...", "")
 
     def test_no_tokens(self, tokenizer):
-        assert heard_words(tokenizer, (), "en") == []
+        assert timed_words(tokenizer, (), "en") == []
 
     def test_stops_count_timestamps(self, tokenizer):
         begin = tokenizer.special.timestamp_begin
         one, two = tokenizer.encode(" One."), tokenizer.encode(" Two")
         tokens = (begin, *one, begin + 50, begin + 60, *two, begin + 90)
-        found = heard_words(tokenizer, tokens, "en")
+        found = timed_words(tokenizer, tokens, "en")
         assert [word.stop for word in found] == [1 + len(one), 3 + len(one) + len(two)]
         assert tokenizer.decode(tokens[: found[0].stop]) == " One."
 
@@ -68,4 +68,4 @@ class TestAgreed:
         assert agreed(words(tokenizer, other), words(tokenizer, one)) == count
 
     def test_only_keys_are_compared(self):
-        assert agreed([HeardWord(" A", "a", 1)], [HeardWord(" a.", "a", 9)]) == 1
+        assert agreed([TimedWord(" A", "a", 1)], [TimedWord(" a.", "a", 9)]) == 1

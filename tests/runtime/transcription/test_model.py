@@ -14,12 +14,12 @@ from fake_backend import ENGLISH, SEQUENTIAL, SURE, Say, fake_model, sound
 from whisper_npu.errors import AudioError, AudioInputError, UsageError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.runtime.transcription.batched import BatchedReading
-from whisper_npu.runtime.transcription.model import _reading
-from whisper_npu.runtime.transcription.sequential import SequentialReading
+from whisper_npu.runtime.transcription.batched import BatchedStrategy
+from whisper_npu.runtime.transcription.model import _strategy
+from whisper_npu.runtime.transcription.sequential import SequentialStrategy
 
 
-def heard(model):
+def result(model):
     """The frame of each window at which audio ends, `(windows,)`: how much was heard."""
     floor = [window.min() for window in model.backend.windows]
     return [
@@ -386,7 +386,7 @@ class TestSuppressedTokens:
     def test_minus_one_means_the_list_of_the_model(self, tmp_path, wanted, expected):
         model = fake_model(tmp_path, [Say(())], suppress_tokens=[3, 7])
         stream = model.transcribe(sound(1), suppress_tokens=wanted, **ENGLISH)
-        assert stream._job._suppressed().suppress_tokens == expected
+        assert stream._session._suppressed().suppress_tokens == expected
 
     @pytest.mark.parametrize("token", [-2, 10**8])
     def test_one_that_there_is_not(self, tmp_path, token):
@@ -399,22 +399,22 @@ class TestMode:
     """What `auto` makes of a recording; only a full window's worth of frames is looked for."""
 
     @pytest.mark.parametrize(
-        ("frames", "is_exact", "changes", "expected", "shares"),
+        ("frames", "is_exact", "changes", "expected", "pad_to_full"),
         [
-            (500, False, {}, BatchedReading, False),
-            (3000, False, {}, BatchedReading, False),
-            (3001, False, {}, BatchedReading, True),
-            (3000, True, {}, SequentialReading, None),
-            (3001, True, {}, BatchedReading, True),
-            (500, False, {"without_timestamps": True}, SequentialReading, None),
-            (500, False, {"vad": False}, SequentialReading, None),
-            (9000, False, {"vad": False}, SequentialReading, None),
-            (500, False, {"mode": "sequential"}, SequentialReading, None),
-            (500, True, {"mode": "batched"}, BatchedReading, True),
+            (500, False, {}, BatchedStrategy, False),
+            (3000, False, {}, BatchedStrategy, False),
+            (3001, False, {}, BatchedStrategy, True),
+            (3000, True, {}, SequentialStrategy, None),
+            (3001, True, {}, BatchedStrategy, True),
+            (500, False, {"without_timestamps": True}, SequentialStrategy, None),
+            (500, False, {"vad": False}, SequentialStrategy, None),
+            (9000, False, {"vad": False}, SequentialStrategy, None),
+            (500, False, {"mode": "sequential"}, SequentialStrategy, None),
+            (500, True, {"mode": "batched"}, BatchedStrategy, True),
         ],
     )
-    def test_which_way_a_recording_goes(self, frames, is_exact, changes, expected, shares):
-        job = SimpleNamespace(
+    def test_which_way_a_recording_goes(self, frames, is_exact, changes, expected, pad_to_full):
+        session = SimpleNamespace(
             options=TranscribeOptions(**changes),
             backend=SimpleNamespace(is_exact=is_exact),
             features=SimpleNamespace(available=lambda seek, n: min(n, frames - seek)),
@@ -422,6 +422,6 @@ class TestMode:
             prompts=SimpleNamespace(initial=()),
             may_align=False,
         )
-        reading = _reading(job)
-        assert type(reading) is expected
-        assert getattr(reading, "_shares", None) == shares
+        strategy = _strategy(session)
+        assert type(strategy) is expected
+        assert getattr(strategy, "_pad_to_full", None) == pad_to_full

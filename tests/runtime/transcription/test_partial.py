@@ -152,9 +152,9 @@ class TestSeveral:
     def test_each_hears_of_its_own_windows(self, several, sounds):
         streams = several.transcribe_all(sounds, **self.OPTIONS, batch_size=3)
         first = next(streams)
-        heard = {u.start for u in first.updates() if isinstance(u, Partial)}
-        assert heard <= {segment.seek / 100 for segment in first.segments}
-        assert min(heard) > 90  # the other is no longer
+        result = {u.start for u in first.updates() if isinstance(u, Partial)}
+        assert result <= {segment.seek / 100 for segment in first.segments}
+        assert min(result) > 90  # the other is no longer
         assert next(streams).text == several.transcribe(sounds[1], **self.OPTIONS).text
 
     def test_one_given_up_costs_the_others_nothing(self, several, sounds):

@@ -6,8 +6,8 @@ import pytest
 
 from whisper_npu.errors import DeviceError
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcription import scheduler as rounds_module
-from whisper_npu.runtime.transcription.scheduler import Rounds
+from whisper_npu.runtime.transcription import scheduler as scheduler_module
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 
 STREAMS = 2
 
@@ -16,7 +16,7 @@ class FakeTask:
     def __init__(self, name, recording, prompt=()):
         self.name = name
         self.prompt = prompt
-        self.job = recording
+        self.caller = recording
         self.encoding = StageTimes()
 
 
@@ -35,20 +35,20 @@ class FakeRecording:
         self.waiting = 0
         self.taken = []
 
-    def plan(self):
+    def next_window(self):
         if self.left == 0 or self.waiting == self.at_once:
             return None
-        task = FakeTask(f"{self.name}{self.left}", self, (1,) * (self.left in self.prompted))
+        request = FakeTask(f"{self.name}{self.left}", self, (1,) * (self.left in self.prompted))
         self.left -= 1
         self.waiting += 1
-        return task
+        return request
 
-    def ahead(self, room):
+    def prefetch(self, room):
         return [FakeTask(f"{self.name} waits", self) for _ in range(min(room, self.n_ahead))]
 
-    def take(self, heard):
+    def accept(self, result):
         self.waiting -= 1
-        self.taken.append(heard)
+        self.taken.append(result)
 
     def end(self):
         self.has_ended = True
@@ -78,17 +78,19 @@ def batches(monkeypatch):
     """Hearing a task gives its name, and takes a second."""
     seen = Batches()
 
-    def hear(tasks, backend, times):
-        seen.append([task.name for task in tasks])
+    def decode_requests(requests, backend, times):
+        seen.append([request.name for request in requests])
         if backend != "streams":
             seen.in_one.append(seen[-1])
         times.add("decoder", 1.0)
-        return [task.name for task in tasks]
+        return [request.name for request in requests]
 
-    monkeypatch.setattr("whisper_npu.runtime.transcription.scheduler.hear", hear)
+    monkeypatch.setattr(
+        "whisper_npu.runtime.transcription.scheduler.decode_requests", decode_requests
+    )
     monkeypatch.setattr(
         "whisper_npu.runtime.transcription.scheduler.encode_ahead",
-        lambda task, *_: seen.ahead.append(task.name),
+        lambda request, *_: seen.ahead.append(request.name),
     )
     return seen
 
@@ -101,9 +103,9 @@ def noting(opened, names, n, **kwargs):
 
 
 def go_through(recordings, batch_size, n_streams=STREAMS):
-    rounds = Rounds(FakeStreams(n_streams), batch_size, iter(recordings))
+    scheduler = Scheduler(FakeStreams(n_streams), batch_size, iter(recordings))
     n_rounds = 0
-    while rounds.advance():
+    while scheduler.advance():
         n_rounds += 1
     return n_rounds
 
@@ -135,13 +137,13 @@ class TestRounds:
                 return "streams"
 
         class Second(FakeRecording):
-            def plan(self):
+            def next_window(self):
                 second_is_read.set()
-                return super().plan()
+                return super().next_window()
 
         recordings = [FakeRecording("a", 8), Second("b", 3)]
-        rounds = Rounds(SlowStreams(), 4, iter(recordings))
-        while rounds.advance():
+        scheduler = Scheduler(SlowStreams(), 4, iter(recordings))
+        while scheduler.advance():
             pass
         assert [len(recording.taken) for recording in recordings] == [8, 3]
         assert batches.in_one == []
@@ -186,10 +188,10 @@ class TestRounds:
 
     def test_nothing_is_read_ahead_that_could_not_be_taken_in(self, batches):
         recording = FakeRecording("a", 9, n_expected=9)
-        rounds = Rounds(FakeStreams(4), 2, iter([recording]))
-        rounds._begin()
+        scheduler = Scheduler(FakeStreams(4), 2, iter([recording]))
+        scheduler._begin()
         assert recording.left == 1
-        while rounds.advance():
+        while scheduler.advance():
             pass
 
     def test_what_is_held_for_the_next_round_is_of_any_recording(self, batches):
@@ -233,9 +235,9 @@ class TestRounds:
         encoded = []
 
         class Watched(FakeRecording):
-            def plan(self):
+            def next_window(self):
                 encoded.append(len(set(batches.ahead)))
-                return super().plan()
+                return super().next_window()
 
         recordings = [
             Watched(name, 3, n_expected=n) for name, n in zip("abc", lengths, strict=False)
@@ -250,8 +252,8 @@ class TestRounds:
 
     def test_recordings_are_opened_until_it_is_known_how_much_there_is(self, batches):
         opened = []
-        rounds = Rounds(FakeStreams(), 8, noting(opened, "abcdef", 20, n_expected=8))
-        assert rounds._n_expected(20) == 24
+        scheduler = Scheduler(FakeStreams(), 8, noting(opened, "abcdef", 20, n_expected=8))
+        assert scheduler._n_expected(20) == 24
         assert opened == ["a", "b", "c"]
 
     def test_time_of_what_runs_side_by_side_counts_once(self, batches):
@@ -268,8 +270,8 @@ class TestRounds:
     def test_in_one_stream_the_next_round_waits_for_this_one(self, batches):
         """Also where it takes two batches, for the prompts differ."""
         recording = FakeRecording("a", 8, prompted=(7, 5, 3, 1))
-        rounds = Rounds(FakeStreams(1), 4, iter([recording]))
-        assert rounds.advance()
+        scheduler = Scheduler(FakeStreams(1), 4, iter([recording]))
+        assert scheduler.advance()
         assert len(recording.taken) == 4
         assert sum(len(batch) for batch in batches) == 4
 
@@ -313,37 +315,37 @@ class TestRounds:
     def test_recordings_are_opened_when_there_is_room(self, batches, batch_size):
         """One stream has no need to know whether there is much to come."""
         opened = []
-        Rounds(FakeStreams(1), batch_size, noting(opened, "abc", batch_size)).advance()
+        Scheduler(FakeStreams(1), batch_size, noting(opened, "abc", batch_size)).advance()
         assert opened == ["a"]
 
     def test_what_was_begun_is_there_for_whoever_goes_on(self, batches, monkeypatch):
         """A batch that had not begun when the streams were let go is not lost."""
         at_work, go = Event(), Event()
-        hear_at_once = rounds_module.hear
+        decode_at_once = scheduler_module.decode_requests
 
-        def hear(tasks, backend, times):
+        def decode_requests(requests, backend, times):
             at_work.set()
             go.wait(10)
-            return hear_at_once(tasks, backend, times)
+            return decode_at_once(requests, backend, times)
 
-        monkeypatch.setattr(rounds_module, "hear", hear)
+        monkeypatch.setattr(scheduler_module, "decode_requests", decode_requests)
         recording = FakeRecording("a", 32)
-        rounds = Rounds(FakeStreams(2), 8, iter([recording]))
-        rounds._begin()
-        rounds._begin()
+        scheduler = Scheduler(FakeStreams(2), 8, iter([recording]))
+        scheduler._begin()
+        scheduler._begin()
         assert at_work.wait(10)
-        rounds.close()
+        scheduler.close()
         go.set()
-        while rounds.advance():
+        while scheduler.advance():
             pass
         assert recording.taken == [f"a{i}" for i in range(32, 0, -1)]
 
     def test_after_a_failure_there_is_no_going_on(self, batches, monkeypatch):
-        def fail(tasks, backend, times):
+        def fail(requests, backend, times):
             raise DeviceError("gone")
 
-        monkeypatch.setattr("whisper_npu.runtime.transcription.scheduler.hear", fail)
-        rounds = Rounds(FakeStreams(), 16, iter([FakeRecording("a", 20)]))
+        monkeypatch.setattr("whisper_npu.runtime.transcription.scheduler.decode_requests", fail)
+        scheduler = Scheduler(FakeStreams(), 16, iter([FakeRecording("a", 20)]))
         for _ in range(2):
             with pytest.raises(DeviceError, match="gone"):
-                rounds.advance()
+                scheduler.advance()

@@ -13,7 +13,7 @@ from pauses import PausesEverySoOften
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE
 from whisper_npu.runtime.output.formats import render
-from whisper_npu.runtime.transcription import scheduler as rounds_module
+from whisper_npu.runtime.transcription import scheduler as scheduler_module
 from whisper_npu.runtime.transcription.model import WhisperModel
 from whisper_npu.runtime.transcription.partial import Partial
 
@@ -73,13 +73,13 @@ class TestTwoSpeakers:
 
     def test_their_windows_are_decoded_together(self, model, call, monkeypatch):
         batches = []
-        hear = rounds_module.hear
+        decode_requests = scheduler_module.decode_requests
 
-        def spy(tasks, *rest):
-            batches.append([id(task.job) for task in tasks])
-            return hear(tasks, *rest)
+        def spy(requests, *rest):
+            batches.append([id(request.caller) for request in requests])
+            return decode_requests(requests, *rest)
 
-        monkeypatch.setattr(rounds_module, "hear", spy)
+        monkeypatch.setattr(scheduler_module, "decode_requests", spy)
         stream = model.transcribe(call, **SPLIT, mode="batched", batch_size=2)
         next(iter(stream))
         first = len(batches)
@@ -106,13 +106,13 @@ class TestTwoSpeakers:
         assert {segment.channel for segment in result.segments} <= {"right"}
 
     def test_partial_texts_name_their_channel(self, model, call):
-        heard = []
-        stream = model.transcribe(call, **SPLIT, on_partial=heard.append)
+        result = []
+        stream = model.transcribe(call, **SPLIT, on_partial=result.append)
         updates = list(stream.updates())
         partials = [each for each in updates if isinstance(each, Partial)]
         segments = [each for each in updates if not isinstance(each, Partial)]
         assert {partial.channel for partial in partials} == {"left", "right"}
-        assert sorted(map(repr, partials)) == sorted(map(repr, heard))
+        assert sorted(map(repr, partials)) == sorted(map(repr, result))
         assert tuple(segments) == stream.segments
 
     def test_left_early(self, model, call):

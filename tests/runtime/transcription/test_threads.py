@@ -16,7 +16,7 @@ from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.partial import Partial
-from whisper_npu.runtime.transcription.scheduler import Rounds
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 
 LATE = 60  # seconds after which something hangs
 
@@ -70,7 +70,7 @@ class Watched:
         self.is_planned, self.is_asked_again = Event(), Event()
         self.inside, self.most, self.n_ends = 0, 0, 0
 
-    def plan(self):
+    def next_window(self):
         self.inside += 1
         self.most = max(self.most, self.inside)
         self.is_planned.set()
@@ -85,15 +85,15 @@ class Watched:
 class TestRounds:
     def test_one_thread_at_a_time_goes_on(self, model):
         recording = Watched()
-        rounds = Rounds(model.backend, 4, iter([recording]))
+        scheduler = Scheduler(model.backend, 4, iter([recording]))
 
         def second():
             assert recording.is_planned.wait(LATE)
-            return rounds.advance()
+            return scheduler.advance()
 
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(second)
-            assert rounds.advance() is False
+            assert scheduler.advance() is False
             assert other.result(LATE) is False
         assert recording.most == 1
         assert recording.n_ends == 1

@@ -124,7 +124,7 @@ def not_a_blob(path):
     digest = compile_cache._digest(header["facts"])
     digest.update(content)
     header |= {"bytes": len(content), "sha256": digest.hexdigest()}
-    head = json.dumps(header).encode().ljust(header["begin"] - 1) + b"\n"
+    head = json.dumps(header).encode().ljust(compile_cache._HEADER - 1) + b"\n"
     path.write_bytes(head + content)
 
 
