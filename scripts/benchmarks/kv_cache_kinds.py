@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -40,7 +41,7 @@ def measure_kinds(
         UsageError: So many tokens do not fit in the decoder's context.
     """
 
-    def load(kind: str) -> WhisperModel:
+    def load(kind: Any) -> WhisperModel:  # argparse has checked it
         return api.load_model(
             folder,
             device=arguments.device,

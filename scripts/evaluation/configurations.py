@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -106,15 +107,12 @@ def _setups(arguments: argparse.Namespace) -> list[Setup]:
 
 
 def _load(setup: Setup, folder: Path, threads: int) -> WhisperModel:
-
-    return api.load_model(
-        folder,
-        device=setup.device,
-        backend=setup.backend,
-        kv_cache=setup.kv_cache,
-        precision=setup.precision,
-        threads=threads,
-    )
+    choices: dict[str, Any] = {  # argparse has checked them
+        "backend": setup.backend,
+        "kv_cache": setup.kv_cache,
+        "precision": setup.precision,
+    }
+    return api.load_model(folder, device=setup.device, threads=threads, **choices)
 
 
 def _model_names(folders: dict[str, Path]) -> dict[str, str]:

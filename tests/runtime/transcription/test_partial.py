@@ -123,7 +123,7 @@ class TestIterator:
         assert model.backend.open_sessions == 0
         assert len(model.backend.windows) < 5
         for _ in range(2):
-            with pytest.raises(UsageError, match="given up"):
+            with pytest.raises(UsageError, match="closed before its end"):
                 stream.result()
 
     def test_never_begun(self, model):
@@ -163,7 +163,7 @@ class TestSeveral:
         while not isinstance(next(updates), Partial):
             pass
         updates.close()
-        with pytest.raises(UsageError, match="given up"):
+        with pytest.raises(UsageError, match="closed before its end"):
             first.result()
         assert next(streams).text == alone
         streams.close()
