@@ -9,7 +9,8 @@ is not too improbable, and tries higher temperatures otherwise. Three more rules
 - A text that leaves out speech is wrong. Higher temperatures do not bring back words, so the window
   is decoded with timestamps, and then in parts.
 - A loop under a prompt is decoded again without the prompt, which most often leads there. A loop in
-  a long window is decoded in parts: laughter or music, a small part of it, mostly leads there.
+  a long window is decoded in parts: what leads there, laughter or music, mostly is a small part of
+  it. Higher temperatures end loops too, but in hallucinated text.
 - A window that was encoded short is decoded again as a whole window before it is tried hotter.
 """
 

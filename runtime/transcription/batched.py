@@ -251,8 +251,9 @@ class BatchedStrategy:
 
     def _judge_rest(self, result: WindowResult, rest: Window) -> Verdict:
         """Decide whether the rest of a window, after the end of its text, is another window."""
-        is_some = rest.n_frames > 0
-        speech = self._session.windows.speech_seconds(rest.offset, rest.end_time) if is_some else 0
+        speech = 0.0
+        if rest.n_frames > 0:
+            speech = self._session.windows.speech_seconds(rest.offset, rest.end_time)
         return judge_rest(
             rest.start - result.window.start,
             rest.n_frames,

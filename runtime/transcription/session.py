@@ -143,7 +143,7 @@ class TranscriptionSession:
         encoded: Future[Float32Array] | None = None
         if language is None and self.language.is_open:
             encoded = Future()
-            encoded.set_result(self._hear_language(window, features))
+            encoded.set_result(self._find_language(window, features))
         wanted = self._decoding_options(
             prefix_tokens, language or self.language.code or self.undetected
         )
@@ -176,7 +176,7 @@ class TranscriptionSession:
                 window.start, frames, window.n_frames, amplified=not self.backend.is_exact
             )
 
-    def _hear_language(self, window: Window, features: Float32Array) -> Float32Array:
+    def _find_language(self, window: Window, features: Float32Array) -> Float32Array:
         """Find out which language is spoken in a window, and return it encoded."""
         audio, found = self._detect(features)
         seconds = self.windows.speech_seconds(window.offset, window.end_time)
