@@ -78,10 +78,10 @@ class _Place:
 
 
 class BatchedStrategy:
-    """A recording gone through many windows at a time; see `rounds.Reading`."""
+    """A recording gone through many windows at a time; see `scheduler.Strategy`."""
 
     def __init__(self, session: TranscriptionSession, *, pad_to_full: bool) -> None:
-        """Nothing is planned yet; `shares`: see `hearing.Task`."""
+        """Nothing is planned yet; `shares`: see `WindowRequest`."""
         self._session = session
         self._pad_to_full = pad_to_full
         self._has_context = _has_context(session)

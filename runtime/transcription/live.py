@@ -1,7 +1,7 @@
 """Speech to text while it is being spoken: text that stays, as early as it is safe.
 
 The audio since the last cut, at most one encoder window, is decoded again and again as it grows.
-What two decodings in a row agree on is committed (`agreement.py`) and never changes: later
+What two decodings in a row agree on is committed (`local_agreement.py`) and never changes: later
 decodings go on from it. A pause commits the rest. Audio whose text is committed is let go of at a
 pause, or at the latest when the window is full, so that neither memory nor latency grow with the
 length of the session.
