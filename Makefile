@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 ASSETS := $(VENV)/.assets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers test fuzz lint format typecheck clean
+.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers test test-fast fuzz lint format typecheck clean
 
 help:
 	@echo "make setup       a virtual environment with everything, and the embedded model and recording"
@@ -25,7 +25,8 @@ help:
 	@echo "make bench-rtf   speed of MODEL on AUDIO, stage by stage (BENCH_FLAGS: further options)"
 	@echo "make bench-kv    what each kind of decoder cache costs and saves"
 	@echo "make bench-peers speed and accuracy beside other recognisers on REFERENCES"
-	@echo "make test        run the tests"
+	@echo "make test        run all tests"
+	@echo "make test-fast   run the tests of logic, in under two minutes"
 	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options)"
 	@echo "make lint        check style"
 	@echo "make format      put style right"
@@ -84,6 +85,11 @@ bench-peers:
 
 test: $(ASSETS)
 	$(BIN)/python -m pytest
+
+# Needs no assets. A file's tests stay in one process: they share what its fixtures make.
+JOBS ?= 2
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 FUZZ_FLAGS ?=
 fuzz: $(INSTALLED)

@@ -1,13 +1,19 @@
 """What can be chosen of a recording: its tracks and channels. Imports nothing that takes time."""
 
+from typing import Final, Literal, get_args
+
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.languages import find_language
 
 ALL_TRACKS = "all"
 TrackChoice = int | str | None  # a number from 1, a language, `all`, or None for the default track
 
-MIX, LEFT, RIGHT, SPLIT = "mix", "left", "right", "split"
-CHANNEL_CHOICES = (MIX, LEFT, RIGHT, SPLIT)
+ChannelChoice = Literal["mix", "left", "right", "split"]
+CHANNEL_CHOICES: tuple[str, ...] = get_args(ChannelChoice)
+MIX: Final = "mix"
+LEFT: Final = "left"
+RIGHT: Final = "right"
+SPLIT: Final = "split"
 
 
 def parse_track(text: str) -> TrackChoice:

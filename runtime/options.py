@@ -1,12 +1,16 @@
 """The options of a transcription, with the defaults of openai/whisper."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from math import inf, isnan
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio_choices import (
     MIX,
+    ChannelChoice,
     TrackChoice,
     parse_track,
     require_channels,
@@ -15,8 +19,11 @@ from whisper_npu.runtime.languages import DETECT, language_code
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
-MODES = ("auto", "sequential", "batched")
-TASKS = ("transcribe", "translate")
+Mode = Literal["auto", "sequential", "batched"]
+MODES: tuple[str, ...] = get_args(Mode)
+Task = Literal["transcribe", "translate"]
+TASKS: tuple[str, ...] = get_args(Task)
+MODEL_LIST = -1  # among the tokens never sampled: those of the model's own list
 # Options that need a whole recording: live speech does without them.
 NOT_LIVE = (
     "audio_track",
@@ -37,12 +44,88 @@ _THRESHOLDS = (
     "no_speech_threshold",
     "hallucination_silence_threshold",
 )
+_COUNTS = ("beam_size", "best_of", "sample_len", "batch_size")
+_NUMBERS = (
+    *_THRESHOLDS,
+    "unheard_speech_threshold",
+    "max_initial_timestamp",
+    "patience",
+    "length_penalty",
+    "vad_threshold",
+    "vad_min_silence",
+)
+_MARKS = ("prepend_punctuations", "append_punctuations")
+_TEXTS = ("language", "hotwords", *_MARKS)
+_NEVER_NONE = ("best_of", "batch_size", "patience", "vad_threshold", *_MARKS)
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
+# Options of openai/whisper and faster-whisper that have another name here, or another place.
+_ELSEWHERE = {
+    "carry_initial_prompt": "write hotwords=, which precede every window",
+    "chunk_length": "a window is as long as the model's",
+    "clip_timestamps": "transcribe a part of load_audio(path)",
+    "compute_type": "write load_model(precision=)",
+    "fp16": "write load_model(precision=)",
+    "language_detection_segments": "name the likely languages by languages=",
+    "language_detection_threshold": "name the likely languages by languages=",
+    "log_prob_threshold": "write logprob_threshold=",
+    "log_progress": "read seconds_done of the stream",
+    "max_new_tokens": "write sample_len=",
+    "no_repeat_ngram_size": "a text that repeats itself is decoded again",
+    "prompt": "write initial_prompt=",
+    "prompt_reset_on_temperature": "text sampled above 0.5 is never a prompt",
+    "repetition_penalty": "a text that repeats itself is decoded again",
+    "vad_filter": "write vad=",
+    "vad_parameters": "write vad_threshold= and vad_min_silence=",
+    "verbose": "print the segments of the stream",
+}
 
-@dataclass(frozen=True)
+
+class TranscribeKwargs(TypedDict, total=False):
+    """The options of `TranscribeOptions` by name, all of them optional, as they may be written."""
+
+    language: str | None
+    languages: Sequence[str] | None
+    task: Task
+    temperature: float | Sequence[float]
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    unheard_speech_threshold: float | None
+    condition_on_previous_text: bool | None
+    initial_prompt: str | Sequence[int] | None
+    hotwords: str | None
+    prefix: str | Sequence[int] | None
+    multilingual: bool
+    word_timestamps: bool
+    prepend_punctuations: str
+    append_punctuations: str
+    hallucination_silence_threshold: float | None
+    without_timestamps: bool
+    max_initial_timestamp: float | None
+    suppress_tokens: str | Sequence[int] | None
+    suppress_blank: bool
+    beam_size: int | None
+    best_of: int
+    patience: float
+    length_penalty: float | None
+    sample_len: int | None
+    mode: Mode
+    batch_size: int
+    elastic: bool | None
+    vad: bool
+    vad_threshold: float
+    vad_min_silence: float | None
+    audio_track: TrackChoice
+    channels: ChannelChoice
+
+
+@dataclass(frozen=True, kw_only=True)
 class TranscribeOptions:
-    """What is to be transcribed, and how.
+    """What is transcribed, and how.
+
+    What `TranscribeKwargs` allows is taken, and kept in one form: several temperatures, tokens and
+    languages as tuples.
 
     Attributes:
         language: language code (of ISO 639, with or without a region) or English name; None, or
@@ -50,7 +133,7 @@ class TranscribeOptions:
         languages: codes or English names of those it can be, to be detected among these only; None:
             any the model knows.
         task: `transcribe`, or `translate` into English.
-        temperature: temperatures to try in turn while a window looks wrong.
+        temperature: a temperature, or several to try in turn while a window looks wrong.
         compression_ratio_threshold: a window whose text compresses better is a loop; None: never.
         logprob_threshold: a window less probable on average looks wrong; None: never.
         no_speech_threshold: a window more probably without speech, and improbable as text, is
@@ -62,10 +145,10 @@ class TranscribeOptions:
             to wait for the other half. Live speech is given the text before it, too. None: yes,
             but in batched mode only in f32 by name, and not with `multilingual`; other precisions,
             and `auto`, are for speed.
-        initial_prompt: text the decoder is given before the first window (sequential mode) or
-            before every window (batched mode).
+        initial_prompt: text, or its token ids, that the decoder is given before the first window
+            (sequential mode) or before every window (batched mode).
         hotwords: names and terms the decoder is given before every window.
-        prefix: what the transcript begins with; it is part of the result.
+        prefix: text, or its token ids, that the transcript begins with; part of the result.
         multilingual: detect the language of every window, and end windows at short pauses, for
             recordings in several languages.
         word_timestamps: give every word its time; needs the folder's alignment graph.
@@ -75,8 +158,8 @@ class TranscribeOptions:
             time at which it is taken for made up and left out; needs `word_timestamps`.
         without_timestamps: sample text only; a segment is then a whole window.
         max_initial_timestamp: seconds into a window at which its first segment begins at most.
-        suppress_tokens: tokens never sampled, -1 meaning those of the model's list; None is that
-            list alone.
+        suppress_tokens: ids of tokens never sampled, as a list or as text with commas; -1 stands
+            for the model's own list; None: that list alone. Nothing is suppressed by an empty one.
         suppress_blank: never begin a transcript with a blank.
         beam_size: beams at temperature 0; None decodes greedily.
         best_of: samples per window at a temperature above 0.
@@ -106,17 +189,17 @@ class TranscribeOptions:
     """
 
     language: str | None = None
-    languages: Sequence[str] | None = None
-    task: str = "transcribe"
+    languages: tuple[str, ...] | None = None
+    task: Task = "transcribe"
     temperature: Sequence[float] = TEMPERATURES
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
     unheard_speech_threshold: float | None = 1.0
     condition_on_previous_text: bool | None = None
-    initial_prompt: str | None = None
+    initial_prompt: str | tuple[int, ...] | None = None
     hotwords: str | None = None
-    prefix: str | None = None
+    prefix: str | tuple[int, ...] | None = None
     multilingual: bool = False
     word_timestamps: bool = False
     prepend_punctuations: str = PREPEND_PUNCTUATIONS
@@ -124,38 +207,43 @@ class TranscribeOptions:
     hallucination_silence_threshold: float | None = None
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
-    suppress_tokens: Sequence[int] | None = None
+    suppress_tokens: tuple[int, ...] | None = None
     suppress_blank: bool = True
     beam_size: int | None = None
     best_of: int = 5
     patience: float = 1.0
     length_penalty: float | None = None
     sample_len: int | None = None
-    mode: str = "auto"
+    mode: Mode = "auto"
     batch_size: int = 8
     elastic: bool | None = None
     vad: bool = True
     vad_threshold: float = 0.5
     vad_min_silence: float | None = None
     audio_track: TrackChoice = None
-    channels: str = MIX
+    channels: ChannelChoice = MIX
+
+    if TYPE_CHECKING:  # what may be written is wider than what is kept
+
+        def __init__(self, **options: Unpack[TranscribeKwargs]) -> None:
+            """See the attributes."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Bring values into one form; refuse what cannot work.
 
         Raises:
-            UsageError: a value is out of range.
+            UsageError: a value is of a wrong type or out of range.
         """
+        self._check_types()
+        self._settle_lists()
         self._settle_language()
         self._settle_audio()
         if self.task not in TASKS:
             raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
-        if not self.temperature or any(not 0 <= t <= 2 for t in self.temperature):
-            raise UsageError("temperature takes one or more numbers from 0 to 2")
         _check_texts(self)
         if self.mode not in MODES:
             raise UsageError(f"mode is {self.mode!r}; give {', '.join(MODES)}")
-        for name in ("beam_size", "best_of", "sample_len", "batch_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; give 1 or more")
@@ -178,6 +266,49 @@ class TranscribeOptions:
         self._refuse_wrong_vad_options()
         self._refuse_contradictions()
 
+    def _check_types(self) -> None:
+        for names, kind, described in (
+            (_COUNTS, Integral, "a whole number"),
+            (_NUMBERS, Real, "a number"),
+            (_TEXTS, str, "text"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kind) and (value is not None or name in _NEVER_NONE):
+                    raise UsageError(f"{name} is {value!r}; give {described}")
+
+    def _settle_lists(self) -> None:
+        """Keep one number, text with commas, and any list as a tuple."""
+        given: Any = self.temperature
+        temperatures = _tuple((given,) if isinstance(given, Real) else given, Real)
+        if not temperatures or any(not 0 <= each <= 2 for each in temperatures):
+            raise UsageError("temperature takes one or more numbers from 0 to 2")
+        self._keep("temperature", tuple(map(float, temperatures)))
+        for name in ("initial_prompt", "prefix"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, str):
+                tokens = _tuple(given, Integral)
+                if tokens is None:
+                    raise UsageError(f"{name} is {given!r}; give text or a list of token ids")
+                self._keep(name, tuple(map(int, tokens)))
+        if self.suppress_tokens is not None:
+            tokens = _tuple(_split(self.suppress_tokens), Integral)
+            if tokens is None:
+                raise UsageError(
+                    f"suppress_tokens is {self.suppress_tokens!r}; give token ids, as a list or as "
+                    "text with commas"
+                )
+            is_default = set(tokens) == {MODEL_LIST}
+            self._keep("suppress_tokens", None if is_default else tuple(map(int, tokens)))
+        if self.languages is not None:
+            languages = _tuple(self.languages, str)
+            if not languages:
+                raise UsageError("languages takes a list of codes or English names")
+            self._keep("languages", languages)
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
     def _refuse_wrong_vad_options(self) -> None:
         unheard = self.unheard_speech_threshold
         if unheard is not None and not 0 < unheard < inf:
@@ -198,14 +329,14 @@ class TranscribeOptions:
         if not self.language.strip():
             raise UsageError(f"language is empty; give one, or {DETECT} to detect it")
         if self.language.strip().lower() == DETECT:
-            object.__setattr__(self, "language", None)
+            self._keep("language", None)
         else:
             language_code(self.language)
 
     def _settle_audio(self) -> None:
         require_channels(self.channels)
         if self.audio_track is not None:
-            object.__setattr__(self, "audio_track", parse_track(str(self.audio_track)))
+            self._keep("audio_track", parse_track(str(self.audio_track)))
 
     def _refuse_contradictions(self) -> None:
         silence = self.hallucination_silence_threshold
@@ -219,17 +350,48 @@ class TranscribeOptions:
             raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
         if self.multilingual and self.language is not None:
             raise UsageError("multilingual detects languages: do not give one")
-        if self.languages is not None:
-            if self.language is not None:
-                raise UsageError("languages are those to detect: give no language beside them")
-            if isinstance(self.languages, str) or not self.languages:
-                raise UsageError("languages takes a list of codes or English names")
+        if self.languages is not None and self.language is not None:
+            raise UsageError("languages are those to detect: give no language beside them")
+
+
+def unknown_option(name: str) -> UsageError:
+    """The error for an option that does not exist; it says what to write instead, if that is known.
+
+    Args:
+        name: of the option.
+    """
+    known = [each.name for each in fields(TranscribeOptions)]
+    if name in _ELSEWHERE:
+        return UsageError(f"unknown option {name}: {_ELSEWHERE[name]}; see docs/coming-from.md")
+    alike = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {alike[0]}?" if alike else f"; there are {', '.join(known)}"
+    return UsageError(f"unknown option {name}{hint}")
 
 
 def _check_texts(options: TranscribeOptions) -> None:
     """Refuse texts that cannot be encoded: bytes that are not UTF-8 come as lone surrogates."""
     for name in ("initial_prompt", "hotwords", "prefix"):
+        value = getattr(options, name)
         try:
-            (getattr(options, name) or "").encode()
+            if isinstance(value, str):
+                value.encode()
         except UnicodeEncodeError:
             raise UsageError(f"{name} is not valid UTF-8; write it anew in UTF-8") from None
+
+
+def _split(value: object) -> object:
+    """Whole numbers in a text with commas; anything else is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return [int(part) for part in value.split(",") if part.strip()]
+    except ValueError:
+        return value
+
+
+def _tuple(value: Any, kind: type) -> tuple[Any, ...] | None:
+    """The values of a list, or of another iterable; None where they are not all of `kind`."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return None
+    values = tuple(value)
+    return values if all(isinstance(each, kind) for each in values) else None

@@ -8,17 +8,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from whisper_npu.errors import ModelError, UsageError, WhisperNpuError
+from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.decoding_options import PRECISIONS, add_model_options
 from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
-
-if TYPE_CHECKING:
-    from whisper_npu.runtime.engines.protocol import Float32Array
-    from whisper_npu.runtime.transcription.model import WhisperModel
-    from whisper_npu.scripts.benchmarks.kv_cache_figures import Kind
 
 KINDS = ("off", "concat", "static", "stateful")
 NEW_TOKENS = (5, 10, 15, 20, 25, 30, 50, 80, 128, 256, 440)
@@ -96,6 +90,7 @@ def build_parser() -> cli.Parser:
 def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     """Measure what the command line asks for; returns the exit code."""
     from whisper_npu.scripts.benchmarks.conditions import busy_warning, conditions, conditions_line  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.kv_cache_kinds import measure_kinds  # noqa: PLC0415
     from whisper_npu.scripts.benchmarks.kv_cache_report import (  # noqa: PLC0415
         cell_table,
         draw,
@@ -120,7 +115,7 @@ def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     if warning := busy_warning(found):
         console.warning(warning)
 
-    kinds, auto = _measure(arguments, folder, names, new_tokens)
+    kinds, auto = measure_kinds(arguments, folder, names, new_tokens)
     sound = Path(arguments.file).name if arguments.file else "synthetic noise"
     subject = f"{folder.name} on {arguments.device}, {sound}, forced decoding of one window"
 
@@ -154,85 +149,6 @@ def _numbers(text: str) -> list[int]:
     if not numbers or numbers[0] < 1:
         raise UsageError(f"--new-tokens takes numbers from 1 on, not {text!r}")
     return numbers
-
-
-def _measure(
-    arguments: argparse.Namespace, folder: Path, names: Sequence[str], new_tokens: Sequence[int]
-) -> "tuple[list[Kind], str]":
-    """The figures of every kind, and which kind `auto` takes."""
-    from tqdm import tqdm  # noqa: PLC0415
-
-    from whisper_npu.api import load_model  # noqa: PLC0415
-    from whisper_npu.scripts.benchmarks.kv_cache_figures import (  # noqa: PLC0415
-        Kind,
-        measure,
-        n_decodes,
-        room,
-    )
-
-    def load(kind: str) -> "WhisperModel":
-        return load_model(
-            folder,
-            device=arguments.device,
-            backend=arguments.backend,
-            kv_cache=kind,
-            precision=arguments.precision,
-            threads=arguments.threads,
-        )
-
-    automatic = load("auto")
-    auto = automatic.backend.kv_cache
-    language = automatic.resolve(language=arguments.language).language or "en"
-    limit = room(automatic, language)
-    if max(new_tokens) > limit:
-        raise UsageError(
-            f"--new-tokens: {max(new_tokens)} do not fit; the decoder's context holds {limit} "
-            "behind its prompt"
-        )
-    kinds = {name: Kind(name) for name in names}
-    models: dict[str, WhisperModel] = {}
-    encoded: dict[str, Float32Array] = {}
-    features = _window(automatic, arguments.file)
-    for name, kind in kinds.items():
-        try:
-            model = automatic if name == auto else load(name)
-            encoded[name] = model.backend.encode(features[None])
-        except WhisperNpuError as error:
-            kind.error = str(error)
-            continue
-        models[name] = model
-        kind.precision = model.backend.precision
-    if not models:
-        raise ModelError(f"no kind of cache can be used: {kinds[names[0]].error}")
-    total = n_decodes(len(models), new_tokens, arguments.repeats)
-    with tqdm(total=total, desc=folder.name, unit="decode", disable=None) as bar:
-        measure(
-            models,
-            encoded,
-            kinds,
-            language,
-            new_tokens,
-            arguments.repeats,
-            bar.update,
-        )
-    return list(kinds.values()), auto
-
-
-def _window(model: "WhisperModel", file: str | None) -> "Float32Array":
-    """Features of the window that is decoded, `(n_mels, frames)`.
-
-    Raises:
-        AudioError: The recording cannot be read.
-    """
-    from whisper_npu.runtime.audio.stream import open_audio  # noqa: PLC0415
-    from whisper_npu.runtime.features.stream import FeatureStream  # noqa: PLC0415
-    from whisper_npu.scripts.benchmarks.kv_cache_figures import synthetic_window  # noqa: PLC0415
-
-    if file is None:
-        return synthetic_window(model)
-    with open_audio(file) as audio:
-        features = FeatureStream(iter(audio), model.backend.n_mels)
-        return features.window(0, 2 * model.backend.n_audio_ctx)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

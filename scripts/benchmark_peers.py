@@ -7,22 +7,14 @@ environment of their own, and the checkpoint is converted for each.
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from whisper_npu.errors import UsageError, WhisperNpuError
-from whisper_npu.scripts.benchmarks.peer_models import PEERS
+from whisper_npu.errors import UsageError
+from whisper_npu.scripts.benchmarks.peers import PEERS
 from whisper_npu.scripts.common import cli, console
-from whisper_npu.scripts.common.console import one_line
 from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
-
-if TYPE_CHECKING:
-    from whisper_npu.scripts.benchmarks.peer_comparison import Contestant, Result
-    from whisper_npu.scripts.benchmarks.recordings import Recording
 
 EPILOG = f"""\
 examples:
@@ -104,6 +96,10 @@ def benchmark_peers(arguments: argparse.Namespace) -> int:
         conditions,
         conditions_line,
     )
+    from whisper_npu.scripts.benchmarks.peer_contestants import (  # noqa: PLC0415
+        compare_with_progress,
+        make_contestants,
+    )
     from whisper_npu.scripts.benchmarks.recordings import find_recordings  # noqa: PLC0415
 
     if arguments.repeats < 1:
@@ -116,12 +112,12 @@ def benchmark_peers(arguments: argparse.Namespace) -> int:
         _set_name(path, arguments.references): find_recordings([], [path])
         for path in arguments.references
     }
-    contestants, failed = _contestants(arguments, names)
+    contestants, failed = make_contestants(arguments, names)
     found = conditions(arguments.threads)
     if warning := busy_warning(found):
         console.warning(warning)
     with tempfile.TemporaryDirectory(prefix="whisper-npu-") as folder:
-        result = _compare(contestants, sets, arguments, Path(folder))
+        result = compare_with_progress(contestants, sets, arguments, Path(folder))
     failed = failed or len(result.contestants) < len(contestants)
 
     model = cli.find_model(arguments.model).name
@@ -155,93 +151,6 @@ def _set_name(path: Path, paths: Sequence[Path]) -> str:
     short = path.name if path.is_dir() else path.resolve().parent.name
     alike = [other for other in paths if other.resolve().parent.name == short]
     return short if len(alike) <= 1 else str(path)
-
-
-def _ours(arguments: argparse.Namespace) -> "Contestant":
-    """Ours, ready to be started.
-
-    Raises:
-        ModelError: There is no such model folder.
-    """
-    from whisper_npu.scripts.benchmarks.peer_comparison import OURS, Contestant  # noqa: PLC0415
-
-    job = {
-        "engine": "whisper-npu",
-        "model": str(cli.find_model(arguments.model).resolve()),
-        "language": arguments.language,
-        "threads": arguments.threads,
-        "one_by_one": arguments.one_by_one,
-    }
-    return Contestant(OURS, sys.executable, job)
-
-
-def _contestants(
-    arguments: argparse.Namespace, names: Sequence[str]
-) -> "tuple[list[Contestant], bool]":
-    """Ours and every peer ready to be started, and whether any had to be left out.
-
-    Raises:
-        AssetError: The environment cannot be made.
-        UsageError: The checkpoint is not known.
-    """
-    from whisper_npu.export.assets import cache_directory  # noqa: PLC0415
-    from whisper_npu.runtime.model_folder.folder import read_model_folder  # noqa: PLC0415
-    from whisper_npu.scripts.benchmarks.peer_comparison import Contestant  # noqa: PLC0415
-    from whisper_npu.scripts.benchmarks.peer_environment import PeerEnvironment  # noqa: PLC0415
-    from whisper_npu.scripts.benchmarks.peer_models import PeerModels  # noqa: PLC0415
-
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    folder = read_model_folder(cli.find_model(arguments.model).resolve())
-    environment = PeerEnvironment(
-        (arguments.environment or cache_directory() / "peers").resolve(), progress
-    )
-    models = PeerModels(environment, folder, arguments.checkpoint, progress)
-    shared: dict[str, Any] = {"language": arguments.language, "threads": arguments.threads}
-    contestants = [_ours(arguments)]
-    failed = False
-    for name in names:
-        peer = PEERS[name]
-        try:
-            path = models.path(peer.form)
-        except WhisperNpuError as error:
-            console.error(f"{name} is left out: {error}")
-            failed = True
-            continue
-        job = {"engine": peer.engine, "model": str(path), **shared, **peer.settings}
-        if peer.engine == "openvino-genai":
-            job["cache"] = str(environment.folder / "cache" / f"{folder.name}-{peer.form}")
-        contestants.append(Contestant(name, str(environment.python), job))
-    return contestants, failed
-
-
-def _compare(
-    contestants: "Sequence[Contestant]",
-    sets: "dict[str, list[Recording]]",
-    arguments: argparse.Namespace,
-    folder: Path,
-) -> "Result":
-    from tqdm import tqdm  # noqa: PLC0415
-
-    from whisper_npu.scripts.benchmarks.peer_comparison import compare, n_runs  # noqa: PLC0415
-
-    total = n_runs(len(contestants), len(sets), arguments.repeats)
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, unit="run", disable=None))
-
-        def failed(name: str, error: WhisperNpuError) -> None:
-            tqdm.write(f"error: {one_line(f'{name} is left out: {error}')}", file=sys.stderr)
-
-        return compare(
-            contestants,
-            sets,
-            arguments.repeats,
-            arguments.language,
-            folder,
-            on_run=bar.update,
-            on_failure=failed,
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

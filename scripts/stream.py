@@ -2,12 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Semaphore, Thread
-from typing import TYPE_CHECKING, BinaryIO
 
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli, console
@@ -16,18 +13,9 @@ from whisper_npu.scripts.common.decoding_options import (
     add_model_options,
     decoding_options,
 )
-from whisper_npu.scripts.common.signals import on_interrupt
-
-if TYPE_CHECKING:
-    from whisper_npu.runtime.audio.source import Samples
-    from whisper_npu.runtime.options import TranscribeOptions
-    from whisper_npu.runtime.transcription.live import LiveUpdate
-    from whisper_npu.scripts.common.live_output import SavedFile
 
 # Spelt out, so that `--help` loads no engine.
 SAMPLE_FORMATS = ("s16le", "s32le", "f32le")
-_BLOCK_SECONDS = 0.1
-_READ_AHEAD = 300  # blocks; a source that is no microphone waits
 
 EPILOG = """\
 examples:
@@ -111,136 +99,20 @@ def _positive(text: str) -> int:
 
 def stream(arguments: argparse.Namespace) -> int:
     """Transcribe standard input as it comes; returns the exit code."""
-    # Heavy imports wait until the command line is known to be right.
-    from whisper_npu.scripts.common.live_output import SavedFile  # noqa: PLC0415
-
     options = decoding_options(arguments)
     if sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe audio into it; see --help")
     arriving = cli.standard_input()
+    # Heavy imports wait until the command line is known to be right.
+    from whisper_npu.scripts.common.live_output import SavedFile  # noqa: PLC0415
+    from whisper_npu.scripts.common.live_transcription import transcribe_live  # noqa: PLC0415
+
     with ExitStack() as stack:
         files = [stack.enter_context(SavedFile(path)) for path in dict.fromkeys(arguments.save)]
-        warnings = _transcribe(arguments, options, arriving, files)
+        warnings = transcribe_live(arguments, options, arriving, files)
     for warning in warnings:
         console.warning(warning)
     return cli.EXIT_OK
-
-
-def _transcribe(
-    arguments: argparse.Namespace,
-    options: "TranscribeOptions",
-    arriving: BinaryIO,
-    files: "Sequence[SavedFile]",
-) -> tuple[str, ...]:
-    """Load the model and transcribe all that arrives; returns the warnings."""
-    from whisper_npu.api import load_model  # noqa: PLC0415
-    from whisper_npu.runtime.audio.pcm import PcmDecoder  # noqa: PLC0415
-    from whisper_npu.runtime.audio.stream import SAMPLE_RATE, AudioStream  # noqa: PLC0415
-    from whisper_npu.runtime.transcription.live import LiveTranscriber  # noqa: PLC0415
-    from whisper_npu.scripts.common.live_output import (  # noqa: PLC0415
-        JsonLines,
-        Lines,
-        LiveOutput,
-        Session,
-    )
-
-    folder = cli.find_model(arguments.model)
-    name, warnings = "standard input", list[str]()
-    # Buffered, it would wait until the buffer is full.
-    pipe = getattr(arriving, "raw", arriving)
-    decoder = PcmDecoder(
-        pipe,
-        name,
-        warnings.append,
-        sample_format=arguments.format,
-        rate=arguments.rate,
-        channels=arguments.n_channels,
-    )
-    arrivals = Arrivals(AudioStream(decoder, name, round(_BLOCK_SECONDS * SAMPLE_RATE), warnings))
-    model = load_model(
-        folder,
-        device=arguments.device,
-        backend=arguments.backend,
-        kv_cache=arguments.kv_cache,
-        precision=arguments.precision,
-        threads=arguments.threads,
-    )
-    live = LiveTranscriber(model, options, min_chunk=arguments.min_chunk, pause=arguments.pause)
-    printed = JsonLines(sys.stdout) if arguments.json_lines else Lines(sys.stdout)
-    outputs: list[LiveOutput] = [printed, *files]
-
-    def show(updates: "Sequence[LiveUpdate]") -> None:
-        for output in outputs:
-            output.show(updates, live.duration)
-
-    def session() -> Session:
-        backend, told = model.backend, (*live.warnings, *warnings)
-        ran = (backend.device, backend.kv_cache, backend.precision)
-        return Session(live.duration, model.folder.name, *ran, told)
-
-    for file in files:
-        file.session = session
-    try:
-        with on_interrupt(arrivals.stop):
-            for samples in arrivals:
-                show(live.feed(samples))
-            show(live.finish())
-    finally:
-        printed.end()
-    return session().warnings
-
-
-class Arrivals:
-    """Audio read ahead by a thread, so that no recorder has to wait for a decoding.
-
-    An iterator over all that has arrived since the last time.
-    """
-
-    def __init__(self, blocks: "Iterator[Samples]") -> None:
-        """Begin to read."""
-        self._blocks = blocks
-        self._queue: SimpleQueue[Samples | Exception | None] = SimpleQueue()
-        self._room = Semaphore(_READ_AHEAD)
-        # Nothing ends a read from a pipe into which nobody writes: the program must not wait.
-        Thread(target=self._read, name="stream-input", daemon=True).start()
-
-    def _read(self) -> None:
-        try:
-            for block in self._blocks:
-                self._room.acquire()
-                self._queue.put(block)
-        except Exception as error:  # whatever it is, the other thread raises it
-            self._queue.put(error)
-        self._queue.put(None)
-
-    def stop(self) -> None:
-        """End behind what has been read; may be called by a signal handler."""
-        self._queue.put(None)
-
-    def __iter__(self) -> "Iterator[Samples]":
-        """Successive samples, `(n,)`.
-
-        Raises:
-            AudioError: the input cannot be read.
-        """
-        import numpy as np  # noqa: PLC0415
-
-        item = self._queue.get()
-        while item is not None:
-            held = []
-            while item is not None and not isinstance(item, Exception):
-                self._room.release()
-                held.append(item)
-                try:
-                    item = self._queue.get_nowait()
-                except Empty:
-                    break
-            if held:
-                yield np.concatenate(held)
-            if isinstance(item, Exception):
-                raise item
-            if item is not None:
-                item = self._queue.get()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

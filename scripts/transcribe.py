@@ -4,12 +4,9 @@ Option names are openai/whisper's.
 """
 
 import argparse
-import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.console import one_line
 from whisper_npu.scripts.common.decoding_options import (
@@ -17,11 +14,9 @@ from whisper_npu.scripts.common.decoding_options import (
     add_model_options,
     decoding_options,
 )
-from whisper_npu.scripts.common.progress import BesideProgress, Progress
+from whisper_npu.scripts.common.progress import Progress, log_beside
 from whisper_npu.scripts.common.signals import on_interrupt
-from whisper_npu.scripts.common.transcription_batch import Batch, Recording
-
-logger = logging.getLogger("whisper_npu")
+from whisper_npu.scripts.common.transcription_batch import Batch, find_recordings
 
 EPILOG = f"""\
 examples:
@@ -121,13 +116,13 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if arguments.output_format or arguments.output_dir:
         formats = expand_formats(arguments.output_format or "all")
     folder = arguments.output_dir or "."
-    recordings, n_missing = _find(arguments.files, keep_suffix=arguments.keep_suffix)
+    recordings, n_missing = find_recordings(arguments.files, keep_suffix=arguments.keep_suffix)
     if formats:
         check_names([(each.file, each.name) for each in recordings], folder, formats)
         check_output_dir(folder)
     model_folder = cli.find_model(arguments.model)  # which tells of an export line by line
     with Progress([each.file for each in recordings]) as progress:
-        _set_up_logging(progress, debug=arguments.debug)
+        log_beside(progress, debug=arguments.debug)
         progress.status = f"loading {one_line(arguments.model)}"
         model = load_model(
             model_folder,
@@ -145,34 +140,6 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if batch.is_stopped:
         raise KeyboardInterrupt
     return cli.EXIT_SOME_FAILED if n_failed + n_missing else cli.EXIT_OK
-
-
-def _find(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Recording], int]:
-    """The recordings the command line names, each once, and how many names stand for none."""
-    from whisper_npu.runtime.audio.stream import list_audio_files  # noqa: PLC0415
-    from whisper_npu.runtime.output.names import output_name  # noqa: PLC0415
-
-    found: dict[tuple[str, str], Recording] = {}
-    n_missing = 0
-    for name in names:
-        folder = Path(name) if Path(name).is_dir() else None
-        try:
-            files = [Path("-")] if name == "-" else list_audio_files([name])
-        except AudioError as error:
-            n_missing += 1
-            console.error(error)
-            continue
-        for file in files:
-            recording = Recording(file, output_name(file, folder, keep_suffix=keep_suffix))
-            found.setdefault((os.path.abspath(file), recording.name), recording)  # noqa: PTH100
-    return list(found.values()), n_missing
-
-
-def _set_up_logging(progress: Progress, *, debug: bool) -> None:
-    handler = BesideProgress(progress)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

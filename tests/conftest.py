@@ -3,6 +3,8 @@
 Heavy imports stay inside the fixtures that need them: most tests never load torch.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,27 +12,57 @@ from typing import TYPE_CHECKING
 
 import pytest
 import tiny_whisper
+from filelock import FileLock
 
 if TYPE_CHECKING:
+    from whisper_npu.runtime.audio.source import Samples
     from whisper_npu.runtime.transcription.model import WhisperModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_AUDIO = ROOT.parent / "shared" / "audio"
 
 
+# What a fixture says of the tests that use it, so that no test can forget its marker.
+MARKS = {
+    "shared_audio": ("shared_audio", "slow"),
+    "tiny_en_folder": ("real_weights", "slow"),
+    "base_folder": ("real_weights", "slow"),
+    "beckett": ("real_weights", "slow"),
+    "real_asset": ("real_weights", "slow"),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures they use, so that no test can forget its marker."""
-    marks = {
-        "shared_audio": pytest.mark.shared_audio,
-        "tiny_en_folder": pytest.mark.real_weights,
-        "base_folder": pytest.mark.real_weights,
-        "beckett": pytest.mark.real_weights,
-        "real_asset": pytest.mark.real_weights,
-    }
+    """Mark tests by the fixtures they use, directly or through others."""
     for item in items:
-        for fixture, mark in marks.items():
-            if fixture in getattr(item, "fixturenames", ()):
+        for fixture in getattr(item, "fixturenames", ()):
+            for mark in MARKS.get(fixture, ()):
                 item.add_marker(mark)
+
+
+def once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
+) -> Path:
+    """A folder that one of the processes of a test run makes, copied for each of them.
+
+    Args:
+        tmp_path_factory: of pytest.
+        name: of the folder.
+        make: fills the folder, which does not exist yet.
+    """
+    own = tmp_path_factory.mktemp("once") / name
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        make(own)
+        return own
+    shared = tmp_path_factory.getbasetemp().parent / "once"
+    with FileLock(f"{shared}-{name}.lock"):
+        if not (shared / name).is_dir():
+            make(own)
+            shutil.copytree(own, shared / f"{name}.unfinished")
+            (shared / f"{name}.unfinished").rename(shared / name)
+            return own
+    shutil.copytree(shared / name, own)
+    return own
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +86,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of a tiny random multilingual Whisper (d_model 64, 2 + 2 layers)."""
-    return tiny_whisper.save_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+    return once(tmp_path_factory, "tiny-checkpoint", tiny_whisper.save_checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +110,10 @@ def tiny_folder(
     """The tiny Whisper's model folder, exported and verified by the real export stage."""
     from whisper_npu.export.onnx_export import export_model
 
-    out = tmp_path_factory.mktemp("tiny-export") / "tiny"
-    return export_model(str(tiny_checkpoint), out, parity_audio=tiny_audio)
+    def export(folder: Path) -> None:
+        export_model(str(tiny_checkpoint), folder, parity_audio=tiny_audio)
+
+    return once(tmp_path_factory, "tiny", export)
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +172,19 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def beckett(real_asset: Callable[[str], Path]) -> Path:
     """Ten seconds of real speech: "Ever tried. Ever failed. No matter. Try again. ..."."""
     return real_asset("beckett")
+
+
+@pytest.fixture(scope="session")
+def sample_parts(beckett: Path) -> list["Samples"]:
+    """Real speech for parity wherever `make setup` has run: `beckett` and cuts of it, 16 kHz.
+
+    Each is float32 `(n,)`, begins and ends elsewhere, and gives a text of its own.
+    """
+    from whisper_npu.runtime.audio.stream import load_audio
+
+    samples = load_audio(beckett)
+    cuts = ((0.0, 10.0), (0.0, 4.6), (4.6, 10.0), (0.0, 2.5), (2.0, 7.0))  # seconds
+    return [samples[round(16_000 * start) : round(16_000 * end)] for start, end in cuts]
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,8 @@ def utterances(shared_audio):
     return {folder / name: reference for name, reference in rows}
 
 
-def generate(paths):
-    """Text tokens that transformers' greedy `generate` gives for recordings, in float32."""
+def generate(recordings):
+    """Text tokens that transformers' greedy `generate` gives for samples, in float32."""
     import torch
     from transformers import GenerationConfig, WhisperFeatureExtractor
     from transformers.utils import logging
@@ -54,8 +54,8 @@ def generate(paths):
     eot = checkpoint.generation_config["eos_token_id"]
     logging.set_verbosity_error()  # it warns that the settings are the model's own
     found = []
-    for start in range(0, len(paths), BATCH):
-        samples = [load_audio(path) for path in paths[start : start + BATCH]]
+    for start in range(0, len(recordings), BATCH):
+        samples = recordings[start : start + BATCH]
         features = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_features
         with torch.inference_mode():
             rows = checkpoint.model.generate(
@@ -66,16 +66,31 @@ def generate(paths):
 
 
 @pytest.fixture(scope="session")
-def pytorch_tokens(utterances, tiny_en_folder):
-    """PyTorch's tokens for every utterance, computed once."""
+def two_threads():
+    """PyTorch in two threads, as many as the machines have that run these tests."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        return generate(list(utterances))
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pytorch_tokens(utterances, tiny_en_folder, two_threads):
+    """PyTorch's tokens for every utterance, computed once."""
+    return generate([load_audio(path) for path in utterances])
+
+
+@pytest.fixture(scope="session")
+def sample_tokens(sample_parts, tiny_en_folder, two_threads):
+    """PyTorch's tokens for the sample and its cuts, computed once."""
+    return generate(sample_parts)
+
+
+def text_tokens(result):
+    """All text tokens of a transcription without timestamps."""
+    return [token for segment in result.segments for token in segment.tokens]
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +119,13 @@ def remember_encodings(encodings, monkeypatch):
 
 class TestPyTorch:
     @pytest.mark.parametrize("kind", ["concat", "static", "stateful", "off"])
+    def test_tokens_of_the_sample(self, tiny_en_folder, sample_parts, sample_tokens, kind):
+        model = loaded(tiny_en_folder, kind)
+        results = [model.transcribe(part, **GREEDY).result() for part in sample_parts]
+        assert [text_tokens(result) for result in results] == sample_tokens
+        assert len({tuple(row) for row in sample_tokens}) == len(sample_parts)
+
+    @pytest.mark.parametrize("kind", ["concat", "static", "stateful", "off"])
     def test_tokens_and_word_errors(
         self, tiny_en_folder, utterances, pytorch_tokens, kind, remember_encodings
     ):
@@ -112,9 +134,7 @@ class TestPyTorch:
         model = loaded(tiny_en_folder, kind)
         remember_encodings(model.backend)
         results = [model.transcribe(path, **GREEDY).result() for path in utterances]
-        tokens = [
-            [token for segment in result.segments for token in segment.tokens] for result in results
-        ]
+        tokens = [text_tokens(result) for result in results]
         different = [
             path.name
             for path, got, want in zip(utterances, tokens, pytorch_tokens, strict=True)
@@ -138,14 +158,12 @@ class TestPyTorch:
 class TestOptimum:
     """The third party: the same folder through optimum's own runtime on ONNX Runtime."""
 
-    def test_same_tokens(self, tiny_en_folder, beckett):
+    def test_same_tokens(self, tiny_en_folder, sample_parts):
         import torch
         from optimum.onnxruntime import ORTModelForSpeechSeq2Seq
         from transformers import WhisperFeatureExtractor
         from transformers.utils import logging
 
-        samples = load_audio(beckett)
-        recordings = [samples, samples[:73_600], samples[73_600:]]
         extractor = WhisperFeatureExtractor()
         logging.set_verbosity_error()
         theirs = ORTModelForSpeechSeq2Seq.from_pretrained(
@@ -154,7 +172,7 @@ class TestOptimum:
         for kind in ("concat", "stateful"):
             model = loaded(tiny_en_folder, kind)
             eot = model.tokenizer.special.eot
-            for recording in recordings:
+            for recording in sample_parts[:3]:
                 features = extractor(recording, sampling_rate=16_000, return_tensors="pt")
                 with torch.inference_mode():
                     row = theirs.generate(
@@ -164,7 +182,7 @@ class TestOptimum:
                         do_sample=False,
                     )[0]
                 result = model.transcribe(recording, **GREEDY).result()
-                got = [token for segment in result.segments for token in segment.tokens]
+                got = text_tokens(result)
                 assert got == [token for token in row.tolist() if token < eot]
                 assert len(got) > 5
         del theirs

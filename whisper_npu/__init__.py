@@ -2,9 +2,9 @@
 
 from whisper_npu import load_model
 
-model = load_model("models/tiny.en", device="CPU")
-for segment in model.transcribe("speech.wav"):
-    print(segment.start, segment.text)
+with load_model("tiny.en", device="CPU") as model:
+    for segment in model.transcribe("speech.wav"):
+        print(segment.start, segment.text)
 """
 
 from pathlib import Path
@@ -20,44 +20,96 @@ from whisper_npu.version import __version__
 
 if TYPE_CHECKING:
     from whisper_npu.api import load_model
-    from whisper_npu.errors import WhisperNpuError
-    from whisper_npu.runtime.options import TranscribeOptions
-    from whisper_npu.runtime.results import Segment, Transcription, Word
-    from whisper_npu.runtime.transcription.live import LiveTranscriber
+    from whisper_npu.errors import (
+        AssetError,
+        AudioError,
+        AudioInputError,
+        CheckpointError,
+        DeviceError,
+        ExportError,
+        GibberishError,
+        ModelError,
+        OutputError,
+        ParityError,
+        UsageError,
+        WhisperNpuError,
+    )
+    from whisper_npu.runtime.audio.stream import AudioSource, load_audio
+    from whisper_npu.runtime.coverage import Coverage, Span
+    from whisper_npu.runtime.options import TranscribeKwargs, TranscribeOptions
+    from whisper_npu.runtime.results import Retry, Segment, Transcription, Word
+    from whisper_npu.runtime.transcription.live import (
+        Committed,
+        LiveTranscriber,
+        LiveUpdate,
+        Tentative,
+    )
     from whisper_npu.runtime.transcription.model import WhisperModel
     from whisper_npu.runtime.transcription.partial import Partial
     from whisper_npu.runtime.transcription.stream import TranscriptionStream
 
 __all__ = [
+    "AssetError",
+    "AudioError",
+    "AudioInputError",
+    "AudioSource",
+    "CheckpointError",
+    "Committed",
+    "Coverage",
+    "DeviceError",
+    "ExportError",
+    "GibberishError",
     "LiveTranscriber",
+    "LiveUpdate",
+    "ModelError",
+    "OutputError",
+    "ParityError",
     "Partial",
+    "Retry",
     "Segment",
+    "Span",
+    "Tentative",
+    "TranscribeKwargs",
     "TranscribeOptions",
     "Transcription",
     "TranscriptionStream",
+    "UsageError",
     "WhisperModel",
     "WhisperNpuError",
     "Word",
     "__version__",
+    "load_audio",
     "load_model",
 ]
 
 # Loaded on first use: `whisper-npu --help` has no need of an inference engine.
 _HOMES = {
+    "AudioSource": "runtime.audio.stream",
+    "Committed": "runtime.transcription.live",
+    "Coverage": "runtime.coverage",
     "LiveTranscriber": "runtime.transcription.live",
+    "LiveUpdate": "runtime.transcription.live",
     "Partial": "runtime.transcription.partial",
+    "Retry": "runtime.results",
     "Segment": "runtime.results",
+    "Span": "runtime.coverage",
+    "Tentative": "runtime.transcription.live",
+    "TranscribeKwargs": "runtime.options",
     "TranscribeOptions": "runtime.options",
     "Transcription": "runtime.results",
     "TranscriptionStream": "runtime.transcription.stream",
     "WhisperModel": "runtime.transcription.model",
-    "WhisperNpuError": "errors",
     "Word": "runtime.results",
+    "load_audio": "runtime.audio.stream",
     "load_model": "api",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,13 @@
 """Where the layers meet: a model folder, a device and a kind of cache become a model."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from whisper_npu.errors import UsageError
+from whisper_npu.loading import BackendName, KVCache, load_backend
 from whisper_npu.model_search import find_model
 from whisper_npu.runtime.engines.memory import give_back
+from whisper_npu.runtime.engines.openvino.compile_config import Precision
 from whisper_npu.runtime.features.vad import VoiceActivity
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.runtime.text.tokenizer import Tokenizer
@@ -13,21 +15,21 @@ from whisper_npu.runtime.transcription.model import WhisperModel
 
 
 def load_model(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     device: str = "CPU",
-    backend: str = "openvino",
-    kv_cache: str = "auto",
-    precision: str = "auto",
+    backend: BackendName = "openvino",
+    kv_cache: KVCache = "auto",
+    precision: Precision = "auto",
     threads: int = 0,
 ) -> WhisperModel:
-    """Load an exported model.
+    """Load an exported model. Use it in a `with` block, or call its `close`, to free its memory.
 
     Args:
         path: the model folder, or a model's name such as `tiny.en`, which is looked for as the
             commands do (see `model_search.find_model`) and exported where it is nowhere.
         device: `CPU`, `GPU`, `NPU`, `AUTO` (whichever proves fastest), `encoder=NPU,decoder=CPU`,
-            or `NPU_EMULATED`, the NPU's graphs on the CPU. Never replaced by another.
+            or `NPU_EMULATED`, the NPU's graphs on the CPU; in any case. Never replaced by another.
         backend: what runs the graphs: `openvino` or `onnxruntime`.
         kv_cache: where the decoder's past states are kept: `stateful` (by the device), `concat` or
             `static` (by the host), `off` (recomputed at each step); `auto` takes the fastest.
@@ -42,19 +44,16 @@ def load_model(
         ModelError: the folder cannot be used, or there is none of that name.
         DeviceError: the device is missing or refuses the model.
     """
-    # Not needed by programs that only want the names above.
-    from whisper_npu.loading import load_backend  # noqa: PLC0415
-
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
-    folder = read_model_folder(find_model(path))
+    folder = read_model_folder(find_model(os.fspath(path)))
     # Compiling the graphs takes longest; what else a model needs is made ready meanwhile.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)
         detector = beside.submit(VoiceActivity, folder.path)
         loaded = load_backend(
             folder,
-            device,
+            device if "=" in device else device.upper(),
             backend=backend,
             kv_cache=kv_cache,
             precision=precision,

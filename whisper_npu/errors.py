@@ -3,6 +3,7 @@
     WhisperNpuError
     ├── UsageError         options or arguments that cannot work (exit code 2)
     ├── AudioError         one recording cannot be read (exit code 1; a batch goes on)
+    │   ├── AudioInputError a UsageError too: the object given as audio is of no known kind
     │   └── GibberishError the model writes no text for it that can be believed
     ├── OutputError        a result cannot be written (exit code 1; a batch goes on)
     ├── ModelError         the model folder cannot be used (exit code 3)
@@ -32,6 +33,13 @@ class AudioError(WhisperNpuError):
     """A recording that cannot be read or that holds no usable audio."""
 
     exit_code = 1
+
+
+class AudioInputError(AudioError, UsageError):
+    """An object that cannot be audio: of a wrong type, or an array of a wrong shape or dtype.
+
+    It is a mistake of the program, and of one recording only: the others of a batch go on.
+    """
 
 
 class GibberishError(AudioError):

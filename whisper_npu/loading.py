@@ -1,6 +1,6 @@
 """Makes the backend that a device name asks for: the one place that knows which needs what."""
 
-from typing import cast
+from typing import Literal, get_args
 
 from whisper_npu.errors import UsageError
 from whisper_npu.npu.devices import EMULATED, NPU
@@ -29,8 +29,9 @@ from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.verification import verify_folder
 
-OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
-BACKENDS = (OPENVINO, ONNXRUNTIME)
+BackendName = Literal["openvino", "onnxruntime"]
+BACKENDS: tuple[str, ...] = get_args(BackendName)
+KVCache = CacheKind | Literal["auto"]
 STATIC_CACHES = ("auto", "static")
 
 
@@ -43,9 +44,9 @@ def load_backend(
     folder: ModelFolder,
     device: str = "CPU",
     *,
-    backend: str = "openvino",
-    kv_cache: str = "auto",
-    precision: str = "auto",
+    backend: BackendName = "openvino",
+    kv_cache: KVCache = "auto",
+    precision: Precision = "auto",
     threads: int = 0,
     weights: str = "lossless",
     cache: CompileCache | None = None,
@@ -98,7 +99,7 @@ def load_backend(
                 cache=cache,
                 parts=parts,
             )
-        if backend == ONNXRUNTIME:
+        if backend == "onnxruntime":
             from whisper_npu.runtime.engines.onnxruntime import (  # noqa: PLC0415 - an extra
                 OnnxRuntimeBackend,
             )
@@ -107,12 +108,12 @@ def load_backend(
             return OnnxRuntimeBackend(
                 folder, device=name, kv_cache=kv_cache, precision=precision, threads=threads
             )
-        kind = "stateful" if kv_cache == "auto" else kv_cache
+        kind: CacheKind = "stateful" if kv_cache == "auto" else kv_cache
         return OpenVINOBackend(
             folder,
             device=name,
-            kv_cache=cast("CacheKind", kind),
-            precision=cast("Precision", precision),
+            kv_cache=kind,
+            precision=precision,
             threads=threads,
             cache=cache or (default_cache() if kind == "stateful" and name == "CPU" else None),
         )

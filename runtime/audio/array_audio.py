@@ -1,55 +1,109 @@
 """Samples in memory as a recording."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from whisper_npu.errors import AudioError
-from whisper_npu.runtime.audio.source import CHUNK_FRAMES, Samples
+from whisper_npu.errors import AudioInputError
+from whisper_npu.runtime.audio.source import CHUNK_FRAMES, CHUNK_VALUES, Samples
 from whisper_npu.runtime.audio.tracks import AudioTrack, choose_track
 from whisper_npu.runtime.audio_choices import TrackChoice
 
+_MOST_CHANNELS = 1_024  # as in libsndfile
+_INTEGERS = (("i", 2), ("i", 4), ("u", 1))  # kind and bytes, as WAV files have them
+
+
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An array of another library, such as a tensor of PyTorch in the processor's memory."""
+
+    def __array__(self) -> npt.NDArray[Any]:
+        """The array as numpy's."""
+        ...
+
+
+def as_array(source: SupportsArray) -> npt.NDArray[Any]:
+    """Samples of any shape as an array.
+
+    Raises:
+        AudioInputError: They are elsewhere than in the processor's memory, or of a dtype that
+            audio is not stored in.
+    """
+    try:
+        array = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioInputError(
+            f"audio of type {type(source).__name__} is no numpy array: {error}"
+        ) from error
+    if array.dtype.kind != "f" and (array.dtype.kind, array.dtype.itemsize) not in _INTEGERS:
+        raise AudioInputError(
+            f"audio array of dtype {array.dtype}; pass floats in [-1, 1], int16, int32 or uint8"
+        )
+    return array
+
+
+def as_floats(samples: npt.NDArray[Any]) -> Samples:
+    """Samples of any shape as float32: integers in [-1, 1), floats as they are.
+
+    uint8 has its zero at 128, as in WAV files.
+    """
+    if samples.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # to Inf, which is replaced and told
+            return samples.astype(np.float32)
+    half = np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
+    floats = samples.astype(np.float32)
+    return (floats - half if samples.dtype.kind == "u" else floats) / half
+
 
 class ArrayDecoder:
-    """Samples `(n,)` of one channel, floats or int16; a `TrackDecoder`.
+    """Samples `(n,)` or `(n, channels)`; a `TrackDecoder`.
 
     Args:
-        array: The samples.
+        array: The samples, see `as_array`.
         rate: Theirs, in Hz.
         track: See `choose_track`; there is one.
 
     Raises:
-        AudioError: The array is of another shape or dtype.
+        AudioInputError: The array is of another shape or dtype.
         RefusedError: There is no such track.
     """
 
-    n_channels = 1
     tracks: tuple[AudioTrack, ...] = (AudioTrack(1),)
 
-    def __init__(self, array: npt.NDArray[Any], rate: int, track: TrackChoice = None) -> None:
-        if array.ndim != 1:
-            raise AudioError(
-                f"audio array of shape {array.shape}; pass one channel of shape (n_samples,)"
+    def __init__(self, array: SupportsArray, rate: int, track: TrackChoice = None) -> None:
+        samples = as_array(array)
+        if samples.ndim == 1:
+            samples = samples[:, np.newaxis]
+        if samples.ndim != 2:
+            raise AudioInputError(
+                f"audio array of shape {samples.shape}; pass (n_samples,) or "
+                "(n_samples, n_channels)"
             )
-        if array.dtype.kind != "f" and array.dtype != np.int16:
-            raise AudioError(f"audio array of dtype {array.dtype}; pass floats in [-1, 1] or int16")
+        if not samples.size:
+            samples = samples.reshape(0, samples.shape[1] or 1)
+        elif samples.shape[1] > min(samples.shape[0], _MOST_CHANNELS):
+            raise AudioInputError(
+                f"audio array of shape {samples.shape} is (n_samples, n_channels) with too many "
+                "channels; if it is (n_channels, n_samples), pass array.T"
+            )
         self.track = choose_track(self.tracks, track)
-        self.duration: float | None = len(array) / rate
-        self._array = array
+        self.n_channels = samples.shape[1]
+        self.duration: float | None = len(samples) / rate
+        self._samples = samples
         self._rate = rate
+
+    @property
+    def first_channel(self) -> npt.NDArray[Any]:
+        """The samples `(n,)` of the first channel, as they were given."""
+        return self._samples[:, 0]
 
     def chunks(self) -> Iterator[tuple[int, Samples]]:
         """See `Decoder.chunks`."""
-        for start in range(0, len(self._array), CHUNK_FRAMES):
-            chunk = self._array[start : start + CHUNK_FRAMES, np.newaxis]
-            if chunk.dtype == np.int16:
-                yield self._rate, chunk.astype(np.float32) / np.float32(32_768)
-            else:
-                with np.errstate(over="ignore"):  # to Inf, which is replaced and told
-                    narrow = chunk.astype(np.float32)
-                yield self._rate, narrow
+        size = min(CHUNK_FRAMES, CHUNK_VALUES // self.n_channels)
+        for start in range(0, len(self._samples), size):
+            yield self._rate, as_floats(self._samples[start : start + size])
 
     def close(self) -> None:
         """See `Decoder.close`."""

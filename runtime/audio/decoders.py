@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import soundfile
 
-from whisper_npu.errors import AudioError
+from whisper_npu.errors import AudioError, AudioInputError
 from whisper_npu.runtime.audio.ffmpeg_process import open_ffmpeg
 from whisper_npu.runtime.audio.headers import WAV_MP3, Header, read_header
 from whisper_npu.runtime.audio.source import (
@@ -52,6 +52,8 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn, track: TrackChoice = Non
     """
     file.seek(0)
     head = file.read(16)
+    if isinstance(head, str):
+        raise AudioInputError(f"{name}: gives text, not bytes; open it in binary mode")
     if not head:
         raise AudioError(f"{name}: the file is empty (0 bytes); record or copy it again")
     if head.startswith(_PLAYLISTS):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from whisper_npu.runtime.audio.array_audio import as_floats
 from whisper_npu.runtime.audio.source import SAMPLE_RATE
 
 _MOST_FRAMES = 96  # looked at, wherever they are in the recording; the louder half is judged
@@ -37,7 +38,7 @@ def voice_pitch(samples: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         return np.zeros(0)
     n_frames = min(_MOST_FRAMES, 2 * len(samples) // _FRAME)
     starts = np.linspace(0, len(samples) - _FRAME, n_frames).astype(np.int64)
-    frames = samples[starts[:, None] + np.arange(_FRAME)].astype(np.float64)
+    frames = as_floats(samples[starts[:, None] + np.arange(_FRAME)]).astype(np.float64)
     frames = np.where(np.abs(frames) < _GARBAGE, frames, 0.0)
     pooled = frames.reshape(n_frames, -1, _POOLED).mean(axis=2, dtype=np.float64)
     pooled -= pooled.mean(axis=1, keepdims=True)

@@ -1,16 +1,17 @@
 """A recording, wherever it is, as something to open decoders on: one, or several side by side."""
 
 import io
+import os
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self, TypeAlias, cast
+from typing import IO, Any, BinaryIO, Protocol, Self, TypeAlias, cast
 
-import numpy as np
 import numpy.typing as npt
 
-from whisper_npu.errors import AudioError, UsageError
-from whisper_npu.runtime.audio.array_audio import ArrayDecoder
+from whisper_npu.errors import AudioError, AudioInputError, UsageError
+from whisper_npu.runtime.audio.array_audio import ArrayDecoder, SupportsArray
 from whisper_npu.runtime.audio.decoders import open_decoder
 from whisper_npu.runtime.audio.paths import open_path, spool
 from whisper_npu.runtime.audio.pitch import sounds_slowed
@@ -20,7 +21,16 @@ from whisper_npu.runtime.audio.source import HIGHEST_RATE, LOWEST_RATE, SAMPLE_R
 from whisper_npu.runtime.audio.tracks import TrackDecoder
 from whisper_npu.runtime.audio_choices import TrackChoice
 
-AudioSource: TypeAlias = str | Path | BinaryIO | npt.NDArray[Any]
+AudioSource: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | npt.NDArray[Any]
+    | SupportsArray
+)
 
 _SLOWED = (
     f"voices sound slowed down: the samples were taken as of {SAMPLE_RATE} Hz; if they have another"
@@ -70,18 +80,23 @@ class Recording:
         shared: Whether more than one decoder will be opened.
 
     Raises:
-        AudioError: The source is missing or unreadable, or is nothing that holds audio.
+        AudioError: The source is missing or unreadable.
+        AudioInputError: The source is nothing that holds audio.
         UsageError: The sample rate is out of range, or the source is a file.
     """
 
     def __init__(self, source: AudioSource, sample_rate: int | None, *, shared: bool) -> None:
-        self._array: npt.NDArray[Any] | None = None
+        self.name: str
+        self._array: SupportsArray | None = None
         self._rate = SAMPLE_RATE if sample_rate is None else sample_rate
         self._rate_is_known = sample_rate is not None
         self._shared: SharedFile | None = None
         self._owned: BinaryIO | None = None
-        if isinstance(source, np.ndarray):
-            if not LOWEST_RATE <= self._rate <= HIGHEST_RATE:
+        if isinstance(source, SupportsArray) and not isinstance(source, str):
+            if (
+                not isinstance(self._rate, Integral)
+                or not LOWEST_RATE <= self._rate <= HIGHEST_RATE
+            ):
                 raise UsageError(
                     f"sample_rate is {sample_rate}; give Hz, {LOWEST_RATE} to {HIGHEST_RATE}"
                 )
@@ -89,16 +104,23 @@ class Recording:
             return
         if sample_rate is not None:
             raise UsageError("sample_rate is for arrays: files say theirs; leave it out")
-        if isinstance(source, str | Path):
-            self.name = str(source)
-            self._file = self._owned = open_path(Path(source), self.name)
+        if isinstance(source, str | os.PathLike):
+            path = Path(os.fsdecode(source))
+            self.name = str(path) if isinstance(source, os.PathLike) else source
+            self._file = self._owned = open_path(path, self.name)
+        elif isinstance(source, bytes | bytearray | memoryview):
+            self.name = "bytes"
+            self._file = self._owned = io.BytesIO(source)
         elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
-            self.name = str(getattr(source, "name", "stream"))
-            self._file = source
+            name = getattr(source, "name", None)
+            self.name = (
+                os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else "stream"
+            )
+            self._file = cast(BinaryIO, source)
         else:
-            raise AudioError(
-                f"audio of type {type(source).__name__}; pass a path, a file opened in binary mode"
-                " or a numpy array"
+            raise AudioInputError(
+                f"audio of type {type(source).__name__}; pass a path, a file opened in binary mode,"
+                " the bytes of a file or a numpy array"
             )
         try:
             if not (hasattr(self._file, "seekable") and self._file.seekable()):
@@ -108,11 +130,18 @@ class Recording:
         except OSError as error:
             self.close()
             raise AudioError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # it is closed
+            raise AudioInputError(f"{self.name}: {error}; pass a file that is open") from error
         except AudioError:
             self.close()
             raise
         if shared:
             self._shared = SharedFile(self._file, owned=self._owned is not None)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether its samples are in memory."""
+        return self._array is not None
 
     def open(self, track: TrackChoice) -> OpenedTrack:
         """Open a decoder; more than one only of a shared recording.
@@ -127,7 +156,7 @@ class Recording:
                 in_memory = ArrayDecoder(self._array, self._rate, track)
                 for _, chunk in in_memory.chunks():  # all of it, as that costs little here
                     scale.look(chunk)
-                if not self._rate_is_known and sounds_slowed(self._array):
+                if not self._rate_is_known and sounds_slowed(in_memory.first_channel):
                     warnings.append(_SLOWED)
                 return OpenedTrack(self.name, in_memory, None, warnings, scale)
             file: BinaryIO = self._file

@@ -30,7 +30,13 @@ from whisper_npu.runtime.audio.source import (
     Samples,
 )
 from whisper_npu.runtime.audio.tracks import unheard_warnings
-from whisper_npu.runtime.audio_choices import ALL_TRACKS, MIX, SPLIT, TrackChoice
+from whisper_npu.runtime.audio_choices import (
+    ALL_TRACKS,
+    MIX,
+    SPLIT,
+    ChannelChoice,
+    TrackChoice,
+)
 
 __all__ = [
     "BLOCK_SAMPLES",
@@ -94,6 +100,7 @@ class AudioStream:
         channel: str | None = None,
         scale: SampleScale | None = None,
         if_silent: str | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         """Decode nothing yet.
 
@@ -107,6 +114,7 @@ class AudioStream:
             channel: What that is called among others.
             scale: What is known of the samples' scale already.
             if_silent: A warning for the case that there is no sound in it at all.
+            may_be_empty: Whether no sample at all is no error.
         """
         self.name = name
         self.channel = channel
@@ -118,6 +126,7 @@ class AudioStream:
         self._to_mono = ChannelMixer() if pick is None else ChannelPicker(pick)
         self._scale = scale or SampleScale()
         self._if_silent = if_silent
+        self._may_be_empty = may_be_empty
         self._blocks = _cut(self._samples(), block_samples)
 
     def __enter__(self) -> Self:
@@ -190,9 +199,9 @@ class AudioStream:
             self.warnings.extend(stage.warnings())
         if self._if_silent is not None:
             self.warnings.append(self._if_silent)
-        if frames == 0:
+        if frames == 0 and not self._may_be_empty:
             raise AudioError(f"{self.name}: no audio samples in it; record or copy it again")
-        if produced == 0:
+        if frames and produced == 0:
             # One or two samples at 48 kHz round to none at 16 kHz; a recording is never empty.
             yield np.zeros(1, np.float32)
 
@@ -203,14 +212,15 @@ def open_audio(
     block_samples: int = BLOCK_SAMPLES,
     sample_rate: int | None = None,
     audio_track: TrackChoice = None,
-    channels: str = MIX,
+    channels: ChannelChoice = MIX,
 ) -> AudioStream:
     """Open a recording as a stream of float32 blocks, mono, 16 kHz.
 
     Args:
         source: A path; an open binary file, seekable or not (a pipe is first copied to a temporary
-            file; the caller's file stays open); or an array of one channel `(n_samples,)`, of
-            floats in [-1, 1] or int16.
+            file; the caller's file stays open); the bytes of a file; or an array `(n_samples,)` or
+            `(n_samples, n_channels)`, of floats in [-1, 1], int16, int32 or uint8. What numpy makes
+            an array of, such as a tensor, is one, too.
         block_samples: Samples per block; the samples themselves do not depend on it.
         sample_rate: That of an array in Hz; None is 16,000. Files say theirs.
         audio_track: Of several audio tracks, a number from 1 or a language; None takes the default
@@ -218,8 +228,8 @@ def open_audio(
         channels: `mix`, `left` or `right`.
 
     Raises:
-        AudioError: The source is missing, unreadable, not audio, an array of another kind, or has
-            no such track or channel.
+        AudioError: The source is missing, unreadable, not audio, or has no such track or channel.
+        AudioInputError: The source is of another type, or an array of another shape or dtype.
         UsageError: An argument is out of range, or makes several streams: see `open_streams`.
         ValueError: `block_samples` is not positive.
     """
@@ -241,7 +251,7 @@ def open_streams(
     block_samples: int = BLOCK_SAMPLES,
     sample_rate: int | None = None,
     audio_track: TrackChoice = None,
-    channels: str = MIX,
+    channels: ChannelChoice = MIX,
 ) -> list[AudioStream]:
     """Open a recording as the streams that are transcribed each on its own.
 
@@ -299,6 +309,7 @@ def open_streams(
                         channel=" ".join(labels) or None,
                         scale=opened.scale,
                         if_silent=if_silent if unheard else None,
+                        may_be_empty=recording.is_array,
                     )
                 )
         on_error.pop_all()
@@ -317,9 +328,11 @@ def load_audio(
     *,
     sample_rate: int | None = None,
     audio_track: TrackChoice = None,
-    channels: str = MIX,
+    channels: ChannelChoice = MIX,
 ) -> Samples:
-    """Read a whole recording: float32 `(n_samples,)`, mono, 16 kHz, at least one sample.
+    """Read a whole recording: float32 `(n_samples,)`, mono, 16 kHz.
+
+    There is at least one sample, except of an empty array.
 
     Warnings about damaged places are lost here; use `open_audio`, which takes the same arguments,
     to see them.
@@ -331,7 +344,7 @@ def load_audio(
     stream = open_audio(source, sample_rate=sample_rate, audio_track=audio_track, channels=channels)
     with stream:
         blocks = list(stream)
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])
 
 
 def list_audio_files(paths: Iterable[str | Path]) -> list[Path]:

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from whisper_npu.runtime.decoding.decode import DecodingOptions, decode_windows
-from whisper_npu.runtime.decoding.fallback import repeats_itself
 from whisper_npu.runtime.decoding.logit_filters import log_normalizer
+from whisper_npu.runtime.decoding.quality import find_loop
 from whisper_npu.runtime.engines.protocol import Backend, Float32Array
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.text.tokenizer import Tokenizer, Vocabulary
@@ -96,7 +96,7 @@ def try_languages(
             (text,) = decode_windows(backend, tokenizer, vocabulary, audio, wanted, StageTimes())
         of_text = text.avg_logprob * (len(text.tokens) + 1)
         scores[code] = float(np.log(probabilities[code])) + _WEIGHT * of_text
-        if repeats_itself(text, options) is not None:
+        if find_loop(text, options) is not None:
             loops.add(code)
     if len(loops) < len(scores):
         scores = {code: -np.inf if code in loops else score for code, score in scores.items()}

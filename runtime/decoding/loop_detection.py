@@ -1,4 +1,4 @@
-"""Phrases that are said again and again: what Whisper falls into where it does not hear well."""
+"""Finds phrases that are said over and over, as Whisper does with speech that is hard to hear."""
 
 import unicodedata
 from collections.abc import Sequence

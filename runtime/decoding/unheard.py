@@ -6,11 +6,14 @@ have to be spoken.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from whisper_npu.runtime.decoding.decode import DecodedWindow
 from whisper_npu.runtime.decoding.loop_detection import spoken_length
+from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.windows import Stretch
-from whisper_npu.runtime.text.segments import TokenSegment
-from whisper_npu.runtime.text.tokenizer import Tokenizer
+from whisper_npu.runtime.text.segments import TokenSegment, split_at_timestamps
+from whisper_npu.runtime.text.tokenizer import TIMESTAMP_STEP, Tokenizer
 from whisper_npu.runtime.timestamps.words import WordTiming
 
 NEGLIGIBLE_SPEECH = 1.0  # seconds at the end of a window that may be noise, or the last word
@@ -23,6 +26,41 @@ _NEAR = 0.25  # seconds by which a word may be off
 # Share of a window's speech that is left out a little at a time.
 _SPARSE = 0.25
 _INEXACT = 1.5  # times as much speech has to be left out by segments: sampled times are less exact
+
+
+def find_unheard(
+    decoded: DecodedWindow,
+    speech: Sequence[Stretch],
+    n_frames: int,
+    tokenizer: Tokenizer,
+    least: float,
+    *,
+    is_continued: bool,
+) -> tuple[Stretch, ...]:
+    """Where there is speech in a window that its text does not account for.
+
+    Args:
+        decoded: the window.
+        speech: where the detector hears speech in it.
+        n_frames: frames of 10 ms of audio in it.
+        tokenizer: the model's.
+        least: seconds of speech without a word that count.
+        is_continued: whether the caller decodes the rest after the text.
+    """
+    if decoded.words is not None and (decoded.words or not decoded.tokens):
+        return unheard_by_words(decoded.words, speech, least)
+    begin = tokenizer.special.timestamp_begin
+    segments, advance = split_at_timestamps(
+        decoded.tokens, begin, n_frames, keep_open_end=is_continued
+    )
+    first = segments[0]
+    if first.tokens and first.tokens[0] >= begin:  # a single segment would begin with the window
+        segments[0] = replace(first, start=(first.tokens[0] - begin) * TIMESTAMP_STEP)
+    end = advance / FRAMES_PER_SECOND
+    if is_continued and any(token < begin for token in decoded.tokens):
+        text_end = segments[-1].end
+        end = text_end if text_end >= NEGLIGIBLE_SPEECH else end
+    return unheard_by_segments(segments, tokenizer, speech, end, least)
 
 
 def unheard_by_words(

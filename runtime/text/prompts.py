@@ -25,10 +25,12 @@ class Prompts:
         self.initial = self._encode(tokenizer, options.initial_prompt, "initial prompt")
         self._prefix = self._encode(tokenizer, options.prefix, "prefix")
 
-    def _encode(self, tokenizer: Tokenizer, text: str | None, what: str) -> tuple[int, ...]:
-        if not text or not text.strip():
-            return ()
-        tokens = tokenizer.encode(" " + text.strip())
+    def _encode(
+        self, tokenizer: Tokenizer, given: str | Sequence[int] | None, what: str
+    ) -> tuple[int, ...]:
+        if isinstance(given, str):
+            given = tokenizer.encode(" " + given.strip()) if given.strip() else ()
+        tokens = given or ()
         if len(tokens) > self._room:
             self.warnings.append(
                 f"the {what} has {len(tokens)} tokens; the last {self._room} are used"

@@ -1,4 +1,4 @@
-"""Tells text that was likely made up from words that sit strangely in time.
+"""Finds text that is likely hallucinated, by words that sit strangely in time.
 
 openai/whisper's rules for its `hallucination_silence_threshold` (`transcribe.py`).
 """
@@ -46,7 +46,7 @@ def first_hallucination(
     window_end: float,
     last_speech_end: float,
 ) -> int | None:
-    """The first segment that looks made up and has silence or more of the kind around it.
+    """The first segment that looks hallucinated and has silence or others like it around it.
 
     Args:
         segments: all segments of a window, with words.
@@ -69,12 +69,12 @@ def first_hallucination(
                 or segment.start < threshold
                 or segment.start - window_start < _EDGE
             )
-            silence_behind = (
+            silence_after = (
                 next_start - segment.end > threshold
                 or is_segment_anomaly(following)
                 or window_end - segment.end < _EDGE
             )
-            if silence_before and silence_behind:
+            if silence_before and silence_after:
                 return place
         last_speech_end = segment.end
     return None

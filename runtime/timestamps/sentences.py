@@ -18,7 +18,7 @@ from whisper_npu.runtime.timestamps.alignment import TokenTimes, token_times
 from whisper_npu.runtime.timestamps.words import (
     FRAMES_PER_POSITION,
     WordTiming,
-    sound_out,
+    adjust_word_boundaries,
 )
 from whisper_npu.runtime.timing import StageTimes
 
@@ -127,7 +127,7 @@ def with_timestamps(
         n_frames: frames of 10 ms of audio in the window.
     """
     seconds = n_frames / FRAMES_PER_SECOND
-    (words,) = sound_out([words], seconds)
+    (words,) = adjust_word_boundaries([words], seconds)
     latest = begin + int(seconds / TIMESTAMP_STEP)
     tokens: list[int] = []
     stamp = begin

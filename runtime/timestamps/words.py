@@ -111,7 +111,7 @@ def add_word_timestamps(
         merge_punctuation(of_segment, prepend_punctuations, append_punctuations)
         for of_segment in timings
     ]
-    sounding = sound_out(merged, n_frames / FRAMES_PER_SECOND)
+    sounding = adjust_word_boundaries(merged, n_frames / FRAMES_PER_SECOND)
     typical = typical_duration(sounding)
     timed = []
     for segment, of_segment in zip(segments, sounding, strict=True):
@@ -222,7 +222,9 @@ def time_words(
     return timings, groups
 
 
-def sound_out(timings: Sequence[Sequence[WordTiming]], window_end: float) -> list[list[WordTiming]]:
+def adjust_word_boundaries(
+    timings: Sequence[Sequence[WordTiming]], window_end: float
+) -> list[list[WordTiming]]:
     """Words that last as long as they sound.
 
     The model is done with a word before its sound ends, and attends to the next a little after it

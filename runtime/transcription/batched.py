@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH
+from whisper_npu.runtime.decoding.quality import Action, Verdict, judge_rest
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.windows import Window
 from whisper_npu.runtime.results import Retry, Segment
@@ -27,9 +27,6 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 # what the encoder hears, several sentences as a rule.
 _ALIGNED = 15 * FRAMES_PER_SECOND
 _GUESSED = 4  # windows whose language is a guess that wait for one that tells it
-# Seconds of speech behind the last timestamp that are worth another window. What was not said in a
-# text without timestamps is a sentence or more; less is noise, or the last word.
-_UNHEARD, _UNHEARD_ALIGNED = NEGLIGIBLE_SPEECH, 2.0
 
 # Tokens of the text before that a window is given: the most it has of these. Windows are decoded
 # together only where they are given equally many, so there are few choices; and nearly every window
@@ -39,20 +36,20 @@ _CONTEXT_LENGTHS = (64, 32, 16)
 
 @dataclass
 class _Place:
-    """A window's place in the text: its segments so far, and what is still to be heard of it.
+    """A window's place in the text: its segments so far, and what is still to be decoded of it.
 
     Attributes:
         start: the first frame that is not accounted for.
         rest: the part that waits to be planned.
         later: the parts behind that, the last one first, and the retries of each.
-        retries: why what is heard next is heard as a part: attempts at larger ones.
+        retries: why the next window is decoded as a part: attempts at larger ones.
         spoken: what was known of the language when the window came, where every part may be in
             another one; None where the window's holds for all of them.
         before: the place whose text comes before it as context; None where there is to be none.
         task: the rest as a task, where it has been made already; its prompt is not known yet.
         language: code of its language, once it has been made a task.
         guessed: whether that is a guess that a later window may correct.
-        planned: whether a part is being heard.
+        planned: whether a part is being decoded.
         doubtful: whether its text, as far as it is there, looks wrong: no context for others.
     """
 
@@ -84,7 +81,7 @@ class BatchedStrategy:
     """A recording gone through many windows at a time; see `Strategy`."""
 
     def __init__(self, session: TranscriptionSession, *, pad_to_full: bool) -> None:
-        """Nothing is planned yet; `shares`: see `hearing.Task`."""
+        """Nothing is planned yet; `shares`: see `WindowRequest`."""
         self._session = session
         self._pad_to_full = pad_to_full
         self._has_context = _has_context(session)
@@ -96,7 +93,7 @@ class BatchedStrategy:
         self._planned: deque[_Place] = deque()
 
     def next_window(self) -> WindowRequest | None:
-        """The rest of a window that was heard before, one whose context is there, or a new one."""
+        """The rest of a window decoded before, one whose context is there, or a new one."""
         place = self._ready_place()
         while place is None:
             is_last = self._next_place() is None
@@ -143,7 +140,7 @@ class BatchedStrategy:
         return place
 
     def _context(self, place: _Place, *, aligned: bool) -> tuple[int, ...]:
-        """The tokens before what is next heard of a place: the user's prompt, and its context.
+        """The tokens before the next window of a place: the user's prompt, and its context.
 
         Text that is decoded without timestamps is given text without.
         """
@@ -159,10 +156,10 @@ class BatchedStrategy:
         return (*prompts.initial, *tokens[len(tokens) - length :])
 
     def _request(self, place: _Place) -> WindowRequest:
-        """What is next to be heard of a place, its prompt left open."""
+        """The next window of a place, its prompt left open."""
         session, window = self._session, place.rest
         if window is None:
-            raise ValueError("nothing is left of this place to be heard")
+            raise ValueError("nothing is left of this place to be decoded")
         if place.request is None:
             language = place.language
             if place.retries and place.spoken is not None:
@@ -206,7 +203,7 @@ class BatchedStrategy:
     def _take(self, place: _Place, result: WindowResult) -> None:
         session, window = self._session, result.window
         place.planned = False
-        if result.outcome.in_parts:
+        if result.outcome.verdict.action is Action.SPLIT:
             self._divide(place, result)
             return
         retries = place.retries
@@ -226,28 +223,22 @@ class BatchedStrategy:
         text = session.write(result, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
         place.doubtful |= result.outcome.is_doubtful
-        least = _UNHEARD_ALIGNED if result.outcome.decoded.aligned else _UNHEARD
-        rest = self._rest(window, text_end, least)
-        if rest is not None and rest.start - window.start < _UNHEARD * FRAMES_PER_SECOND:
-            # Heard again from there it would say the same again.
+        rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
+        of_rest = self._judge_rest(result, rest)
+        if of_rest.action is Action.DROP:
             session.account(result, rest.offset, text)
-            session.coverage.add(rest.offset, rest.end_time, "dropped", "the text ends before it")
+            session.coverage.add(rest.offset, rest.end_time, "dropped", of_rest.reason)
             place.start = window.end
             return
-        if rest is not None:
+        if of_rest.action is Action.SPLIT:
             if place.rest is not None:
                 place.later.append((place.rest, place.retries))
             place.rest, place.retries = rest, retries
-        place.start = window.end if rest is None else rest.start
+        place.start = rest.start if of_rest.action is Action.SPLIT else window.end
         session.account(result, place.start / FRAMES_PER_SECOND, text)
 
     def _divide(self, place: _Place, result: WindowResult) -> None:
-        """Have a window that loops or leaves out speech decoded in two parts, cut at a pause.
-
-        What leads to a loop, laughter or music, mostly is a small part of it: the rest of the
-        window is heard as usual then. Higher temperatures end loops too, in text that is made up.
-        Speech that was left out beside louder speech is heard when it is by itself.
-        """
+        """Have a window decoded in two parts, cut at a pause beside the speech it leaves out."""
         window, windows = result.window, self._session.windows
         unheard = result.outcome.decoded.unheard
         if unheard:
@@ -255,24 +246,20 @@ class BatchedStrategy:
         else:
             cut = windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
         place.rest = Window(window.start, cut)
-        *earlier, last = result.outcome.retries
-        last = replace(last, reason=f"{last.reason}; decoded in parts")
-        place.retries = (*place.retries, *earlier, last)
+        place.retries = (*place.retries, *result.outcome.retries)
         place.later.append((Window(cut, window.end), place.retries))
 
-    def _rest(self, window: Window, text_end: float, least: float) -> Window | None:
-        """What is left of a window behind the end of its text, if there is speech in it.
-
-        Args:
-            window: what was decoded.
-            text_end: seconds into the window at which its last segment ends.
-            least: seconds of speech that are worth another window.
-        """
-        rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
-        if rest.n_frames < least * FRAMES_PER_SECOND:
-            return None
-        unheard = self._session.windows.speech_seconds(rest.offset, rest.end_time)
-        return rest if unheard >= least else None
+    def _judge_rest(self, result: WindowResult, rest: Window) -> Verdict:
+        """Decide whether the rest of a window, after the end of its text, is another window."""
+        speech = 0.0
+        if rest.n_frames > 0:
+            speech = self._session.windows.speech_seconds(rest.offset, rest.end_time)
+        return judge_rest(
+            rest.start - result.window.start,
+            rest.n_frames,
+            speech,
+            aligned=result.outcome.decoded.aligned,
+        )
 
 
 def _has_context(session: TranscriptionSession) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from whisper_npu.errors import GibberishError
+from whisper_npu.runtime.decoding.quality import Action
 from whisper_npu.runtime.transcription.window_decoding import WindowResult
 
 _ENOUGH = 100.0  # seconds of windows at the start of a recording, none of them with a text
@@ -30,10 +31,10 @@ class GibberishWatch:
         Raises:
             GibberishError: the recording began with minutes of gibberish.
         """
-        outcome = result.outcome
-        if outcome.is_silence or outcome.in_parts:
+        verdict = result.outcome.verdict
+        if verdict.action in (Action.SILENCE, Action.SPLIT):
             return
-        if not outcome.is_gibberish:
+        if not verdict.is_gibberish:
             self.n_texts += 1
             return
         self.n_gibberish += 1

@@ -1,7 +1,7 @@
 """Speech to text while it is being spoken: text that stays, as early as it is safe.
 
 The audio since the last cut, at most one encoder window, is decoded again and again as it grows.
-What two decodings in a row agree on is committed (`agreement.py`) and never changes: later
+What two decodings in a row agree on is committed (`local_agreement.py`) and never changes: later
 decodings go on from it. A pause commits the rest. Audio whose text is committed is let go of at a
 pause, or at the latest when the window is full, so that neither memory nor latency grow with the
 length of the session.
@@ -13,12 +13,13 @@ from all speech before it.
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from types import TracebackType
+from typing import Self, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
-from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.errors import AudioError, AudioInputError, UsageError
+from whisper_npu.runtime.audio.array_audio import SupportsArray, as_array, as_floats
 from whisper_npu.runtime.engines.protocol import Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND, HOP_LENGTH, SILENCE
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -29,7 +30,7 @@ from whisper_npu.runtime.features.windows import (
     PAD,
     Window,
 )
-from whisper_npu.runtime.options import NOT_LIVE, TranscribeOptions
+from whisper_npu.runtime.options import NOT_LIVE, TranscribeKwargs, TranscribeOptions
 from whisper_npu.runtime.text.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.language import SpokenLanguage
@@ -131,6 +132,9 @@ class _Hypothesis:
 class LiveTranscriber:
     """One session of live speech. Not for use by several threads at once.
 
+    As a context manager it is closed at the end of the block; call `finish` before, for the text
+    that is left.
+
     Give `feed` all that has arrived since the last call, however much: it decodes once for it, or
     once for every full window. Decoding slower than speech thus makes for fewer decodings, not for
     a growing delay.
@@ -144,7 +148,7 @@ class LiveTranscriber:
         min_chunk: float = 1.0,
         pause: float = 0.5,
         trim_after: float = 25.0,
-        **changes: Any,
+        **changes: Unpack[TranscribeKwargs],
     ) -> None:
         """Hear nothing yet.
 
@@ -160,6 +164,7 @@ class LiveTranscriber:
             UsageError: an option is unknown, out of range or means nothing for live speech.
         """
         options = model.resolve(options, **changes)
+        self._model = model
         _refuse_what_is_not_live(options)
         self._capacity = model.backend.window_frames[-1]
         # Committed tokens share the decoder's context with the text before and that to come.
@@ -170,7 +175,6 @@ class LiveTranscriber:
         self._trim_after = _frames("trim_after", trim_after, min_chunk, window)
         options = replace(options, without_timestamps=True, unheard_speech_threshold=None)
         self._tokenizer = model.tokenizer
-        self._scheduler = model.scheduler
         self._speech = None
         if options.vad:
             self._speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
@@ -208,21 +212,24 @@ class LiveTranscriber:
         """What the user should know, one line each: prompts cut, a language hardly sure."""
         return (*self._session.prompts.warnings, *self._spoken.warnings)
 
-    def feed(self, samples: npt.NDArray[Any]) -> list[LiveUpdate]:
+    def feed(self, samples: SupportsArray) -> list[LiveUpdate]:
         """Hear more, and say what can be said.
 
         Args:
-            samples: any number of them, `(n,)`, mono at 16 kHz: floats in [-1, 1] or int16.
+            samples: any number of them, an array `(n_samples,)`, mono at 16 kHz: floats in [-1, 1],
+                int16, int32 or uint8.
 
         Returns:
             in order of time: committed text, and the tentative text behind it if that changed.
 
         Raises:
-            AudioError: an array of another kind, or values that are no finite numbers.
-            UsageError: the session is finished.
+            AudioError: values that are no finite numbers.
+            AudioInputError: samples that are no array, or of another shape or dtype.
+            UsageError: the session is finished, or the model is closed.
         """
         if self._finished:
             raise UsageError("this live session is finished; make another LiveTranscriber")
+        self._model.check_usable()
         rest = _as_float(samples)
         updates: list[LiveUpdate] = []
         while len(rest):
@@ -236,9 +243,28 @@ class LiveTranscriber:
         """Commit what is left; afterwards nothing can be fed. A second call returns nothing."""
         if self._finished:
             return []
+        self._model.check_usable()
         self._finished = True
         self._features.end()
         return [*self._listen(), *self._tentative()]
+
+    def close(self) -> None:
+        """End the session; the text that is not committed is given up. A second call does nothing.
+
+        Afterwards nothing can be fed, and `finish` returns nothing.
+        """
+        self._finished = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _listen(self) -> list[LiveUpdate]:
         """Decode what is due, commit what can be, let go of what need not be kept."""
@@ -348,7 +374,7 @@ class LiveTranscriber:
         request.prompt = session.prompts.before(
             self._context if fits else ()
         )  # or it would translate
-        outcome = self._scheduler.decode_now(request).outcome
+        outcome = self._model.scheduler.decode_now(request).outcome
         self._decoded = max(self._decoded, end)
         tokens = self._prefix_tokens if outcome.is_silence else outcome.decoded.tokens
         words = timed_words(self._tokenizer, tokens[len(self._prefix_tokens) :], outcome.language)
@@ -441,14 +467,19 @@ def _new_session(
     return new_session(model, options, features, speech, times)
 
 
-def _as_float(samples: npt.NDArray[Any]) -> Float32Array:
+def _as_float(samples: SupportsArray) -> Float32Array:
     """Float32 samples of a piece of audio."""
-    if samples.ndim != 1:
-        raise AudioError(f"audio of shape {samples.shape}; feed one channel of shape (n_samples,)")
-    if samples.dtype == np.int16:
-        return samples.astype(np.float32) / np.float32(32_768)
-    if samples.dtype.kind != "f":
-        raise AudioError(f"audio of dtype {samples.dtype}; feed floats in [-1, 1] or int16")
-    if not (np.abs(samples) < _LARGEST_SAMPLE).all():  # false for NaN as well
+    if not isinstance(samples, SupportsArray):
+        raise AudioInputError(
+            f"audio of type {type(samples).__name__}; feed a numpy array, which "
+            "np.frombuffer(data, np.int16) makes of raw samples of 16 bits"
+        )
+    array = as_array(samples)
+    if array.ndim != 1:
+        raise AudioInputError(
+            f"audio of shape {array.shape}; feed one channel of shape (n_samples,)"
+        )
+    floats = as_floats(array)
+    if not (np.abs(floats) < _LARGEST_SAMPLE).all():  # false for NaN as well
         raise AudioError("audio with samples that are no finite numbers; feed silence instead")
-    return samples.astype(np.float32)
+    return floats

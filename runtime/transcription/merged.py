@@ -192,7 +192,7 @@ class MergedStream(TranscriptionStream):
         for channel in self._channels:
             channel.close()
 
-    def __iter__(self) -> Iterator[Segment]:
+    def _iterate(self) -> Iterator[Segment]:
         """See `TranscriptionStream`; in order of time."""
         try:
             for place, segment in enumerate(merge(*self._channels, key=lambda each: each.start)):

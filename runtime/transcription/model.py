@@ -2,10 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from math import isfinite
-from typing import Any, TypeVar
+from threading import Lock
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+from weakref import WeakSet
 
 from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNpuError
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
@@ -18,7 +21,12 @@ from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.vad import SpeechMap, VoiceActivity
 from whisper_npu.runtime.features.windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
 from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
-from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.options import (
+    MODEL_LIST,
+    TranscribeKwargs,
+    TranscribeOptions,
+    unknown_option,
+)
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.text.prompts import Prompts
 from whisper_npu.runtime.text.tokenizer import Tokenizer, read_vocabulary, require_language
@@ -49,9 +57,14 @@ logger = logging.getLogger("whisper_npu")
 
 _T = TypeVar("_T")
 
+_CLOSED = "this model is closed; load it again"
+
 
 class WhisperModel:
-    """A loaded model. Call `transcribe` as often as you like, from as many threads as you like."""
+    """A loaded model. Call `transcribe` as often as you like, from as many threads as you like.
+
+    As a context manager it is closed at the end of the block.
+    """
 
     def __init__(
         self,
@@ -69,16 +82,17 @@ class WhisperModel:
             voice_activity: its judge of where there is speech, where it has been loaded already.
 
         Attributes:
-            scheduler: decodes the windows of all transcriptions and live sessions.
             can_align: whether its folder has the graph that tells when a text was spoken.
 
         Raises:
             ModelError: the folder's files are of different models.
         """
         self._calls = DeviceCalls("the model")
+        self._lock = Lock()
+        self._streams: WeakSet[RecordingStream] = WeakSet()
         self.folder = folder
-        self.backend = backend
-        self.scheduler = Scheduler(backend, after_batch=give_back_after)
+        self._backend: Backend | None = backend
+        self._scheduler: Scheduler | None = Scheduler(backend, after_batch=give_back_after)
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         check_model(folder, self.tokenizer, backend)
@@ -93,6 +107,54 @@ class WhisperModel:
             )
 
     @property
+    def backend(self) -> Backend:
+        """What runs its graphs.
+
+        Raises:
+            UsageError: the model is closed.
+        """
+        backend = self._backend
+        if backend is None:
+            raise UsageError(_CLOSED)
+        return backend
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Decodes the windows of all transcriptions and live sessions.
+
+        Raises:
+            UsageError: the model is closed.
+        """
+        scheduler = self._scheduler
+        if scheduler is None:
+            raise UsageError(_CLOSED)
+        return scheduler
+
+    def close(self) -> None:
+        """Let go of the graphs, and close the transcriptions that have not ended.
+
+        Their memory is freed once no stream and no live session refers to it. Results that are
+        complete stay. A second call does nothing. What is asked for afterwards raises a
+        `UsageError`.
+        """
+        with self._lock:
+            self._backend = self._scheduler = None
+            streams = list(self._streams)
+        for stream in streams:
+            stream.give_up(_CLOSED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
     def is_multilingual(self) -> bool:
         """Whether the model knows languages other than English."""
         return self.vocabulary.is_multilingual
@@ -104,13 +166,14 @@ class WhisperModel:
         *,
         on_partial: PartialCallback | None = None,
         sample_rate: int | None = None,
-        **changes: Any,
+        **changes: Unpack[TranscribeKwargs],
     ) -> TranscriptionStream:
         """Transcribe a recording.
 
         Args:
-            audio: a path, an open binary file, or samples `(n_samples,)` of one channel, floats in
-                [-1, 1] or int16.
+            audio: a path; an open binary file; the bytes of a file; or samples as an array,
+                `(n_samples,)` or `(n_samples, n_channels)`, of floats in [-1, 1], int16, int32 or
+                uint8. An array without samples has an empty text.
             options: how to transcribe.
             sample_rate: that of samples, in Hz; None is 16,000.
             on_partial: called with the text of a window after each decoding step, from the threads
@@ -140,7 +203,7 @@ class WhisperModel:
         *,
         sample_rate: int | None = None,
         on_open: Callable[[TranscriptionStream | AudioError], None] | None = None,
-        **changes: Any,
+        **changes: Unpack[TranscribeKwargs],
     ) -> Iterator[TranscriptionStream | AudioError]:
         """Transcribe recordings, windows of several of them decoded together: much the fastest way.
 
@@ -192,16 +255,22 @@ class WhisperModel:
             audio_track=options.audio_track,
             channels=options.channels,
         )
-        if len(opened) == 1:
-            return RecordingStream(self, opened[0], options, on_partial, is_alone=is_alone)
-        if on_partial is not None:
+        if len(opened) > 1 and on_partial is not None:
             on_partial = one_at_a_time(on_partial)
-        return MergedStream(
-            [RecordingStream(self, each, options, on_partial, is_alone=False) for each in opened]
-        )
+        is_alone = is_alone and len(opened) == 1
+        with self._lock, ExitStack() as on_error:
+            for each in opened:
+                on_error.callback(each.close)
+            streams = [
+                RecordingStream(self, each, options, on_partial, is_alone=is_alone)
+                for each in opened
+            ]
+            self._streams.update(streams)
+            on_error.pop_all()
+        return streams[0] if len(streams) == 1 else MergedStream(streams)
 
     def resolve(
-        self, options: TranscribeOptions | None = None, **changes: Any
+        self, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeKwargs]
     ) -> TranscribeOptions:
         """Options as this model will follow them, the language as a code or None to detect it.
 
@@ -209,11 +278,17 @@ class WhisperModel:
             UsageError: an option is unknown or does not fit the model.
             DeviceError: the model was loaded before this process was forked.
         """
-        self._calls.check()
-        try:
-            wanted = replace(options or TranscribeOptions(), **changes)
-        except TypeError as error:
-            raise UsageError(f"unknown option: {error}") from None
+        self.check_usable()
+        for name in changes:
+            if name not in TranscribeKwargs.__annotations__:
+                raise unknown_option(name)
+        options = TranscribeOptions() if options is None else options
+        if not isinstance(options, TranscribeOptions):
+            raise UsageError(
+                f"options are a {type(options).__name__}; write them by name, such as "
+                "language='en', or as TranscribeOptions(...)"
+            )
+        wanted = TranscribeOptions(**{**vars(options), **changes})
         language, languages = wanted.language, wanted.languages
         if languages is not None:
             languages = tuple(
@@ -228,13 +303,36 @@ class WhisperModel:
             raise UsageError("this model is English-only and cannot translate; use base or larger")
         if not self.is_multilingual and wanted.multilingual:
             raise UsageError("this model is English-only: multilingual needs base or larger")
-        for token in wanted.suppress_tokens or ():
-            if not -1 <= token < self.backend.n_vocab:
-                raise UsageError(
-                    f"suppress_tokens has {token}; the model's tokens are 0 to "
-                    f"{self.backend.n_vocab - 1}, and -1 means its own list"
-                )
+        self._check_tokens(wanted)
         return replace(wanted, language=language, languages=languages)
+
+    def check_usable(self) -> None:
+        """Make sure that the model can be used.
+
+        Raises:
+            UsageError: it is closed.
+            DeviceError: it was loaded before this process was forked.
+        """
+        self._calls.check()
+        if self._backend is None:
+            raise UsageError(_CLOSED)
+
+    def _check_tokens(self, options: TranscribeOptions) -> None:
+        last = self.backend.n_vocab - 1
+        for token in options.suppress_tokens or ():
+            if not MODEL_LIST <= token <= last:
+                raise UsageError(
+                    f"suppress_tokens has {token}; the model's tokens are 0 to {last}, and "
+                    f"{MODEL_LIST} means its own list"
+                )
+        last_of_text = self.tokenizer.special.eot - 1
+        for name, tokens, end in (
+            ("initial_prompt", options.initial_prompt, last),
+            ("prefix", options.prefix, last_of_text),
+        ):
+            for token in () if tokens is None or isinstance(tokens, str) else tokens:
+                if not 0 <= token <= end:
+                    raise UsageError(f"{name} has {token}; the tokens it may have are 0 to {end}")
 
 
 class RecordingStream(TranscriptionStream):
@@ -408,21 +506,24 @@ class RecordingStream(TranscriptionStream):
 
     def close(self) -> None:
         """See `TranscriptionStream`."""
-        given_up = UsageError(GIVEN_UP)
+        self.give_up(GIVEN_UP)
+
+    def give_up(self, reason: str) -> None:
+        """Close it; `reason` is what those are told who ask for what has not been decoded."""
+        given_up = UsageError(reason)
+        self._broken = self._broken or given_up
         self._session.given_up.set()
-        self._model.scheduler.look_again()
-        try:
-            with self.group.turn():
-                if not self._ended:
-                    self.fail(given_up)
-        except UsageError:  # called back from decoding: whoever waits for its windows closes it
-            self._broken = self._broken or given_up
+        self.group.scheduler.look_again()
+        # Called back from decoding, it is closed by whoever waits for its windows.
+        with suppress(UsageError), self.group.turn():
+            if not self._ended:
+                self.fail(given_up)
 
     def _close(self) -> None:
         self._ended = True
         self._audio.close()
 
-    def __iter__(self) -> Iterator[Segment]:
+    def _iterate(self) -> Iterator[Segment]:
         """See `TranscriptionStream`."""
         position = 0
         while self._reaches(position):
@@ -515,7 +616,8 @@ class RecordingStream(TranscriptionStream):
         return self._result()
 
     def _result(self) -> Transcription:
-        backend, session = self._model.backend, self._session
+        session = self._session
+        backend = session.backend
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
             language=session.language.main or session.undetected,

@@ -28,7 +28,7 @@ from whisper_npu.runtime.transcription.window_decoding import (
     encode_ahead,
 )
 
-GIVEN_UP = "this transcription was given up; begin it anew"
+GIVEN_UP = "this transcription was closed before its end; begin it anew"
 
 _MOST_OVERTAKINGS = 8  # batches of short work that a bulk batch lets pass before it is next
 

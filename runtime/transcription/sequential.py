@@ -6,6 +6,7 @@ openai/whisper's `transcribe.py` carries it out.
 
 from dataclasses import replace
 
+from whisper_npu.runtime.decoding.quality import split_reason
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.windows import Window
 from whisper_npu.runtime.results import Retry, Segment
@@ -31,7 +32,7 @@ class SequentialStrategy:
         self._retries: tuple[Retry, ...] = ()  # attempts at a longer window from the same start
 
     def next_window(self) -> WindowRequest | None:
-        """The next window, once the one before it has been heard."""
+        """The next window, once the one before it has been decoded."""
         if self._waits:
             return None
         # Without timestamps, nothing tells where the text of a window cut inside a word ends.
@@ -59,7 +60,9 @@ class SequentialStrategy:
     def accept(self, result: WindowResult) -> list[Segment]:
         """Segments of the window that was planned."""
         self._waits = False
-        if self._is_splittable and not self._session.stopping and self._divide(result):
+        leaves_out = result.outcome.verdict.leaves_out
+        if leaves_out and self._is_splittable and not self._session.stopping:
+            self._divide(result)
             return []
         result = result.after(self._retries)
         self._cut, self._retries = None, ()
@@ -71,7 +74,7 @@ class SequentialStrategy:
         parts, advance = split_at_timestamps(decoded.tokens, begin, window.n_frames)
         text = session.write(result, parts, self._last_speech_end)
         # The reference seeks to the end of the last word where it has one. Here the text does not
-        # depend on whether words are timed: they end a little early, and would be heard twice.
+        # depend on whether words are timed: they end a little early, and would be decoded twice.
         self._seek = window.start + advance
         self._last_speech_end = last_word_end(text.segments) or self._last_speech_end
         session.account(result, self._seek / FRAMES_PER_SECOND, text)
@@ -87,18 +90,11 @@ class SequentialStrategy:
         session.features.forget(self._seek)
         return text.segments
 
-    def _divide(self, result: WindowResult) -> bool:
-        """Decode a window that leaves out speech again, up to a pause beside that speech.
-
-        Returns:
-            whether it does leave out speech.
-        """
+    def _divide(self, result: WindowResult) -> None:
+        """Decode a window that leaves out speech again, up to a pause beside that speech."""
         window, outcome = result.window, result.outcome
-        if not outcome.leaves_out or outcome.is_silence:
-            return False
         self._cut = self._session.windows.cut_beside(window, outcome.decoded.unheard)
         *earlier, last = outcome.retries
-        last = replace(last, reason=f"{last.reason}; decoded in parts")
+        last = replace(last, reason=split_reason(last.reason))
         self._retries = (*self._retries, *earlier, last)
         self._seek = window.start
-        return True

@@ -6,10 +6,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from whisper_npu.runtime.coverage import Coverage
-from whisper_npu.runtime.decoding.decode import DecodedWindow, DecodingOptions
+from whisper_npu.runtime.coverage import Coverage, Fate
+from whisper_npu.runtime.decoding.decode import DecodingOptions
 from whisper_npu.runtime.decoding.language_detection import detect_language, try_languages
-from whisper_npu.runtime.decoding.loop_detection import spoken_length
+from whisper_npu.runtime.decoding.quality import (
+    Action,
+    find_cut,
+    separate_hallucinations,
+)
 from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH
 from whisper_npu.runtime.engines.protocol import Backend, Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
@@ -20,7 +24,6 @@ from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.text.prompts import Prompts
 from whisper_npu.runtime.text.segments import TokenSegment
 from whisper_npu.runtime.text.tokenizer import Tokenizer, Vocabulary, sot_sequence
-from whisper_npu.runtime.timestamps.hallucinations import first_hallucination
 from whisper_npu.runtime.timestamps.words import add_word_timestamps
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.language import TELLING, SpokenLanguage, is_sure, tells
@@ -40,15 +43,10 @@ _MODELS_LIST = -1  # among the tokens to be suppressed
 
 SPLITTABLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
 
-# Of a fraction of a second the model makes whole sentences, which it has learnt to be likely.
-_SHORT = 2.0  # seconds
-_SYLLABLE = 8  # letters that no time is too short for
-_FASTEST_SPEECH = 25  # letters in a second; audio books have about 15
-
 
 @dataclass(frozen=True)
 class Text:
-    """What a window's tokens say: its segments, and those left out for being made up."""
+    """What a window's tokens say: its segments, and those left out as hallucinated."""
 
     segments: list[Segment]
     hallucinated: list[Segment]
@@ -155,7 +153,7 @@ class TranscriptionSession:
         encoded: Future[Float32Array] | None = None
         if language is None and self.language.is_open:
             encoded = Future()
-            encoded.set_result(self._hear_language(window, features))
+            encoded.set_result(self._find_language(window, features))
         wanted = self._decoding_options(
             prefix_tokens, language or self.language.code or self.undetected
         )
@@ -189,7 +187,7 @@ class TranscriptionSession:
                 window.start, frames, window.n_frames, amplified=not self.backend.is_exact
             )
 
-    def _hear_language(self, window: Window, features: Float32Array) -> Float32Array:
+    def _find_language(self, window: Window, features: Float32Array) -> Float32Array:
         """Find out which language is spoken in a window, and return it encoded."""
         audio, found = self._detect(features)
         seconds = self.windows.speech_seconds(window.offset, window.end_time)
@@ -276,17 +274,12 @@ class TranscriptionSession:
 
     def leave_out(self, result: WindowResult) -> bool:
         """Whether a window's text is not to be believed; if so, its time is accounted for."""
-        window, decoded = result.window, result.outcome.decoded
-        if result.outcome.is_silence:
-            reason = f"the model hears no speech (probability {decoded.no_speech_prob:.2f})"
-            self.coverage.add(window.offset, window.end_time, "skipped", reason)
-            return True
-        seconds = window.end_time - window.offset
-        if seconds < _SHORT and spoken_length(decoded.text) > _SYLLABLE + _FASTEST_SPEECH * seconds:
-            reason = f"more than can be said in {seconds:.2f} s: {decoded.text!r}"
-            self.coverage.add(window.offset, window.end_time, "dropped", reason)
-            return True
-        return False
+        window, verdict = result.window, result.outcome.verdict
+        if not verdict.is_left_out:
+            return False
+        fate: Fate = "skipped" if verdict.action is Action.SILENCE else "dropped"
+        self.coverage.add(window.offset, window.end_time, fate, verdict.reason)
+        return True
 
     def write(
         self, result: WindowResult, parts: Sequence[TokenSegment], last_speech_end: float
@@ -303,20 +296,14 @@ class TranscriptionSession:
             return Text(segments, [])
         with self.times.measure("word times"):
             segments = self._with_words(result, result.audio, segments, last_speech_end)
-        hallucinated: list[Segment] = []
-        threshold = self.options.hallucination_silence_threshold
-        while threshold is not None:
-            place = first_hallucination(
-                segments,
-                threshold=threshold,
-                window_start=result.window.offset,
-                window_end=result.window.end_time,
-                last_speech_end=last_speech_end,
-            )
-            if place is None:
-                break
-            hallucinated.append(segments.pop(place))
-        return Text(segments, hallucinated)
+        believed, hallucinated = separate_hallucinations(
+            segments,
+            self.options.hallucination_silence_threshold,
+            window_start=result.window.offset,
+            window_end=result.window.end_time,
+            last_speech_end=last_speech_end,
+        )
+        return Text(believed, hallucinated)
 
     def _with_words(
         self,
@@ -379,16 +366,10 @@ class TranscriptionSession:
             start = dropped[1]
         self.coverage.add(start, end, "transcribed")
 
-    def _cut_off(self, decoded: DecodedWindow) -> str | None:
-        """What is wrong with a text that nothing goes on from where the decoder had to stop."""
-        begin = self.tokenizer.special.timestamp_begin
-        if not decoded.reached_limit or any(token >= begin for token in decoded.tokens):
-            return None
-        return "the text is cut off: the decoder takes no more tokens"
-
     def _segments(self, result: WindowResult, parts: Sequence[TokenSegment]) -> list[Segment]:
         window, outcome = result.window, result.outcome
         decoded = outcome.decoded
+        flaw = outcome.flaw or find_cut(decoded, self.tokenizer.special.timestamp_begin)
         made = []
         for part in parts:
             with self.times.measure("text"):
@@ -411,7 +392,7 @@ class TranscriptionSession:
                     no_speech_prob=decoded.no_speech_prob,
                     language=outcome.language if self.options.multilingual else None,
                     retries=outcome.retries,
-                    flaw=outcome.flaw or self._cut_off(decoded),
+                    flaw=flaw,
                 )
             )
         return made

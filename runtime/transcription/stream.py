@@ -1,8 +1,13 @@
 """A transcription under way, as its user sees it."""
 
+import dis
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Self
 
+from whisper_npu.errors import UsageError
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.partial import Partial
@@ -11,8 +16,20 @@ from whisper_npu.runtime.transcription.partial import Partial
 class TranscriptionStream(ABC):
     """A transcription under way: an iterator over segments that becomes the whole result.
 
-    Safe for several threads: each that iterates it is given all segments.
+    Safe for several threads: each that iterates it is given all segments. As a context manager it
+    is closed at the end of the block; a result that is complete by then stays.
     """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @property
     @abstractmethod
@@ -39,9 +56,23 @@ class TranscriptionStream(ABC):
     def times(self) -> StageTimes:
         """Where the time went, so far."""
 
-    @abstractmethod
     def __iter__(self) -> Iterator[Segment]:
-        """Segments from the first on; what has been decoded already is not decoded again."""
+        """Segments from the first on; what has been decoded already is not decoded again.
+
+        Raises:
+            UsageError: the stream was closed before its end, or is unpacked into two names.
+        """
+        if _unpacks_two(sys._getframe(1)):
+            raise UsageError(
+                "transcribe returns one stream, not (segments, info): write "
+                "stream = model.transcribe(...), iterate the stream for its segments, and take "
+                "stream.language and stream.duration from it"
+            )
+        return self._iterate()
+
+    @abstractmethod
+    def _iterate(self) -> Iterator[Segment]:
+        """See `__iter__`."""
 
     @abstractmethod
     def updates(self) -> Iterator[Partial | Segment]:
@@ -80,10 +111,11 @@ class TranscriptionStream(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what has not been decoded, and close the recording.
+        """Give up what has not been decoded, and close the recording; a second call does nothing.
 
-        Its windows leave their batches at the next decoding step. Called back while they are
-        decoded, the recording is closed after that step.
+        Segments decoded before stay; asking for more raises a `UsageError`. Its windows leave their
+        batches at the next decoding step. Called back while they are decoded, it is closed after
+        that step.
         """
 
     @property
@@ -105,3 +137,14 @@ class TranscriptionStream(ABC):
     def duration(self) -> float:
         """Seconds of audio, known at its end."""
         return self.result().duration
+
+
+def _unpacks_two(caller: FrameType) -> bool:
+    """Whether a frame is at `first, second = ...`, the habit of faster-whisper's users.
+
+    Two segments would land in the names without an error. Python tells an iterable nothing of who
+    iterates it; the instruction that the frame is at does. A Python whose instructions are called
+    otherwise is never taken to unpack.
+    """
+    code, place = caller.f_code.co_code, caller.f_lasti
+    return dis.opname[code[place]] == "UNPACK_SEQUENCE" and code[place + 1] == 2

@@ -8,7 +8,6 @@ company. A recording transcribed by itself is filled up less, which is a tenth f
 differ in a word from that in a job of many recordings.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, fields, replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from whisper_npu.runtime.decoding.decode import DecodingOptions
 from whisper_npu.runtime.decoding.fallback import Outcome, decode_with_fallback
-from whisper_npu.runtime.decoding.loop_detection import says_twice, spoken_length
+from whisper_npu.runtime.decoding.quality import Action
 from whisper_npu.runtime.engines.protocol import Backend, Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.windows import Stretch, Window
@@ -29,15 +28,11 @@ from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.partial import Reports, partial_reporter
 from whisper_npu.runtime.transcription.progress import Progress
 
-logger = logging.getLogger("whisper_npu")
-
 # Frames of silence encoded behind a window shorter than the encoder's. With 3 s the decoder knows
 # where the audio ends, and tiny models want no more; base hears a little better with 4, and larger
 # models are taken to be like it (docs/accuracy.md).
 _MARGIN, _MARGIN_OF_TINY = 4 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
 _TINY = 384  # elements of a tiny model's states
-
-_HURRIED_SPEECH = 20  # letters in a second; audio books have about 15
 
 # Frames to a multiple of which the windows of many recordings are filled up with silence: fewer
 # lengths, larger batches.
@@ -104,7 +99,7 @@ class WindowRequest:
         prompt: tokens of the text before it, the user's prompt included.
         min_end_time: seconds into the window that its text must reach: there is speech up to there.
         speech: where the detector hears speech in the window, in seconds from its start.
-        continued: whether what is left behind its text is decoded as another window.
+        continued: whether the rest after its text is decoded as another window.
         pad_to_full: whether it shares its batch with windows of other lengths.
         pad_to_class: whether it shares its batch with windows of similar lengths.
         splittable: whether it is decoded in parts where its text is a loop or leaves out speech.
@@ -171,7 +166,7 @@ def decode_requests(
 ) -> list[WindowResult]:
     """Decode windows together; the requests share their transcription options.
 
-    What looks wrong in a window that was encoded short is decoded again as a whole window, before
+    A window that was encoded short is decoded again as a whole window if the judge wants it, before
     any higher temperature is tried.
 
     Args:
@@ -248,17 +243,11 @@ def _decode_alike(
     is_short = [request.features.shape[1] < whole for request in requests]
     if not any(is_short):
         return _decode(requests, frames, backend, times, temperatures)
-    result = _decode(requests, frames, backend, times, temperatures[:1])
-    result = [
-        _doubted(one, request) if short else one
-        for one, request, short in zip(result, requests, is_short, strict=True)
-    ]
+    result = _decode(requests, frames, backend, times, temperatures[:1], encoded_short=is_short)
     flawed = [
         place
         for place, one in enumerate(result)
-        if one.outcome.flaw is not None
-        and not (one.outcome.in_parts and one.outcome.leaves_out)
-        and requests[place].caller.is_wanted
+        if one.outcome.verdict.action is Action.ENCODE_WHOLE
     ]
     if not flawed:
         return result
@@ -268,30 +257,6 @@ def _decode_alike(
         # A window that was whole has only been decoded the same way once more.
         result[place] = one.after(result[place].outcome.retries if is_short[place] else ())
     return result
-
-
-def _doubted(result: WindowResult, request: WindowRequest) -> WindowResult:
-    """A window that was encoded short, its text called flawed where it is twice what was said.
-
-    Not hearing where the audio ends, the decoder at times says the last sentence again. As a whole
-    window the same audio comes out right.
-    """
-    outcome, seconds = result.outcome, result.window.n_frames / FRAMES_PER_SECOND
-    text = [
-        token for token in outcome.decoded.tokens if token < request.caller.tokenizer.special.eot
-    ]
-    if (
-        outcome.flaw is not None
-        or outcome.is_silence
-        or request.caller.options.compression_ratio_threshold is None
-        or spoken_length(outcome.decoded.text) <= _HURRIED_SPEECH * seconds
-        or not says_twice(text)
-    ):
-        return result
-    flaw = f"a phrase is said twice, all of it in {seconds:.2f} s"
-    logger.debug("heard again as a whole window: %s", flaw)
-    retries = (*outcome.retries, Retry(outcome.decoded.temperature, flaw))
-    return replace(result, outcome=replace(outcome, flaw=flaw, retries=retries))
 
 
 def _as_whole(request: WindowRequest, frames: int) -> WindowRequest:
@@ -312,8 +277,13 @@ def _decode(
     backend: Backend,
     times: StageTimes,
     temperatures: Sequence[float],
+    *,
+    encoded_short: Sequence[bool] = (),
 ) -> list[WindowResult]:
-    """Decode windows once, all against encoded audio of `frames // 2` positions."""
+    """Decode windows once, all against encoded audio of `frames // 2` positions.
+
+    `encoded_short` tells for each whether it is no whole window; by default all are.
+    """
     with times.measure("encoder"):
         audio = _encode(requests, frames, backend)
     result: dict[int, WindowResult] = {}
@@ -337,6 +307,8 @@ def _decode(
             speech=[requests[place].speech for place in places],
             continued=[requests[place].continued for place in places],
             splittable=[requests[place].splittable for place in places],
+            encoded_short=[encoded_short[place] for place in places] if encoded_short else (),
+            can_encode_whole=any(encoded_short),
             on_tokens=partial_reporter(
                 session.tokenizer,
                 [requests[place].window for place in places],

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from whisper_npu.errors import DeviceError
 
+START_CLIP = 11.0  # seconds of audio that a started program is given
 RUNNER = Path(__file__).with_name("engine_runner.py")
 
 

@@ -23,8 +23,6 @@ from whisper_npu.scripts.benchmarks.kv_counting import counting
 from whisper_npu.scripts.benchmarks.rtf import alternate
 from whisper_npu.scripts.benchmarks.spread import Spread, ratios, spread
 
-NEW_TOKENS = (5, 10, 15, 20, 25, 30, 50, 80, 128, 256, 440)
-KINDS = ("off", "concat", "static", "stateful")
 BASELINE = "off"
 
 _SHORT = 30  # tokens up to which a decode is over so soon that one more is no loss

@@ -15,7 +15,7 @@ from whisper_npu.scripts.benchmarks.kv_cache_figures import (
     speed_up,
 )
 from whisper_npu.scripts.benchmarks.spread import Spread
-from whisper_npu.scripts.benchmarks.tables import markdown_table, text_table
+from whisper_npu.scripts.common.tables import markdown_table, text_table
 
 Table = Callable[[Sequence[str], Sequence[Sequence[str]], int], str]
 
@@ -220,7 +220,7 @@ def draw(kinds: Sequence[Kind], folder: Path, subject: str) -> list[Path]:
     Raises:
         UsageError: A file cannot be written.
     """
-    from whisper_npu.scripts.benchmarks.benchmark_plots import Line, lines  # noqa: PLC0415 - matplotlib
+    from whisper_npu.scripts.benchmarks.plots import Line, lines  # noqa: PLC0415 - matplotlib
 
     done = {
         kind.name: [cell for cell in kind.cells.values() if cell.decodes]

@@ -9,7 +9,13 @@ from typing import Any
 
 from whisper_npu.errors import WhisperNpuError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
-from whisper_npu.scripts.benchmarks.engine_process import Answer, EngineProcess, Start, start_once
+from whisper_npu.scripts.benchmarks.engine_process import (
+    START_CLIP,
+    Answer,
+    EngineProcess,
+    Start,
+    start_once,
+)
 from whisper_npu.scripts.benchmarks.peer_environment import OFFLINE
 from whisper_npu.scripts.benchmarks.recordings import Recording, clip, write_wav
 from whisper_npu.scripts.benchmarks.rtf import alternate
@@ -17,7 +23,6 @@ from whisper_npu.scripts.benchmarks.spread import Spread, ratios, spread
 from whisper_npu.scripts.evaluation import wer
 
 OURS = "whisper-npu"
-START_CLIP = 11.0  # seconds of audio that a started program is given
 
 _WARM_UP = 1  # uncounted runs and starts, which also fill caches of compiled graphs
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from whisper_npu.scripts.benchmarks.conditions import conditions_line
-from whisper_npu.scripts.benchmarks.peer_comparison import OURS, START_CLIP, Result, SetResult
+from whisper_npu.scripts.benchmarks.engine_process import START_CLIP
+from whisper_npu.scripts.benchmarks.peer_comparison import OURS, Result, SetResult
 from whisper_npu.scripts.benchmarks.spread import spread
-from whisper_npu.scripts.benchmarks.tables import markdown_table, text_table
+from whisper_npu.scripts.common.tables import markdown_table, text_table
 from whisper_npu.scripts.evaluation import wer
 
 Table = Callable[[Sequence[str], Sequence[Sequence[str]], int], str]
@@ -162,7 +163,7 @@ def draw(result: Result, path: Path, model: str) -> None:
     Raises:
         UsageError: The file cannot be written.
     """
-    from whisper_npu.scripts.benchmarks.benchmark_plots import Group, grouped_bars  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.plots import Group, grouped_bars  # noqa: PLC0415
 
     groups = []
     for compared in result.sets:

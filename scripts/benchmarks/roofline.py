@@ -225,7 +225,7 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
     if missing:
         raise ModelError(f"{folder.path / 'config.json'} lacks {', '.join(missing)}: no roofline")
     matrices, numbers = precisions(precision)
-    # Rounded when they are loaded, the encoder's attention keeps its own (`eight_bits`).
+    # Rounded when they are loaded, the encoder's attention keeps its own (`int8_weights`).
     is_stored = folder.manifest.get("precision") == "int8"
     stays_whole = matrices != numbers and not is_stored and is_faster_whole(numbers)
     return Sizes(

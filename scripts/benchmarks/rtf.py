@@ -39,7 +39,7 @@ class Configuration:
 
     label: str
     folder: Path
-    load: dict[str, str]
+    load: dict[str, Any]
     threads: int
     options: TranscribeOptions
     one_by_one: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from whisper_npu.scripts.benchmarks.conditions import conditions_line
@@ -10,7 +11,7 @@ from whisper_npu.scripts.benchmarks.recordings import Recording
 from whisper_npu.scripts.benchmarks.roofline import Machine, StageRoof
 from whisper_npu.scripts.benchmarks.rtf import Measurement
 from whisper_npu.scripts.benchmarks.spread import Spread
-from whisper_npu.scripts.benchmarks.tables import markdown_table, text_table
+from whisper_npu.scripts.common.tables import markdown_table, text_table
 from whisper_npu.scripts.evaluation import wer
 
 Table = Callable[[Sequence[str], Sequence[Sequence[str]], int], str]
@@ -288,3 +289,58 @@ def _rate(checked: Accuracy | None) -> str:
     if checked is None or checked.rate is None:
         return "unchecked" if checked is None else "-"
     return f"{checked.name} {checked.rate:.2f} %"
+
+
+def show(
+    workloads: Sequence[Workload],
+    found: dict[str, Any],
+    machine: Machine | None,
+    roofs: Sequence[StageRoof],
+) -> None:
+    """Print the tables.
+
+    Args:
+        workloads: What was measured; starts, if they were, with the first.
+        found: The conditions.
+        machine: Its peaks; None where the roofline was not asked for.
+        roofs: The stages beside the peaks.
+    """
+    print(conditions_line(found))
+    for workload in workloads:
+        print(f"\n{workload.description}")
+        if workload.accuracy_note:
+            print(workload.accuracy_note)
+        print(f"\n{speed_table(workload)}\n\n{stage_table(workload)}")
+    started = workloads[0].measurements
+    if any(measured.warm is not None for measured in started):
+        print(f"\n{start_table(started)}")
+    if machine is not None:
+        print(f"\n{machine_line(machine)}\n\n{roof_table(roofs)}")
+        print(f"\n{next_line(roofs)}")
+    print()
+
+
+def draw(workload: Workload, path: Path) -> None:
+    """The stages of every configuration, stacked, per hour of audio.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    from whisper_npu.scripts.benchmarks import plots  # noqa: PLC0415 - matplotlib
+
+    per_hour = 3600 / workload.audio_seconds
+    bars = [
+        plots.Bar(
+            f"{measured.loaded.configuration.label}\nRTFx {measured.rtfx.median:.0f}",
+            {name: stage.median * per_hour for name, stage in measured.stages.items()},
+        )
+        for measured in workload.measurements
+    ]
+    settings = workload.measurements[0].loaded.settings
+    plots.stacked_bars(
+        bars,
+        path,
+        title="Where the time goes",
+        subtitle=f"{', '.join(settings.values())}; {workload.audio_seconds:.0f} s of audio",
+        x_label="seconds of processing per hour of audio (less is better)",
+    )

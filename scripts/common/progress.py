@@ -214,6 +214,20 @@ class BesideProgress(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
+def log_beside(progress: Progress, *, debug: bool) -> None:
+    """Have the package log to standard error, on lines of its own beside the progress.
+
+    Args:
+        progress: what may stand on the line.
+        debug: whether details are logged, too.
+    """
+    logger = logging.getLogger("whisper_npu")
+    handler = BesideProgress(progress)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
 def words(seconds: float) -> str:
     """A length of time: `3 h 20 min`, `2 min 10 s`, `8.4 s`."""
     if seconds < 9.95:

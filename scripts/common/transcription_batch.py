@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,27 @@ class Recording:
 
     file: Path
     name: str
+
+
+def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Recording], int]:
+    """The recordings the command line names, each once, and how many names stand for none."""
+    from whisper_npu.runtime.audio.stream import list_audio_files  # noqa: PLC0415
+    from whisper_npu.runtime.output.names import output_name  # noqa: PLC0415
+
+    found: dict[tuple[str, str], Recording] = {}
+    n_missing = 0
+    for name in names:
+        folder = Path(name) if Path(name).is_dir() else None
+        try:
+            files = [Path("-")] if name == "-" else list_audio_files([name])
+        except AudioError as error:
+            n_missing += 1
+            console.error(error)
+            continue
+        for file in files:
+            recording = Recording(file, output_name(file, folder, keep_suffix=keep_suffix))
+            found.setdefault((os.path.abspath(file), recording.name), recording)  # noqa: PTH100
+    return list(found.values()), n_missing
 
 
 class Batch:

@@ -1,12 +1,15 @@
 """Evaluations as text, Markdown and JSON. Error rates are percentages everywhere."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from whisper_npu.runtime.options import TranscribeOptions
-from whisper_npu.scripts.benchmarks.tables import markdown_table, text_table
+from whisper_npu.scripts.common.outputs import write_text
+from whisper_npu.scripts.common.tables import markdown_table, text_table
 from whisper_npu.scripts.evaluation import wer
 from whisper_npu.scripts.evaluation.word_errors import Evaluation, Transcript
 from whisper_npu.version import __version__
@@ -213,3 +216,86 @@ def _percent(rate: float | None) -> str:
 
 def _interval(interval: tuple[float, float] | None, form: str) -> str:
     return "-" if interval is None else form.format(*interval)
+
+
+def show(evaluations: Sequence[Evaluation], worst: int) -> None:
+    """Print the evaluations: the `worst` recordings of each, the conditions, and the table."""
+    for evaluation in evaluations:
+        print(text_details(evaluation, worst))
+    print(conditions(evaluations[0]))
+    print(summary_table(evaluations), end="\n\n", flush=True)
+
+
+def write(
+    evaluations: Sequence[Evaluation],
+    references: Sequence[Path],
+    *,
+    worst: int,
+    json_file: Path | None,
+    markdown_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Write the files that are named.
+
+    Args:
+        evaluations: What was measured.
+        references: The manifests and folders the recordings came from.
+        worst: Recordings that Markdown shows aligned.
+        json_file: Everything, texts included.
+        markdown_file: The tables.
+        plot_file: Error rate against speed.
+
+    Raises:
+        UsageError: A file cannot be written.
+    """
+    if json_file:
+        content = to_json(evaluations, [str(path) for path in references])
+        write_text(json_file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    if markdown_file:
+        write_text(markdown_file, markdown(evaluations, worst))
+    if plot_file:
+        draw(evaluations, plot_file)
+
+
+def above(evaluations: Sequence[Evaluation], limit: float | None) -> list[str]:
+    """A line for each evaluation whose error rate, rounded as it is printed, is above the limit.
+
+    An error rate that has no value is not within any limit.
+    """
+    lines = []
+    for evaluation in evaluations:
+        rate = evaluation.rate
+        if limit is None or (rate is not None and round(rate, 2) <= limit):
+            continue
+        settings = ", ".join(evaluation.run.settings.values())
+        found = "has no value: there are no words to compare with"
+        if rate is not None:
+            found = f"{rate:.2f} is above {limit:g}"
+        lines.append(f"{settings}: {evaluation.metric.name} {found}")
+    return lines
+
+
+def draw(evaluations: Sequence[Evaluation], path: Path) -> None:
+    """Error rate against speed, one point per configuration, with its interval.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    from whisper_npu.scripts.common import plots  # noqa: PLC0415 - matplotlib
+
+    first = evaluations[0]
+    shared, labels = plots.split_labels([evaluation.run.settings for evaluation in evaluations])
+    points = [
+        plots.Point(label, evaluation.rtfx, evaluation.rate, evaluation.interval)
+        for label, evaluation in zip(labels, evaluations, strict=True)
+        if evaluation.rate is not None
+    ]
+    facts = (shared, f"{len(first.run.transcripts)} recordings", "bars: 95 % intervals")
+    plots.scatter_with_intervals(
+        points,
+        path,
+        title=f"{first.metric.name} against speed",
+        subtitle=", ".join(filter(None, facts)),
+        x_label="RTFx: seconds of audio per second of processing (faster to the right)",
+        y_label=f"{first.metric.name} in % (better below)",
+    )

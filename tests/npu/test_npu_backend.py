@@ -340,10 +340,9 @@ def _export(tmp_path, encoder_layers, decoder_layers, mels):
     return read_model_folder(target)
 
 
-@pytest.mark.shared_audio
-@pytest.mark.real_weights
-def test_fifty_real_utterances_token_by_token(tiny_en_folder, shared_audio, tmp_path_factory):
-    """Real weights, real speech: the emulated NPU decodes what the dynamic CPU path decodes."""
+@pytest.fixture(scope="module")
+def real_models(tiny_en_folder, tmp_path_factory):
+    """Real tiny.en through the emulated NPU, and on the CPU's dynamic path."""
     model = read_model_folder(tiny_en_folder)
     # Static graphs are written into the model folder: not into the repository's own.
     copy = tmp_path_factory.mktemp("real") / model.path.name
@@ -353,17 +352,28 @@ def test_fifty_real_utterances_token_by_token(tiny_en_folder, shared_audio, tmp_
             shutil.copyfile(path, copy / path.name)
     copied = read_model_folder(copy)
     cache = CompileCache(tmp_path_factory.mktemp("real-compiled"), 8 << 30)
-    models = [
+    return [
         WhisperModel(copied, load_static(copied, EMULATED, cache=cache)),
         WhisperModel(model, load_backend(model, "CPU", kv_cache="stateful", precision="f32")),
     ]
+
+
+def assert_same_tokens(models, recording):
+    ours, theirs = (model.transcribe(recording).result() for model in models)
+    assert ours.device == EMULATED_LABEL
+    found, expected = ([segment.tokens for segment in result.segments] for result in (ours, theirs))
+    assert found == expected, recording
+    assert found
+
+
+def test_real_speech_token_by_token(real_models, sample_parts):
+    """Real weights, real speech: the emulated NPU decodes what the dynamic CPU path decodes."""
+    for part in sample_parts:
+        assert_same_tokens(real_models, part)
+
+
+def test_fifty_real_utterances_token_by_token(real_models, shared_audio):
     recordings = sorted((shared_audio / "librispeech-test-other").glob("*.flac"))
     assert len(recordings) == 50
     for recording in recordings:
-        ours, theirs = (item.transcribe(recording).result() for item in models)
-        assert ours.device == EMULATED_LABEL
-        found, expected = (
-            [segment.tokens for segment in result.segments] for result in (ours, theirs)
-        )
-        assert found == expected, recording.name
-        assert found
+        assert_same_tokens(real_models, recording)

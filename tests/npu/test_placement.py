@@ -1,12 +1,11 @@
 """Which device runs what: an order is obeyed, AUTO measures, remembers, and says why."""
 
-import time
-
 import numpy as np
 import pytest
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.loading import _allows
+from whisper_npu.npu import placement
 from whisper_npu.npu.placement import (
     Placement,
     candidates,
@@ -17,6 +16,22 @@ from whisper_npu.npu.placement import (
 )
 
 CPU, NPU, SPLIT = Placement("CPU", "CPU"), Placement("NPU", "NPU"), Placement("NPU", "CPU")
+
+
+class Clock:
+    """Goes on only when something takes its time."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(placement.time, "perf_counter", clock)
+    return clock
 
 
 class FakeBackend:
@@ -32,7 +47,7 @@ class FakeBackend:
     def encode(self, features):
         if self.fails:
             raise DeviceError("device lost")
-        time.sleep(self.seconds)
+        placement.time.perf_counter.now += self.seconds
         return np.zeros((len(features), 1500, 8), np.float32)
 
     def start(self, audio, rows_per_window=1):
@@ -150,9 +165,9 @@ def test_one_device_needs_no_measuring(tmp_path, caplog):
     assert "AUTO runs on CPU: the only device" in caplog.text
 
 
-def test_the_probe_is_short():
-    backend = FakeBackend()
-    assert probe(backend) < 1
+def test_the_probe_is_two_windows_of_24_tokens():
+    backend = FakeBackend(0.25)
+    assert probe(backend) == 0.25
     assert backend.steps == 2 * 24
 
 

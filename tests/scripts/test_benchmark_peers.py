@@ -10,11 +10,14 @@ import pytest
 from whisper_npu.errors import AssetError, DeviceError, UsageError
 from whisper_npu.runtime.features.log_mel import mel_filters
 from whisper_npu.scripts import benchmark_peers, main
+from whisper_npu.scripts.benchmarks import peer_contestants
 from whisper_npu.scripts.benchmarks.ggml import ggml_name, text_tokens, write_ggml
 from whisper_npu.scripts.benchmarks.peer_comparison import OURS, Contestant, compare
+from whisper_npu.scripts.benchmarks.peer_contestants import make_ours
 from whisper_npu.scripts.benchmarks.peer_environment import PeerEnvironment
-from whisper_npu.scripts.benchmarks.peer_models import PEERS, PeerModels, _token_names
+from whisper_npu.scripts.benchmarks.peer_models import PeerModels, _token_names
 from whisper_npu.scripts.benchmarks.peer_report import set_line, verdicts
+from whisper_npu.scripts.benchmarks.peers import PEERS
 from whisper_npu.scripts.benchmarks.recordings import find_recordings
 
 
@@ -76,7 +79,7 @@ def test_how_ours_is_given_the_recordings(tiny_folder, manifest, tmp_path, flags
     arguments = benchmark_peers.build_parser().parse_args(
         [str(manifest), "--model", str(tiny_folder), "--environment", str(tmp_path), *flags]
     )
-    assert benchmark_peers._ours(arguments).job["one_by_one"] is bool(flags)
+    assert make_ours(arguments).job["one_by_one"] is bool(flags)
 
 
 def test_if_ours_fails_there_is_nothing_to_compare(tiny_folder, manifest, tmp_path) -> None:
@@ -94,8 +97,8 @@ def test_if_ours_fails_there_is_nothing_to_compare(tiny_folder, manifest, tmp_pa
 
 def test_everything_is_reported(tiny_folder, manifest, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(
-        benchmark_peers,
-        "_contestants",
+        peer_contestants,
+        "make_contestants",
         lambda arguments, names: (
             [contestant(OURS, tiny_folder), contestant("twin", tiny_folder)],
             False,

@@ -19,6 +19,7 @@ from whisper_npu.scripts.benchmarks.observed_backend import Observations, Step, 
 from whisper_npu.scripts.benchmarks.recordings import clip, find_recordings, of_length
 from whisper_npu.scripts.benchmarks.roofline import Machine, Work, read_sizes, roofline
 from whisper_npu.scripts.benchmarks.rtf import OTHER, Run, alternate
+from whisper_npu.scripts.benchmarks.rtf_configurations import separate_lengths
 from whisper_npu.scripts.benchmarks.spread import ratios, spread
 
 # Synthetic sounds are no speech, and what the tiny Whisper hears in them is improbable.
@@ -125,7 +126,7 @@ def test_last_line_is_the_speed_and_roofline_covers_all_stages(
 )
 def test_lengths_and_files_are_told_apart(words, lengths, files) -> None:
     arguments = argparse.Namespace(files=["a.wav"], lengths=words)
-    assert benchmark_rtf._separate_lengths(arguments) == lengths
+    assert separate_lengths(arguments) == lengths
     assert arguments.files == files
 
 

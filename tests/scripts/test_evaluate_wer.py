@@ -152,7 +152,7 @@ def test_options_reach_the_model(bench) -> None:
 def test_languages_to_choose_from_reach_the_model(bench) -> None:
     run(bench.manifest, "--model", bench.base, "--languages", "de, English")
     for _, _, options in bench.calls:
-        assert options.languages == ["de", "English"]
+        assert options.languages == ("de", "English")
 
 
 def test_a_warm_up_comes_first_and_is_not_counted(bench, tmp_path) -> None:

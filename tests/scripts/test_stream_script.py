@@ -17,8 +17,9 @@ from whisper_npu.runtime.audio.stream import load_audio
 from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.runtime.transcription.live import Committed
 from whisper_npu.scripts import main as console
+from whisper_npu.scripts.common.live_input import Arrivals
 from whisper_npu.scripts.common.live_output import JsonLines
-from whisper_npu.scripts.stream import Arrivals, main
+from whisper_npu.scripts.stream import main
 
 SCRIPT = ROOT / "scripts" / "stream.py"
 LINE = re.compile(r"\[(\d\d:)?\d\d:\d\d\.\d{3} --> (\d\d:)?\d\d:\d\d\.\d{3}\]  ?\S.*")
@@ -219,6 +220,11 @@ class TestProcess:
             process.stdin.write(audio[: 8 * 16000].tobytes() + bytes(4 * 32000))
             process.stdin.flush()
             while b"committed" not in process.stdout.readline():
+                pass
+            # A line is printed before it is saved: what follows the pause comes after both.
+            process.stdin.write(audio[: 5 * 16000].tobytes())
+            process.stdin.flush()
+            while json.loads(process.stdout.readline())["start"] < 10:
                 pass
             process.send_signal(signal.SIGTERM)
             process.stdout.read()

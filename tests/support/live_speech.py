@@ -10,6 +10,7 @@ from fake_backend import FakeBackend, FakeSession, Say, fake_model
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE
 from whisper_npu.runtime.features.log_mel import mel_filters
 from whisper_npu.runtime.features.vad import CHUNK
+from whisper_npu.runtime.transcription.model import WhisperModel
 
 _FIRST_BAND = 28  # below it, bands are too narrow to tell apart
 N_WORDS = 50
@@ -113,6 +114,5 @@ class _ListenerSession(FakeSession):
 def listening_model(folder):
     """A model that understands `speech`."""
     model = fake_model(folder, [Say(())])
-    model.backend = Listener(model.tokenizer)
-    model.voice_activity = LoudIsSpeech()
-    return model
+    listener = Listener(model.tokenizer)
+    return WhisperModel(model.folder, listener, model.tokenizer, LoudIsSpeech())

@@ -18,6 +18,16 @@ def test_public_names():
         assert getattr(whisper_npu, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'load_modle'"):
         _ = whisper_npu.load_modle
+    assert set(whisper_npu.__all__) <= set(dir(whisper_npu))
+
+
+def test_every_error_and_result_is_public():
+    from whisper_npu import errors
+
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert {each.__name__ for each in classes} <= set(whisper_npu.__all__)
+    for name in ("Coverage", "Span", "Retry", "Word", "Partial", "Committed", "Tentative"):
+        assert getattr(whisper_npu, name).__name__ == name
 
 
 def test_errors_form_one_tree():
@@ -58,6 +68,10 @@ class TestLoadModel:
     def test_a_device_that_is_not_here(self, tiny_folder):
         with pytest.raises(DeviceError, match="GPU"):
             load_model(tiny_folder, device="GPU.7")
+
+    def test_a_device_in_small_letters(self, tiny_folder):
+        with load_model(tiny_folder, device="cpu", kv_cache="concat") as model:
+            assert model.backend.device == "CPU"
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_results_name_the_cache_and_the_precision(self, tiny_folder, tiny_audio, kind):

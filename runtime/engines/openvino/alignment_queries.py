@@ -24,7 +24,7 @@ Heads = Sequence[tuple[int, int]]
 """Alignment heads by layer and place in it."""
 
 
-def give_queries(decoder: ov.Model, heads: Heads) -> bool:
+def expose_queries(decoder: ov.Model, heads: Heads) -> bool:
     """Add the output `QUERIES` to a decoder with past, in place.
 
     Args:

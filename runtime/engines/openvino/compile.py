@@ -20,7 +20,7 @@ from whisper_npu.runtime.engines.cpu_capabilities import processor
 from whisper_npu.runtime.engines.kv_cache import is_self_attention
 from whisper_npu.runtime.engines.memory import available_bytes, give_back
 from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
-from whisper_npu.runtime.engines.openvino.alignment_queries import give_queries
+from whisper_npu.runtime.engines.openvino.alignment_queries import expose_queries
 from whisper_npu.runtime.engines.openvino.compile_cache import (
     LIMIT_VARIABLE,
     CompileCache,
@@ -37,8 +37,8 @@ logger = logging.getLogger("whisper_npu")
 
 RECIPE_REVISION = 2
 """In the cache's keys. Raise it whenever the same ONNX graphs would be compiled to other graphs,
-or facts get another form: after an edit of this module, `openvino_graphs`, `openvino_stateful`,
-`openvino_cross_states`, `openvino_queries` or `eight_bits`. Otherwise graphs that an older version
+or facts get another form: after an edit of this module, `graphs`, `stateful`,
+`cross_states`, `alignment_queries` or `int8_weights`. Otherwise graphs that an older version
 compiled would be used."""
 
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
@@ -56,14 +56,14 @@ _MEMORY_TO_KEEP = 4  # times the weights: what compiled graphs take on their way
 
 
 @dataclass(frozen=True)
-class Facts:
+class GraphInfo:
     """What is known of graphs once they have been read and changed.
 
     Attributes:
         dimensions: sizes of the model.
         contract: what `present.*` held; None where nobody needs to know.
         elastic: whether the encoder takes windows of any length.
-        in_eight_bits: whether matrices are in 8 bits.
+        is_int8: whether matrices are in 8 bits.
         options: by graph, what it is compiled with beside the options of all.
         heads: alignment heads, by layer and place, whose queries the decoder hands out.
     """
@@ -71,7 +71,7 @@ class Facts:
     dimensions: graphs.GraphDimensions
     contract: KVContract | None
     elastic: bool
-    in_eight_bits: bool
+    is_int8: bool
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     heads: tuple[tuple[int, int], ...] = ()
 
@@ -86,7 +86,7 @@ class Compiled:
     """
 
     graphs: dict[str, ov.CompiledModel]
-    facts: Facts
+    info: GraphInfo
 
 
 class GraphCompiler:
@@ -97,7 +97,7 @@ class GraphCompiler:
         self._core = core
         self._folder = folder
         self._plan = plan
-        self._device = plan.wanted.device
+        self._device = plan.request.device
 
     def compile(self, kept: CompileCache | None) -> Compiled:
         """Load compiled graphs, or compile them.
@@ -161,7 +161,7 @@ class GraphCompiler:
         identity = f"{folder.graphs_digest()}-{folder.kv_contract}-{heads}-{RECIPE_REVISION}"
         options = {
             **self._plan.config,
-            "MATRICES": "int8" if self._plan.rounds else "as they are",
+            "MATRICES": "int8" if self._plan.uses_int8 else "as they are",
             "PROCESSOR": processor(),
         }
         return {
@@ -171,12 +171,12 @@ class GraphCompiler:
 
     def _load(self, kept: CompileCache, keys: dict[str, CacheKey]) -> Compiled | None:
         """All graphs from the cache; None if one of them cannot be had."""
-        facts = _read_facts(kept.facts(keys["encoder"]))
-        if facts is None or not all(map(kept.has, keys.values())):
+        info = _read_facts(kept.facts(keys["encoder"]))
+        if info is None or not all(map(kept.has, keys.values())):
             return None
 
         def load(name: str) -> ov.CompiledModel | None:
-            options = {**self._plan.config, **facts.options.get(name, {})}
+            options = {**self._plan.config, **info.options.get(name, {})}
             return kept.load(self._core, keys[name], options)
 
         with ThreadPoolExecutor(max_workers=2) as loaders:
@@ -185,22 +185,22 @@ class GraphCompiler:
         if len(found) < len(keys):
             return None
         logger.debug("%s: compiled graphs from %s", self._folder.name, kept.folder)
-        return Compiled(found, facts)
+        return Compiled(found, info)
 
     def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
         precision = (
-            f"int8+{self._plan.arithmetic}"
-            if compiled.facts.in_eight_bits
-            else self._plan.arithmetic
+            f"int8+{self._plan.compute_precision}"
+            if compiled.info.is_int8
+            else self._plan.compute_precision
         )
         for name, file in _STATEFUL.items():
             contents = Contents(str(self._folder.path), Path(file).stem, precision)
-            if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.facts)):
+            if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.info)):
                 break
         give_back()
 
     def _compile_all(self) -> Compiled:
-        folder, kind = self._folder, self._plan.wanted.kv_cache
+        folder, kind = self._folder, self._plan.request.kv_cache
         trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
         graphs.require_finite(folder, trio)
         dimensions = graphs.read_dimensions(encoder, with_past)
@@ -213,14 +213,14 @@ class GraphCompiler:
             if contract is None:
                 probe = self.compile_one(with_past, "the probe").create_infer_request()
                 contract = _contract_by_step(probe, dimensions)
-            element_type = _ELEMENT_TYPES[self._plan.arithmetic]
+            element_type = _ELEMENT_TYPES[self._plan.compute_precision]
             cross = cross_states.cross_attention_projection(
                 decoder,
                 element_type,
-                multiply_in_it=self._plan.arithmetic == "bf16" and self._plan.is_whole,
+                multiply_in_it=self._plan.compute_precision == "bf16" and self._plan.is_whole,
             )
-            cross_states.turn_cross_states(
-                with_past, element_type, multiply_in_it=self._plan.rounds
+            cross_states.transpose_cross_states(
+                with_past, element_type, multiply_in_it=self._plan.uses_int8
             )
             stateful.make_stateful(with_past, contract, fuse=self._device.startswith("CPU"))
             wanted = {"with_past": with_past, "encoder": encoder, "cross": cross}
@@ -228,9 +228,9 @@ class GraphCompiler:
             wanted["decoder"] = decoder
         else:
             wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
-        in_eight_bits = self._plan.rounds and self._can_round(wanted.values())
+        is_int8 = self._plan.uses_int8 and self._can_round(wanted.values())
         heads = self._followed_heads(with_past, dimensions)
-        if in_eight_bits and self._plan.is_fast_path and self._plan.arithmetic == "bf16":
+        if is_int8 and self._plan.is_fast_path and self._plan.compute_precision == "bf16":
             # Half as much to write, and to read at each start. Done whether graphs are kept or
             # not, so that the results are the same.
             int8_weights.narrow_tables(with_past)
@@ -240,10 +240,10 @@ class GraphCompiler:
         with ThreadPoolExecutor(max_workers=2) as compilers:
             jobs = {}
             for name, model in wanted.items():
-                if in_eight_bits:
+                if is_int8:
                     options[name] = self._round(model, name)
                 if self._plan.is_fast_path:
-                    graphs.store_by_output(model)
+                    graphs.transpose_weights(model)
                 file = files[name]
                 jobs[name] = compilers.submit(
                     self.compile_one, model, file, **options.get(name, {})
@@ -251,8 +251,8 @@ class GraphCompiler:
             compiled = {name: job.result() for name, job in jobs.items()}
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
-        facts = Facts(dimensions, contract, elastic, in_eight_bits, options, heads)
-        return Compiled(compiled, facts)
+        info = GraphInfo(dimensions, contract, elastic, is_int8, options, heads)
+        return Compiled(compiled, info)
 
     def _followed_heads(
         self, with_past: ov.Model, dimensions: graphs.GraphDimensions
@@ -260,7 +260,7 @@ class GraphCompiler:
         """Have the decoder hand out queries of alignment heads; of which, if it can."""
         heads = self._folder.alignment_heads if self._plan.is_fast_path else ()
         is_known = all(head < dimensions.n_text_head for _, head in heads)
-        return heads if is_known and give_queries(with_past, heads) else ()
+        return heads if is_known and expose_queries(with_past, heads) else ()
 
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
         """Round a graph's matrices; what it is to be compiled with."""
@@ -269,8 +269,8 @@ class GraphCompiler:
             if self._plan.is_whole:
                 return options
         else:
-            # Only from f32 is it sure to round what comes (`eight_bits`). The stateful cache's
-            # products with cross-attention states have a type of their own (`turn_cross_states`).
+            # Only from f32 is it sure to round what comes (`int8_weights`). The stateful cache's
+            # products with cross-attention states have a type of their own (`cross_states`).
             options = {hint: "f32" for hint in _HINTS if hint in self._plan.config}
         if int8_weights.round_products(model, attention=name != "encoder"):
             options[_GROUP_SIZE] = int8_weights.GROUP
@@ -285,9 +285,9 @@ class GraphCompiler:
         if any(map(int8_weights.has_matrices, models)):
             return True
         found = f"{self._folder.path} has no matrices that can be rounded to 8 bits"
-        if self._plan.wanted.precision == "int8":
-            raise ModelError(f"{found}; give --precision {self._plan.arithmetic}")
-        logger.warning("%s: computing in %s", found, self._plan.arithmetic)
+        if self._plan.request.precision == "int8":
+            raise ModelError(f"{found}; give --precision {self._plan.compute_precision}")
+        logger.warning("%s: computing in %s", found, self._plan.compute_precision)
         return False
 
     def _known_contract(self, with_past: ov.Model) -> KVContract | None:
@@ -300,17 +300,17 @@ class GraphCompiler:
         return contract
 
 
-def _read_facts(content: dict[str, Any] | None) -> Facts | None:
+def _read_facts(content: dict[str, Any] | None) -> GraphInfo | None:
     """Facts as they were kept; None if there are none that can be understood."""
     if content is None:
         return None
     try:
         dimensions = graphs.GraphDimensions(**content["dimensions"])
         heads = tuple((layer, head) for layer, head in content["heads"])
-        facts = Facts(**{**content, "dimensions": dimensions, "heads": heads})
+        info = GraphInfo(**{**content, "dimensions": dimensions, "heads": heads})
     except (KeyError, TypeError, ValueError):
         return None
-    return facts if all(isinstance(each, dict) for each in facts.options.values()) else None
+    return info if all(isinstance(each, dict) for each in info.options.values()) else None
 
 
 def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> KVContract:

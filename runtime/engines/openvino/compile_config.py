@@ -1,4 +1,4 @@
-"""What is settled before any graph is read: what graphs compute in and are compiled with."""
+"""Chooses device, precision and options of compilation before a graph is loaded."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,7 +24,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CompileRequest:
     """How graphs are to be run; see `OpenVINOBackend`."""
 
     device: str
@@ -38,14 +38,14 @@ class Plan:
     """How graphs are run on a device.
 
     Attributes:
-        wanted: how they are to be run.
-        rounds: whether matrices are to be in 8 bits.
-        arithmetic: what all else is computed in.
+        request: how they are to be run.
+        uses_int8: whether matrices are to be in 8 bits.
+        compute_precision: what all else is computed in.
         config: what every graph is compiled with.
     """
 
-    def __init__(self, core: ov.Core, wanted: Wanted) -> None:
-        """Settle it.
+    def __init__(self, core: ov.Core, request: CompileRequest) -> None:
+        """Choose.
 
         Raises:
             DeviceError: the device is missing.
@@ -53,21 +53,21 @@ class Plan:
                 not compute in the precision.
         """
         self._core = core
-        self.wanted = wanted
+        self.request = request
         self._check_device()
-        self.rounds, self.arithmetic = self._pick_precision()
+        self.uses_int8, self.compute_precision = self._pick_precision()
         self.config = self._make_config()
 
     def _check_device(self) -> None:
         available = self._core.available_devices
-        plugin, _, number = self.wanted.device.partition(".")
+        plugin, _, number = self.request.device.partition(".")
         is_there = plugin in {name.split(".")[0] for name in available}
         if is_there and number:  # the only one of its kind is called by its kind alone
             numbers = self._core.get_property(plugin, "AVAILABLE_DEVICES")
-            is_there = number in numbers or self.wanted.device in available
+            is_there = number in numbers or self.request.device in available
         if not is_there:
             raise DeviceError(
-                f"device {self.wanted.device} is not available here; "
+                f"device {self.request.device} is not available here; "
                 f"OpenVINO finds {', '.join(available) or 'none'}"
             )
 
@@ -77,23 +77,23 @@ class Plan:
         By itself, int8 for the fast path where the processor multiplies in it, else f32. The other
         kinds of cache are there to be compared with, so they are exact.
         """
-        wanted = self.wanted.precision
+        wanted = self.request.precision
         if wanted == "auto":
             wanted = "int8" if self.is_for_speed and multiplies_bytes() else "f32"
-        require_precision(self._core, self.wanted.device, wanted)
-        return wanted == "int8", self._pick_arithmetic() if wanted == "int8" else wanted
+        require_precision(self._core, self.request.device, wanted)
+        return wanted == "int8", self._pick_compute_precision() if wanted == "int8" else wanted
 
-    def _pick_arithmetic(self) -> Precision:
+    def _pick_compute_precision(self) -> Precision:
         """What is computed in beside 8 bits."""
-        if self.wanted.device.split(".")[0] != "CPU":
+        if self.request.device.split(".")[0] != "CPU":
             raise UsageError(
                 f"precision int8 rounds weights as they are loaded, for processors; for "
-                f"{self.wanted.device} export with PRECISION=int8 and give --precision auto"
+                f"{self.request.device} export with PRECISION=int8 and give --precision auto"
             )
         return "bf16" if computes_in(self._core, "CPU", "bf16") else "f32"
 
     def _make_config(self) -> dict[str, Any]:
-        wanted, device, precision = self.wanted, self.wanted.device, self.arithmetic
+        wanted, device, precision = self.request, self.request.device, self.compute_precision
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
@@ -116,14 +116,14 @@ class Plan:
     @property
     def is_for_speed(self) -> bool:
         """Whether the arithmetic was left to be what is fastest here."""
-        return self.wanted.precision == "auto" and self.is_fast_path
+        return self.request.precision == "auto" and self.is_fast_path
 
     @property
     def is_fast_path(self) -> bool:
         """Whether graphs are made for speed, and can be kept: the stateful cache on a processor."""
-        return self.wanted.kv_cache == "stateful" and self.wanted.device == "CPU"
+        return self.request.kv_cache == "stateful" and self.request.device == "CPU"
 
     @property
     def is_whole(self) -> bool:
         """Whether the matrices that whole windows are multiplied by stay as they are."""
-        return not self.rounds or is_faster_whole(self.arithmetic)
+        return not self.uses_int8 or is_faster_whole(self.compute_precision)

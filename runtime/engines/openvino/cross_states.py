@@ -33,7 +33,7 @@ def cross_attention_projection(
 
     Returns:
         a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch, as
-        `turn_cross_states` takes them.
+        `transpose_cross_states` takes them.
     """
     hidden = port(decoder.inputs, "encoder_hidden_states").get_node()
     tokens = port(decoder.inputs, "input_ids").get_node()
@@ -105,7 +105,7 @@ def _matrix_by_audio(
     return (found if bias is None else ops.add(found, constant(bias, 1))).output(0)
 
 
-def turn_cross_states(
+def transpose_cross_states(
     decoder_with_past: ov.Model, element_type: ov.Type, *, multiply_in_it: bool
 ) -> None:
     """Take the cross-attention states as they are read fastest, at every step, in place.

@@ -20,7 +20,12 @@ from whisper_npu.runtime.engines.kv_cache import ConcatCache, KVCache, StaticCac
 from whisper_npu.runtime.engines.openvino.alignment import align, read_alignment_graph
 from whisper_npu.runtime.engines.openvino.compile import GraphCompiler
 from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
-from whisper_npu.runtime.engines.openvino.compile_config import CacheKind, Plan, Precision, Wanted
+from whisper_npu.runtime.engines.openvino.compile_config import (
+    CacheKind,
+    CompileRequest,
+    Plan,
+    Precision,
+)
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.sessions import (
     CachedSession,
@@ -61,7 +66,7 @@ class OpenVINOBackend(SingleStream):
             device: an OpenVINO device name.
             kv_cache: where past states are kept.
             precision: arithmetic the device is asked for. `int8` multiplies by matrices in 8
-                bits (see `eight_bits`). The rest of the encoder, and what is done with
+                bits (see `int8_weights`). The rest of the encoder, and what is done with
                 cross-attention's states, is in bf16 where the processor computes in it, else in
                 f32, as the rest of the decoder is; with AMX all of the encoder is in bf16.
                 `auto` is int8 for the stateful cache on a processor that multiplies in it,
@@ -85,13 +90,13 @@ class OpenVINOBackend(SingleStream):
         self._kv_cache: CacheKind = kv_cache
         self._wanted_precision: Precision = precision
         self.calls = DeviceCalls(device)
-        wanted = Wanted(device, kv_cache, precision, threads, streams)
+        wanted = CompileRequest(device, kv_cache, precision, threads, streams)
         with self.calls:
             self._plan = Plan(self._core, wanted)
             self._compiler = GraphCompiler(self._core, folder, self._plan)
             compiled = self._compiler.compile(cache)
-        self._facts = compiled.facts
-        self._n_text_ctx = folder.context_length(self._facts.dimensions.n_text_ctx)
+        self._info = compiled.info
+        self._n_text_ctx = folder.context_length(self._info.dimensions.n_text_ctx)
         self._n_threads_used = 1
         if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
             found = compiled.graphs["encoder"].get_property("INFERENCE_NUM_THREADS")
@@ -112,11 +117,11 @@ class OpenVINOBackend(SingleStream):
             Thread(target=self._try_to_prepare, name="whisper-npu-preparing").start()
 
     def _may_race(self, name: str) -> bool:
-        """Whether a graph's first run is to be kept to one thread; see `one_thread`.
+        """Whether a graph's first run is to be kept to one thread; see `workarounds`.
 
         Where the plugin keeps the states, kernels of the decoder's work their shapes out alone.
         """
-        return self._facts.elastic if name == "encoder" else not self._plan.is_fast_path
+        return self._info.elastic if name == "encoder" else not self._plan.is_fast_path
 
     def _try_to_prepare(self) -> None:
         with suppress(DeviceError):  # whoever encodes is told
@@ -168,18 +173,18 @@ class OpenVINOBackend(SingleStream):
     @property
     def n_mels(self) -> int:
         """Mel bands the encoder takes."""
-        return self._facts.dimensions.n_mels
+        return self._info.dimensions.n_mels
 
     @property
     def n_audio_ctx(self) -> int:
         """Positions the encoder gives for a window."""
-        return self._facts.dimensions.n_audio_ctx
+        return self._info.dimensions.n_audio_ctx
 
     @property
     def window_frames(self) -> tuple[int, ...]:
         """Frames a window may have: every 2 s, where the encoder could be made elastic."""
         whole = 2 * self.n_audio_ctx
-        shorter = range(_WINDOW_STEP, whole, _WINDOW_STEP) if self._facts.elastic else ()
+        shorter = range(_WINDOW_STEP, whole, _WINDOW_STEP) if self._info.elastic else ()
         return (*shorter, whole)
 
     @property
@@ -190,7 +195,7 @@ class OpenVINOBackend(SingleStream):
     @property
     def n_vocab(self) -> int:
         """Tokens the decoder chooses from."""
-        return self._facts.dimensions.n_vocab
+        return self._info.dimensions.n_vocab
 
     @property
     def device(self) -> str:
@@ -210,8 +215,8 @@ class OpenVINOBackend(SingleStream):
     @property
     def precision(self) -> str:
         """The arithmetic the device was asked for; `int8+` what the encoder does all else in."""
-        arithmetic = self._plan.arithmetic
-        return f"int8+{arithmetic}" if self._facts.in_eight_bits else arithmetic
+        compute_precision = self._plan.compute_precision
+        return f"int8+{compute_precision}" if self._info.is_int8 else compute_precision
 
     @property
     def is_exact(self) -> bool:
@@ -228,7 +233,7 @@ class OpenVINOBackend(SingleStream):
         Returns:
             float32 `(windows, frames // 2, n_audio_state)`.
         """
-        d = self._facts.dimensions
+        d = self._info.dimensions
         out = np.empty((len(features), features.shape[2] // 2, d.n_audio_state), np.float32)
         pool = self._pools["encoder"]
         if not pool.is_prepared:
@@ -273,16 +278,16 @@ class OpenVINOBackend(SingleStream):
                 self._pools["with_past"],
                 audio,
                 rows_per_window,
-                self._facts.dimensions,
+                self._info.dimensions,
                 self._n_text_ctx,
                 on_processor=self._device.startswith("CPU"),
-                heads=self._facts.heads,
+                heads=self._info.heads,
             )
         if rows_per_window > 1:
             audio = np.repeat(audio, rows_per_window, axis=0)
         if self._kv_cache == "off":
             return UncachedSession(self._pools["decoder"], audio, self._n_text_ctx)
-        contract = self._facts.contract
+        contract = self._info.contract
         if contract is None:
             raise ModelError("the KV contract is not known")
         cache: KVCache

@@ -160,7 +160,7 @@ def converted(value: ov.Output, element_type: ov.Type) -> ov.Output:
     return ops.convert(value, element_type.get_type_name()).output(0)
 
 
-def store_by_output(model: ov.Model) -> None:
+def transpose_weights(model: ov.Model) -> None:
     """Store the matrices that a graph multiplies by as the processor's plugin reads them, in place.
 
     It turns those of the other order each time a compiled graph is loaded, and keeps the copy.

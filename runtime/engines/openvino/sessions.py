@@ -48,7 +48,7 @@ class RequestPool:
             compiled: the graph.
             device: what messages call the device it runs on.
             n_alone: copies of it, one for each stream, that one thread is to run the first time
-                (`one_thread`); 0 where that is no need.
+                (`workarounds`); 0 where that is no need.
         """
         self.compiled = compiled
         self.calls = DeviceCalls(device)

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import soundfile
 import soxr
 from audio_files import RATE, voice, write_with_ffmpeg
 
-from whisper_npu.errors import AudioError
+from whisper_npu.errors import AudioError, AudioInputError, UsageError
 from whisper_npu.runtime.audio.source import CHUNK_FRAMES
 from whisper_npu.runtime.audio.stream import (
     BLOCK_SAMPLES,
@@ -22,6 +23,7 @@ from whisper_npu.runtime.audio.stream import (
     list_audio_files,
     load_audio,
     open_audio,
+    open_streams,
 )
 
 SECONDS = 3.0
@@ -196,23 +198,96 @@ class TestArrays:
     def test_duration_is_known(self):
         assert open_audio(np.zeros(8_000, np.float32)).duration_estimate == 0.5
 
-    @pytest.mark.parametrize("shape", [(), (2, 16_000), (16_000, 1)])
-    def test_more_or_less_than_one_dimension_is_refused(self, shape):
-        with pytest.raises(AudioError, match=r"array of shape .*pass one channel"):
+    @pytest.mark.parametrize("dtype", [np.int16, ">i2", np.int32, ">i4", np.uint8])
+    def test_integers_are_divided_by_their_scale(self, dtype):
+        kind = np.dtype(dtype)
+        limits, half = np.iinfo(kind), 2.0 ** (8 * kind.itemsize - 1)
+        zero = 128 if kind.kind == "u" else 0
+        samples = np.array([limits.min, zero, zero + limits.max // 4, limits.max], kind)
+        expected = (samples.astype(np.float64) - zero) / half
+        np.testing.assert_array_equal(load_audio(samples), expected.astype(np.float32))
+
+    @pytest.mark.parametrize(
+        ("subtype", "dtype"),
+        [("PCM_16", "int16"), ("PCM_32", "int32"), ("FLOAT", "float32"), ("DOUBLE", "float64")],
+    )
+    def test_an_array_is_what_its_file_is(self, tmp_path, subtype, dtype):
+        path = tmp_path / "x.wav"
+        stereo = np.stack((voice(1.0), noise(RATE)), axis=1)
+        soundfile.write(path, stereo, 44_100, subtype)
+        samples, rate = soundfile.read(path, dtype=dtype)
+        np.testing.assert_array_equal(load_audio(samples, sample_rate=rate), load_audio(path))
+
+    def test_channels_are_mixed_or_chosen(self):
+        stereo = np.stack((voice(1.0), noise(RATE)), axis=1)
+        np.testing.assert_array_equal(load_audio(stereo), stereo.mean(axis=1, dtype=np.float32))
+        np.testing.assert_array_equal(load_audio(stereo, channels="right"), stereo[:, 1])
+        np.testing.assert_array_equal(load_audio(stereo[:, :1]), stereo[:, 0])
+        names = [stream.channel for stream in open_streams(stereo, channels="split")]
+        assert names == ["left", "right"]
+
+    def test_many_channels(self):
+        wide = np.tile(noise(3_000)[:, np.newaxis], 500)
+        np.testing.assert_allclose(load_audio(wide), wide[:, 0], atol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(), (2, 3, 4)])
+    def test_other_numbers_of_dimensions_are_refused(self, shape):
+        with pytest.raises(AudioInputError, match=r"shape .*; pass \(n_samples,\) or \("):
             load_audio(np.zeros(shape, np.float32))
 
-    @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int64, bool, complex, object])
+    @pytest.mark.parametrize("shape", [(2, 16_000), (1, 16_000), (16_000, 2_000)])
+    def test_channels_first_are_refused(self, shape):
+        with pytest.raises(AudioInputError, match=r"is \(n_channels, n_samples\), pass array\.T"):
+            load_audio(np.zeros(shape, np.float32))
+
+    @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, bool, complex, object, str])
     def test_other_dtypes_are_refused(self, dtype):
-        with pytest.raises(AudioError, match=r"array of dtype .*pass floats in \[-1, 1\] or int16"):
+        expected = r"array of dtype .*pass floats in \[-1, 1\], int16, int32 or uint8"
+        with pytest.raises(AudioInputError, match=expected):
             load_audio(np.zeros(16_000, dtype))
 
-    def test_an_empty_array_holds_no_audio(self):
-        with pytest.raises(AudioError, match="array: no audio samples in it"):
-            load_audio(np.zeros(0, np.float32))
+    @pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
+    def test_an_empty_array_is_empty_audio(self, shape):
+        samples = load_audio(np.zeros(shape, np.int16), sample_rate=44_100)
+        assert (samples.shape, samples.dtype) == ((0,), np.float32)
 
-    def test_other_objects_are_refused(self):
-        with pytest.raises(AudioError, match="audio of type list; pass a path"):
-            load_audio([0.0, 0.1])
+    def test_arrays_of_other_libraries(self):
+        class Tensor:
+            def __init__(self, samples):
+                self._samples = samples
+
+            def __array__(self, dtype=None, copy=None):
+                if self._samples is None:
+                    raise TypeError("cannot convert a tensor on another device")
+                return self._samples
+
+        np.testing.assert_array_equal(load_audio(Tensor(voice(1.0))), voice(1.0))
+        with pytest.raises(AudioInputError, match="type Tensor is no numpy array: cannot convert"):
+            load_audio(Tensor(None))
+
+    @pytest.mark.parametrize("rate", [0, -16_000, "16000", 16_000.5, float("nan")])
+    def test_a_rate_is_a_whole_number_of_hertz(self, rate):
+        with pytest.raises(UsageError, match=r"sample_rate is .*; give Hz, 1000 to"):
+            load_audio(voice(1.0), sample_rate=rate)
+
+    def test_a_wrong_rate_is_noticed_in_integers_and_channels(self):
+        slow = np.repeat(voice(6.0), 3)
+        scaled = (np.stack((slow, slow), axis=1) * 2**31).clip(-(2**31), 2**31 - 1)
+        with open_audio(scaled.astype(np.int32)) as stream:
+            list(stream)
+        with open_audio(slow) as one:
+            list(one)
+        assert stream.warnings == one.warnings
+
+    @pytest.mark.parametrize("given", [[0.0, 0.1], None, 5, object()])
+    def test_other_objects_are_refused(self, given):
+        expected = f"audio of type {type(given).__name__}; pass a path, a file opened"
+        with pytest.raises(AudioInputError, match=expected):
+            load_audio(given)
+
+    def test_a_wrong_object_is_both_errors(self):
+        assert issubclass(AudioInputError, AudioError)
+        assert issubclass(AudioInputError, UsageError)
 
 
 class TestOpenFiles:
@@ -233,8 +308,38 @@ class TestOpenFiles:
             np.testing.assert_array_equal(load_audio(file), load_audio(path))
             assert not file.closed
 
-    def test_bytes_in_memory(self, path):
-        np.testing.assert_array_equal(load_audio(io.BytesIO(path.read_bytes())), load_audio(path))
+    @pytest.mark.parametrize("kind", [io.BytesIO, bytes, bytearray, memoryview])
+    def test_bytes_in_memory(self, path, kind):
+        np.testing.assert_array_equal(load_audio(kind(path.read_bytes())), load_audio(path))
+
+    def test_bytes_that_were_just_written(self, path):
+        """The position is at their end."""
+        file = io.BytesIO()
+        file.write(path.read_bytes())
+        np.testing.assert_array_equal(load_audio(file), load_audio(path))
+
+    @pytest.mark.parametrize("max_size", [0, 1, 2**24])
+    def test_a_spooled_file(self, path, max_size):
+        with tempfile.SpooledTemporaryFile(max_size=max_size) as file:
+            file.write(path.read_bytes())
+            np.testing.assert_array_equal(load_audio(file), load_audio(path))
+            assert file.tell() is not None  # still open
+
+    def test_a_temporary_file(self, path):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(path.read_bytes())
+            np.testing.assert_array_equal(load_audio(file), load_audio(path))
+
+    def test_an_object_with_a_path(self, path):
+        class Entry(os.PathLike):
+            def __init__(self, name):
+                self._name = name
+
+            def __fspath__(self):
+                return self._name
+
+        for name in (str(path), os.fsencode(path)):
+            np.testing.assert_array_equal(load_audio(Entry(name)), load_audio(path))
 
     def test_a_pipe(self, path):
         reader, writer = os.pipe()
@@ -263,6 +368,31 @@ class TestOpenFiles:
     def test_a_text_stream_is_refused(self, path):
         with path.open("r", encoding="latin-1") as text, pytest.raises(AudioError, match="binary"):
             load_audio(text)
+
+    def test_text_by_another_name_is_refused(self):
+        with tempfile.SpooledTemporaryFile(mode="w+") as text:
+            text.write("RIFF")
+            with pytest.raises(AudioInputError, match="stream: gives text, not bytes; open it in"):
+                load_audio(text)
+
+    @pytest.mark.parametrize("given", [b"", io.BytesIO()])
+    def test_no_bytes_are_no_recording(self, given):
+        with pytest.raises(AudioError, match="is empty"):
+            load_audio(given)
+
+    def test_a_closed_file_is_refused(self, path):
+        with path.open("rb") as file:
+            pass
+        with pytest.raises(AudioInputError, match="closed file; pass a file that is open"):
+            load_audio(file)
+
+    def test_a_file_open_to_write_is_refused(self, tmp_path):
+        with (tmp_path / "x.wav").open("wb") as file, pytest.raises(AudioError, match=r"x\.wav: "):
+            load_audio(file)
+
+    def test_files_say_their_rate(self, path):
+        with pytest.raises(UsageError, match="sample_rate is for arrays"):
+            load_audio(path.read_bytes(), sample_rate=16_000)
 
 
 def test_standard_input_of_a_process(tmp_path):

@@ -574,7 +574,7 @@ class TestBombs:
         """Bytes that this process or its child needs at most to read a recording in blocks."""
         code = (
             "import resource, sys; from whisper_npu.runtime.audio.stream import open_audio;"
-            "from whisper_npu.runtime import ffmpeg_process;"
+            "from whisper_npu.runtime.audio import ffmpeg_process;"
             "samples = sum(map(len, open_audio(sys.argv[1])));"
             "ffmpeg_process._end_idle();"
             "who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN;"

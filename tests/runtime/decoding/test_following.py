@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from model_surgery import edit_manifest
+from other_threads import TASKS, run_program
 
 from whisper_npu import load_model
 from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
@@ -38,18 +37,16 @@ def expected(backend, audio, tokens):
 
 
 SPINNING = """
-import time
 import numpy as np
 import openvino as ov
+from other_threads import seconds_of_other_threads
 from whisper_npu.runtime.engines.openvino.alignment_queries import attention_weights
 keys = {"past_key_values.0.encoder.key": ov.Tensor(np.zeros((1, 1, 64, 1500), np.float32))}
 queries = np.zeros((1, 85, 64), np.float32)
-time.sleep(0.5)  # what was started with the process has gone to sleep
-before = time.process_time() - time.thread_time()
+before = seconds_of_other_threads()
 for _ in range(50):
     list(attention_weights(queries, keys, [(0, 0)], 0, 675, 2))
-time.sleep(0.2)
-print(time.process_time() - time.thread_time() - before)
+print(seconds_of_other_threads() - before)
 """
 
 
@@ -93,12 +90,10 @@ class TestFollowing:
         np.testing.assert_allclose(found, pooled, rtol=1e-3, atol=1e-6)
         session.close()
 
+    @pytest.mark.skipif(not TASKS.is_dir(), reason="only Linux tells what threads do")
     def test_it_is_computed_in_the_thread_that_asks(self):
         """Threads of BLAS would wait for processor cores that decode, and spin on them."""
-        run = subprocess.run(
-            [sys.executable, "-c", SPINNING], capture_output=True, text=True, check=True
-        )
-        assert float(run.stdout) < 0.02  # seconds of other threads; spinning, they take 0.1
+        assert run_program(SPINNING) < 0.005  # not at all; spinning, they take 0.1
 
     def test_a_compiled_graph_from_the_disk_follows_too(
         self, tiny_folder, tmp_path, audio, tokens, expected

@@ -5,7 +5,12 @@ import pytest
 from fake_backend import FakeBackend, Say, write_companions
 
 from whisper_npu.runtime.decoding.decode import DecodingOptions, decode_windows
-from whisper_npu.runtime.decoding.loop_detection import is_endless, is_loop
+from whisper_npu.runtime.decoding.loop_detection import (
+    is_endless,
+    is_loop,
+    says_twice,
+    spoken_length,
+)
 from whisper_npu.runtime.text.tokenizer import Tokenizer, Vocabulary
 from whisper_npu.runtime.timing import StageTimes
 
@@ -54,3 +59,34 @@ def test_loops_are_cut_off(tmp_path, options):
     assert len(cut) == 112
     assert cut == tokens[:112]
     assert n_fed == 113
+
+
+@pytest.mark.parametrize(
+    ("tokens", "twice"),
+    [
+        ([1, 2, 3, 4, 5] * 2, True),
+        ([9, 8, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 7], True),
+        ([1, 2, 3, 4] * 2, False),
+        ([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5], False),
+        ([1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6], False),
+        ([], False),
+    ],
+)
+def test_a_phrase_of_five_tokens_said_twice(tokens, twice):
+    assert says_twice(tokens) is twice
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("", 0),
+        ("Übermut", 7),
+        ("谢谢。", 7),
+        ("ありがとう", 15),
+        ("감사", 6),
+        ("Ja, 谢", 7),
+        ("спасибо", 7),
+    ],
+)
+def test_signs_for_syllables_take_as_long_as_three_letters(text, length):
+    assert spoken_length(text) == length

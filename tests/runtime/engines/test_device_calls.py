@@ -18,7 +18,7 @@ from whisper_npu.npu.devices import EMULATED
 from whisper_npu.npu.static_engine import OpenVINORequest
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
 from whisper_npu.runtime.engines.onnxruntime import GraphSession
-from whisper_npu.runtime.engines.openvino.compile_config import Plan, Wanted
+from whisper_npu.runtime.engines.openvino.compile_config import CompileRequest, Plan
 from whisper_npu.runtime.engines.openvino.sessions import RequestPool
 from whisper_npu.runtime.features.vad import VoiceActivity
 
@@ -127,9 +127,9 @@ class ManyGpus:
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are():
     for device in ("GPU", "GPU.1"):
-        Plan(ManyGpus(), Wanted(device, "stateful", "f32", 0, 1))
+        Plan(ManyGpus(), CompileRequest(device, "stateful", "f32", 0, 1))
     with pytest.raises(DeviceError, match=r"GPU.7 is not available here; .*CPU, GPU.0, GPU.1"):
-        Plan(ManyGpus(), Wanted("GPU.7", "stateful", "f32", 0, 1))
+        Plan(ManyGpus(), CompileRequest("GPU.7", "stateful", "f32", 0, 1))
 
 
 FORKED = """

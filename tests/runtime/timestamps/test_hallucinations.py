@@ -1,4 +1,4 @@
-"""openai/whisper's rules for made-up text, on segments made for the purpose."""
+"""openai/whisper's rules for hallucinated text, on segments made for the purpose."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -103,14 +103,17 @@ def test_edges_of_the_window_count_for_silence() -> None:
 
 
 def test_what_is_hallucinated_is_accounted_for_within_its_window() -> None:
-    """Its words may fade out behind what is left of the window; found first is not said first."""
-    job = SimpleNamespace(coverage=Coverage())
-    heard = SimpleNamespace(
+    """Its words may fade out after the rest of the window; found first is not said first."""
+    session = SimpleNamespace(coverage=Coverage())
+    result = SimpleNamespace(
         window=Window(0, 1000), outcome=SimpleNamespace(decoded=SimpleNamespace(unheard=()))
     )
     hallucinated = [_segment(_word(9, 10.14)), _segment(_word(2, 3))]
     TranscriptionSession.account(
-        cast(TranscriptionSession, job), cast(WindowResult, heard), 10.0, Text([], hallucinated)
+        cast(TranscriptionSession, session),
+        cast(WindowResult, result),
+        10.0,
+        Text([], hallucinated),
     )
-    assert sum(job.coverage.seconds().values()) == pytest.approx(10)
-    assert job.coverage.seconds()["dropped"] == pytest.approx(2)
+    assert sum(session.coverage.seconds().values()) == pytest.approx(10)
+    assert session.coverage.seconds()["dropped"] == pytest.approx(2)

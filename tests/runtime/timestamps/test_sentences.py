@@ -14,6 +14,7 @@ from whisper_npu import load_model
 from whisper_npu.runtime.decoding import fallback
 from whisper_npu.runtime.decoding.decode import DecodedWindow, DecodingOptions
 from whisper_npu.runtime.decoding.fallback import decode_with_fallback
+from whisper_npu.runtime.decoding.quality import Action
 from whisper_npu.runtime.model_folder.config import ModelConfig
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.timestamps.sentences import with_timestamps
@@ -280,7 +281,7 @@ class TestAttempts:
     def test_nor_is_a_window_divided_before(self, monkeypatch, n_flawed, loops):
         tried, outcome = self.attempts(monkeypatch, (0.0, 0.2), n_flawed, splittable=[True])
         assert tried == [(0.0, True), (0.0, False)]
-        assert outcome.in_parts == loops
+        assert (outcome.verdict.action is Action.SPLIT) == loops
 
     def test_a_single_temperature_is_a_single_attempt(self, monkeypatch):
         tried, outcome = self.attempts(monkeypatch, (0.0,), 1)

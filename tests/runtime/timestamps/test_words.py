@@ -15,10 +15,10 @@ from whisper_npu.runtime.timestamps.words import (
     PREPEND_PUNCTUATIONS,
     WordTiming,
     add_word_timestamps,
+    adjust_word_boundaries,
     fit_to_segment,
     last_word_end,
     merge_punctuation,
-    sound_out,
     typical_duration,
 )
 
@@ -130,7 +130,7 @@ def test_words_last_until_the_next_or_fade_into_a_pause() -> None:
         [],
         [_timing(" c", 0.6, 0.7), _timing(" d", 1.0, 1.5)],
     ]
-    sounding = sound_out(spoken, 1.6)
+    sounding = adjust_word_boundaries(spoken, 1.6)
     assert [[t.word for t in words] for words in sounding] == [[" a", " b"], [], [" c", " d"]]
     times = [(t.start, t.end) for words in sounding for t in words]
     assert np.array(times) == pytest.approx(
@@ -140,7 +140,7 @@ def test_words_last_until_the_next_or_fade_into_a_pause() -> None:
 
 @pytest.mark.parametrize("window_end", [0.2, 0.3])
 def test_a_word_that_reaches_the_end_of_the_window_stays_there(window_end: float) -> None:
-    assert sound_out([[_timing(" a", 0.1, 0.3)]], window_end)[0][0].end == 0.3
+    assert adjust_word_boundaries([[_timing(" a", 0.1, 0.3)]], window_end)[0][0].end == 0.3
 
 
 def test_no_word_lies_in_the_padding(tokenizer: Tokenizer) -> None:

@@ -15,6 +15,7 @@ from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.transcription.language import SpokenLanguage
 from whisper_npu.runtime.transcription.live import Committed, LiveTranscriber
+from whisper_npu.runtime.transcription.model import WhisperModel
 
 PITCH = {"de": (1000, 26), "es": (1500, 36), "fr": (2250, 47)}  # hertz and mel band
 
@@ -158,9 +159,8 @@ class Polyglot(Pitches):
 @pytest.fixture
 def model(tmp_path):
     fake = fake_model(tmp_path, [Say(())])
-    fake.backend = Polyglot(fake.tokenizer)
-    fake.voice_activity = LoudIsSpeech()
-    return fake
+    polyglot = Polyglot(fake.tokenizer)
+    return WhisperModel(fake.folder, polyglot, fake.tokenizer, LoudIsSpeech())
 
 
 @pytest.fixture

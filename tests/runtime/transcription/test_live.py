@@ -265,6 +265,8 @@ class TestChunks:
         audio = speech(0, 4)
         whole = np.round(audio * 32767).astype(np.int16)
         assert session(english(model), whole) == session(english(model), audio)
+        wide = whole.astype(np.int32) << 16
+        assert session(english(model), wide) == session(english(model), whole)
 
     def test_nothing_at_all(self, model):
         live = english(model)
@@ -276,7 +278,8 @@ class TestChunks:
         ("samples", "message"),
         [
             (np.zeros((2, 100), np.float32), "shape"),
-            (np.zeros(100, np.int32), "int32"),
+            (np.zeros(100, np.int64), "int64"),
+            (b"\0\0", r"type bytes; feed a numpy array, which np\.frombuffer"),
             (np.full(100, np.nan, np.float32), "finite"),
             (np.full(100, 1e12), "finite"),
         ],

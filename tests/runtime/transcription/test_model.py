@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from fake_backend import ENGLISH, SEQUENTIAL, SURE, Say, fake_model, sound
 
-from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.errors import AudioError, AudioInputError, UsageError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.batched import BatchedStrategy
@@ -296,6 +296,30 @@ class TestErrors:
         with pytest.raises(AudioError, match="no audio samples"):
             _ = model.transcribe(path, **ENGLISH).text
         assert model.backend.asked == []
+
+    @pytest.mark.parametrize("mode", ["auto", "sequential", "batched"])
+    def test_an_empty_array_has_an_empty_result(self, make, mode):
+        model = make(Say((5, 6)))
+        result = model.transcribe(np.zeros(0, np.float32), mode=mode).result()
+        assert (result.text, result.segments, result.duration) == ("", (), 0.0)
+        assert result.coverage.spans == ()
+        assert result.warnings == ()
+        assert model.backend.asked == []
+
+    def test_empty_arrays_among_others(self, make, words):
+        model = make(Say(tuple(words(" Yes."))))
+        recordings = [sound(2), np.zeros(0, np.float32), sound(2)]
+        streams = list(model.transcribe_all(recordings, **ENGLISH, without_timestamps=True))
+        assert [stream.text for stream in streams] == ["Yes.", "", "Yes."]
+        both = model.transcribe(np.zeros((0, 2), np.int16), channels="split", language="en")
+        assert (both.text, both.segments, both.duration) == ("", (), 0.0)
+
+    def test_a_wrong_array_fails_alone(self, make, words):
+        model = make(Say(tuple(words(" Yes."))))
+        recordings = [sound(2), np.zeros((2, 16_000), np.float32), sound(2)]
+        one, wrong, two = model.transcribe_all(recordings, **ENGLISH, without_timestamps=True)
+        assert isinstance(wrong, AudioInputError)
+        assert one.text == two.text == "Yes."
 
     def test_after_an_error_there_is_no_half_result(self, make, words):
         model = make(Say(()))

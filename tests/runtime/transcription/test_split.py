@@ -120,7 +120,7 @@ class TestTwoSpeakers:
         updates = stream.updates()
         next(updates)
         updates.close()
-        with pytest.raises(UsageError, match="given up"):
+        with pytest.raises(UsageError, match="closed before its end"):
             stream.result()
 
     def test_a_disk_that_fails(self, model, call):

@@ -151,7 +151,7 @@ class TestOneStream:
 
     def test_a_callback_may_close(self, model):
         stream = model.transcribe(sounds(100)[0], on_partial=lambda _: stream.close(), **INVENT)
-        with pytest.raises(UsageError, match="given up"):
+        with pytest.raises(UsageError, match="closed before its end"):
             stream.result()
         assert len(model.backend.windows) == 1
         assert stream.partial_result().segments == ()  # its window left its batch half decoded

@@ -155,7 +155,7 @@ class TestRealGraphs:
     def test_a_stream_that_is_closed_has_no_result(self, model, recordings):
         stream = model.transcribe(recordings[0], **OPTIONS)
         stream.close()
-        with pytest.raises(UsageError, match="given up"):
+        with pytest.raises(UsageError, match="closed before its end"):
             stream.result()
 
     def test_an_option_that_is_wrong_is_told_at_once(self, model, recordings):

@@ -324,7 +324,7 @@ def edit_header(entry, edit):
 
 
 def forget_facts(entry):
-    edit_header(entry, lambda header: header.update(facts={"dimensions": {}}))
+    edit_header(entry, lambda header: header.update(info={"dimensions": {}}))
 
 
 def spoil_facts(entry):

@@ -251,8 +251,8 @@ print("done")
 """
 
 
-def start(folder, graphs):
-    command = [sys.executable, "-c", _PROGRAM, str(folder), str(graphs)]
+def start(folder, graphs, before="", *arguments):
+    command = [sys.executable, "-c", before + _PROGRAM, *map(str, (folder, graphs, *arguments))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -263,17 +263,45 @@ def test_processes_share_the_cache(tmp_path):
     assert len(CompileCache(tmp_path / "shared", 1 << 30).entries()) == 6
 
 
-def test_a_kill_at_any_moment_does_no_harm(tmp_path):
+# Stops for good at the third argument's moment: before something is done to the cache's folder, or
+# with half of a part of a file written.
+_STOPS = """
+import itertools, sys, tempfile, threading
+moments = itertools.count(1)
+
+def moment():
+    if next(moments) == int(sys.argv[3]):
+        print("here", flush=True)
+        threading.Event().wait()
+
+def before(event, arguments):
+    if event in ("open", "os.mkdir", "os.rename") and sys.argv[1] in str(arguments):
+        moment()
+
+def in_halves(*arguments, make=tempfile.NamedTemporaryFile, **options):
+    made = make(*arguments, **options)
+    def write(content, write=made.file.write):
+        half = len(content) // 2
+        write(content[:half])
+        made.file.flush()
+        moment()
+        write(content[half:])
+    made.write = write
+    return made
+
+tempfile.NamedTemporaryFile = in_halves
+sys.addaudithook(before)
+"""
+
+
+@pytest.mark.parametrize("moment", range(1, 12))
+def test_a_kill_at_any_moment_does_no_harm(tmp_path, moment):
     folder = tmp_path / "killed"
-    for seed in range(4):
-        process = start(folder, 40)
-        deadline = time.monotonic() + 20
-        while not list(folder.glob("*")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.03 * seed)
-        process.kill()
-        process.communicate()
-    out, error = start(folder, 8).communicate(timeout=60)
+    process = start(folder, 40, _STOPS, moment)
+    assert process.stdout.readline() == "here\n"
+    process.kill()
+    process.communicate()
+    out, error = start(folder, 3).communicate(timeout=60)
     assert out.strip() == "done", error
 
 

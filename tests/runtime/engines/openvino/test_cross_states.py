@@ -74,7 +74,7 @@ def test_turned_states_give_the_same(spelling, element_type, multiply_in_it, tol
     states, _ = as_bf16(states)
     want = run(attention(spelling), queries, *states)
     model = attention(spelling)
-    cross_states.turn_cross_states(model, element_type, multiply_in_it=multiply_in_it)
+    cross_states.transpose_cross_states(model, element_type, multiply_in_it=multiply_in_it)
     turned = [np.ascontiguousarray(each.transpose(TURN)) for each in states]
     if element_type == ov.Type.bf16:
         turned = [as_bf16(each)[1] for each in turned]
@@ -97,7 +97,7 @@ def precisions(nodes, layer):
 def test_what_they_are_multiplied_in(tiny_en_folder, multiply_in_it):
     """Both products of each cross-attention; in the graph's own type otherwise."""
     model = ov.Core().read_model(tiny_en_folder / DECODER_WITH_PAST)
-    cross_states.turn_cross_states(model, ov.Type.bf16, multiply_in_it=multiply_in_it)
+    cross_states.transpose_cross_states(model, ov.Type.bf16, multiply_in_it=multiply_in_it)
     for tensor in model.inputs:
         if ".encoder." in tensor.get_any_name():
             assert tensor.element_type == ov.Type.bf16
@@ -113,7 +113,7 @@ def test_what_they_are_multiplied_in(tiny_en_folder, multiply_in_it):
 def test_the_plugin_follows():
     """A product in bf16 within a graph in f32."""
     model = attention("transposed")
-    cross_states.turn_cross_states(model, ov.Type.bf16, multiply_in_it=True)
+    cross_states.transpose_cross_states(model, ov.Type.bf16, multiply_in_it=True)
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     nodes = ov.Core().compile_model(model, "CPU", config).get_runtime_model().get_ordered_ops()
     assert precisions(nodes, "MatMul") == ["bf16", "bf16"]

@@ -154,7 +154,7 @@ class TestBackend:
         monkeypatch.setattr(Plan, "_pick_arithmetic", lambda _self: beside)
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
         whole = "amx_bf16" in flags and beside == "bf16"
-        options = backend._facts.options
+        options = backend._info.options
         rounded = {name for name in options if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in options[name]}
         assert rounded == {"with_past"} | (set() if whole else {"encoder", "cross"})
         assert backend.precision == f"int8+{beside}"

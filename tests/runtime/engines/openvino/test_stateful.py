@@ -14,7 +14,7 @@ from decoding_checks import (
 
 from whisper_npu import load_model
 from whisper_npu.runtime.engines.openvino import stateful
-from whisper_npu.runtime.engines.openvino.compile_config import Plan, Wanted
+from whisper_npu.runtime.engines.openvino.compile_config import CompileRequest, Plan
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.stateful_session import parts_of_prompt
 from whisper_npu.runtime.engines.protocol import N_LOGITS
@@ -147,6 +147,6 @@ def test_a_prompt_in_parts_is_the_prompt_at_once(tiny_folder, audio, rows, expec
 
 def test_kernels_of_few_shapes_are_kept():
     """A compiled graph does not tell; the growth itself is in docs/streaming.md."""
-    plan = Plan(openvino_core(), Wanted("CPU", "stateful", "f32", 0, 1))
+    plan = Plan(openvino_core(), CompileRequest("CPU", "stateful", "f32", 0, 1))
     assert plan.config["CPU_RUNTIME_CACHE_CAPACITY"] < 100
     assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024

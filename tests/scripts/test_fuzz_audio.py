@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from audio_files import RATE, voice, write_with_ffmpeg
 
-from whisper_npu.scripts import fuzz_audio
-from whisper_npu.scripts.benchmarks.audio_mutations import mutate
-from whisper_npu.scripts.fuzz_audio import (
+from whisper_npu.scripts.benchmarks import audio_fuzzing
+from whisper_npu.scripts.benchmarks.audio_fuzzing import (
     CANNOT,
     CRASHED,
+    FAULTS,
     HANG,
     READ,
     REFUSED,
@@ -19,10 +19,11 @@ from whisper_npu.scripts.fuzz_audio import (
     TRACEBACK,
     Verdict,
     decode,
-    main,
     transcribe,
     write_files,
 )
+from whisper_npu.scripts.benchmarks.audio_mutations import mutate
+from whisper_npu.scripts.fuzz_audio import main
 
 N_FILES = 600
 
@@ -42,7 +43,7 @@ for line in sys.stdin:
 @pytest.fixture
 def odd_worker(monkeypatch):
     monkeypatch.setattr(
-        fuzz_audio, "_worker_command", lambda **_: [sys.executable, "-c", ODD_WORKER]
+        audio_fuzzing, "_worker_command", lambda **_: [sys.executable, "-c", ODD_WORKER]
     )
 
 
@@ -61,7 +62,7 @@ def test_the_same_with_ffmpeg_in_its_child(tmp_path):
     files = write_files(tmp_path, 40, seed=1)
     verdicts = list(decode(files, 60, isolated=True))
     assert [verdict.path for verdict in verdicts] == files
-    assert {verdict.outcome for verdict in verdicts}.isdisjoint(fuzz_audio.FAULTS), verdicts
+    assert {verdict.outcome for verdict in verdicts}.isdisjoint(FAULTS), verdicts
 
 
 def test_the_damage_is_the_same_for_the_same_seed():
@@ -95,7 +96,7 @@ def test_failing_files_are_kept(tmp_path, odd_worker, monkeypatch, capsys):
         (folder / "crash.wav").write_bytes(b"content")
         return [folder / "crash.wav"]
 
-    monkeypatch.setattr(fuzz_audio, "write_files", write)
+    monkeypatch.setattr(audio_fuzzing, "write_files", write)
     kept = tmp_path / "kept"
     assert main(["--files", "1", "--keep", str(kept)]) == 1
     assert (kept / "crash.wav").read_bytes() == b"content"
@@ -144,7 +145,7 @@ class TestTranscribe:
                 command, code if is_bad else 0, said, error if is_bad else ""
             )
 
-        monkeypatch.setattr(fuzz_audio.subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "run", run)
         verdicts = transcribe(files, "model", 60)
         assert [each.outcome for each in verdicts] == [READ, READ, outcome, READ, READ]
 
@@ -152,6 +153,6 @@ class TestTranscribe:
         def run(command, *, timeout, **_):
             raise subprocess.TimeoutExpired(command, timeout)
 
-        monkeypatch.setattr(fuzz_audio.subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "run", run)
         (verdict,) = transcribe([tmp_path / "x"], "model", 60)
         assert verdict == Verdict(tmp_path / "x", HANG, "took more than 60 s")

@@ -1,0 +1,387 @@
+"""Decides whether a decoded text is believed, and what is done about it if not.
+
+This is the only module that decides; others measure, or carry out what is decided here. Every
+function is pure.
+
+The reference (Radford et al. 2022, section 4.5) believes a text that does not compress too well and
+is not too improbable, and tries higher temperatures otherwise. Three more rules apply here:
+
+- A text that leaves out speech is wrong. Higher temperatures do not bring back words, so the window
+  is decoded with timestamps, and then in parts.
+- A loop under a prompt is decoded again without the prompt, which most often leads there. A loop in
+  a long window is decoded in parts: what leads there, laughter or music, mostly is a small part of
+  it. Higher temperatures end loops too, but in hallucinated text.
+- A window that was encoded short is decoded again as a whole window before it is tried hotter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from whisper_npu.runtime.decoding.decode import DecodedWindow
+from whisper_npu.runtime.decoding.loop_detection import is_loop, says_twice, spoken_length
+from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH, seconds_of
+from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.text.prompts import CONTEXT_TEMPERATURE
+from whisper_npu.runtime.timestamps.hallucinations import first_hallucination
+
+# Average log probability of text that a model writes by chance: of real speech that is hard to hear
+# it is about -2, of a model with random weights about -10.
+_CHANCE = -4.0
+
+# A phrase that is said twice at more letters in a second than this was said once. Audio books have
+# about 15.
+_HURRIED_SPEECH = 20
+
+# Whisper invents whole sentences, which it holds for likely, for clips of a second or less.
+_SHORT = 2.0  # seconds
+_SYLLABLE = 8  # letters that no time is too short for
+_FASTEST_SPEECH = 25  # letters in a second
+
+# Seconds of speech after the end of a text that are worth another window. A text without timestamps
+# leaves out a sentence or more; less is noise, or the last word.
+_REST, _REST_ALIGNED = NEGLIGIBLE_SPEECH, 2.0
+
+
+class Action(Enum):
+    """What is done with a decoded window."""
+
+    ACCEPT = "accept"
+    """Take its text."""
+    RETRY = "retry"
+    """Decode it again: with timestamps if it was decoded without, else at the next temperature."""
+    RETRY_WITHOUT_PROMPT = "retry without prompt"
+    """Decode it again in the same way, without the text before it."""
+    ENCODE_WHOLE = "encode whole"
+    """Encode it as a whole window and decode that."""
+    SPLIT = "split"
+    """Cut it at a pause and decode its parts; or decode the rest of it, after the text's end."""
+    SILENCE = "silence"
+    """Leave out its text: nobody speaks."""
+    DROP = "drop"
+    """Leave out its text, or the rest of it: there is speech, but no text to be believed."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is done with a decoded window, and why.
+
+    Attributes:
+        action: what is done.
+        reason: what is wrong with the last attempt, for people; empty if nothing is.
+        attempt: index of the attempt with the best text.
+        flaw: what is wrong with that text; None if nothing is.
+        leaves_out: nothing is wrong with that text but that it leaves out speech.
+        is_gibberish: every attempt was a loop, or went on by chance until the context was full.
+    """
+
+    action: Action
+    reason: str = ""
+    attempt: int = 0
+    flaw: str | None = None
+    leaves_out: bool = False
+    is_gibberish: bool = False
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the text is not believed, and no other is to be had."""
+        return self.action in (Action.SILENCE, Action.DROP)
+
+
+@dataclass(frozen=True)
+class WindowFacts:
+    """What the judge has to know of a window besides its text.
+
+    Attributes:
+        seconds: of audio in it.
+        encoded_short: it was not encoded as a whole window.
+        text_tokens: of its last text, without timestamps; needed if it was encoded short.
+        can_encode_whole: a flawed text is decoded again, from a whole window and at all
+            temperatures: it was encoded short, or together with windows that were.
+        splittable: the caller decodes it in parts if it loops or leaves out speech.
+        prompted: the last attempt was given the text before the window.
+        aligned: the last attempt was decoded without timestamps, and can be decoded with them.
+        temperatures_left: higher temperatures that have not been tried.
+    """
+
+    seconds: float
+    encoded_short: bool = False
+    text_tokens: Sequence[int] = ()
+    can_encode_whole: bool = False
+    splittable: bool = False
+    prompted: bool = False
+    aligned: bool = False
+    temperatures_left: int = 0
+
+
+def judge(
+    attempts: Sequence[DecodedWindow], facts: WindowFacts, options: TranscribeOptions
+) -> Verdict:
+    """Decide what is done with a window after its last attempt.
+
+    Args:
+        attempts: everything it was decoded to, in order; at least one. All but the last have been
+            judged to be retried.
+        facts: what is known of the window.
+        options: thresholds.
+    """
+    last = attempts[-1]
+    flaw = find_flaw(last, options)
+    if flaw is None:
+        return _judge_sound(attempts, facts, options)
+    reason = f"{flaw}, without timestamps" if facts.aligned else flaw
+    loops = find_loop(last, options) is not None
+    leaves_out = _only_leaves_out(last, options)
+    if facts.prompted and loops:
+        return Verdict(Action.RETRY_WITHOUT_PROMPT, reason)
+    if facts.aligned and (leaves_out or facts.temperatures_left):
+        return Verdict(Action.RETRY, reason)
+    if facts.splittable and (leaves_out or loops):
+        return _conclude(attempts, facts, options, reason, split=True)
+    if not leaves_out and not facts.aligned and facts.temperatures_left:
+        if not _worsens(attempts, options):
+            return Verdict(Action.RETRY, reason)
+        reason = f"{reason}, and falling: higher temperatures are not tried"
+    return _conclude(attempts, facts, options, reason)
+
+
+def _judge_sound(
+    attempts: Sequence[DecodedWindow], facts: WindowFacts, options: TranscribeOptions
+) -> Verdict:
+    """The verdict on a window of which the last attempt has no flaw."""
+    last = attempts[-1]
+    verdict = Verdict(
+        Action.ACCEPT,
+        attempt=len(attempts) - 1,
+        is_gibberish=_are_gibberish(attempts, options),
+    )
+    if is_silence(last, options):
+        reason = f"the model hears no speech (probability {last.no_speech_prob:.2f})"
+        return replace(verdict, action=Action.SILENCE, reason=reason)
+    # The decoder does not notice the end of the audio, and at times repeats the last sentence. In a
+    # whole window the same audio comes out right.
+    if (
+        facts.encoded_short
+        and options.compression_ratio_threshold is not None
+        and spoken_length(last.text) > _HURRIED_SPEECH * facts.seconds
+        and says_twice(facts.text_tokens)
+    ):
+        reason = f"a phrase is said twice, all of it in {facts.seconds:.2f} s"
+        return replace(verdict, action=Action.ENCODE_WHOLE, reason=reason, flaw=reason)
+    return _drop_if_too_long(verdict, last, facts)
+
+
+def _conclude(
+    attempts: Sequence[DecodedWindow],
+    facts: WindowFacts,
+    options: TranscribeOptions,
+    reason: str,
+    *,
+    split: bool = False,
+) -> Verdict:
+    """The verdict on a window of which every attempt has a flaw, and no other is made like it.
+
+    Args:
+        attempts: all of them.
+        facts: what is known of the window.
+        options: thresholds.
+        reason: what is wrong with the last attempt.
+        split: whether it is to be decoded in parts.
+    """
+    number = _least_flawed(attempts, options)
+    best = attempts[number]
+    verdict = Verdict(
+        Action.ACCEPT,
+        reason,
+        attempt=number,
+        flaw=find_flaw(best, options),
+        leaves_out=_only_leaves_out(best, options),
+        is_gibberish=_are_gibberish(attempts, options),
+    )
+    # What a short window leaves out, it leaves out as a whole window, too.
+    if facts.can_encode_whole and not (split and verdict.leaves_out):
+        return replace(verdict, action=Action.ENCODE_WHOLE)
+    if split:
+        return replace(verdict, action=Action.SPLIT, reason=split_reason(reason))
+    return _drop_if_too_long(verdict, best, facts)
+
+
+def _drop_if_too_long(verdict: Verdict, decoded: DecodedWindow, facts: WindowFacts) -> Verdict:
+    """The verdict, unless nobody can say the text in so little time."""
+    seconds = facts.seconds
+    if seconds >= _SHORT or spoken_length(decoded.text) <= _SYLLABLE + _FASTEST_SPEECH * seconds:
+        return verdict
+    reason = f"more than can be said in {seconds:.2f} s: {decoded.text!r}"
+    return replace(verdict, action=Action.DROP, reason=reason)
+
+
+def split_reason(reason: str) -> str:
+    """Why a window is decoded in parts, from what is wrong with its text."""
+    return f"{reason}; decoded in parts"
+
+
+def judge_rest(start: int, n_frames: int, speech: float, *, aligned: bool) -> Verdict:
+    """Decide what is done with the rest of a window, after the end of its text.
+
+    Args:
+        start: frames of 10 ms into the window at which the rest begins.
+        n_frames: frames of 10 ms in the rest.
+        speech: seconds of speech in the rest.
+        aligned: whether the text was decoded without timestamps.
+
+    Returns:
+        ACCEPT if nothing in it is worth another window, SPLIT if it is one, DROP if decoding from
+        there would only say the same again.
+    """
+    least = _REST_ALIGNED if aligned else _REST
+    if n_frames < least * FRAMES_PER_SECOND or speech < least:
+        return Verdict(Action.ACCEPT)
+    if start < NEGLIGIBLE_SPEECH * FRAMES_PER_SECOND:
+        return Verdict(Action.DROP, "the text ends before it")
+    return Verdict(Action.SPLIT)
+
+
+def separate_hallucinations(
+    segments: Sequence[Segment],
+    threshold: float | None,
+    *,
+    window_start: float,
+    window_end: float,
+    last_speech_end: float,
+) -> tuple[list[Segment], list[Segment]]:
+    """Tell the segments of a window that are believed from hallucinated ones.
+
+    Args:
+        segments: all segments of the window, with words.
+        threshold: seconds without words that count for silence; None: all are believed.
+        window_start: seconds from the start of the recording.
+        window_end: seconds from the start of the recording, without padding.
+        last_speech_end: end of the last word before the window, in seconds.
+
+    Returns:
+        believed segments in order, and hallucinated ones as they were found.
+    """
+    believed, hallucinated = list(segments), []
+    while threshold is not None:
+        place = first_hallucination(
+            believed,
+            threshold=threshold,
+            window_start=window_start,
+            window_end=window_end,
+            last_speech_end=last_speech_end,
+        )
+        if place is None:
+            break
+        hallucinated.append(believed.pop(place))
+    return believed, hallucinated
+
+
+def find_flaw(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
+    """Why a text looks wrong; None if it does not."""
+    if is_silence(decoded, options):
+        return None
+    loop = find_loop(decoded, options)
+    if loop is not None:
+        return loop
+    limit = options.logprob_threshold
+    if limit is not None and decoded.avg_logprob < limit:
+        return f"average log probability {decoded.avg_logprob:.2f} is below {limit}"
+    if decoded.unheard:
+        where = ", ".join(f"{start:.1f} to {stop:.1f}" for start, stop in decoded.unheard)
+        return f"speech in it has no text: {where} s"
+    return None
+
+
+def find_loop(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
+    """Why a text must be a loop; None if it is none."""
+    limit = options.compression_ratio_threshold
+    if limit is None:
+        return None
+    if decoded.compression_ratio > limit:
+        return f"compression ratio {decoded.compression_ratio:.2f} is above {limit}"
+    if is_loop(decoded.tokens):
+        return "a phrase is repeated over and over"
+    return None
+
+
+def find_cut(decoded: DecodedWindow, timestamp_begin: int) -> str | None:
+    """Why a text without timestamps is incomplete; None if it is complete.
+
+    Args:
+        decoded: the text.
+        timestamp_begin: the token of 0.00 s. After a text with timestamps decoding goes on.
+    """
+    if not decoded.reached_limit or any(token >= timestamp_begin for token in decoded.tokens):
+        return None
+    return "the text is cut off: the decoder takes no more tokens"
+
+
+def is_silence(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
+    """Whether the model takes the window for silence, and its text for improbable."""
+    if options.no_speech_threshold is None:
+        return False
+    if decoded.no_speech_prob <= options.no_speech_threshold:
+        return False
+    return options.logprob_threshold is None or decoded.avg_logprob <= options.logprob_threshold
+
+
+def is_doubtful(decoded: DecodedWindow, verdict: Verdict) -> bool:
+    """Whether a text is no context for the next: it looks wrong, or was sampled too hot.
+
+    A text that only leaves out speech is context.
+    """
+    is_wrong = verdict.flaw is not None and not verdict.leaves_out
+    return is_wrong or decoded.temperature > CONTEXT_TEMPERATURE
+
+
+def _only_leaves_out(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
+    """Whether nothing is wrong with a text but that it leaves out speech."""
+    return bool(decoded.unheard) and find_flaw(replace(decoded, unheard=()), options) is None
+
+
+def _are_gibberish(attempts: Sequence[DecodedWindow], options: TranscribeOptions) -> bool:
+    """Whether every text is a loop, or goes on and on by chance."""
+
+    def is_gibberish(decoded: DecodedWindow) -> bool:
+        is_endless = decoded.reached_limit and options.sample_len is None
+        if is_endless and options.logprob_threshold is not None and decoded.avg_logprob < _CHANCE:
+            return True
+        return find_loop(decoded, options) is not None
+
+    return all(map(is_gibberish, attempts))
+
+
+def _worsens(attempts: Sequence[DecodedWindow], options: TranscribeOptions) -> bool:
+    """Whether the last two attempts, no loops, are less likely than one before them.
+
+    Higher temperatures only make text less likely then: what they are for is to break loops. The
+    reference tries all of them, which on speech that is hard to hear takes most of the time.
+    """
+    if len(attempts) < 3:
+        return False
+    *before, one, other = attempts
+    honest = [attempt for attempt in before if find_loop(attempt, options) is None]
+    if not honest or find_loop(one, options) or find_loop(other, options):
+        return False
+    return max(one.avg_logprob, other.avg_logprob) <= max(a.avg_logprob for a in honest)
+
+
+def _least_flawed(attempts: Sequence[DecodedWindow], options: TranscribeOptions) -> int:
+    """Index of the attempt that leaves out least, of those that look right otherwise.
+
+    Else of the likeliest that is no loop; of loops, the one that compresses least.
+
+    The reference takes the last, at the highest temperature: of improbable texts, the worst.
+    """
+    numbers = range(len(attempts))
+    honest = [i for i in numbers if find_loop(attempts[i], options) is None]
+    complete = [i for i in honest if find_flaw(replace(attempts[i], unheard=()), options) is None]
+    if complete:
+        return max(
+            complete, key=lambda i: (-seconds_of(attempts[i].unheard), attempts[i].avg_logprob)
+        )
+    if honest:
+        return max(honest, key=lambda i: attempts[i].avg_logprob)
+    return min(numbers, key=lambda i: attempts[i].compression_ratio)

@@ -1,0 +1,153 @@
+"""Every configuration that a command line combines: loaded, and run over all recordings."""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from whisper_npu import api
+from whisper_npu.errors import UsageError, WhisperNpuError
+from whisper_npu.export.references import Reference
+from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.transcription.model import WhisperModel
+from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.console import one_line
+from whisper_npu.scripts.common.decoding_options import (
+    BACKENDS,
+    KV_CACHES,
+    PRECISIONS,
+    decoding_options,
+)
+from whisper_npu.scripts.evaluation.word_errors import Failure, Run, Transcript, transcribe_all
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model as it is to be loaded."""
+
+    model: str
+    device: str
+    backend: str
+    kv_cache: str
+    precision: str
+
+    def __str__(self) -> str:
+        settings = f"{self.backend}, kv_cache {self.kv_cache}, precision {self.precision}"
+        return f"{self.model} on {self.device}, {settings}"
+
+
+def measure(
+    arguments: argparse.Namespace, references: Sequence[Reference]
+) -> tuple[list[Run], int]:
+    """Transcribe everything in every configuration; returns the runs and the exit code.
+
+    A configuration that fails is one line on standard error; the others go on.
+
+    Raises:
+        ModelError: A model does not exist.
+        UsageError: The decoding options are wrong.
+    """
+    modes = list(dict.fromkeys(arguments.mode or [TranscribeOptions.mode]))
+    options = {mode: _options(arguments, mode) for mode in modes}  # wrong ones are told at once
+    if arguments.max_wer is not None and not arguments.max_wer >= 0:  # NaN is not, either
+        raise UsageError("--max-wer takes a percentage, 0 or more")
+    setups = _setups(arguments)
+    folders = {setup.model: cli.find_model(setup.model) for setup in setups}  # none is missing
+    names = _model_names(folders)
+    runs: list[Run] = []
+    exit_code = cli.EXIT_OK
+    for setup in setups:
+        model = None
+        for mode in modes:
+            try:
+                model = model or _load(setup, folders[setup.model], arguments.threads)
+                settings = {  # what really runs, not what was asked for
+                    "model": names[setup.model],
+                    "backend": setup.backend,
+                    "device": model.backend.device,
+                    "kv_cache": model.backend.kv_cache,
+                    "precision": model.backend.precision,
+                    "mode": mode,
+                }
+                with _progress(f"{names[setup.model]} {mode}", len(references)) as show:
+                    run = transcribe_all(model, options[mode], settings, references, show)
+            except WhisperNpuError as error:
+                console.error(f"{setup}, mode {mode}: {error}")
+                exit_code = max(exit_code, error.exit_code)
+                if model is None:
+                    break  # it would not load for the next mode either
+                continue
+            if run.failures:
+                exit_code = max(exit_code, cli.EXIT_SOME_FAILED)
+            if run.transcripts:
+                runs.append(run)
+            else:
+                console.error(f"{setup}, mode {mode}: no recording could be read")
+    return runs, exit_code
+
+
+def _setups(arguments: argparse.Namespace) -> list[Setup]:
+    """Every combination of what the command line repeats."""
+    return [
+        Setup(*choice)
+        for choice in itertools.product(
+            dict.fromkeys(arguments.model or [cli.DEFAULT_MODEL]),
+            dict.fromkeys(arguments.device or ["CPU"]),
+            dict.fromkeys(arguments.backend or BACKENDS[:1]),
+            dict.fromkeys(arguments.kv_cache or KV_CACHES[:1]),
+            dict.fromkeys(arguments.precision or PRECISIONS[:1]),
+        )
+    ]
+
+
+def _load(setup: Setup, folder: Path, threads: int) -> WhisperModel:
+    choices: dict[str, Any] = {  # argparse has checked them
+        "backend": setup.backend,
+        "kv_cache": setup.kv_cache,
+        "precision": setup.precision,
+    }
+    return api.load_model(folder, device=setup.device, threads=threads, **choices)
+
+
+def _model_names(folders: dict[str, Path]) -> dict[str, str]:
+    """What reports call each model: its folder's name, or all that was typed if two are alike."""
+    names = {model: folder.resolve().name for model, folder in folders.items()}
+    return names if len(set(names.values())) == len(names) else {model: model for model in names}
+
+
+def _options(arguments: argparse.Namespace, mode: str) -> TranscribeOptions:
+    return decoding_options(argparse.Namespace(**{**vars(arguments), "mode": mode}))
+
+
+def common_language(runs: Sequence[Run]) -> str:
+    """The language whose normaliser compares all runs: given, or else the one heard most often.
+
+    One for all, so that every configuration is measured against the same words.
+    """
+    first = runs[0]
+    if first.options.task == "translate":
+        return "en"
+    # An English-only model has its language, though none was given to the others.
+    given = [run.options.language for run in runs if run.options.language is not None]
+    return given[0] if given else first.main_language()
+
+
+@contextmanager
+def _progress(
+    description: str, n_recordings: int
+) -> Iterator[Callable[[Transcript | Failure], None]]:
+    """A progress bar where standard error is a terminal, and a line for each failure anywhere."""
+    with tqdm(total=n_recordings, desc=description, unit="file", disable=None) as bar:
+
+        def show(result: Transcript | Failure) -> None:
+            if isinstance(result, Failure):
+                tqdm.write(f"error: {one_line(result.error)}", file=sys.stderr)
+            bar.update()
+
+        yield show

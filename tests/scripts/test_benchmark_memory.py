@@ -1,0 +1,34 @@
+"""`scripts/benchmark_memory.py`: the audio it makes up, and the table it prints."""
+
+import io
+
+import numpy as np
+import pytest
+
+from whisper_npu.runtime.audio.stream import load_audio
+from whisper_npu.scripts.benchmark_memory import main
+from whisper_npu.scripts.benchmarks.memory import EndlessWav, minute_of
+
+
+def test_a_minute_is_said_again_and_again():
+    minute = minute_of("noise", None)
+    n_samples = 2 * len(minute) + 1000
+    samples = load_audio(io.BufferedReader(EndlessWav(minute, n_samples)))
+    expected = np.resize(minute, n_samples) / 32768
+    np.testing.assert_allclose(samples, expected, atol=1e-6)
+
+
+def test_a_line_for_each_length(tiny_folder, capfd):
+    hours = ["0.001", "0.002"]
+    assert main(["--model", str(tiny_folder), "--hours", *hours]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "silence, auto, vad True",
+        "| hours | peak MiB | s | s per hour | segments |",
+    ]
+    assert [line.split("|")[5].strip() for line in lines[3:]] == ["0", "0"]
+
+
+def test_speech_needs_a_recording(tiny_folder):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--model", str(tiny_folder), "--content", "speech"])
