@@ -210,6 +210,7 @@ def decode_windows(
     min_end_time: Sequence[float] = (),
     n_frames: Sequence[int] = (),
     on_tokens: TokenCallback | None = None,
+    is_wanted: Callable[[], Sequence[bool]] | None = None,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
 
@@ -228,9 +229,11 @@ def decode_windows(
             timestamps; by default it may end anywhere.
         n_frames: frames of 10 ms of audio in each window, for texts to be aligned with.
         on_tokens: called after each step with the tokens of each window so far.
+        is_wanted: called after each step; tells of each window whether anybody still wants its
+            text. A window that nobody wants is decoded no further.
 
     Returns:
-        one result per window.
+        one result per window; of one that nobody wants, what was decoded so far.
 
     Raises:
         UsageError: prompt and prefix leave no room.
@@ -267,6 +270,10 @@ def decode_windows(
                     chooser.end(is_endless(chooser.tokens))
             if on_tokens is not None:
                 on_tokens(_leading(chooser, options.rows_per_window))
+            if is_wanted is not None:
+                wanted = np.array(is_wanted(), bool)
+                if not wanted.all():
+                    chooser.end(np.repeat(~wanted, options.rows_per_window))
             if chooser.done or sampled == limit:
                 break
             with times.measure("decoder"):

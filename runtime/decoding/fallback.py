@@ -78,6 +78,7 @@ def decode_with_fallback(
     encoded_short: Sequence[bool] = (),
     can_encode_whole: bool = False,
     on_tokens: WindowCallback | None = None,
+    is_wanted: Callable[[int], bool] | None = None,
 ) -> list[Outcome]:
     """Decode a batch of encoded windows.
 
@@ -103,6 +104,8 @@ def decode_with_fallback(
             all were.
         can_encode_whole: whether the caller decodes flawed windows again, from whole windows.
         on_tokens: called after each step for each window being decoded.
+        is_wanted: tells by a window's number whether anybody still wants its text; by default
+            somebody does. Windows that nobody wants are left as they are.
 
     Returns:
         one outcome per window.
@@ -133,6 +136,7 @@ def decode_with_fallback(
             min_end_time=[min_end_time[window] for window in windows] if min_end_time else (),
             n_frames=[n_frames[window] for window in windows] if n_frames else (),
             on_tokens=None if on_tokens is None else report,
+            is_wanted=None if is_wanted is None else lambda: [is_wanted(each) for each in windows],
         )
         for window, found in zip(windows, decoded, strict=True):
             tried = found
@@ -159,6 +163,8 @@ def decode_with_fallback(
                 temperatures_left=len(rungs) - 1 - max(rung, int(decoding.aligned)),
             )
             verdict = judge(attempts[window], facts, options)
+            if is_wanted is not None and not is_wanted(window):
+                verdict = Verdict(Action.DROP, "nobody waits for it")
             verdicts[window] = verdict
             if verdict.reason and not verdict.is_left_out:
                 retries[window].append(Retry(wanted.temperature, verdict.reason))

@@ -78,7 +78,7 @@ class _Place:
 
 
 class BatchedStrategy:
-    """A recording gone through many windows at a time; see `scheduler.Strategy`."""
+    """A recording gone through many windows at a time; see `Strategy`."""
 
     def __init__(self, session: TranscriptionSession, *, pad_to_full: bool) -> None:
         """Nothing is planned yet; `shares`: see `WindowRequest`."""

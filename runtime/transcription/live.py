@@ -20,7 +20,6 @@ import numpy as np
 
 from whisper_npu.errors import AudioError, AudioInputError, UsageError
 from whisper_npu.runtime.audio.array_audio import SupportsArray, as_array, as_floats
-from whisper_npu.runtime.engines.memory import give_back_after
 from whisper_npu.runtime.engines.protocol import Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND, HOP_LENGTH, SILENCE
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -38,7 +37,6 @@ from whisper_npu.runtime.transcription.language import SpokenLanguage
 from whisper_npu.runtime.transcription.local_agreement import TimedWord, agreed, timed_words
 from whisper_npu.runtime.transcription.model import WhisperModel, new_session
 from whisper_npu.runtime.transcription.session import TranscriptionSession
-from whisper_npu.runtime.transcription.window_decoding import decode_requests
 
 _PADDING = round(PAD * FRAMES_PER_SECOND)
 # Words at the end of what two decodings agree on that wait for one more: they may be half heard.
@@ -177,6 +175,7 @@ class LiveTranscriber:
         self._trim_after = _frames("trim_after", trim_after, min_chunk, window)
         options = replace(options, without_timestamps=True, unheard_speech_threshold=None)
         self._tokenizer = model.tokenizer
+        self._scheduler = model.scheduler
         self._speech = None
         if options.vad:
             self._speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
@@ -376,8 +375,7 @@ class LiveTranscriber:
         request.prompt = session.prompts.before(
             self._context if fits else ()
         )  # or it would translate
-        outcome = decode_requests([request], session.backend, session.times)[0].outcome
-        give_back_after(1)
+        outcome = self._scheduler.decode_now(request).outcome
         self._decoded = max(self._decoded, end)
         tokens = self._prefix_tokens if outcome.is_silence else outcome.decoded.tokens
         words = timed_words(self._tokenizer, tokens[len(self._prefix_tokens) :], outcome.language)

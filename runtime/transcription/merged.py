@@ -1,6 +1,6 @@
 """Channels or tracks of one recording, each transcribed on its own, as one transcription.
 
-To the rounds they are one recording, whose windows come from whichever channel is furthest behind:
+To their group they are one recording, whose windows come from whichever channel is furthest behind:
 so all are decoded together, and their segments come in order of time without waiting for an end.
 """
 
@@ -15,6 +15,7 @@ from typing import Protocol
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription.group import Group, Recording
 from whisper_npu.runtime.transcription.partial import (
     AbandonedError,
     Emit,
@@ -22,7 +23,6 @@ from whisper_npu.runtime.transcription.partial import (
     PartialCallback,
     in_background,
 )
-from whisper_npu.runtime.transcription.scheduler import Recording, Scheduler
 from whisper_npu.runtime.transcription.stream import TranscriptionStream
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
@@ -31,10 +31,10 @@ class Channel(Recording, Protocol):
     """The transcription of one channel or track.
 
     Attributes:
-        rounds: What decodes its windows.
+        group: What has its windows decoded.
     """
 
-    scheduler: Scheduler
+    group: Group
 
     @property
     def channel(self) -> str:
@@ -87,7 +87,7 @@ class Channel(Recording, Protocol):
 
 
 class MergedStream(TranscriptionStream):
-    """Several channels of a recording on their way through the same rounds."""
+    """Several channels of a recording, in one group."""
 
     def __init__(self, channels: Sequence[Channel]) -> None:
         """Decode nothing yet.
@@ -101,14 +101,14 @@ class MergedStream(TranscriptionStream):
         self._reached = dict.fromkeys(channels, 0.0)  # seconds up to which each is planned
 
     @property
-    def scheduler(self) -> Scheduler:
-        """What decodes the windows of all."""
-        return self._channels[0].scheduler
+    def group(self) -> Group:
+        """What has the windows of all decoded."""
+        return self._channels[0].group
 
-    @scheduler.setter
-    def scheduler(self, scheduler: Scheduler) -> None:
+    @group.setter
+    def group(self, group: Group) -> None:
         for channel in self._channels:
-            channel.scheduler = scheduler
+            channel.group = group
 
     @property
     def duration_estimate(self) -> float | None:

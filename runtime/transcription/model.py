@@ -14,6 +14,7 @@ from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNp
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
+from whisper_npu.runtime.engines.memory import give_back_after
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -33,6 +34,7 @@ from whisper_npu.runtime.timestamps.alignment import attention_delay
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.batched import BatchedStrategy
 from whisper_npu.runtime.transcription.gibberish import GibberishWatch
+from whisper_npu.runtime.transcription.group import Group, Strategy
 from whisper_npu.runtime.transcription.language import SpokenLanguage
 from whisper_npu.runtime.transcription.merged import MergedStream, one_at_a_time
 from whisper_npu.runtime.transcription.model_checks import check_model
@@ -44,7 +46,7 @@ from whisper_npu.runtime.transcription.partial import (
     Reports,
     in_background,
 )
-from whisper_npu.runtime.transcription.scheduler import Scheduler, Strategy
+from whisper_npu.runtime.transcription.scheduler import GIVEN_UP, Priority, Scheduler
 from whisper_npu.runtime.transcription.sequential import SequentialStrategy
 from whisper_npu.runtime.transcription.session import TranscriptionSession
 from whisper_npu.runtime.transcription.stream import TranscriptionStream
@@ -55,7 +57,6 @@ logger = logging.getLogger("whisper_npu")
 
 _T = TypeVar("_T")
 
-_GIVEN_UP = "this transcription was closed before its end; begin it anew"
 _CLOSED = "this model is closed; load it again"
 
 
@@ -91,6 +92,7 @@ class WhisperModel:
         self._streams: WeakSet[RecordingStream] = WeakSet()
         self.folder = folder
         self._backend: Backend | None = backend
+        self._scheduler: Scheduler | None = Scheduler(backend, after_batch=give_back_after)
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         check_model(folder, self.tokenizer, backend)
@@ -116,6 +118,18 @@ class WhisperModel:
             raise UsageError(_CLOSED)
         return backend
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """Decodes the windows of all its transcriptions and live sessions.
+
+        Raises:
+            UsageError: the model is closed.
+        """
+        scheduler = self._scheduler
+        if scheduler is None:
+            raise UsageError(_CLOSED)
+        return scheduler
+
     def close(self) -> None:
         """Let go of the graphs, and close the transcriptions that have not ended.
 
@@ -124,7 +138,7 @@ class WhisperModel:
         `UsageError`.
         """
         with self._lock:
-            self._backend = None
+            self._backend = self._scheduler = None
             streams = list(self._streams)
         for stream in streams:
             stream.give_up(_CLOSED)
@@ -178,7 +192,8 @@ class WhisperModel:
         wanted = self.resolve(options, **changes)
         stream = self._open(audio, wanted, sample_rate, on_partial)
         if isinstance(stream, MergedStream):
-            stream.scheduler = Scheduler(self.backend, wanted.batch_size, iter([stream]))
+            priority = _priority(stream.duration_estimate, self.backend)
+            stream.group = Group(self.scheduler, wanted.batch_size, iter([stream]), priority)
         return stream
 
     def transcribe_all(
@@ -210,21 +225,19 @@ class WhisperModel:
         """
         wanted = self.resolve(options, **changes)
 
-        def open_stream(
-            recording: AudioSource, scheduler: Scheduler
-        ) -> RecordingStream | MergedStream:
+        def open_stream(recording: AudioSource, group: Group) -> RecordingStream | MergedStream:
             try:
-                stream = self._open(recording, wanted, sample_rate)
+                stream = self._open(recording, wanted, sample_rate, is_alone=False)
             except AudioError as error:
                 if on_open is not None:
                     on_open(error)
                 raise
-            stream.scheduler = scheduler
+            stream.group = group
             if on_open is not None:
                 on_open(stream)
             return stream
 
-        return StreamsInOrder(self.backend, wanted.batch_size, recordings, open_stream)
+        return StreamsInOrder(self.scheduler, wanted.batch_size, recordings, open_stream)
 
     def _open(
         self,
@@ -232,6 +245,8 @@ class WhisperModel:
         options: TranscribeOptions,
         sample_rate: int | None,
         on_partial: PartialCallback | None = None,
+        *,
+        is_alone: bool = True,
     ) -> "RecordingStream | MergedStream":
         """Open a recording, its channels or tracks each on its own if that is wanted."""
         opened = open_streams(
@@ -240,12 +255,16 @@ class WhisperModel:
             audio_track=options.audio_track,
             channels=options.channels,
         )
+        is_alone = is_alone and len(opened) == 1
         if len(opened) > 1 and on_partial is not None:
             on_partial = one_at_a_time(on_partial)
         with self._lock, ExitStack() as on_error:
             for each in opened:
                 on_error.callback(each.close)
-            streams = [RecordingStream(self, each, options, on_partial) for each in opened]
+            streams = [
+                RecordingStream(self, each, options, on_partial, is_alone=is_alone)
+                for each in opened
+            ]
             self._streams.update(streams)
             on_error.pop_all()
         return streams[0] if len(streams) == 1 else MergedStream(streams)
@@ -319,7 +338,7 @@ class WhisperModel:
 class RecordingStream(TranscriptionStream):
     """The transcription of a recording, or of one of its channels or tracks.
 
-    What it holds changes only in a thread that has the turn in its rounds.
+    What it holds changes only in a thread that has the turn in its group.
     """
 
     def __init__(
@@ -328,8 +347,18 @@ class RecordingStream(TranscriptionStream):
         audio: AudioStream,
         options: TranscribeOptions,
         on_partial: PartialCallback | None = None,
+        *,
+        is_alone: bool = True,
     ) -> None:
-        """Decode nothing yet."""
+        """Decode nothing yet.
+
+        Args:
+            model: decodes it.
+            audio: the recording.
+            options: as `resolve` gives them.
+            on_partial: see `WhisperModel.transcribe`.
+            is_alone: whether it is transcribed by itself, rather than beside other recordings.
+        """
         self._model = model
         self._audio = audio
         self._segments: list[Segment] = []
@@ -339,19 +368,22 @@ class RecordingStream(TranscriptionStream):
         self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
         self._is_partial = False
         # Beside another channel, what is very quiet is that channel's speech, leaking in.
-        is_alone = audio.channel is None
         speech = SpeechMap(
-            model.voice_activity.detector(), options.vad_threshold, amplifies=is_alone
+            model.voice_activity.detector(),
+            options.vad_threshold,
+            amplifies=audio.channel is None,
         )
         times = StageTimes()
         features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
         self._session = new_session(model, options, features, speech, times)
+        self._session.pad_to_class = not is_alone
         self._on_partial = on_partial
         self._session.reports = None if on_partial is None else Reports(self._labelled(on_partial))
         self._is_watched = False  # whether a loop over its updates is under way
         self._strategy: Strategy | None = None
-        self._alone = Scheduler(model.backend, options.batch_size, iter([self]))
-        self.scheduler = self._alone
+        priority = _priority(self.duration_estimate, model.backend)
+        self._alone = Group(model.scheduler, options.batch_size, iter([self]), priority)
+        self.group = self._alone
 
     @property
     def channel(self) -> str:
@@ -386,7 +418,7 @@ class RecordingStream(TranscriptionStream):
 
     @property
     def n_expected(self) -> int:
-        """Windows it has at once if there is speech all through; for its rounds."""
+        """Windows it has at once if there is speech all through; for its group."""
         duration, options = self.duration_estimate, self._session.options
         if _is_sequential(options):
             return 1
@@ -395,11 +427,11 @@ class RecordingStream(TranscriptionStream):
         return max(1, int(duration * FRAMES_PER_SECOND / self._session.window_frames))
 
     def next_window(self) -> WindowRequest | None:
-        """The next window to be decoded; called by the rounds it takes part in."""
+        """The next window to be decoded; called by its group."""
         return self._ask(lambda strategy: strategy.next_window(), None)
 
     def prefetch(self, room: int) -> list[WindowRequest]:
-        """Windows that wait for others; called by the rounds it takes part in."""
+        """Windows that wait for others; called by its group."""
         return self._ask(lambda strategy: strategy.prefetch(room), [])
 
     def _ask(self, question: Callable[[Strategy], _T], nothing: _T) -> _T:
@@ -414,11 +446,13 @@ class RecordingStream(TranscriptionStream):
             return nothing
 
     def accept(self, result: WindowResult | None) -> None:
-        """Take up a window that has been decoded; called by the rounds it takes part in."""
+        """Take up a window that has been decoded; called by its group."""
         reports = self._session.reports
         if reports is not None and reports.error is not None and not self._ended:
             abandoned = isinstance(reports.error, AbandonedError)
-            self.fail(UsageError(_GIVEN_UP) if abandoned else reports.error)
+            self.fail(UsageError(GIVEN_UP) if abandoned else reports.error)
+        elif result is None and not self._ended:
+            self.fail(self._broken or UsageError(GIVEN_UP))
         if result is None or self._error is not None or self._strategy is None:
             return
         try:
@@ -432,7 +466,7 @@ class RecordingStream(TranscriptionStream):
             self._segments.append(numbered)
 
     def end(self) -> None:
-        """Complete the accounts, all having been decoded; called by the rounds it takes part in."""
+        """Complete the accounts, all having been decoded; called by its group."""
         if self._ended:
             return
         error = self._broken or self._session.features.error
@@ -465,23 +499,26 @@ class RecordingStream(TranscriptionStream):
     def fail(self, error: BaseException) -> None:
         """Give the transcription up; whoever asks for what is missing is told why."""
         self._error = error
+        self._session.given_up.set()
         self._strategy = None  # windows that wait hold a good deal
         self._alone.close()
         self._close()
 
     def close(self) -> None:
         """See `TranscriptionStream`."""
-        self.give_up(_GIVEN_UP)
+        self.give_up(GIVEN_UP)
 
     def give_up(self, reason: str) -> None:
         """Close it; `reason` is what those are told who ask for what has not been decoded."""
         given_up = UsageError(reason)
-        if self.scheduler.is_inside:
+        self._session.given_up.set()
+        self.group.scheduler.look_again()
+        try:
+            with self.group.turn():
+                if not self._ended:
+                    self.fail(given_up)
+        except UsageError:  # called back from decoding: whoever waits for its windows closes it
             self._broken = self._broken or given_up
-            return
-        with self.scheduler.turn():
-            if not self._ended:
-                self.fail(given_up)
 
     def _close(self) -> None:
         self._ended = True
@@ -497,7 +534,7 @@ class RecordingStream(TranscriptionStream):
     def _reaches(self, position: int) -> bool:
         """Decode on until there is a segment at `position`; False where there will be none."""
         while position >= len(self._segments):
-            with self.scheduler.turn():
+            with self.group.turn():
                 if position < len(self._segments):
                     break  # another thread has decoded meanwhile
                 if self._error is not None:
@@ -505,7 +542,7 @@ class RecordingStream(TranscriptionStream):
                 if self._ended:
                     return False
                 try:
-                    self.scheduler.advance()
+                    self.group.advance()
                 except BaseException as error:
                     self.fail(error)
                     raise
@@ -537,7 +574,7 @@ class RecordingStream(TranscriptionStream):
                 self._on_partial(partial)
             callback(partial)
 
-        with self.scheduler.turn():
+        with self.group.turn():
             if self._is_watched:
                 raise UsageError("another loop over these updates is under way; take one at a time")
             self._is_watched = True
@@ -547,8 +584,10 @@ class RecordingStream(TranscriptionStream):
         except AbandonedError:
             self.close()
         finally:
-            with self.scheduler.turn():
+            with self.group.turn():
                 self._is_watched = False
+                if not self._session.is_wanted:
+                    self._session.given_up.set()
                 self._session.reports = before
 
     def _labelled(self, callback: PartialCallback) -> PartialCallback:
@@ -639,6 +678,12 @@ def new_session(
         n_audio_state=model.folder.config.d_model,
         can_align=model.can_align,
     )
+
+
+def _priority(seconds: float | None, backend: Backend) -> Priority:
+    """That of a recording transcribed by itself, by its length as far as it is known."""
+    window = backend.window_frames[-1] / FRAMES_PER_SECOND
+    return Priority.SHORT if seconds is not None and seconds <= window else Priority.BULK
 
 
 def _strategy(session: TranscriptionSession) -> Strategy:

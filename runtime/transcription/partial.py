@@ -74,17 +74,12 @@ def partial_reporter(
         tokenizer: of the model.
         windows: being decoded, in the order of their numbers.
         reports: take the text of each after every step that added a token.
-
-    The callback raises:
-        AbandonedError: the reports of every window have failed.
     """
     eot = tokenizer.special.eot
     if not any(reports):
         return None
 
     def on_tokens(number: int, temperature: float, tokens: tuple[int, ...]) -> None:
-        if all(each is not None and each.error is not None for each in reports):
-            raise AbandonedError
         report, window = reports[number], windows[number]
         if report is None or tokens[-1] == eot:  # has ended, and waits for the rest of its batch
             return

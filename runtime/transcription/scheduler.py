@@ -1,344 +1,398 @@
-"""Goes through recordings in rounds: windows decoded together, of as many recordings as it takes.
+"""One scheduler per loaded model: decodes the windows of all callers, several at a time.
 
-Which windows share a batch depends on the recordings and their order alone, never on what is ready
-first, so that a run can be repeated. While one round is decoded, the next is read and planned.
+A caller submits batches of windows and waits for them. Callers that wait do the work: one of them
+at a time decodes, and the others look at the results. Large jobs are decoded in parallel streams by
+a pool of threads, which exists only while a caller uses it. Nothing is decoded that nobody asked
+for.
 
-Several threads may ask for text of the same rounds. One lock orders them: the thread that has it
-decodes a round for all recordings, and the others wait and then look at what has come.
+Which batch comes next: short work before bulk, then the client that was served longest ago, then
+the oldest batch. Batches of different clients are decoded together where that changes no text: the
+result of a row never depends on the other rows.
 """
 
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import islice, pairwise
-from threading import RLock, get_ident
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import IntEnum
+from threading import Condition, get_ident
 
-from whisper_npu.errors import UsageError
+from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
-from whisper_npu.runtime.engines.memory import give_back_after
 from whisper_npu.runtime.engines.protocol import Backend
-from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcription.partial import AbandonedError
 from whisper_npu.runtime.transcription.window_decoding import (
     WindowRequest,
     WindowResult,
+    can_share,
     decode_requests,
     encode_ahead,
 )
 
-_WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
-_REMNANT = 4  # a batch of so many windows takes one more in, where nothing is left behind them
+GIVEN_UP = "this transcription was closed before its end; begin it anew"
+
+_MOST_OVERTAKINGS = 8  # batches of short work that a bulk batch lets pass before it is next
 
 
-class Strategy(Protocol):
-    """A way through a recording."""
+class Priority(IntEnum):
+    """How urgent work is: the lower value is decoded first."""
 
-    def next_window(self) -> WindowRequest | None:
-        """The next window to be decoded; it waits for no other.
-
-        None means that none can be planned now: if none is being heard either, the recording is at
-        its end.
-        """
-        ...
-
-    def prefetch(self, room: int) -> list[WindowRequest]:
-        """Windows that wait for others, at most `room`: they are encoded meanwhile."""
-        ...
-
-    def accept(self, result: WindowResult) -> list[Segment]:
-        """The segments that are complete, now that another of the windows planned was heard."""
-        ...
+    SHORT = 0
+    """Live speech, and recordings of at most one window."""
+    BULK = 1
+    """Everything else."""
 
 
-class Recording(Protocol):
-    """A recording on its way through the rounds; it sees to its own errors."""
-
-    @property
-    def times(self) -> StageTimes:
-        """Where the times of its stages are added."""
-        ...
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more is to be planned, because of its end or of an error."""
-        ...
-
-    @property
-    def n_expected(self) -> int:
-        """Windows that it has at once if there is speech all through; at least 1."""
-        ...
-
-    def next_window(self) -> WindowRequest | None:
-        """See `Reading.plan`."""
-        ...
-
-    def prefetch(self, room: int) -> list[WindowRequest]:
-        """See `Reading.ahead`."""
-        ...
-
-    def accept(self, result: WindowResult | None) -> None:
-        """Take up the next of the windows planned; None: nobody wanted it any more."""
-        ...
-
-    def end(self) -> None:
-        """Nothing is left to be planned or heard."""
-        ...
-
-
-@dataclass
-class _Batch:
-    """Tasks decoded together; `heard` gives the results once it is done."""
-
-    places: list[int]  # of its tasks in the round
-    requests: list[WindowRequest]
-    times: StageTimes
-    result: "Future[list[WindowResult]]"
-
-
-@dataclass
-class _Round:
-    """What is being decoded.
+@dataclass(eq=False)
+class Client:
+    """A caller of the scheduler; made by `Scheduler.client`.
 
     Attributes:
-        recordings: of each task the recording it belongs to.
-        n_streams: in how many streams; in one, it has been decoded already.
+        batch_size: windows decoded side by side in one stream, those of other clients included.
+        priority: how urgent its work is.
+        served: number of the last decoding that it took part in, or that came before it.
     """
 
-    recordings: list[Recording]
-    batches: list[_Batch]
-    n_streams: int
+    batch_size: int
+    priority: Priority
+    served: int
 
 
-class Scheduler:
-    """Decodes recordings one after the other, several windows at a time. Safe for many threads."""
+@dataclass(eq=False)
+class Batch:
+    """Windows of one client that are decoded together, maybe beside windows of other clients.
 
-    def __init__(self, backend: Backend, batch_size: int, recordings: Iterator[Recording]) -> None:
-        """Nothing is read yet.
+    Attributes:
+        client: whose windows they are.
+        requests: the windows.
+        parallel: whether the pool decodes them, in one of several streams.
+        times: how long it took to decode them and the windows decoded beside them.
+        n_together: windows that were decoded together.
+        number: the place of the batch among all that were submitted.
+        n_overtaken: batches of higher priority that came later and were decoded earlier.
+    """
 
-        Args:
-            backend: the model.
-            batch_size: windows decoded side by side in one stream; up to a quarter more where only
-                those few would be left.
-            recordings: opened when there is room for their windows; at first as many as it takes to
-                know whether streams will be needed.
-        """
-        self._backend = backend
-        self._batch_size = batch_size
-        self._upcoming = recordings
-        self._open: list[Recording] = []
-        self._busy: Counter[Recording] = Counter()  # windows of each that are under way
-        self._held: list[tuple[Recording, WindowRequest]] = []  # planned, but for the next round
-        self._is_first_round = True
-        self._under_way: deque[_Round] = deque()
-        self._pool: ThreadPoolExecutor | None = None
-        self._failure: BaseException | None = None
-        self._calls = DeviceCalls("the model")
-        self._lock = RLock()
-        self._advancing: int | None = None  # the thread that decodes a round
-        self._decoders: set[int] = set()  # threads that decode for it
+    client: Client
+    requests: Sequence[WindowRequest]
+    parallel: bool = False
+    times: StageTimes = field(default_factory=StageTimes)
+    n_together: int = 1
+    number: int = 0
+    n_overtaken: int = 0
+    _results: list[WindowResult | None] | None = None
+    _error: BaseException | None = None
 
     @property
-    def is_inside(self) -> bool:
-        """Whether the calling thread decodes a round: it has been called back from there."""
-        thread = get_ident()
-        return thread == self._advancing or thread in self._decoders
+    def is_done(self) -> bool:
+        """Whether the batch was decoded, or failed."""
+        return self._results is not None or self._error is not None
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Keep other threads from decoding, and recordings as they are, while a block runs.
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for one of its windows."""
+        return any(request.caller.is_wanted for request in self.requests)
 
-        Raises:
-            UsageError: the calling thread decodes a round, which cannot wait for itself.
-            DeviceError: it began before this process was forked.
-        """
-        self._calls.check()
-        if self.is_inside:
-            raise UsageError(
-                "a callback asked for text that is decoded only after the callback returns; "
-                "ask for it outside of the callback"
-            )
-        with self._lock:
-            yield
+    def succeed(self, results: Sequence[WindowResult | None]) -> None:
+        """Set the results, unless there is an outcome."""
+        if not self.is_done:
+            self._results = list(results)
 
-    def advance(self) -> bool:
-        """Decode one round, and begin the next; False if there is nothing left to do.
+    def fail(self, error: BaseException) -> None:
+        """Set the error, unless there is an outcome."""
+        if not self.is_done:
+            self._error = error
+
+    def results(self) -> list[WindowResult | None]:
+        """A result per request; None for windows that nobody waits for any more.
 
         Raises:
             DeviceError: the device failed.
-            UsageError: see `turn`.
         """
-        with self.turn():
-            self._advancing = get_ident()
-            try:
-                return self._advance()
-            finally:
-                self._advancing = None
+        if self._error is not None:
+            raise self._error
+        return [None] * len(self.requests) if self._results is None else self._results
 
-    def _advance(self) -> bool:
-        if self._failure is not None:
-            raise self._failure  # again: the windows of that round are lost
+
+class Scheduler:
+    """Decodes windows for any number of callers, in any number of threads."""
+
+    def __init__(self, backend: Backend, after_batch: Callable[[int], None] | None = None) -> None:
+        """Nothing is decoded yet.
+
+        Args:
+            backend: the model.
+            after_batch: called with the number of windows that a caller has had decoded.
+        """
+        self.backend = backend
+        self.after_batch: Callable[[int], None] = after_batch or (lambda _: None)
+        self._calls = DeviceCalls("the model")
+        self._changed = Condition()  # guards what follows
+        self._waiting: list[Batch] = []
+        self._n_submitted = 0
+        self._n_decoded = 0
+        self._leader: int | None = None  # the caller's thread that decodes
+        self._led: Sequence[Batch] = ()  # what it decodes
+        self._decoding: dict[int, list[Sequence[Batch]]] = {}  # by thread, the innermost last
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_users: set[Client] = set()
+
+    def check(self) -> None:
+        """Make sure that the model was loaded in this process.
+
+        Raises:
+            DeviceError: the model was loaded before this process was forked.
+        """
+        self._calls.check()
+
+    def client(self, batch_size: int, priority: Priority) -> Client:
+        """A new caller; see `Client`."""
+        with self._changed:
+            return Client(batch_size, priority, self._n_decoded)
+
+    @property
+    def is_decoding_here(self) -> bool:
+        """Whether the calling thread decodes: it has been called back from there."""
+        return bool(self._decoding.get(get_ident()))
+
+    def decodes_here_for(self, client: Client) -> bool:
+        """Whether the calling thread decodes windows of a client."""
+        every = self._decoding.get(get_ident(), [])
+        return any(batch.client is client for together in every for batch in together)
+
+    def uses_streams(self, client: Client) -> bool:
+        """Whether the pool has worked for a client, until `close_streams`."""
+        return client in self._pool_users
+
+    def close_streams(self, client: Client) -> None:
+        """End the pool after its last client; its threads finish what was submitted."""
         try:
-            if not self._under_way and not self._begin():
-                self._let_streams_go()
-                return False
-            if self._under_way[0].n_streams > 1:
-                self._begin()  # read on while the streams are busy
-            done = self._under_way.popleft()
-            self._finish(done)
-            give_back_after(len(done.recordings))
-        except BaseException as error:
-            self._failure = error
-            raise
-        return True
+            self.check()
+        except DeviceError:  # in a forked child there are no threads, and locks may stay locked
+            return
+        with self._changed:
+            self._pool_users.discard(client)
+            if self._pool is not None and not self._pool_users:
+                self._pool.shutdown(wait=False)
+                self._pool = None
 
-    def _begin(self) -> bool:
-        """Plan a round and set the streams to work on it; False if there is nothing to plan."""
-        recordings, requests, waiting = self._plan()
-        if not requests:
-            return False
-        # Few windows are faster in one stream, but once there are several, it is memory for both.
-        enough = self._backend.n_streams if self._pool is not None else _WORTH_SPLITTING
-        n_streams = self._backend.n_streams if len(requests) >= enough else 1
-        batch_size = max(self._batch_size, -(-len(requests) // self._backend.n_streams))
-        batches = [
-            self._start(places, [requests[place] for place in places], n_streams)
-            for places in _parts(
-                [len(request.prompt) for request in requests], n_streams, batch_size
-            )
-        ]
-        if n_streams > 1:
-            self._encode_ahead(waiting)
-        self._under_way.append(_Round(recordings, batches, n_streams))
-        return True
-
-    def _plan(self) -> tuple[list[Recording], list[WindowRequest], list[WindowRequest]]:
-        """What the next round decodes, much of it being encoded already, and what waits for it."""
-        n_streams, enough = self._backend.n_streams, _WORTH_SPLITTING
-        at_most = room = self._batch_size * n_streams
-        if n_streams > 1:  # else nothing is read while it is busy
-            at_most += self._batch_size // _REMNANT * n_streams
-        if self._is_first_round and n_streams > 1:
-            expected = self._n_expected(at_most)
-            if min(room, expected) >= _WORTH_SPLITTING:
-                enough = 2  # of one alone it is not sure that there is speech behind it
-            if expected > at_most:
-                at_most = room  # the first words come sooner
-        self._is_first_round = False
-        planned, self._held = self._held, []
-        number = 0
-        while len(planned) < at_most + (at_most > room) and self._is_open(number):
-            recording = self._open[number]
-            request = None if recording.has_ended else recording.next_window()
-            if request is not None:
-                planned.append((recording, request))
-                self._busy[recording] += 1
-                if len(planned) >= enough:
-                    self._encode_ahead([request for _, request in planned])
-            elif self._busy[recording]:
-                number += 1
-            else:
-                recording.end()
-                self._open.pop(number)
-                del self._busy[recording]
-        if len(planned) > at_most:
-            planned, self._held = planned[:room], planned[room:]
-        recordings, requests = [each for each, _ in planned], [request for _, request in planned]
-        waiting: list[WindowRequest] = []
-        for recording in dict.fromkeys(recordings):
-            waiting += recording.prefetch(max(0, room - len(requests) - len(waiting)))
-        if len(requests) + len(waiting) >= _WORTH_SPLITTING:
-            self._encode_ahead(requests)
-        return recordings, requests, waiting
-
-    def _is_open(self, number: int) -> bool:
-        """Whether there is a recording of that number among the open ones; the next is opened."""
-        if number == len(self._open):
-            self._open.extend(islice(self._upcoming, 1))
-        return number < len(self._open)
-
-    def _n_expected(self, at_most: int) -> int:
-        """Windows that the recordings' lengths promise; more than `at_most` are not counted.
-
-        They promise too much where there is little speech; streams are then made ready for nothing.
-        """
-        number, expected = 0, 0
-        while expected <= at_most and self._is_open(number):
-            expected += self._open[number].n_expected
-            number += 1
-        return expected
-
-    def _encode_ahead(self, requests: Sequence[WindowRequest]) -> None:
-        if self._backend.n_streams > 1:
+    def encode_ahead(self, client: Client, requests: Sequence[WindowRequest]) -> None:
+        """Have the streams encode windows while others are planned; results stay the same."""
+        if self.backend.n_streams == 1 or self.is_decoding_here:
+            return
+        with self._changed:
+            pool = self._pool_for(client)
             for request in requests:
-                encode_ahead(request, self._backend, self._streams())
+                encode_ahead(request, self.backend, pool)
 
-    def _start(self, places: list[int], requests: list[WindowRequest], n_streams: int) -> _Batch:
-        batch = _Batch(places, requests, StageTimes(), Future())
-        if n_streams == 1:
-            try:
-                batch.result.set_result(decode_requests(requests, self._backend, batch.times))
-            except AbandonedError as error:
-                batch.result.set_exception(error)
-            return batch
-        # The streams are made ready in one of them, the first time: meanwhile more is read here.
-        batch.result = self._streams().submit(self._hear, batch)
-        return batch
+    def submit(self, batches: Sequence[Batch]) -> None:
+        """Queue batches; `wait` waits for them. Parallel ones may be begun at once."""
+        with self._changed:
+            for batch in batches:
+                batch.number = self._n_submitted
+                self._n_submitted += 1
+                self._waiting.append(batch)
+                if batch.parallel:
+                    self._pool_for(batch.client).submit(self._decode_in_stream)
+            self._changed.notify_all()
 
-    def _hear(self, batch: _Batch) -> list[WindowResult]:
-        """Decode a batch in a stream's thread."""
-        self._decoders.add(get_ident())
+    def wait(self, batches: Sequence[Batch]) -> None:
+        """Wait until batches are done, or nobody wants them; decode, if no other caller does.
+
+        It raises no error of decoding: `Batch.results` does.
+        """
         try:
-            return decode_requests(batch.requests, self._backend.in_streams(), batch.times)
+            while together := self._next_for(batches):
+                self._decode(together, lambda: self.backend)
         finally:
-            self._decoders.discard(get_ident())
+            with self._changed:
+                self._stop_leading(batches)
+                self.cancel(batches)
 
-    def _streams(self) -> ThreadPoolExecutor:
+    def decode_now(self, request: WindowRequest) -> WindowResult:
+        """Decode one window, before all bulk work.
+
+        Raises:
+            DeviceError: the device failed.
+            UsageError: the transcription was given up meanwhile.
+        """
+        self.check()
+        caller = request.caller
+        batch = Batch(self.client(caller.options.batch_size, Priority.SHORT), [request])
+        self.submit([batch])
+        self.wait([batch])
+        (result,) = batch.results()
+        if result is None:
+            raise UsageError(GIVEN_UP)
+        caller.times.add_share(batch.times, 1 / batch.n_together)
+        self.after_batch(1)
+        return result
+
+    def cancel(self, batches: Sequence[Batch]) -> None:
+        """Take batches that are not begun out of the queue."""
+        with self._changed:
+            self._waiting = [batch for batch in self._waiting if batch not in batches]
+            self._changed.notify_all()
+
+    def look_again(self) -> None:
+        """Notice that a caller does not want its windows any more."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _next_for(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """What a caller that waits for `batches` decodes next; nothing: it need wait no longer."""
+        is_nested = self.is_decoding_here
+        with self._changed:
+            self._stop_leading(batches)
+            while any(batch.is_wanted and not batch.is_done for batch in batches):
+                mine = [batch for batch in self._waiting if batch in batches]
+                if is_nested and mine:  # whoever else would decode them may wait for this thread
+                    self._waiting.remove(mine[0])
+                    return mine[:1]
+                may_lead = self._leader is None and not is_nested
+                if may_lead and any(not batch.parallel for batch in mine):
+                    self._leader = get_ident()
+                    self._led = self._take(parallel=False)
+                    if self._led:
+                        return self._led
+                    self._leader = None
+                self._changed.wait()
+        return ()
+
+    def _stop_leading(self, batches: Sequence[Batch]) -> None:
+        """Let another caller decode, if the calling thread did, for a caller of `batches`.
+
+        What was interrupted goes back into the queue, if it is of other callers.
+        """
+        if self._leader != get_ident() or self.is_decoding_here:
+            return
+        self._waiting += [
+            batch for batch in self._led if not batch.is_done and batch not in batches
+        ]
+        self._leader, self._led = None, ()
+        self._changed.notify_all()
+
+    def _pool_for(self, client: Client) -> ThreadPoolExecutor:
+        self._pool_users.add(client)
         if self._pool is None:
-            n_streams = self._backend.n_streams
+            n_streams = self.backend.n_streams
             self._pool = ThreadPoolExecutor(n_streams, thread_name_prefix="whisper-npu")
         return self._pool
 
-    def _finish(self, under_way: _Round) -> None:
-        result: dict[int, WindowResult] = {}
-        n_at_once = min(under_way.n_streams, len(under_way.batches))
-        for batch in under_way.batches:
-            with suppress(AbandonedError):
-                result.update(zip(batch.places, batch.result.result(), strict=True))
-            for request in batch.requests:
-                request.caller.times.add_share(batch.times, 1 / (len(batch.requests) * n_at_once))
-                request.caller.times.add_share(request.encoding, 1 / self._backend.n_streams)
-        for place, recording in enumerate(under_way.recordings):
-            self._busy[recording] -= 1
-            recording.accept(result.get(place))
+    def _decode_in_stream(self) -> None:
+        """Decode the next parallel batch, in a thread of the pool."""
+        together: Sequence[Batch] = ()
+        try:
+            with self._changed:
+                together = self._take(parallel=True)
+            if together:
+                self._decode(together, self.backend.in_streams, in_pool=True)
+        except BaseException as error:  # nobody sees it here
+            with self._changed:
+                for batch in together or self._waiting:
+                    batch.fail(error)
+                self._changed.notify_all()
 
-    def close(self) -> None:
-        """Let the streams go; they finish what was begun, for whoever goes on."""
-        with self._lock:
-            self._let_streams_go()
+    def _take(self, *, parallel: bool) -> Sequence[Batch]:
+        """Take the batches that are to be decoded together next out of the queue."""
+        self._waiting = [each for each in self._waiting if each.is_wanted and not each.is_done]
+        waiting = sorted((b for b in self._waiting if b.parallel == parallel), key=_rank)
+        if not waiting:
+            return ()
+        first, *others = waiting
+        together = [first]
+        for other in others:
+            if _joins(other, together, self.backend):
+                together.append(other)
+        self._n_decoded += 1
+        for batch in together:
+            self._waiting.remove(batch)
+            batch.client.served = self._n_decoded
+        for batch in others:
+            batch.n_overtaken += batch.client.priority > first.client.priority
+        return together
 
-    def _let_streams_go(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
-            self._pool = None
+    def _decode(
+        self,
+        together: Sequence[Batch],
+        get_backend: Callable[[], Backend],
+        *,
+        in_pool: bool = False,
+    ) -> None:
+        """Decode batches that were taken, and set their outcomes.
+
+        Args:
+            together: the batches.
+            get_backend: gives the model, or the part of it that is used in streams.
+            in_pool: whether a thread of the pool decodes.
+        """
+        requests = [
+            request for batch in together for request in batch.requests if request.caller.is_wanted
+        ]
+        thread, times = get_ident(), StageTimes()
+        nested = self._decoding.setdefault(thread, [])
+        nested.append(together)
+        try:
+            if in_pool or len(nested) > 1:
+                _encode_here(requests)
+            results = decode_requests(requests, get_backend(), times) if requests else []
+        except Exception as error:
+            self._fail(together, error, get_backend)
+        else:
+            by_request = dict(zip(map(id, requests), results, strict=True))
+            for batch in together:
+                batch.times, batch.n_together = times, max(1, len(requests))
+                batch.succeed(
+                    [
+                        by_request.get(id(request)) if request.caller.is_wanted else None
+                        for request in batch.requests
+                    ]
+                )
+        finally:
+            nested.pop()
+            if not nested:
+                del self._decoding[thread]
+            self.look_again()
+
+    def _fail(
+        self, together: Sequence[Batch], error: Exception, get_backend: Callable[[], Backend]
+    ) -> None:
+        """Set an error as the outcome of batches: of all that wait, where the device failed."""
+        if isinstance(error, RuntimeError | MemoryError):
+            error = self._calls.error(error)
+        if isinstance(error, DeviceError):
+            with self._changed:
+                lost, self._waiting = (*together, *self._waiting), []
+            for number, batch in enumerate(lost):
+                batch.fail(DeviceError(*error.args) if number else error)
+        elif len(together) == 1:
+            together[0].fail(error)
+        else:  # the error of one of them: only that one is to fail
+            for batch in together:
+                self._decode([batch], get_backend)
 
 
-def _parts(prompt_lengths: Sequence[int], n_streams: int, batch_size: int) -> list[list[int]]:
-    """Windows, by their places, that share a batch: prompts equally long, streams evenly used.
+def _rank(batch: Batch) -> tuple[int, int, int]:
+    """What batches are ordered by: the lowest is decoded first."""
+    urgency = -1 if batch.n_overtaken >= _MOST_OVERTAKINGS else batch.client.priority
+    return (urgency, batch.client.served, batch.number)
 
-    Args:
-        prompt_lengths: of each window's prompt.
-        n_streams: streams the windows are divided among.
-        batch_size: windows in a batch at most.
+
+def _joins(batch: Batch, together: Sequence[Batch], backend: Backend) -> bool:
+    """Whether a batch is decoded together with others: no text changes, and none has to wait."""
+    first = together[0]
+    return (
+        all(batch.client is not other.client for other in together)  # it has divided them evenly
+        and batch.client.priority == first.client.priority
+        and sum(len(other.requests) for other in (*together, batch))
+        <= min(other.client.batch_size for other in (*together, batch))
+        and can_share(first.requests, batch.requests, backend.window_frames[-1])
+    )
+
+
+def _encode_here(requests: Sequence[WindowRequest]) -> None:
+    """Have windows whose encoding is not begun encoded where they are decoded.
+
+    A thread of the pool must not wait for another: all might wait for work that none is free for.
     """
-    parts = []
-    for length in sorted(set(prompt_lengths), reverse=True):
-        places = [place for place, n in enumerate(prompt_lengths) if n == length]
-        share = round(n_streams * len(places) / len(prompt_lengths))
-        n_batches = max(1, share, -(-len(places) // batch_size))
-        edges = [len(places) * i // n_batches for i in range(n_batches + 1)]
-        parts += [places[a:b] for a, b in pairwise(edges) if b > a]
-    return parts
+    for request in requests:
+        if request.encoded is not None and request.encoded.cancel():
+            request.encoded = None

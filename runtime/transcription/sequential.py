@@ -17,7 +17,7 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 
 
 class SequentialStrategy:
-    """A recording gone through window by window; see `scheduler.Strategy`."""
+    """A recording gone through window by window; see `Strategy`."""
 
     def __init__(self, session: TranscriptionSession) -> None:
         self._session = session

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from threading import Event
 
 from whisper_npu.runtime.coverage import Coverage, Fate
 from whisper_npu.runtime.decoding.decode import DecodingOptions
@@ -60,8 +61,10 @@ class TranscriptionSession:
         language: which one is spoken.
         n_audio_state: elements of the encoder's states; None where no configuration says.
         can_align: whether the model can tell when what it says was spoken.
+        pad_to_class: whether its windows share batches with those of other recordings.
         reports: take the text of each window after each decoding step; None: nobody does.
         progress: how far it has come.
+        given_up: set once nobody waits for its windows any more.
         stopping: no window is begun any more; those begun are decoded to their end.
         stopped_at: frame at which the next window was looked for and not begun.
     """
@@ -79,10 +82,17 @@ class TranscriptionSession:
     language: SpokenLanguage
     n_audio_state: int | None
     can_align: bool = False
+    pad_to_class: bool = False
     reports: Reports | None = None
     progress: Progress = field(default_factory=Progress)
+    given_up: Event = field(default_factory=Event)
     stopping: bool = False
     stopped_at: int | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for its windows: not once its callback has failed."""
+        return not self.given_up.is_set() and (self.reports is None or self.reports.error is None)
 
     @property
     def window_frames(self) -> int:
@@ -160,6 +170,7 @@ class TranscriptionSession:
             speech=speech,
             continued=reaches_end,
             pad_to_full=pad_to_full,
+            pad_to_class=self.pad_to_class,
             encoded=encoded,
         )
 

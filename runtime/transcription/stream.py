@@ -80,8 +80,8 @@ class TranscriptionStream(ABC):
 
         Decoding runs in a thread of its own, at most the windows of a round ahead. A loop that is
         left early gives the transcription up: the thread ends with its decoding step, or with the
-        windows of other recordings that are decoded beside it, which go on, and the recording is
-        closed. Segments decoded before it come first.
+        windows of other recordings that it decodes, which go on, and the recording is closed.
+        Segments decoded before it come first.
 
         Raises:
             UsageError: another loop over its updates is under way.
@@ -113,8 +113,9 @@ class TranscriptionStream(ABC):
     def close(self) -> None:
         """Give up what has not been decoded, and close the recording; a second call does nothing.
 
-        Segments decoded before stay; asking for more raises a `UsageError`. Called back while its
-        windows are decoded, it is closed after these.
+        Segments decoded before stay; asking for more raises a `UsageError`. Its windows leave their
+        batches at the next decoding step. Called back while they are decoded, the recording is
+        closed after that step.
         """
 
     @property

@@ -6,8 +6,8 @@ from threading import Event
 from typing import Protocol, TypeVar
 
 from whisper_npu.errors import AudioError
-from whisper_npu.runtime.engines.protocol import Backend
-from whisper_npu.runtime.transcription.scheduler import Recording, Scheduler
+from whisper_npu.runtime.transcription.group import Group, Recording
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 
 
 class Stream(Recording, Protocol):
@@ -27,30 +27,30 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
 
     def __init__(
         self,
-        backend: Backend,
+        scheduler: Scheduler,
         batch_size: int,
         sources: Iterable[SourceT],
-        open_stream: Callable[[SourceT, Scheduler], StreamT],
+        open_stream: Callable[[SourceT, Group], StreamT],
     ) -> None:
         """Open nothing yet.
 
         Args:
-            backend: the model.
-            batch_size: see `Rounds`.
+            scheduler: the model's.
+            batch_size: see `Group`.
             sources: the recordings, opened when there is room for their windows.
-            open_stream: opens a recording that is decoded in the given rounds; an `AudioError`
+            open_stream: opens a recording that is decoded in the given group; an `AudioError`
                 is handed out in place of its stream.
         """
         self._opened: deque[StreamT | AudioError] = deque()
         self._closed = Event()
-        self._scheduler: Scheduler = Scheduler(
-            backend,
+        group: Group = Group(
+            scheduler,
             batch_size,
             _open_all(
-                sources, lambda source: open_stream(source, scheduler), self._opened, self._closed
+                sources, lambda source: open_stream(source, group), self._opened, self._closed
             ),
         )
-        scheduler = self._scheduler
+        self._group = group
 
     def __next__(self) -> StreamT | AudioError:
         """The next recording; decodes others until there is room for it.
@@ -59,8 +59,8 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
             DeviceError: the device failed.
             StopIteration: there is none.
         """
-        with self._scheduler.turn():
-            while not self._opened and self._scheduler.advance():
+        with self._group.turn():
+            while not self._opened and self._group.advance():
                 pass
             if not self._opened:
                 raise StopIteration
@@ -73,8 +73,8 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
             stream = self._opened.popleft()
             if not isinstance(stream, AudioError):
                 stream.close()
-        if not self._scheduler.is_inside:
-            self._scheduler.close()
+        if not self._group.is_inside:
+            self._group.close()
 
     def __del__(self) -> None:
         """Close what nobody will ask for, where a loop was left early."""

@@ -3,13 +3,14 @@
 Short windows are encoded short ("elastic"): the audio and a few seconds of silence behind it. Where
 windows of different lengths share a batch, what is missing to a whole window is filled with what
 the encoder makes of silence, so that a row never depends on its neighbours.
-A recording of one window is filled up less where it is decoded by itself, which is a tenth faster:
-its text may differ in a word there.
+How far a window is filled up is a property of its request, so that its text is the same in any
+company. A recording transcribed by itself is filled up less, which is a tenth faster: its text may
+differ in a word from that in a job of many recordings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -33,9 +34,18 @@ from whisper_npu.runtime.transcription.progress import Progress
 _MARGIN, _MARGIN_OF_TINY = 4 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
 _TINY = 384  # elements of a tiny model's states
 
-# Frames to a multiple of which windows decoded together are filled up with silence: fewer
+# Frames to a multiple of which the windows of many recordings are filled up with silence: fewer
 # lengths, larger batches.
 _CLASS = 10 * FRAMES_PER_SECOND
+
+# Options that windows decoded together agree in: all but those of which a request has its own share
+# (its tokens, prompt and audio), and those that are read before or after decoding.
+_NOT_IN_COMMON = {
+    *("language", "languages", "multilingual", "initial_prompt", "hotwords", "prefix"),
+    *("condition_on_previous_text", "batch_size", "audio_track", "channels", "mode"),
+    *("vad", "vad_threshold", "vad_min_silence"),
+}
+_IN_COMMON = [each.name for each in fields(TranscribeOptions) if each.name not in _NOT_IN_COMMON]
 
 
 class Caller(Protocol):
@@ -71,6 +81,11 @@ class Caller(Protocol):
         """Where the time went."""
         ...
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for its windows; once False, it stays so."""
+        ...
+
 
 @dataclass(eq=False)
 class WindowRequest:
@@ -86,6 +101,7 @@ class WindowRequest:
         speech: where the detector hears speech in the window, in seconds from its start.
         continued: whether the rest after its text is decoded as another window.
         pad_to_full: whether it shares its batch with windows of other lengths.
+        pad_to_class: whether it shares its batch with windows of similar lengths.
         splittable: whether it is decoded in parts where its text is a loop or leaves out speech.
         encoded: the features encoded, where that has been done, or begun, already; used up when
             the window is decoded.
@@ -101,6 +117,7 @@ class WindowRequest:
     speech: tuple[Stretch, ...] = ()
     continued: bool = False
     pad_to_full: bool = False
+    pad_to_class: bool = False
     splittable: bool = False
     encoded: "Future[Float32Array] | None" = None
     encoding: StageTimes = field(default_factory=StageTimes)
@@ -158,24 +175,49 @@ def decode_requests(
         times: where stage times are added.
 
     Returns:
-        one result per request.
-
-    Raises:
-        AbandonedError: nobody wants any of them any more.
+        one result per request; of one whose caller has come not to want it, its text may be cut.
     """
     results: dict[int, WindowResult] = {}
     whole = backend.window_frames[-1]
     groups: dict[int, list[int]] = {}
     for place, request in enumerate(requests):
-        frames = whole if request.pad_to_full else request.features.shape[1]
-        if len(requests) > 1:
-            frames = min(whole, -(-frames // _CLASS) * _CLASS)
-        groups.setdefault(frames, []).append(place)
+        groups.setdefault(_padded(request, whole), []).append(place)
     for frames, places in groups.items():
         mine = [requests[place] for place in places]
         for place, result in zip(places, _decode_alike(mine, frames, backend, times), strict=True):
             results[place] = result
     return [results[place] for place in range(len(requests))]
+
+
+def can_share(
+    requests: Sequence[WindowRequest], others: Sequence[WindowRequest], whole: int
+) -> bool:
+    """Whether windows of another caller may be decoded beside windows, as if they were its own.
+
+    They have to be filled up to the same length, their prompts equally long, and how they are
+    decoded the same.
+
+    Args:
+        requests: windows decoded together, of one caller.
+        others: windows of another caller.
+        whole: frames in a whole window.
+    """
+
+    def shapes(each: Sequence[WindowRequest]) -> set[tuple[int, int, DecodingOptions]]:
+        return {(_padded(one, whole), len(one.prompt), one.decoding_options) for one in each}
+
+    options, *further = (one.caller.options for one in (*requests, *others))
+    return shapes(others) <= shapes(requests) and all(
+        getattr(options, name) == getattr(one, name) for one in further for name in _IN_COMMON
+    )
+
+
+def _padded(request: WindowRequest, whole: int) -> int:
+    """Frames that a window is filled up to, so that it can share a batch."""
+    if request.pad_to_full:
+        return whole
+    frames = int(request.features.shape[1])
+    return min(whole, -(-frames // _CLASS) * _CLASS) if request.pad_to_class else frames
 
 
 def encode_ahead(request: WindowRequest, backend: Backend, pool: Executor) -> None:
@@ -205,7 +247,7 @@ def _decode_alike(
     flawed = [
         place
         for place, one in enumerate(result)
-        if one.outcome.verdict.action is Action.ENCODE_WHOLE
+        if one.outcome.verdict.action is Action.ENCODE_WHOLE and requests[place].caller.is_wanted
     ]
     if not flawed:
         return result
@@ -272,11 +314,17 @@ def _decode(
                 [requests[place].window for place in places],
                 [requests[place].caller.reports for place in places],
             ),
+            is_wanted=_is_wanted([requests[place].caller for place in places]),
         )
         for place, outcome in zip(places, outcomes, strict=True):
             kept = audio[place : place + 1] if session.options.word_timestamps else None
             result[place] = WindowResult(requests[place].window, outcome, kept)
     return [result[place] for place in range(len(requests))]
+
+
+def _is_wanted(callers: Sequence[Caller]) -> Callable[[int], bool]:
+    """Tells by the number of a window whether its caller still wants it."""
+    return lambda number: callers[number].is_wanted
 
 
 def _encode(requests: Sequence[WindowRequest], frames: int, backend: Backend) -> Float32Array:

@@ -13,7 +13,6 @@ from whisper_npu import load_model
 from whisper_npu.runtime.engines import memory
 from whisper_npu.runtime.engines.openvino import sessions
 from whisper_npu.runtime.engines.openvino.sessions import RequestPool
-from whisper_npu.runtime.transcription import scheduler
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is held")
 SIZE = 4 << 20
@@ -97,7 +96,7 @@ class TestGiveBackAfter:
         model = load_model(tiny_folder)
         noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
         counted = []
-        monkeypatch.setattr(scheduler, "give_back_after", counted.append)
+        monkeypatch.setattr(model.scheduler, "after_batch", counted.append)
         for _ in range(3):
             model.transcribe(noise, vad=False, temperature=(0.0,)).result()
         assert counted == [1, 1, 1]

@@ -13,8 +13,8 @@ from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
 from whisper_npu.runtime.text.tokenizer import Tokenizer
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcription import live as live_module
 from whisper_npu.runtime.transcription.live import Committed, LiveTranscriber, Tentative
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 
 TENTH = SAMPLE_RATE // 10
 # The tiny Whisper invents text: every window of sound becomes some.
@@ -63,7 +63,7 @@ def last_windows(model):
 def held(thing, seen=None):
     """Items and array bytes that can be reached from a session, but not from its model."""
     seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, FakeBackend | Tokenizer | StageTimes):
+    if id(thing) in seen or isinstance(thing, FakeBackend | Scheduler | Tokenizer | StageTimes):
         return 0
     seen.add(id(thing))
     if isinstance(thing, np.ndarray):
@@ -78,7 +78,7 @@ def held(thing, seen=None):
 class TestCommitting:
     def test_every_decoding_counts_towards_giving_memory_back(self, model, monkeypatch):
         counted = []
-        monkeypatch.setattr(live_module, "give_back_after", counted.append)
+        monkeypatch.setattr(model.scheduler, "after_batch", counted.append)
         session(english(model), speech(0, 5))
         assert counted == [1] * len(model.backend.windows) != []
 

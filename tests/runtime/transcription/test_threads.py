@@ -15,8 +15,8 @@ from whisper_npu import load_model
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription.group import Group
 from whisper_npu.runtime.transcription.partial import Partial
-from whisper_npu.runtime.transcription.scheduler import Scheduler
 
 LATE = 60  # seconds after which something hangs
 
@@ -85,15 +85,15 @@ class Watched:
 class TestRounds:
     def test_one_thread_at_a_time_goes_on(self, model):
         recording = Watched()
-        scheduler = Scheduler(model.backend, 4, iter([recording]))
+        group = Group(model.scheduler, 4, iter([recording]))
 
         def second():
             assert recording.is_planned.wait(LATE)
-            return scheduler.advance()
+            return group.advance()
 
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(second)
-            assert scheduler.advance() is False
+            assert group.advance() is False
             assert other.result(LATE) is False
         assert recording.most == 1
         assert recording.n_ends == 1
@@ -154,7 +154,7 @@ class TestOneStream:
         with pytest.raises(UsageError, match="closed before its end"):
             stream.result()
         assert len(model.backend.windows) == 1
-        assert len(stream._segments) == 1
+        assert stream.partial_result().segments == ()  # its window left its batch half decoded
 
 
 class TestStreamsOfSeveral:

@@ -1,0 +1,321 @@
+"""Goes through the recordings of one call, round by round.
+
+A round is what the call has the scheduler decode at a time: windows of as many of its recordings as
+it takes. Which windows share a round depends on the recordings and their order alone, never on what
+is ready first, so that a run can be repeated. While one round is decoded in streams, the next is
+read and planned.
+
+Several threads may ask for text of the same group. One lock orders them: the thread that has it
+plans rounds and waits for them, and the others wait and then look at what has come.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from threading import RLock, get_ident
+from typing import Protocol
+
+from whisper_npu.errors import UsageError
+from whisper_npu.runtime.results import Segment
+from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription.scheduler import Batch, Priority, Scheduler
+from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
+
+_WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
+_REMNANT = 4  # a batch of so many windows takes one more in, where nothing is left behind them
+
+
+class Strategy(Protocol):
+    """A way through a recording."""
+
+    def next_window(self) -> WindowRequest | None:
+        """The next window to be decoded; it waits for no other.
+
+        None means that none can be planned now: if none is being heard either, the recording is at
+        its end.
+        """
+        ...
+
+    def prefetch(self, room: int) -> list[WindowRequest]:
+        """Windows that wait for others, at most `room`: they are encoded meanwhile."""
+        ...
+
+    def accept(self, result: WindowResult) -> list[Segment]:
+        """The segments that are complete, now that another of the windows planned was heard."""
+        ...
+
+
+class Recording(Protocol):
+    """A recording of a group; it sees to its own errors."""
+
+    @property
+    def times(self) -> StageTimes:
+        """Where the times of its stages are added."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more is to be planned, because of its end or of an error."""
+        ...
+
+    @property
+    def n_expected(self) -> int:
+        """Windows that it has at once if there is speech all through; at least 1."""
+        ...
+
+    def next_window(self) -> WindowRequest | None:
+        """See `Reading.plan`."""
+        ...
+
+    def prefetch(self, room: int) -> list[WindowRequest]:
+        """See `Reading.ahead`."""
+        ...
+
+    def accept(self, result: WindowResult | None) -> None:
+        """Take up the next of the windows planned; None: nobody wanted it any more."""
+        ...
+
+    def end(self) -> None:
+        """Nothing is left to be planned or heard."""
+        ...
+
+
+@dataclass
+class _Round:
+    """What is being decoded.
+
+    Attributes:
+        recordings: of each window the recording it belongs to.
+        batches: the windows, divided.
+        places: of each batch, the places of its windows in the round.
+        n_streams: in how many streams; in one, it has been decoded already.
+    """
+
+    recordings: list[Recording]
+    batches: list[Batch]
+    places: list[list[int]]
+    n_streams: int
+
+
+class Group:
+    """The recordings of one call, decoded one after the other. Safe for many threads."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        batch_size: int,
+        recordings: Iterator[Recording],
+        priority: Priority = Priority.BULK,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            scheduler: decodes the windows.
+            batch_size: windows decoded side by side in one stream; up to a quarter more where only
+                those few would be left.
+            recordings: opened when there is room for their windows; at first as many as it takes to
+                know whether streams will be needed.
+            priority: how urgent they are, beside the windows of other calls.
+        """
+        self.scheduler = scheduler
+        self._client = scheduler.client(batch_size, priority)
+        self._batch_size = batch_size
+        self._upcoming = recordings
+        self._open: list[Recording] = []
+        self._busy: Counter[Recording] = Counter()  # windows of each that are under way
+        self._held: list[tuple[Recording, WindowRequest]] = []  # planned, but for the next round
+        self._is_first_round = True
+        self._under_way: deque[_Round] = deque()
+        self._failure: BaseException | None = None
+        self._lock = RLock()
+        self._advancing: int | None = None  # the thread that plans and waits
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the calling thread advances the group, or decodes its windows."""
+        return self._advancing == get_ident() or self.scheduler.decodes_here_for(self._client)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep other threads from advancing, and recordings as they are, while a block runs.
+
+        Raises:
+            UsageError: the calling thread decodes windows of the group, or windows that the thread
+                which has the turn may wait for: it cannot wait for itself.
+            DeviceError: the model was loaded before this process was forked.
+        """
+        self.scheduler.check()
+        has_to_wait = self.is_inside or not self._lock.acquire(
+            blocking=not self.scheduler.is_decoding_here
+        )
+        if has_to_wait:
+            raise UsageError(
+                "a callback asked for text that is decoded only after the callback returns; "
+                "ask for it outside of the callback"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def advance(self) -> bool:
+        """Have one round decoded, and begin the next; False if there is nothing left to do.
+
+        Raises:
+            DeviceError: the device failed.
+            UsageError: see `turn`.
+        """
+        with self.turn():
+            self._advancing = get_ident()
+            try:
+                return self._advance()
+            finally:
+                self._advancing = None
+
+    def _advance(self) -> bool:
+        if self._failure is not None:
+            raise self._failure  # again: the windows of that round are lost
+        try:
+            if not self._under_way and not self._begin():
+                self.close()
+                return False
+            if self._under_way[0].n_streams > 1:
+                self._begin()  # read on while the streams are busy
+            done = self._under_way.popleft()
+            self._finish(done)
+            self.scheduler.after_batch(len(done.recordings))
+        except BaseException as error:
+            self._failure = error
+            for lost in self._under_way:
+                self.scheduler.cancel(lost.batches)
+            raise
+        return True
+
+    def _begin(self) -> bool:
+        """Plan a round and have the streams work on it; False if there is nothing to plan."""
+        recordings, requests, waiting = self._plan()
+        if not requests:
+            return False
+        scheduler, available = self.scheduler, self._n_streams
+        # Few windows are faster in one stream, but once there are several, it is memory for both.
+        enough = available if scheduler.uses_streams(self._client) else _WORTH_SPLITTING
+        n_streams = available if len(requests) >= enough else 1
+        batch_size = max(self._batch_size, -(-len(requests) // available))
+        places = _parts([len(request.prompt) for request in requests], n_streams, batch_size)
+        batches = [
+            Batch(self._client, [requests[place] for place in each], parallel=n_streams > 1)
+            for each in places
+        ]
+        scheduler.submit(batches)
+        if n_streams > 1:
+            scheduler.encode_ahead(self._client, waiting)
+        else:
+            scheduler.wait(batches)
+        self._under_way.append(_Round(recordings, batches, places, n_streams))
+        return True
+
+    @property
+    def _n_streams(self) -> int:
+        """Streams there are; one where another decoding waits for this one."""
+        return 1 if self.scheduler.is_decoding_here else self.scheduler.backend.n_streams
+
+    def _plan(self) -> tuple[list[Recording], list[WindowRequest], list[WindowRequest]]:
+        """What the next round decodes, much of it being encoded already, and what waits for it."""
+        n_streams, enough = self._n_streams, _WORTH_SPLITTING
+        at_most = room = self._batch_size * n_streams
+        if n_streams > 1:  # else nothing is read while it is busy
+            at_most += self._batch_size // _REMNANT * n_streams
+        if self._is_first_round and n_streams > 1:
+            expected = self._n_expected(at_most)
+            if min(room, expected) >= _WORTH_SPLITTING:
+                enough = 2  # of one alone it is not sure that there is speech behind it
+            if expected > at_most:
+                at_most = room  # the first words come sooner
+        self._is_first_round = False
+        planned, self._held = self._held, []
+        number = 0
+        while len(planned) < at_most + (at_most > room) and self._is_open(number):
+            recording = self._open[number]
+            request = None if recording.has_ended else recording.next_window()
+            if request is not None:
+                planned.append((recording, request))
+                self._busy[recording] += 1
+                if len(planned) >= enough:
+                    self._encode_ahead([request for _, request in planned])
+            elif self._busy[recording]:
+                number += 1
+            else:
+                recording.end()
+                self._open.pop(number)
+                del self._busy[recording]
+        if len(planned) > at_most:
+            planned, self._held = planned[:room], planned[room:]
+        recordings, requests = [each for each, _ in planned], [request for _, request in planned]
+        waiting: list[WindowRequest] = []
+        for recording in dict.fromkeys(recordings):
+            waiting += recording.prefetch(max(0, room - len(requests) - len(waiting)))
+        if len(requests) + len(waiting) >= _WORTH_SPLITTING:
+            self._encode_ahead(requests)
+        return recordings, requests, waiting
+
+    def _is_open(self, number: int) -> bool:
+        """Whether there is a recording of that number among the open ones; the next is opened."""
+        if number == len(self._open):
+            self._open.extend(islice(self._upcoming, 1))
+        return number < len(self._open)
+
+    def _n_expected(self, at_most: int) -> int:
+        """Windows that the recordings' lengths promise; more than `at_most` are not counted.
+
+        They promise too much where there is little speech; streams are then made ready for nothing.
+        """
+        number, expected = 0, 0
+        while expected <= at_most and self._is_open(number):
+            expected += self._open[number].n_expected
+            number += 1
+        return expected
+
+    def _encode_ahead(self, requests: Sequence[WindowRequest]) -> None:
+        self.scheduler.encode_ahead(self._client, requests)
+
+    def _finish(self, under_way: _Round) -> None:
+        self.scheduler.wait(under_way.batches)
+        result: dict[int, WindowResult | None] = {}
+        n_at_once = min(under_way.n_streams, len(under_way.batches))
+        for batch, places in zip(under_way.batches, under_way.places, strict=True):
+            result.update(zip(places, batch.results(), strict=True))
+            for request in batch.requests:
+                times = request.caller.times
+                times.add_share(batch.times, 1 / (batch.n_together * n_at_once))
+                times.add_share(request.encoding, 1 / self.scheduler.backend.n_streams)
+        for place, recording in enumerate(under_way.recordings):
+            self._busy[recording] -= 1
+            recording.accept(result[place])
+
+    def close(self) -> None:
+        """Use streams no longer; they finish what was begun, for whoever goes on."""
+        self.scheduler.close_streams(self._client)
+
+    def __del__(self) -> None:
+        """Close what nobody will ask for."""
+        self.close()
+
+
+def _parts(prompt_lengths: Sequence[int], n_streams: int, batch_size: int) -> list[list[int]]:
+    """Windows, by their places, that share a batch: prompts equally long, streams evenly used.
+
+    Args:
+        prompt_lengths: of each window's prompt.
+        n_streams: streams the windows are divided among.
+        batch_size: windows in a batch at most.
+    """
+    parts = []
+    for length in sorted(set(prompt_lengths), reverse=True):
+        places = [place for place, n in enumerate(prompt_lengths) if n == length]
+        share = round(n_streams * len(places) / len(prompt_lengths))
+        n_batches = max(1, share, -(-len(places) // batch_size))
+        edges = [len(places) * i // n_batches for i in range(n_batches + 1)]
+        parts += [places[a:b] for a, b in pairwise(edges) if b > a]
+    return parts
