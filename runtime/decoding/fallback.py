@@ -164,7 +164,7 @@ def decode_with_fallback(
             )
             verdict = judge(attempts[window], facts, options)
             if is_wanted is not None and not is_wanted(window):
-                verdict = replace(verdict, action=Action.DROP)  # whatever its text is
+                verdict = Verdict(Action.DROP, "nobody waits for it")
             verdicts[window] = verdict
             if verdict.reason and not verdict.is_left_out:
                 retries[window].append(Retry(wanted.temperature, verdict.reason))

@@ -175,6 +175,7 @@ class LiveTranscriber:
         self._trim_after = _frames("trim_after", trim_after, min_chunk, window)
         options = replace(options, without_timestamps=True, unheard_speech_threshold=None)
         self._tokenizer = model.tokenizer
+        self._scheduler = model.scheduler
         self._speech = None
         if options.vad:
             self._speech = SpeechMap(model.voice_activity.detector(), options.vad_threshold)
@@ -374,7 +375,7 @@ class LiveTranscriber:
         request.prompt = session.prompts.before(
             self._context if fits else ()
         )  # or it would translate
-        outcome = self._model.scheduler.decode_now(request).outcome
+        outcome = self._scheduler.decode_now(request).outcome
         self._decoded = max(self._decoded, end)
         tokens = self._prefix_tokens if outcome.is_silence else outcome.decoded.tokens
         words = timed_words(self._tokenizer, tokens[len(self._prefix_tokens) :], outcome.language)
