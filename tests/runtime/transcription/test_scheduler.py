@@ -273,14 +273,6 @@ class TestFailures:
         scheduler.wait([later])
         assert later.results() == ["c1"]
 
-    def test_the_device_s_own_words(self, scheduler, engine):
-        def fail(requests):
-            raise RuntimeError("Exception from src/plugin.cpp:7:\nZE_RESULT_ERROR_DEVICE_LOST")
-
-        engine.fails = fail
-        with pytest.raises(DeviceError, match="ZE_RESULT_ERROR_DEVICE_LOST"):
-            scheduler.decode_now(window(FakeCaller()))
-
     def test_an_error_of_one_caller_stays_with_it(self, scheduler, engine):
         def fail(requests):
             if any(request.caller.name == "b" for request in requests):
