@@ -51,8 +51,8 @@ class Decoder(Protocol):
 class SourceFile:
     """A file as the audio libraries see it: without a name, and without exceptions.
 
-    The libraries would guess the format from a name's suffix, and their C code passes on no exception
-    of the file. A failure ends the file for the library; `check` raises it later.
+    The libraries would guess the format from a name's suffix, and their C code passes on no
+    exception of the file. A failure ends the file for the library; `check` raises it later.
     """
 
     def __init__(self, file: BinaryIO) -> None:
