@@ -77,7 +77,7 @@ class _SubtitleFormatter:
 
 
 class _JsonFormatter:
-    """Writes `Transcription.to_dict` as a line of ASCII, like openai/whisper, without a line end."""
+    """Writes `Transcription.to_dict` as a line of ASCII without line end, like openai/whisper."""
 
     def begin(self) -> str:
         return ""
