@@ -138,8 +138,8 @@ class TranscribeOptions:
         logprob_threshold: a window less probable on average looks wrong; None: never.
         no_speech_threshold: a window more probably without speech, and improbable as text, is
             skipped; None: never.
-        unheard_speech_threshold: a text leaves out speech if so many seconds of speech have no
-            word. Its window is then decoded with timestamps, and after that in parts; None: never.
+        unheard_speech_threshold: seconds of speech without a word that mark a text as incomplete:
+            its window is decoded with timestamps, and then in parts; None: never.
         condition_on_previous_text: give the decoder the text of the window before. In sequential
             mode every window gets it. In batched mode every other window gets it, and half of the
             windows must wait for the other half. Live speech gets the text before it, too. None:
@@ -154,8 +154,8 @@ class TranscribeOptions:
         word_timestamps: give every word its time; needs the folder's alignment graph.
         prepend_punctuations: marks that count as part of the word after them.
         append_punctuations: marks that count as part of the word before them.
-        hallucination_silence_threshold: text with unusual word times and so many seconds of silence
-            around it counts as hallucinated and is left out; needs `word_timestamps`.
+        hallucination_silence_threshold: seconds of silence around text with unusual word times
+            that mark it as hallucinated, so that it is left out; needs `word_timestamps`.
         without_timestamps: sample text only; a segment is then a whole window.
         max_initial_timestamp: latest start of a window's first segment, in seconds.
         suppress_tokens: ids of tokens never sampled, as a list or as text with commas; -1 stands
@@ -344,15 +344,15 @@ class TranscribeOptions:
         if silence is not None and not self.word_timestamps:
             raise UsageError("hallucination_silence_threshold judges words: set word_timestamps")
         if not self.vad and self.mode == "batched":
-            raise UsageError("batched mode cuts windows at pauses: it cannot do without vad")
+            raise UsageError("batched mode cuts windows at pauses: it needs vad")
         if not self.vad and self.vad_min_silence is not None:
-            raise UsageError("vad_min_silence is for silence passed over: it needs vad")
+            raise UsageError("vad_min_silence is for skipped silence: it needs vad")
         if not self.vad and self.multilingual:
-            raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
+            raise UsageError("multilingual cuts windows at pauses: it needs vad")
         if self.multilingual and self.language is not None:
-            raise UsageError("multilingual detects languages: do not give one")
+            raise UsageError("multilingual detects languages: give no language")
         if self.languages is not None and self.language is not None:
-            raise UsageError("languages are those to detect: give no language beside them")
+            raise UsageError("languages limits detection: give no language with it")
 
 
 def unknown_option(name: str) -> UsageError:

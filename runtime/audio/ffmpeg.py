@@ -237,8 +237,7 @@ class FFmpegDecoder:
             )
         if damaged:
             self._warn(
-                f"{damaged} damaged packets were stepped over, the first at {first_time:.1f} s:"
-                f" {reason}"
+                f"{damaged} damaged packets were skipped, the first at {first_time:.1f} s: {reason}"
             )
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def _first_byte(descriptor: int, name: str) -> bytes:
             byte = os.read(descriptor, 1)
         except BlockingIOError:
             if not select.select([descriptor], [], [], _SAY_SO_AFTER)[0]:
-                logger.warning("%s: a named pipe: waiting for what is written to it", name)
+                logger.warning("%s: a named pipe: waiting for its writer to send data", name)
             return b""
         if byte:
             return byte

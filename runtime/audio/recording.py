@@ -103,7 +103,7 @@ class Recording:
             self.name, self._array = "array", source
             return
         if sample_rate is not None:
-            raise UsageError("sample_rate is for arrays: files say theirs; leave it out")
+            raise UsageError("sample_rate is for arrays: a file states its own rate; leave it out")
         if isinstance(source, str | os.PathLike):
             path = Path(os.fsdecode(source))
             self.name = str(path) if isinstance(source, os.PathLike) else source

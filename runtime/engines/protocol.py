@@ -88,7 +88,7 @@ class FollowsNothing:
 
     def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
         """See `DecoderSession.attention`."""
-        raise RuntimeError("this session follows nothing")
+        raise RuntimeError("this session records no attention")
 
 
 class Backend(Protocol):

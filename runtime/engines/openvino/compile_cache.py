@@ -192,7 +192,7 @@ class CompileCache:
         }
         first = json.dumps(header).encode().ljust(_HEADER - 1) + b"\n"
         if len(first) != _HEADER:
-            logger.debug("%s is described by too many words to be kept", contents)
+            logger.debug("%s is not kept: its description is too long", contents)
             return False
         unfinished: Path | None = None
         try:

@@ -83,7 +83,7 @@ def make_stateful(decoder_with_past: ov.Model, contract: KVContract, *, fuse: bo
         decoder_with_past.remove_parameter(parameter)
     if fuse:
         n_fused = sum(map(_fuse_attention, decoder_with_past.get_ordered_ops()))
-        logger.debug("%d attentions put together, for %d states", n_fused, len(variables))
+        logger.debug("%d attentions fused, for %d states", n_fused, len(variables))
     decoder_with_past.validate_nodes_and_infer_types()
 
 

@@ -164,7 +164,7 @@ class StatefulSession(OpenVINOSession):
     def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
         """Return the attention of a row's positions; see `DecoderSession.attention`."""
         if self._queries is None:
-            raise RuntimeError("nothing was followed")
+            raise RuntimeError("this session recorded no attention")
         queries = np.concatenate([each[row] for each in self._queries], axis=1)
         return attention_weights(queries, self._cross, self._heads, row, n_positions, pooled)
 
