@@ -24,7 +24,7 @@ MODES: tuple[str, ...] = get_args(Mode)
 Task = Literal["transcribe", "translate"]
 TASKS: tuple[str, ...] = get_args(Task)
 MODEL_LIST = -1  # in `suppress_tokens`: stands for the model's own list
-# These options need a whole recording, so live speech ignores them.
+# These options need a whole recording: live speech does without them.
 NOT_LIVE = (
     "audio_track",
     "channels",

@@ -42,7 +42,7 @@ class DeviceCalls:
         if os.getpid() != self._process:
             raise DeviceError(
                 "the model was loaded before this process was forked, and its threads do not "
-                "exist here; load it in the child, or start processes by multiprocessing's spawn"
+                "exist here; load it in the child, or start processes with multiprocessing's spawn"
             )
 
     def __enter__(self) -> None:
