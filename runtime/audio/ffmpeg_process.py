@@ -28,7 +28,7 @@ from whisper_npu.runtime.audio_choices import TrackChoice
 # The longest work on a fraction of a second of audio, on a busy machine.
 _PATIENCE = 60.0  # seconds
 _MOST_IDLE = 2  # children kept for later files, 50 MB each
-# Ctrl-C in a terminal reaches a process group. The child gets a group of its own: we end it.
+# Ctrl-C in a terminal reaches a process group. The child has its own group, so that we end it.
 _OWN_GROUP: int | None = 0
 _NO_WINDOW = 0
 if sys.platform == "win32":

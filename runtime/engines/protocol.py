@@ -163,7 +163,7 @@ class Backend(Protocol):
         ...
 
     def in_streams(self) -> "Backend":
-        """Return the same model for several callers at once: each is slower, all are faster."""
+        """Return the same model for several callers at once: each is slower, together faster."""
         ...
 
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
