@@ -91,6 +91,7 @@ class TestGiveBackAfter:
             memory.give_back_after(n_windows)
             assert len(given) == want
 
+    @pytest.mark.slow
     def test_transcriptions_count(self, tiny_folder, given, monkeypatch):
         """One after another, each of one window."""
         model = load_model(tiny_folder)
