@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from math import isfinite
 from threading import Lock
@@ -120,7 +120,7 @@ class WhisperModel:
 
     @property
     def scheduler(self) -> Scheduler:
-        """Decodes the windows of all its transcriptions and live sessions.
+        """Decodes the windows of all transcriptions and live sessions.
 
         Raises:
             UsageError: the model is closed.
@@ -255,9 +255,9 @@ class WhisperModel:
             audio_track=options.audio_track,
             channels=options.channels,
         )
-        is_alone = is_alone and len(opened) == 1
         if len(opened) > 1 and on_partial is not None:
             on_partial = one_at_a_time(on_partial)
+        is_alone = is_alone and len(opened) == 1
         with self._lock, ExitStack() as on_error:
             for each in opened:
                 on_error.callback(each.close)
@@ -511,14 +511,13 @@ class RecordingStream(TranscriptionStream):
     def give_up(self, reason: str) -> None:
         """Close it; `reason` is what those are told who ask for what has not been decoded."""
         given_up = UsageError(reason)
+        self._broken = self._broken or given_up
         self._session.given_up.set()
         self.group.scheduler.look_again()
-        try:
-            with self.group.turn():
-                if not self._ended:
-                    self.fail(given_up)
-        except UsageError:  # called back from decoding: whoever waits for its windows closes it
-            self._broken = self._broken or given_up
+        # Called back from decoding, it is closed by whoever waits for its windows.
+        with suppress(UsageError), self.group.turn():
+            if not self._ended:
+                self.fail(given_up)
 
     def _close(self) -> None:
         self._ended = True

@@ -114,8 +114,8 @@ class TranscriptionStream(ABC):
         """Give up what has not been decoded, and close the recording; a second call does nothing.
 
         Segments decoded before stay; asking for more raises a `UsageError`. Its windows leave their
-        batches at the next decoding step. Called back while they are decoded, the recording is
-        closed after that step.
+        batches at the next decoding step. Called back while they are decoded, it is closed after
+        that step.
         """
 
     @property

@@ -247,7 +247,7 @@ def _decode_alike(
     flawed = [
         place
         for place, one in enumerate(result)
-        if one.outcome.verdict.action is Action.ENCODE_WHOLE and requests[place].caller.is_wanted
+        if one.outcome.verdict.action is Action.ENCODE_WHOLE
     ]
     if not flawed:
         return result
