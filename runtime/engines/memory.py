@@ -13,7 +13,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_TH
 _LARGE = 2 << 20  # bytes: blocks of this size are few and worth a call to the system
 _UNKNOWN = 4 << 30  # bytes free: assume a small machine if the system does not tell
 _GIVE_BACK_AFTER = 8  # windows
-_KEPT = 64 << 20  # free bytes that stay at the heap's end until `give_back`: fetching costs time
+_KEPT = (
+    64 << 20
+)  # free bytes that stay at the heap's end until `release_memory`: fetching costs time
 
 _mapped: dict[str, mmap.mmap] = {}  # by the digest of the content
 _mapping = Lock()
@@ -53,7 +55,7 @@ def forget_mapped() -> None:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return free memory of the C library (glibc) and mapped files to the system."""
     forget_mapped()
     trim = getattr(_c_library(), "malloc_trim", None)
@@ -81,14 +83,14 @@ class _Windows:
 _decoded = _Windows()
 
 
-def give_back_after(n_windows: int) -> None:
+def release_memory_after(n_windows: int) -> None:
     """Return free memory after every few windows: after each window it would cost a fiftieth.
 
     Args:
         n_windows: newly decoded windows, of any caller in this process.
     """
     if _decoded.add(n_windows):
-        give_back()
+        release_memory()
 
 
 def map_large_blocks() -> None:

@@ -34,8 +34,8 @@ from whisper_npu.runtime.engines.openvino.graphs import contract_of, n_positions
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Float32Array,
-    FollowsNothing,
     Int64Array,
+    NoAttention,
     SingleStream,
 )
 from whisper_npu.runtime.model_folder.config import KVContract
@@ -334,7 +334,7 @@ class OnnxRuntimeBackend(SingleStream):
         return found["token_probabilities"], found["cross_attentions"]
 
 
-class _Session(FollowsNothing):
+class _Session(NoAttention):
     """A batch of token rows; without a cache each step computes the whole context."""
 
     def __init__(

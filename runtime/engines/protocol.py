@@ -52,7 +52,7 @@ class DecoderSession(Protocol):
         """
         ...
 
-    def follow(self) -> bool:
+    def record_attention(self) -> bool:
         """Record the attention of tokens, for `attention`; call it before the first step.
 
         Returns:
@@ -79,11 +79,11 @@ class DecoderSession(Protocol):
         ...
 
 
-class FollowsNothing:
+class NoAttention:
     """Base of sessions that cannot record attention."""
 
-    def follow(self) -> bool:
-        """See `DecoderSession.follow`."""
+    def record_attention(self) -> bool:
+        """See `DecoderSession.record_attention`."""
         return False
 
     def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
@@ -159,10 +159,10 @@ class Backend(Protocol):
 
     @property
     def n_streams(self) -> int:
-        """Number of batches that `in_streams` decodes in parallel."""
+        """Number of batches that `parallel` decodes in parallel."""
         ...
 
-    def in_streams(self) -> "Backend":
+    def parallel(self) -> "Backend":
         """Return the same model for several callers at once: each is slower, together faster."""
         ...
 
@@ -219,7 +219,7 @@ class SingleStream(ABC):
         """Number of parallel streams: one."""
         return 1
 
-    def in_streams(self) -> Self:
+    def parallel(self) -> Self:
         """Return this backend: several callers would make it no faster."""
         return self
 

@@ -36,7 +36,7 @@ _LONG_PAUSE = 1.0  # seconds that end a segment anywhere
 _LONG_SEGMENT = 10.0  # seconds
 
 
-class Listener:
+class AttentionRecorder:
     """Finds out when the texts of a batch were spoken, while they are decoded or afterwards."""
 
     def __init__(
@@ -67,10 +67,10 @@ class Listener:
         self._n_positions = [max(1, n // (_POOLED * FRAMES_PER_POSITION)) for n in n_frames]
         self._eot = eot
         self._times = times
-        self._follows = follows and session.follow()
+        self._follows = follows and session.record_attention()
         self._found: dict[int, TokenTimes] = {}
 
-    def take_down(self, rows: Iterable[int], places: Iterable[int], tokens: Int64Array) -> None:
+    def record(self, rows: Iterable[int], places: Iterable[int], tokens: Int64Array) -> None:
         """Find the times of rows before they leave the session.
 
         Args:

@@ -18,7 +18,7 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime.engines.cpu_capabilities import processor
 from whisper_npu.runtime.engines.kv_cache import is_self_attention
-from whisper_npu.runtime.engines.memory import available_bytes, give_back
+from whisper_npu.runtime.engines.memory import available_bytes, release_memory
 from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
 from whisper_npu.runtime.engines.openvino.alignment_queries import expose_queries
 from whisper_npu.runtime.engines.openvino.compile_cache import (
@@ -195,7 +195,7 @@ class GraphCompiler:
             contents = Contents(str(self._folder.path), Path(file).stem, precision)
             if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.info)):
                 break
-        give_back()
+        release_memory()
 
     def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._plan.request.kv_cache

@@ -151,7 +151,7 @@ class OpenVINOBackend(SingleStream):
             return 1
         return min(self._n_threads_used, _MOST_STREAMS)
 
-    def in_streams(self) -> "OpenVINOBackend":
+    def parallel(self) -> "OpenVINOBackend":
         """Return the same model for `n_streams` callers at once; compiled at the first call."""
         if self.n_streams == 1:
             return self

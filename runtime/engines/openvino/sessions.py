@@ -22,13 +22,13 @@ from whisper_npu.runtime.engines.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.engines.memory import give_back
+from whisper_npu.runtime.engines.memory import release_memory
 from whisper_npu.runtime.engines.openvino import graphs
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 from whisper_npu.runtime.engines.protocol import (
     Float32Array,
-    FollowsNothing,
     Int64Array,
+    NoAttention,
 )
 
 logger = logging.getLogger("whisper_npu")
@@ -80,7 +80,7 @@ class RequestPool:
             was_fresh = self._is_fresh
             self._is_fresh = 0 < self._n_runs < _READS_WEIGHTS
         if was_fresh:  # the kernels have read and rearranged the weights
-            give_back()
+            release_memory()
 
     def run(self, request: ov.InferRequest) -> None:
         """Run a request of this pool; its outputs stay in place until it runs again.
@@ -114,7 +114,7 @@ def check_room(length: int, n_new: int, n_text_ctx: int) -> None:
         )
 
 
-class OpenVINOSession(FollowsNothing):
+class OpenVINOSession(NoAttention):
     """Base of sessions: returns requests to their pools, and logs steps."""
 
     def __init__(self, n_text_ctx: int, calls: DeviceCalls) -> None:

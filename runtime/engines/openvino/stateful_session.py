@@ -155,7 +155,7 @@ class StatefulSession(OpenVINOSession):
         logits: Float32Array = self._request.get_tensor("logits").data
         return logits
 
-    def follow(self) -> bool:
+    def record_attention(self) -> bool:
         """Record the queries of the alignment heads, if the graph returns them."""
         if self._heads and self._length == 0:
             self._queries = []

@@ -170,7 +170,7 @@ class TestExactness:
         backend = load_model(tiny_folder).backend
         assert backend.precision == "f32"
         assert not backend.is_exact
-        assert not backend.in_streams().is_exact
+        assert not backend.parallel().is_exact
 
     @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["concat", "static", "off"])

@@ -163,9 +163,9 @@ def test_matrices_are_stored_as_they_are_read(folder, monkeypatch, precision):
 
 @pytest.mark.slow
 def test_streams_are_kept_too(folder, cache, reads):
-    load(folder, cache, threads=2).in_streams()
+    load(folder, cache, threads=2).parallel()
     assert len(cache.entries()) == 2 * N_GRAPHS
-    load(folder, cache, threads=2).in_streams()
+    load(folder, cache, threads=2).parallel()
     assert len(reads) == 2
 
 

@@ -318,6 +318,6 @@ def test_one_thread_gives_the_same_text(tiny_folder, tiny_audio):
 
 def test_streams_are_not_bound_to_processor_cores(tiny_folder):
     """Else one of the encoder and one of the decoder would share a core, another being idle."""
-    backend = load_model(tiny_folder, precision="f32", threads=2).backend.in_streams()
+    backend = load_model(tiny_folder, precision="f32", threads=2).backend.parallel()
     bound = [pool.compiled.get_property("ENABLE_CPU_PINNING") for pool in backend._pools.values()]
     assert bound == [False] * 3

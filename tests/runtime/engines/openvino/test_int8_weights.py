@@ -184,7 +184,7 @@ class TestBackend:
 
     def test_streams_compute_in_it_too(self, tiny_folder):
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8", threads=2)
-        streams = backend.in_streams()
+        streams = backend.parallel()
         assert streams is not backend
         assert streams.precision == backend.precision
         for name, pool in streams._pools.items():
