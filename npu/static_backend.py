@@ -20,8 +20,8 @@ from whisper_npu.runtime.engines.kv_cache import is_self_attention, past_name
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Float32Array,
-    FollowsNothing,
     Int64Array,
+    NoAttention,
     SingleStream,
 )
 
@@ -310,7 +310,7 @@ class _Place(NamedTuple):
     row: int
 
 
-class StaticSession(FollowsNothing):
+class StaticSession(NoAttention):
     """A batch of token rows being decoded in lanes. Close it when done."""
 
     def __init__(self, backend: StaticBackend, audio: Float32Array, rows_per_window: int) -> None:

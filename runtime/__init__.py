@@ -1,1 +1,1 @@
-"""Audio to text on an exported model folder; imports neither torch nor the other layers."""
+"""Turns audio into text with an exported model folder; imports neither torch nor other layers."""

@@ -1,4 +1,4 @@
-"""What can be chosen of a recording: its tracks and channels. Imports nothing that takes time."""
+"""The tracks and channels a user can choose of a recording. Imports no slow modules."""
 
 from typing import Final, Literal, get_args
 
@@ -17,7 +17,7 @@ SPLIT: Final = "split"
 
 
 def parse_track(text: str) -> TrackChoice:
-    """What `--audio-track` is given, as `audio_tracks.choose_track` takes it.
+    """Parse the value of `--audio-track`, for `audio.tracks.choose_track`.
 
     Raises:
         UsageError: it is neither a number from 1, nor `all`, nor a language.
@@ -33,7 +33,7 @@ def parse_track(text: str) -> TrackChoice:
 
 
 def require_channels(choice: str) -> str:
-    """One of `CHANNEL_CHOICES`.
+    """Return `choice` if it is one of `CHANNEL_CHOICES`.
 
     Raises:
         UsageError: it is something else.

@@ -11,17 +11,17 @@ _NEGLIGIBLE = 1e-6  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of the recording and what became of it.
+    """A stretch of the recording and its fate.
 
     Attributes:
         start: Seconds from the start of the recording.
         end: Seconds from the start of the recording.
-        fate: `transcribed`: decoded, and the text is in the result; `silent`: no speech was heard
-            in it, so nothing was decoded; `skipped`: decoded, but the model itself held it for
-            silence; `dropped`: decoded, but the text was given up as an invention, or not decoded,
-            because the transcription was stopped before.
+        fate: `transcribed`: decoded, and the text is in the result; `silent`: not decoded, because
+            no speech was detected; `skipped`: decoded, but the model itself took it for silence;
+            `dropped`: decoded, but the text was rejected as hallucinated, or not decoded, because
+            the transcription was stopped before.
         reason: Why, in a few words; empty for `transcribed`.
-        channel: Where, if channels or tracks were transcribed each on its own; see `Segment`.
+        channel: Its channel, if channels or tracks were transcribed separately; see `Segment`.
     """
 
     start: float
@@ -31,7 +31,7 @@ class Span:
     channel: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The span as our JSON has it; `channel` only where there is one."""
+        """Return the span for our JSON; with `channel` only if there is one."""
         fields = {
             "start": round(self.start, 2),
             "end": round(self.end, 2),
@@ -49,21 +49,21 @@ class Coverage:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """All spans, in order of time once finished."""
+        """All spans; in order of time after `finish`."""
         return tuple(self._spans)
 
     def add(self, start: float, end: float, fate: Fate, reason: str = "") -> None:
-        """Say what became of the time between `start` and `end` seconds, in any order of time."""
+        """Record the fate of the time from `start` to `end` seconds, in any order of time."""
         if end - start > _NEGLIGIBLE:
             self._spans.append(Span(start, end, fate, reason))
 
     def cut(self, at: float) -> None:
-        """Take back whatever was said of the time behind `at` seconds."""
+        """Remove all records of the time after `at` seconds."""
         kept = [span for span in self._spans if span.start < at]
         self._spans = [replace(span, end=min(span.end, at)) for span in kept]
 
     def finish(self, duration: float) -> None:
-        """Sort, join neighbours of one fate, and end with the recording."""
+        """Sort the spans, join neighbours of the same fate, and end with the recording."""
         joined: list[Span] = []
         for span in sorted(self._spans, key=lambda span: span.start):
             clipped = replace(span, end=min(span.end, duration))
@@ -72,13 +72,13 @@ class Coverage:
                 joined[-1] = replace(last, end=clipped.end)
             elif clipped.end - clipped.start > _NEGLIGIBLE:
                 joined.append(clipped)
-        if joined:  # frames are 10 ms long: what is left is less than one
+        if joined:  # frames are 10 ms long: the rest is shorter than a frame
             joined[-1] = replace(joined[-1], end=duration)
         self._spans = joined
 
     @classmethod
     def of_channels(cls, coverages: Mapping[str, "Coverage"]) -> "Coverage":
-        """The finished coverages of channels or tracks, by name, as one."""
+        """Join the finished coverages of channels or tracks, by name."""
         spans = [
             replace(span, channel=channel)
             for channel, coverage in coverages.items()
@@ -88,14 +88,14 @@ class Coverage:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """The channels or tracks that are accounted for each on its own; empty where none are."""
+        """The channels or tracks that were transcribed separately; empty if there are none."""
         return tuple(dict.fromkeys(span.channel for span in self._spans if span.channel))
 
     def seconds(self, channel: str | None = None) -> dict[str, float]:
-        """Seconds by fate; they add up to the duration, or to that of all channels.
+        """Return seconds by fate; they add up to the duration, or to that of all channels.
 
         Args:
-            channel: Count this one only.
+            channel: Count only this channel.
         """
         totals = dict.fromkeys(FATES, 0.0)
         for span in self._spans:
@@ -104,7 +104,7 @@ class Coverage:
         return totals
 
     def to_dict(self) -> dict[str, Any]:
-        """Seconds by fate, and every span that was not transcribed; `channels` if there are any."""
+        """Return seconds by fate, every span that was not transcribed, and `channels` if any."""
         others = [span.to_dict() for span in self._spans if span.fate != "transcribed"]
         fields = {**_rounded(self.seconds()), "spans": others}
         if self.channels:

@@ -1,13 +1,13 @@
-"""The languages Whisper knows, by code and English name (openai/whisper, `tokenizer.py`).
+"""The languages of Whisper, by code and English name (openai/whisper, `tokenizer.py`).
 
-Users and files call them otherwise, too: by other standards' codes, and with a region.
+Users and files also use codes of other standards, and codes with a region.
 """
 
 from difflib import get_close_matches
 
 from whisper_npu.errors import UsageError
 
-DETECT = "auto"  # what stands for no language, where one can be given
+DETECT = "auto"  # the value for no language, where a language can be given
 
 LANGUAGES = {
     "en": "english",
@@ -112,7 +112,7 @@ LANGUAGES = {
     "yue": "cantonese",
 }
 
-# Other English names, and old, macro- and individual languages' codes for what Whisper writes.
+# Other English names, and old, macro- and individual languages' codes for Whisper's languages.
 _ALIASES = {
     "bokmål": "no",
     "burmese": "my",
@@ -139,7 +139,7 @@ _ALIASES = {
     "nb": "no",
     "zh-yue": "yue",
 }
-# The codes of ISO 639-2 (both kinds) and 639-3, which containers name their tracks' languages by.
+# The codes of ISO 639-2 (both kinds) and 639-3; containers use them for their tracks' languages.
 _THREE_LETTERS = """
     af afr, am amh, ar ara arb, as asm, az aze azj, ba bak, be bel, bg bul, bn ben, bo bod tib,
     br bre, bs bos, ca cat, cs ces cze, cy cym wel, da dan, de deu ger, el ell gre, en eng, es spa,
@@ -165,7 +165,7 @@ _CODES = {
 
 
 def find_language(language: str) -> str | None:
-    """Whisper's code of a language; None where it knows no such language.
+    """Return Whisper's code of a language; None if Whisper does not know the language.
 
     Args:
         language: a code of ISO 639, with or without a region or script (`pt-BR`, `zh_Hant_TW`), or
@@ -176,10 +176,10 @@ def find_language(language: str) -> str | None:
 
 
 def language_code(language: str) -> str:
-    """Whisper's code of a language given as `find_language` takes it.
+    """Return Whisper's code of a language in any form of `find_language`.
 
     Raises:
-        UsageError: Whisper knows no such language; the message has those spelt alike.
+        UsageError: Whisper knows no such language; the message lists similar names.
     """
     code = find_language(language)
     if code is not None:

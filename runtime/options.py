@@ -23,8 +23,8 @@ Mode = Literal["auto", "sequential", "batched"]
 MODES: tuple[str, ...] = get_args(Mode)
 Task = Literal["transcribe", "translate"]
 TASKS: tuple[str, ...] = get_args(Task)
-MODEL_LIST = -1  # among the tokens never sampled: those of the model's own list
-# Options that need a whole recording: live speech does without them.
+MODEL_LIST = -1  # in `suppress_tokens`: stands for the model's own list
+# These options need a whole recording: live speech does without them.
 NOT_LIVE = (
     "audio_track",
     "channels",
@@ -59,7 +59,7 @@ _TEXTS = ("language", "hotwords", *_MARKS)
 _NEVER_NONE = ("best_of", "batch_size", "patience", "vad_threshold", *_MARKS)
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
-# Options of openai/whisper and faster-whisper that have another name here, or another place.
+# Options of openai/whisper and faster-whisper that have another name or place here.
 _ELSEWHERE = {
     "carry_initial_prompt": "write hotwords=, which precede every window",
     "chunk_length": "a window is as long as the model's",
@@ -82,7 +82,7 @@ _ELSEWHERE = {
 
 
 class TranscribeKwargs(TypedDict, total=False):
-    """The options of `TranscribeOptions` by name, all of them optional, as they may be written."""
+    """The options of `TranscribeOptions` by name, in every accepted form; all are optional."""
 
     language: str | None
     languages: Sequence[str] | None
@@ -122,70 +122,71 @@ class TranscribeKwargs(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeOptions:
-    """What is transcribed, and how.
+    """The options of a transcription.
 
-    What `TranscribeKwargs` allows is taken, and kept in one form: several temperatures, tokens and
-    languages as tuples.
+    Accepts every form of `TranscribeKwargs` and keeps one form: several temperatures, tokens and
+    languages become tuples.
 
     Attributes:
         language: language code (of ISO 639, with or without a region) or English name; None, or
             `auto`, which becomes None, detects it (multilingual models).
-        languages: codes or English names of those it can be, to be detected among these only; None:
-            any the model knows.
+        languages: codes or English names of the possible languages; only these are detected; None:
+            all that the model knows.
         task: `transcribe`, or `translate` into English.
         temperature: a temperature, or several to try in turn while a window looks wrong.
         compression_ratio_threshold: a window whose text compresses better is a loop; None: never.
         logprob_threshold: a window less probable on average looks wrong; None: never.
         no_speech_threshold: a window more probably without speech, and improbable as text, is
             skipped; None: never.
-        unheard_speech_threshold: seconds of speech without a word from which a text leaves out
-            speech: its window is decoded with timestamps, and then in parts; None: never.
-        condition_on_previous_text: give the decoder the text of the window before: every window
-            in sequential mode, every other one in batched mode, for which half of the windows have
-            to wait for the other half. Live speech is given the text before it, too. None: yes,
-            but in batched mode only in f32 by name, and not with `multilingual`; other precisions,
-            and `auto`, are for speed.
-        initial_prompt: text, or its token ids, that the decoder is given before the first window
+        unheard_speech_threshold: seconds of speech without a word that mark a text as incomplete:
+            its window is decoded with timestamps, and then in parts; None: never.
+        condition_on_previous_text: give the decoder the text of the window before. In sequential
+            mode every window gets it. In batched mode every other window gets it, and half of the
+            windows must wait for the other half. Live speech gets the text before it, too. None:
+            yes, except in batched mode: there only with an explicit `f32`, and not with
+            `multilingual`, because other precisions, and `auto`, are for speed.
+        initial_prompt: text, or its token ids, that the decoder gets before the first window
             (sequential mode) or before every window (batched mode).
-        hotwords: names and terms the decoder is given before every window.
+        hotwords: names and terms that the decoder gets before every window.
         prefix: text, or its token ids, that the transcript begins with; part of the result.
         multilingual: detect the language of every window, and end windows at short pauses, for
             recordings in several languages.
         word_timestamps: give every word its time; needs the folder's alignment graph.
-        prepend_punctuations: marks that count as part of the word behind them.
+        prepend_punctuations: marks that count as part of the word after them.
         append_punctuations: marks that count as part of the word before them.
-        hallucination_silence_threshold: seconds of silence around text that sits strangely in
-            time at which it is taken for made up and left out; needs `word_timestamps`.
+        hallucination_silence_threshold: seconds of silence around text with unusual word times
+            that mark it as hallucinated, so that it is left out; needs `word_timestamps`.
         without_timestamps: sample text only; a segment is then a whole window.
-        max_initial_timestamp: seconds into a window at which its first segment begins at most.
+        max_initial_timestamp: latest start of a window's first segment, in seconds.
         suppress_tokens: ids of tokens never sampled, as a list or as text with commas; -1 stands
-            for the model's own list; None: that list alone. Nothing is suppressed by an empty one.
+            for the model's own list; None: only that list. An empty list suppresses nothing.
         suppress_blank: never begin a transcript with a blank.
         beam_size: beams at temperature 0; None decodes greedily.
         best_of: samples per window at a temperature above 0.
-        patience: how many times `beam_size` finished candidates beam search waits for.
+        patience: beam search waits for `patience` times `beam_size` finished candidates.
         length_penalty: Google NMT's alpha; None divides by the length.
-        sample_len: tokens sampled per window at most; None for what the context holds.
-        mode: `sequential`: each window begins where the last one's timestamps end, and is given
-            its text; `batched`: windows are cut at pauses and decoded together; `auto`: batched,
-            but sequential for recordings of one window in f32 by name, where it gives PyTorch's
-            tokens, or without timestamps, and for all without `vad` unless without timestamps.
-        batch_size: windows decoded together, in each stream; up to a quarter more where only so
-            few would be left.
-        elastic: encode a window shorter than the encoder's with 4 s of silence behind it (3 s in
-            tiny models) instead of filling it up, which is faster; what looks wrong then is decoded
-            again as a whole window. None: unless the precision is f32 by name, which promises
+        sample_len: most tokens sampled per window; None: as many as the context holds.
+        mode: `sequential`: each window begins where the last window's timestamps end, and gets its
+            text; `batched`: windows are cut at pauses and decoded together; `auto`: batched, with
+            two exceptions. Recordings of one window are sequential with an explicit `f32`, which
+            promises PyTorch's tokens, and without timestamps. Without `vad` all recordings are
+            sequential, unless without timestamps.
+        batch_size: windows decoded together, in each stream; a batch may take up to a quarter more,
+            so that no small batch follows.
+        elastic: pad a window shorter than the encoder's with 4 s of silence (3 s in tiny models)
+            instead of filling it up, which is faster. A window that then looks wrong is decoded
+            again as a whole window. None: yes, except with an explicit `f32`, which promises
             PyTorch's tokens.
-        vad: pass over audio without speech, and end windows at long pauses. Without, all audio is
-            decoded; the speech detector still tells whether a text leaves out speech.
+        vad: skip audio without speech, and end windows at long pauses. Without it, all audio is
+            decoded; the speech detector still finds texts that leave out speech.
         vad_threshold: probability from which a stretch is speech, above 0 and below 1.
-        vad_min_silence: seconds without speech that end a window and are passed over; None: 3, and
+        vad_min_silence: seconds without speech that end a window and are skipped; None: 3, and
             0.5 with `multilingual`.
-        audio_track: of several audio tracks, a number from 1 or a language; None: the one marked as
-            default, else the first, and a warning tells of the others; `all`: each on its own.
+        audio_track: a number from 1 or a language, to choose among several audio tracks; None: the
+            default track, else the first, and a warning names the others; `all`: each separately.
         channels: `mix`: the mean of all, or the loudest where they cancel each other; `left`,
-            `right`: the first or second; `split`: each on its own. Segments of channels and tracks
-            on their own are merged by time and name their `channel`.
+            `right`: the first or second; `split`: each separately. Segments of separate channels
+            and tracks are merged by time and name their `channel`.
     """
 
     language: str | None = None
@@ -223,13 +224,13 @@ class TranscribeOptions:
     audio_track: TrackChoice = None
     channels: ChannelChoice = MIX
 
-    if TYPE_CHECKING:  # what may be written is wider than what is kept
+    if TYPE_CHECKING:  # more forms are accepted than kept
 
         def __init__(self, **options: Unpack[TranscribeKwargs]) -> None:
             """See the attributes."""
 
     def __post_init__(self) -> None:
-        """Bring values into one form; refuse what cannot work.
+        """Convert values to one form; refuse values that cannot work.
 
         Raises:
             UsageError: a value is of a wrong type or out of range.
@@ -278,7 +279,7 @@ class TranscribeOptions:
                     raise UsageError(f"{name} is {value!r}; give {described}")
 
     def _settle_lists(self) -> None:
-        """Keep one number, text with commas, and any list as a tuple."""
+        """Convert a single number, text with commas, and any list to a tuple."""
         given: Any = self.temperature
         temperatures = _tuple((given,) if isinstance(given, Real) else given, Real)
         if not temperatures or any(not 0 <= each <= 2 for each in temperatures):
@@ -343,19 +344,19 @@ class TranscribeOptions:
         if silence is not None and not self.word_timestamps:
             raise UsageError("hallucination_silence_threshold judges words: set word_timestamps")
         if not self.vad and self.mode == "batched":
-            raise UsageError("batched mode cuts windows at pauses: it cannot do without vad")
+            raise UsageError("batched mode cuts windows at pauses: it needs vad")
         if not self.vad and self.vad_min_silence is not None:
-            raise UsageError("vad_min_silence is for silence passed over: it needs vad")
+            raise UsageError("vad_min_silence is for skipped silence: it needs vad")
         if not self.vad and self.multilingual:
-            raise UsageError("multilingual cuts windows at pauses: it cannot do without vad")
+            raise UsageError("multilingual cuts windows at pauses: it needs vad")
         if self.multilingual and self.language is not None:
-            raise UsageError("multilingual detects languages: do not give one")
+            raise UsageError("multilingual detects languages: give no language")
         if self.languages is not None and self.language is not None:
-            raise UsageError("languages are those to detect: give no language beside them")
+            raise UsageError("languages limits detection: give no language with it")
 
 
 def unknown_option(name: str) -> UsageError:
-    """The error for an option that does not exist; it says what to write instead, if that is known.
+    """Return the error for an unknown option; it names the option to use instead, if known.
 
     Args:
         name: of the option.
@@ -369,7 +370,7 @@ def unknown_option(name: str) -> UsageError:
 
 
 def _check_texts(options: TranscribeOptions) -> None:
-    """Refuse texts that cannot be encoded: bytes that are not UTF-8 come as lone surrogates."""
+    """Refuse texts that cannot be encoded: bytes that are not UTF-8 become lone surrogates."""
     for name in ("initial_prompt", "hotwords", "prefix"):
         value = getattr(options, name)
         try:
@@ -380,7 +381,7 @@ def _check_texts(options: TranscribeOptions) -> None:
 
 
 def _split(value: object) -> object:
-    """Whole numbers in a text with commas; anything else is returned as it is."""
+    """Return the whole numbers in a text with commas; return other values unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -390,7 +391,7 @@ def _split(value: object) -> object:
 
 
 def _tuple(value: Any, kind: type) -> tuple[Any, ...] | None:
-    """The values of a list, or of another iterable; None where they are not all of `kind`."""
+    """Return the values of a list or another iterable; None if not all of them are of `kind`."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return None
     values = tuple(value)

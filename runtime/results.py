@@ -1,7 +1,7 @@
-"""What a transcription gives back: words in segments in a transcription, all immutable.
+"""The results of a transcription: words in segments in a transcription, all immutable.
 
-Field names and the JSON shape are openai/whisper's (`whisper/transcribe.py`), so that programs
-written for its output read ours.
+Field names and the JSON shape are those of openai/whisper (`whisper/transcribe.py`), so that
+programs written for its output can read ours.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Word:
     Attributes:
         start: Seconds from the start of the recording.
         end: Seconds from the start of the recording.
-        word: The text as decoded, its leading space and attached punctuation included.
+        word: The text as decoded, with its leading space and attached punctuation.
         probability: Mean probability of its tokens, 0 to 1.
     """
 
@@ -27,7 +27,7 @@ class Word:
     probability: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The word as openai/whisper's JSON has it."""
+        """Return the word in the form of openai/whisper's JSON."""
         return {
             "word": self.word,
             "start": float(self.start),
@@ -38,10 +38,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """An attempt at a window that was not taken.
+    """A rejected attempt at a window.
 
     Attributes:
-        temperature: Temperature it was decoded at.
+        temperature: Temperature of the attempt.
         reason: What looked wrong with its text.
     """
 
@@ -49,7 +49,7 @@ class Retry:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The attempt as our JSON has it."""
+        """Return the attempt in the form of our JSON."""
         return {"temperature": float(self.temperature), "reason": self.reason}
 
 
@@ -59,21 +59,21 @@ class Segment:
 
     Attributes:
         id: Position in the transcription, from 0.
-        seek: First frame (10 ms) of the window it was decoded in.
+        seek: First frame (10 ms) of its window.
         start: Seconds from the start of the recording.
         end: Seconds from the start of the recording.
-        text: The text as decoded, its leading space included.
-        tokens: Token ids of the text, timestamps included.
+        text: The text as decoded, with its leading space.
+        tokens: Token ids of the text, with timestamps.
         temperature: Temperature it was decoded at; above 0 after a fallback.
         avg_logprob: Mean log probability of the window's tokens.
         compression_ratio: Bytes of the window's text divided by its zlib-compressed bytes.
         no_speech_prob: Probability that the window holds no speech, 0 to 1.
-        words: Words with times; None when no word times were asked for.
+        words: Words with times; None if no word times were requested.
         language: Code of the language of its window.
-        retries: Attempts at its window that were not taken, in order.
+        retries: Rejected attempts at its window, in order.
         flaw: What still looks wrong with its window after the last temperature; None if nothing.
-        channel: Where it was said, if channels or tracks were transcribed each on its own: `left`
-            or `right`, `channel 1` and so on where there are not two, `track 1` and so on.
+        channel: Its channel, if channels or tracks were transcribed separately: `left` or `right`,
+            `channel 1` and so on unless there are two, `track 1` and so on.
     """
 
     id: int
@@ -93,7 +93,7 @@ class Segment:
     channel: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The segment as openai/whisper's JSON has it; `words` only where word times exist."""
+        """Return the segment in the form of openai/whisper's JSON; `words` only if it has any."""
         fields: dict[str, Any] = {
             "id": int(self.id),
             "seek": int(self.seek),
@@ -126,16 +126,16 @@ class Transcription:
     Attributes:
         text: The whole text.
         language: Language code, such as `en`.
-        segments: In order of time, those of several channels or tracks among each other.
-        duration: Seconds of audio read; of several tracks, of the longest.
+        segments: In order of time, also across channels or tracks.
+        duration: Seconds of audio read; for several tracks, of the longest.
         model: Name of the model folder.
         device: The device that really ran it.
         kv_cache: Kind of the decoder's cache.
-        precision: Arithmetic it ran in: f32, bf16, f16, or `int8+` what is not in 8 bits.
-        language_probabilities: Of every language it could be, likeliest first; empty if it was
-            given.
-        coverage: What became of every second.
-        warnings: What the user should know, one line each: damaged audio, prompts cut.
+        precision: Its arithmetic: f32, bf16, f16, or `int8+` and the arithmetic beside 8 bits.
+        language_probabilities: Of every possible language, likeliest first; empty if the language
+            was given.
+        coverage: The fate of every second.
+        warnings: Facts the user should know, one line each: damaged audio, shortened prompts.
     """
 
     text: str
@@ -151,7 +151,7 @@ class Transcription:
     coverage: Coverage = field(default_factory=Coverage, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """openai/whisper's `text`, `segments`, `language`, in its order, followed by ours."""
+        """Return openai/whisper's `text`, `segments`, `language`, in its order, then our fields."""
         return {
             "text": self.text,
             "segments": [segment.to_dict() for segment in self.segments],

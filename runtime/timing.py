@@ -1,4 +1,4 @@
-"""Where the time of a transcription goes, stage by stage."""
+"""Measures the time of a transcription, stage by stage."""
 
 import threading
 import time
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 
 
 class StageTimes:
-    """Seconds spent and calls made per stage, in order of first use. Safe across threads.
+    """Seconds and calls per stage, in order of first use. Safe across threads.
 
-    No second counts twice: the time of a stage inside another belongs to the inner one alone.
+    No second counts twice: the time of a stage inside another counts for the inner stage alone.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._calls: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._thread = threading.local()  # per thread: seconds of stages inside the current one
+        self._thread = threading.local()  # per thread: seconds of stages inside the current stage
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add the time the `with` block takes to `stage`, less that of stages inside it."""
+        """Add the time of the `with` block to `stage`, without that of stages inside it."""
         inside_outer = getattr(self._thread, "inside", 0.0)
         self._thread.inside = 0.0
         start = time.perf_counter()
@@ -38,7 +38,7 @@ class StageTimes:
             self._calls[stage] = self._calls.get(stage, 0) + calls
 
     def add_share(self, other: "StageTimes", share: float) -> None:
-        """Add `share` of the seconds of `other`, and its calls where there were any."""
+        """Add `share` of the seconds of `other`, and all of its calls."""
         calls = other.calls
         for stage, seconds in other.seconds.items():
             self.add(stage, share * seconds, calls[stage])
@@ -56,7 +56,7 @@ class StageTimes:
             return dict(self._calls)
 
     def __str__(self) -> str:
-        """One line: `encoder 0.210 s (1), decoder 0.153 s (27)`."""
+        """Return one line: `encoder 0.210 s (1), decoder 0.153 s (27)`."""
         return ", ".join(
             f"{stage} {seconds:.3f} s ({self.calls[stage]})"
             for stage, seconds in self.seconds.items()

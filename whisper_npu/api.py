@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from whisper_npu.errors import UsageError
 from whisper_npu.loading import BackendName, KVCache, load_backend
 from whisper_npu.model_search import find_model
-from whisper_npu.runtime.engines.memory import give_back
+from whisper_npu.runtime.engines.memory import release_memory
 from whisper_npu.runtime.engines.openvino.compile_config import Precision
 from whisper_npu.runtime.features.vad import VoiceActivity
 from whisper_npu.runtime.model_folder.folder import read_model_folder
@@ -60,5 +60,5 @@ def load_model(
             threads=threads,
         )
         model = WhisperModel(folder, loaded, tokenizer.result(), detector.result())
-    give_back()
+    release_memory()
     return model

@@ -1,1 +1,1 @@
-"""From files, arrays and streams to samples."""
+"""Reads audio files, arrays and streams as samples."""

@@ -1,4 +1,4 @@
-"""Samples in memory as a recording."""
+"""Reads samples in memory as a recording."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -12,24 +12,23 @@ from whisper_npu.runtime.audio.tracks import AudioTrack, choose_track
 from whisper_npu.runtime.audio_choices import TrackChoice
 
 _MOST_CHANNELS = 1_024  # as in libsndfile
-_INTEGERS = (("i", 2), ("i", 4), ("u", 1))  # kind and bytes, as WAV files have them
+_INTEGERS = (("i", 2), ("i", 4), ("u", 1))  # kind and bytes of the integers that WAV files hold
 
 
 @runtime_checkable
 class SupportsArray(Protocol):
-    """An array of another library, such as a tensor of PyTorch in the processor's memory."""
+    """An array of another library, such as a PyTorch tensor in main memory."""
 
     def __array__(self) -> npt.NDArray[Any]:
-        """The array as numpy's."""
+        """Return the array as a numpy array."""
         ...
 
 
 def as_array(source: SupportsArray) -> npt.NDArray[Any]:
-    """Samples of any shape as an array.
+    """Convert samples of any shape to a numpy array.
 
     Raises:
-        AudioInputError: They are elsewhere than in the processor's memory, or of a dtype that
-            audio is not stored in.
+        AudioInputError: The samples are not in main memory, or audio is not stored in their dtype.
     """
     try:
         array = np.asarray(source)
@@ -45,12 +44,12 @@ def as_array(source: SupportsArray) -> npt.NDArray[Any]:
 
 
 def as_floats(samples: npt.NDArray[Any]) -> Samples:
-    """Samples of any shape as float32: integers in [-1, 1), floats as they are.
+    """Convert samples of any shape to float32: integers to [-1, 1), floats unchanged.
 
-    uint8 has its zero at 128, as in WAV files.
+    uint8 samples have their zero at 128, as in WAV files.
     """
     if samples.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # to Inf, which is replaced and told
+        with np.errstate(over="ignore"):  # Overflow gives Inf; `_Cleaner` replaces and reports it.
             return samples.astype(np.float32)
     half = np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
     floats = samples.astype(np.float32)
@@ -58,16 +57,16 @@ def as_floats(samples: npt.NDArray[Any]) -> Samples:
 
 
 class ArrayDecoder:
-    """Samples `(n,)` or `(n, channels)`; a `TrackDecoder`.
+    """A `TrackDecoder` for samples `(n,)` or `(n, channels)`.
 
     Args:
         array: The samples, see `as_array`.
-        rate: Theirs, in Hz.
-        track: See `choose_track`; there is one.
+        rate: The sample rate in Hz.
+        track: See `choose_track`; an array has one track.
 
     Raises:
-        AudioInputError: The array is of another shape or dtype.
-        RefusedError: There is no such track.
+        AudioInputError: The array has another shape or dtype.
+        RefusedError: The array has no such track.
     """
 
     tracks: tuple[AudioTrack, ...] = (AudioTrack(1),)
@@ -96,7 +95,7 @@ class ArrayDecoder:
 
     @property
     def first_channel(self) -> npt.NDArray[Any]:
-        """The samples `(n,)` of the first channel, as they were given."""
+        """The samples `(n,)` of the first channel, in their original dtype."""
         return self._samples[:, 0]
 
     def chunks(self) -> Iterator[tuple[int, Samples]]:

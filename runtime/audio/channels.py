@@ -1,29 +1,29 @@
-"""Several channels to one: mixed without cancelling each other, or one of them picked."""
+"""Reduces several channels to one: mixes them without cancellation, or picks one."""
 
 import numpy as np
 
 from whisper_npu.runtime.audio.source import Samples
 from whisper_npu.runtime.audio_choices import LEFT, MIX, RIGHT, SPLIT, require_channels
 
-# The energy of a mixture, beside that of as many channels with nothing in common (which is 1, and
-# of equal ones their number). One wire the wrong way round leaves the noise of the line, far below.
+# Channels cancel when the energy of their mixture is below this ratio. Unrelated channels give 1,
+# equal channels their number. Reversed wires leave only the noise of the line, far below 0.2.
 _CANCELLED = 0.2
-_FAINTEST = 1e-10  # mean square, of full scale: 100 dB below it there is nothing to cancel
+_FAINTEST = 1e-10  # mean square of full scale; 100 dB below full scale nothing can cancel
 
 
 def channel_names(n_channels: int) -> tuple[str, ...]:
-    """What the channels of a recording are called."""
+    """Return the names of a recording's channels."""
     if n_channels == 2:
         return (LEFT, RIGHT)
     return tuple(f"channel {number}" for number in range(1, n_channels + 1))
 
 
 def picked_channels(choice: str, n_channels: int) -> list[int | None]:
-    """Which channel each of the streams takes that a recording is transcribed as; None mixes.
+    """Return the channel of each stream that is transcribed; None mixes all channels.
 
     Args:
         choice: One of `CHANNEL_CHOICES`. `left` and `right` are the first and second of several.
-        n_channels: Those the recording has.
+        n_channels: The number of channels in the recording.
 
     Raises:
         UsageError: There is no such choice.
@@ -43,7 +43,7 @@ class ChannelPicker:
     """Takes one channel of each chunk.
 
     Args:
-        channel: Its place, from 0.
+            channel: Its index, from 0.
     """
 
     def __init__(self, channel: int) -> None:
@@ -51,14 +51,14 @@ class ChannelPicker:
         self._missing = 0.0  # seconds
 
     def __call__(self, chunk: Samples, time: float, rate: int) -> Samples:
-        """One channel of `(frames, channels)`; a stretch that lacks it is silent."""
+        """Return one channel of `(frames, channels)`; silence if the chunk lacks this channel."""
         if self._channel < chunk.shape[1]:
             return chunk[:, self._channel]
         self._missing += len(chunk) / rate
         return np.zeros(len(chunk), np.float32)
 
     def warnings(self) -> list[str]:
-        """One line where the channel was not there all along."""
+        """Return one line if the channel was missing anywhere."""
         if not self._missing:
             return []
         return [
@@ -67,10 +67,10 @@ class ChannelPicker:
 
 
 class ChannelMixer:
-    """The mean of all channels; where they cancel each other, the loudest of them instead.
+    """Averages all channels; where they cancel each other, returns the loudest channel instead.
 
-    One channel of a pair is upside down where a plug is wired the wrong way, or in a balanced line
-    that was recorded as stereo: the mean of both is silence.
+    A plug wired the wrong way inverts one channel of a pair, and so does a balanced line recorded
+    as stereo. The mean of such a pair is silence.
     """
 
     def __init__(self) -> None:
@@ -83,10 +83,10 @@ class ChannelMixer:
         if chunk.shape[1] == 1:
             return chunk[:, 0]
         mean: Samples = chunk.mean(axis=1, dtype=np.float32)
-        # Variances: converters add a constant, of either sign.
+        # The variance ignores the constant offset of a converter, which may have either sign.
         of_channels = chunk.var(axis=0, dtype=np.float64)
         loudest = int(np.argmax(of_channels))
-        alone = float(of_channels.sum()) / chunk.shape[1] ** 2  # of a mixture of unlike channels
+        alone = float(of_channels.sum()) / chunk.shape[1] ** 2  # the energy of unrelated channels
         if of_channels[loudest] < _FAINTEST or mean.var(dtype=np.float64) >= _CANCELLED * alone:
             return mean
         if not self._cancelled:
@@ -95,7 +95,7 @@ class ChannelMixer:
         return chunk[:, loudest]
 
     def warnings(self) -> list[str]:
-        """One line where channels cancelled each other."""
+        """Return one line if channels cancelled each other."""
         if not self._cancelled:
             return []
         names = " and ".join(channel_names(2)) if self._n_channels == 2 else "its channels"

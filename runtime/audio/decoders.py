@@ -1,12 +1,15 @@
-"""Decoders: an open binary file to float32 samples at the file's own rate, chunk by chunk.
+"""Decodes an open binary file to float32 samples at the file's own rate, chunk by chunk.
 
-libsndfile (through `soundfile`) comes first because it loads in a few milliseconds. FFmpeg
-(through `av`, 40 ms to import) takes what libsndfile refuses, what lies behind a damaged place
-where libsndfile stops, and two formats that libsndfile reads badly once they are damaged (tried
-with 1.2.2): MP3, where it stops at the first damaged frame and mpg123 prints to standard error,
-and Ogg, where it steps over the hole in silence and, seeking, hands out a second twice.
+libsndfile (through `soundfile`) is tried first because it loads in a few milliseconds. FFmpeg
+(through `av`, 40 ms to import) reads three kinds of input:
 
-A damaged recording is read as far as it can be; what is missing is told through `warn`.
+- files that libsndfile refuses;
+- the audio after a damaged place where libsndfile stops;
+- MP3 and Ogg, which libsndfile reads badly when they are damaged (tried with 1.2.2). In MP3 it
+  stops at the first damaged frame, and mpg123 prints to standard error. In Ogg it skips the hole
+  without a word and, when it seeks, returns one second twice.
+
+A damaged recording is read as far as possible; `warn` reports each missing part.
 """
 
 from collections.abc import Iterator
@@ -32,17 +35,17 @@ from whisper_npu.runtime.audio.tracks import (
 )
 from whisper_npu.runtime.audio_choices import TrackChoice
 
-# FFmpeg would try for seconds to open what these refer to: HLS, its own lists, DASH and SMIL; or
-# take them for films of text: PLS and the lists of old Windows players.
+# FFmpeg would try for seconds to open the files that HLS, ffconcat, DASH and SMIL lists refer to.
+# It would take PLS lists and the lists of old Windows players for films of text.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<", b"[playlist]", b"[Reference]")
 
 
 def open_decoder(file: BinaryIO, name: str, warn: Warn, track: TrackChoice = None) -> TrackDecoder:
-    """Choose the decoder for a file by looking into it; its name plays no part.
+    """Choose a decoder by the content of a file; the file's name plays no part.
 
     Args:
         file: Seekable binary file, read from its start.
-        name: What error messages call it.
+        name: The name of the file in error messages.
         warn: Called with one line for everything that is missing or was replaced.
         track: See `choose_track`.
 
@@ -77,9 +80,9 @@ def open_decoder(file: BinaryIO, name: str, warn: Warn, track: TrackChoice = Non
 
 
 def _is_better_with_ffmpeg(head: bytes, header: Header) -> bool:
-    """Ogg pages, ID3 tags, and the eleven set bits that start every MPEG audio and ADTS frame.
+    """Whether the file is Ogg, has an ID3 tag, or is MPEG audio or ADTS (eleven set bits first).
 
-    Of MP3 in a WAV libsndfile announces more samples than it then finds.
+    For MP3 in a WAV, libsndfile announces more samples than it finds.
     """
     is_mpeg_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
     is_mp3 = is_mpeg_frame or header.wav_format == WAV_MP3
@@ -87,7 +90,7 @@ def _is_better_with_ffmpeg(head: bytes, header: Header) -> bool:
 
 
 class SoundFileDecoder:
-    """WAV, FLAC, AIFF, CAF, AU, W64 and the other formats of libsndfile: of one track each."""
+    """Decodes WAV, FLAC, AIFF, CAF, AU, W64 and other formats of libsndfile, of one track each."""
 
     tracks: tuple[AudioTrack, ...] = (AudioTrack(1),)
 
@@ -106,7 +109,7 @@ class SoundFileDecoder:
         self._frames: int = self._sound.frames
         self.n_channels: int = self._sound.channels
         if self._frames == 0 and file.seek(0, 2) > 1024:
-            # A recorder that was killed leaves a length of 0 in front of real audio.
+            # A killed recorder leaves a length of 0 before real audio.
             self.close()
             raise RefusedError("the header announces no samples")
         self.duration: float | None = self._frames / self._rate

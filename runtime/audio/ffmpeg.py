@@ -1,6 +1,6 @@
-"""FFmpeg, in this process through PyAV, as an audio decoder.
+"""Decodes audio with FFmpeg, in this process, through PyAV.
 
-Damaged packets are stepped over, holes in the timestamps are filled with silence, and each is told.
+Damaged packets are skipped, holes in the timestamps become silence, and both are reported.
 Importing this module is cheap; the first decoder imports `av`, which takes 40 ms.
 """
 
@@ -28,38 +28,38 @@ if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
 
-# A recording may end this much before what its header announces: encoders pad, headers round.
+# A recording may end this much before its announced end: encoders pad, headers round.
 _END_TOLERANCE = 0.5  # seconds
-# A jump of the timestamps below this is jitter of the muxer, above it audio is missing.
+# A smaller jump of the timestamps is jitter of the muxer; at a larger jump audio is missing.
 _GAP_TOLERANCE = 0.1  # seconds
-# A longer jump is a broken clock rather than a hole: it is told, not filled.
+# A longer jump is a broken clock rather than a hole: it is reported and not filled.
 _LONGEST_GAP = 600.0  # seconds
-# Silence in front of a track that begins later than its video: a file of a few kilobytes must not
-# unfold to days.
+# The most silence before a track that begins later than its video: a file of a few kilobytes must
+# not decode to days.
 _LATEST_START = 3_600.0  # seconds
-# Holes are filled up to this sum, or up to the sum of the audio itself if that is more: a file of a
-# few kilobytes must not unfold to days.
+# The most silence in all holes together, unless the recording has more audio than this: a file of a
+# few kilobytes must not decode to days.
 _LONGEST_SILENCE = 3_600.0  # seconds
-# AMR decoders that know pauses in which nothing was sent (DTX); FFmpeg's own call them damage.
+# These AMR decoders know pauses without data (DTX); FFmpeg's own decoders report them as damage.
 _DTX_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 # `AVFrame.data` has room for one plane less than this.
 _MANY_PLANES = 8
-# Elementary streams carry no length: FFmpeg guesses from the bit rate of the first frames.
+# Elementary streams carry no length: FFmpeg guesses it from the bit rate of the first frames.
 _GUESSED_LENGTH = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas"})
 
 
 class FFmpegDecoder:
-    """Whatever FFmpeg reads: MP3, AAC, MP4, WebM, Matroska, AMR, WMA, video of any kind.
+    """Decodes all that FFmpeg reads: MP3, AAC, MP4, WebM, Matroska, AMR, WMA, video of any kind.
 
     Args:
-        file: Seekable binary file. Given as an object and not by name, which might look like one
-            of FFmpeg's protocols.
-        warn: See `audio_decoders.open_decoder`.
-        skip_frames: Frames at the start that are not wanted.
+        file: Seekable binary file. An object, because FFmpeg could take a name for one of its
+            protocols.
+        warn: See `decoders.open_decoder`.
+        skip_frames: The number of frames to leave out at the start.
         track: See `choose_track`.
 
     Raises:
-        RefusedError: It is no recording, or has no such audio track.
+        RefusedError: The file is no recording, or has no such audio track.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class FFmpegDecoder:
         self._skip = skip_frames
         file.seek(0)
         self._ogg = _OggTail(file) if file.read(4) == b"OggS" else None
-        self._last_packet = 0  # its position in the file
+        self._last_packet = 0  # the highest position of a packet in the file
         announces_length = _mp3_announces_length(file)
         file.seek(0)
         try:
@@ -94,8 +94,8 @@ class FFmpegDecoder:
         self._stream = self._container.streams.audio[self.track.number - 1]
         self._codec = _choose_codec(self._stream)
         self.n_channels = self._codec.channels
-        # Times are the file's clock, as players show it: they begin where its first track does,
-        # which may be hours into a broadcast, and of which this one may be late.
+        # Times follow the file's clock, as players show it. The clock begins with the file's first
+        # track, which may be hours into a broadcast; the chosen track may begin later.
         start = self._container.start_time
         self._start = None if start is None else start / av.time_base
         self.duration: float | None = None
@@ -111,12 +111,12 @@ class FFmpegDecoder:
             announces_length
             if "mp3" in format_names
             else not format_names & _GUESSED_LENGTH
-            # Without a length of its own, a track may well be shorter than its video.
+            # If a track has no length of its own, it may be shorter than its video.
             and (self._stream.duration is not None or len(self._container.streams) == 1)
         )
 
     def chunks(self) -> Iterator[tuple[int, Samples]]:
-        """See `Decoder.chunks`. Holes in the timestamps are filled with silence."""
+        """See `Decoder.chunks`. Holes in the timestamps become silence."""
         pending: list[Samples] = []
         pending_rate = pending_frames = 0
         for rate, samples in self._timed_frames():
@@ -134,7 +134,7 @@ class FFmpegDecoder:
             yield pending_rate, np.concatenate(pending)
 
     def _timed_frames(self) -> Iterator[tuple[int, Samples]]:
-        """Frames in order with holes filled, the unwanted start removed."""
+        """Yield the frames in order, with holes filled and without the skipped start."""
         origin: float | None = None
         position = 0.0  # seconds since `origin`
         gaps = _Gaps()
@@ -153,9 +153,9 @@ class FFmpegDecoder:
                     gaps.fill(gap, position)
                     pieces = [*_silence(round(gap * rate), samples.shape[1]), samples]
                 elif abs(gap) > _GAP_TOLERANCE:
-                    origin = time - position  # the clock was reset; go on from here
+                    origin = time - position  # the clock was reset; count from here
                     if gap > 0:
-                        self._length_is_known = False  # it counts the jump
+                        self._length_is_known = False  # the announced length includes the jump
                         gaps.ignore(gap, position)
             for piece in pieces:
                 position += len(piece) / rate
@@ -180,24 +180,24 @@ class FFmpegDecoder:
         elif (
             self._ogg is not None
             and len(self._container.streams) == 1
-            # One page may hold the end of a packet, or nothing but the end mark.
+            # The last page may hold the end of a packet, or only the end mark.
             and sum(page > self._last_packet for page in self._ogg.pages) > 1
         ):
             self._warn(f"damaged: nothing behind {position:.1f} s can be read")
 
     def _late_start(self, first_time: float) -> float:
-        """Seconds without sound before a track whose first frame has that time."""
+        """Return the seconds of silence before a track whose first frame has this time."""
         late = 0.0 if self._start is None else first_time - self._start
         if late > _LATEST_START:
-            self._length_is_known = False  # it counts them
+            self._length_is_known = False  # the announced length includes them
             self._warn(
                 f"its sound begins {late:.0f} s after the file does: times are counted from there"
             )
             return 0.0
-        return late if late > _GAP_TOLERANCE else 0.0  # else it is the encoder's own delay
+        return late if late > _GAP_TOLERANCE else 0.0  # a shorter delay comes from the encoder
 
     def _frames(self) -> "Iterator[AudioFrame]":
-        """Decode packet by packet, stepping over those that are damaged."""
+        """Decode packet by packet and skip damaged packets."""
         import av  # noqa: PLC0415
 
         damaged, reason, first_time = 0, "", 0.0
@@ -208,7 +208,7 @@ class FFmpegDecoder:
             try:
                 packet = next(packets, None)
             except IndexError:
-                # PyAV 18 cannot place a packet of a stream that began midway; it is not ours.
+                # PyAV 18 cannot place a packet of a stream that began midway; it is not our stream.
                 packets = self._container.demux(self._stream)
                 continue
             except av.FFmpegError as error:
@@ -237,8 +237,7 @@ class FFmpegDecoder:
             )
         if damaged:
             self._warn(
-                f"{damaged} damaged packets were stepped over, the first at {first_time:.1f} s:"
-                f" {reason}"
+                f"{damaged} damaged packets were skipped, the first at {first_time:.1f} s: {reason}"
             )
 
     def close(self) -> None:
@@ -247,7 +246,7 @@ class FFmpegDecoder:
 
 
 def _audio_track(stream: "AudioStream", number: int) -> AudioTrack:
-    """What the container says of a track."""
+    """Read the description of a track from the container."""
     disposition = stream.disposition
     return AudioTrack(
         number,
@@ -260,9 +259,9 @@ def _audio_track(stream: "AudioStream", number: int) -> AudioTrack:
 
 
 def _mp3_announces_length(file: SourceFile) -> bool:
-    """Whether an MP3's first frame holds a Xing, Info or VBRI header; else its length is a guess.
+    """Whether an MP3's first frame has a Xing, Info or VBRI header; else its length is a guess.
 
-    Leaves the position of `file` anywhere.
+    The position of `file` is undefined afterwards.
     """
     file.seek(0)
     head = file.read(10)
@@ -279,7 +278,7 @@ def _mp3_announces_length(file: SourceFile) -> bool:
 
 
 class _Gaps:
-    """The accounts of what the timestamps leave out."""
+    """Counts the gaps in the timestamps."""
 
     def __init__(self) -> None:
         self._holes = self._jumps = 0
@@ -287,24 +286,24 @@ class _Gaps:
         self._first_jump = self._jumped_at = 0.0
 
     def longest_to_fill(self, position: float) -> float:
-        """Seconds that a gap at `position` may have to be filled with silence."""
+        """Return the longest gap in seconds that may be filled with silence at `position`."""
         audio = position - self._missing
         return min(_LONGEST_GAP, max(_LONGEST_SILENCE, audio) - self._missing)
 
     def fill(self, gap: float, position: float) -> None:
-        """Count a gap that is filled."""
+        """Count a gap that was filled."""
         self._first_hole = self._first_hole if self._holes else position
         self._holes += 1
         self._missing += gap
 
     def ignore(self, gap: float, position: float) -> None:
-        """Count a gap that is not filled."""
+        """Count a gap that was not filled."""
         if not self._jumps:
             self._first_jump, self._jumped_at = gap, position
         self._jumps += 1
 
     def warnings(self) -> Iterator[str]:
-        """A line on each kind, however many there were."""
+        """Yield one line for each kind of gap."""
         if self._holes:
             yield (
                 f"{self._missing:.2f} s of audio are missing in {self._holes} places, the first at"
@@ -319,11 +318,11 @@ class _Gaps:
 
 
 class _OggTail:
-    """The last pages of an Ogg file (RFC 3533, section 6), which FFmpeg does not miss when gone.
+    """The last pages of an Ogg file (RFC 3533, section 6); FFmpeg does not report missing pages.
 
     Attributes:
         pages: Their positions in the file.
-        has_end: Whether the last one carries the end-of-stream flag.
+        has_end: Whether the last page carries the end-of-stream flag.
     """
 
     def __init__(self, file: SourceFile) -> None:
@@ -336,14 +335,14 @@ class _OggTail:
 
 
 def _silence(frames: int, channels: int) -> list[Samples]:
-    """Zeros `(frames, channels)` in pieces that all are the same small array."""
+    """Return zeros `(frames, channels)` in pieces that share one small array."""
     piece = np.zeros((min(frames, CHUNK_FRAMES), channels), np.float32)
     whole, rest = divmod(frames, CHUNK_FRAMES)
     return [piece] * whole + ([piece[:rest]] if rest else [])
 
 
 def _choose_codec(stream: "AudioStream") -> "AudioCodecContext":
-    """The decoder of a stream that has one, or one that understands it better."""
+    """Return the decoder of a stream, or a better decoder for its codec."""
     import av  # noqa: PLC0415
 
     own = stream.codec_context
@@ -356,21 +355,21 @@ def _choose_codec(stream: "AudioStream") -> "AudioCodecContext":
 
 
 def frame_samples(frame: "AudioFrame") -> Samples:
-    """Convert one decoded frame of any sample format to float32 `(frames, channels)` in [-1, 1]."""
-    # PyAV 18 looks for the end of the planes beyond the eighth pointer, where there is none: it
-    # hands out memory that is not the frame's. A packed frame has one plane.
+    """Convert a decoded frame of any sample format to float32 `(frames, channels)` in [-1, 1]."""
+    # PyAV 18 looks for the end of the planes after the eighth pointer, where there is none, and
+    # returns memory outside the frame. A packed frame has one plane.
     many_planes = frame.format.is_planar and frame.layout.nb_channels >= _MANY_PLANES
-    if many_planes or frame.format.name in {"s64", "s64p"}:  # the latter `to_ndarray` does not know
+    if many_planes or frame.format.name in {"s64", "s64p"}:  # `to_ndarray` does not know s64p
         import av  # noqa: PLC0415
 
         wanted = "dbl" if frame.format.bits >= 32 else "flt"
         frame = av.AudioResampler(format=wanted).resample(frame)[0]
     raw: npt.NDArray[Any] = frame.to_ndarray()
-    # Planar formats come as (channels, frames), packed ones as (1, frames * channels).
+    # Planar formats arrive as (channels, frames), packed formats as (1, frames * channels).
     shaped = raw.T if frame.format.is_planar else raw.reshape(frame.samples, -1)
     if shaped.dtype.kind == "f":
         return np.ascontiguousarray(shaped, np.float32)
-    if shaped.dtype.kind == "u":  # only u8 exists
+    if shaped.dtype.kind == "u":  # the only unsigned format is u8
         return (shaped.astype(np.float32) - 128.0) / 128.0
     scale = 2.0 ** (8 * shaped.dtype.itemsize - 1)
     return (shaped / scale).astype(np.float32)

@@ -1,8 +1,8 @@
-"""What runs in the child process that decodes with FFmpeg; `ffmpeg_process` is its parent.
+"""Decodes with FFmpeg in a child process; its parent is `ffmpeg_process`.
 
-The child opens no file. It asks its parent for bytes through standard output and gets them through
-standard input. A message is its kind (one byte), the size of its content (uint32) and the content,
-all little-endian.
+The child opens no file. It asks its parent for bytes through standard output and receives them
+through standard input. A message is its kind (one byte), the size of its content (uint32) and the
+content, all little-endian.
 """
 
 import contextlib
@@ -32,33 +32,32 @@ READ_CONTENT, SEEK_CONTENT, POSITION = (
     struct.Struct("<qB"),
     struct.Struct("<q"),
 )
-# What the child tells: JSON of the decoder's attributes; a warning; samples behind `BLOCK_CONTENT`
-# (rate in Hz, channels); the end of the file; why it cannot be read (RefusedError); an unforeseen
-# exception.
+# From the child: JSON of the decoder's attributes; a warning; samples after `BLOCK_CONTENT` (rate
+# in Hz, channels); the end of the file; the text of a RefusedError; an unforeseen exception.
 OPENED, WARNING, BLOCK, END, REFUSED, FAILED = b"O", b"W", b"B", b"E", b"X", b"F"
 BLOCK_CONTENT = struct.Struct("<II")
 
-EXIT_HUNG = 1 if sys.platform == "win32" else -signal.SIGALRM  # the watchdog's
-_MOST_MEMORY = 2 * 2**30  # bytes; decoders of honest files need some ten million
+EXIT_HUNG = 1 if sys.platform == "win32" else -signal.SIGALRM  # the watchdog's exit code
+_MOST_MEMORY = 2 * 2**30  # bytes; decoders of sound files need about ten million
 
 
 class Connection:
-    """Messages to and from the parent; the watchdog rests while the parent is waited for."""
+    """Exchanges messages with the parent; the watchdog pauses while the child waits for a reply."""
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
-        self._patience = 0.0  # seconds of work between two messages; 0: any
+        self._patience = 0.0  # seconds of work between two messages; 0: no limit
 
     def watch(self, patience: float) -> None:
-        """End this process, even from within C code, once it works this long in silence."""
+        """End this process, even inside C code, if it works this long without a message."""
         self._patience = patience
 
     def receive(self) -> tuple[bytes, bytes]:
-        """The next message of the parent; ends the process where there is none."""
+        """Return the parent's next message; end the process if the pipe is closed."""
         header = self._incoming.read(HEADER.size)
         if len(header) < HEADER.size:
-            raise SystemExit(0)  # the parent has no more need of it
+            raise SystemExit(0)  # the parent needs the child no longer
         kind, size = HEADER.unpack(header)
         return kind, self._incoming.read(size)
 
@@ -87,7 +86,7 @@ class Connection:
             return
         if sys.platform == "win32":
             faulthandler.dump_traceback_later(self._patience, exit=True)
-        else:  # nobody handles the signal, so it ends the process; a hundred times cheaper
+        else:  # the signal has no handler, so it ends the process; a hundred times cheaper
             signal.setitimer(signal.ITIMER_REAL, self._patience)
 
     def _rest(self) -> None:
@@ -98,7 +97,7 @@ class Connection:
 
 
 class RemoteFile:
-    """The parent's file, as much of one as `audio_source.SourceFile` needs."""
+    """The parent's file, with the methods that `source.SourceFile` needs."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -114,15 +113,15 @@ class RemoteFile:
         return position
 
     def tell(self) -> int:
-        """The position in the file."""
+        """Return the position in the file."""
         return self.seek(0, io.SEEK_CUR)
 
 
 def main() -> None:
-    """Decode one file after the other, until the parent closes the pipe."""
+    """Decode one file after another until the parent closes the pipe."""
     limit_resources()
     incoming = sys.stdin.buffer
-    # What C code prints must not get between the messages.
+    # Output of C code must not get between the messages.
     outgoing = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -137,7 +136,7 @@ def main() -> None:
 
 
 def _decode(connection: Connection, arguments: dict[str, Any]) -> None:
-    """Decode a file, and tell the parent how it went."""
+    """Decode a file and report the result to the parent."""
 
     def warn(text: str) -> None:
         connection.send(WARNING, text.encode())
@@ -153,14 +152,14 @@ def _decode(connection: Connection, arguments: dict[str, Any]) -> None:
         connection.send(REFUSED, str(refusal).encode())
     except MemoryError:
         connection.send(REFUSED, b"FFmpeg wants more than 2 GB of memory for it: damaged")
-    except Exception as error:  # it is this file's; the parent makes an AudioError of it
+    except Exception as error:  # an error of this file; the parent raises an AudioError
         connection.send(FAILED, f"{type(error).__name__}: {error}".encode(errors="replace"))
     else:
         connection.send(END)
 
 
 def _attributes(decoder: FFmpegDecoder) -> dict[str, Any]:
-    """Those of a `TrackDecoder`, in JSON's types."""
+    """Return the attributes of a `TrackDecoder` as JSON types."""
     return {
         "duration": decoder.duration,
         "n_channels": decoder.n_channels,
@@ -178,7 +177,7 @@ def _send_block(connection: Connection, rate: int, samples: "Samples") -> None:
 
 
 def limit_resources() -> None:
-    """A file that makes FFmpeg ask for gigabytes is refused; one that kills it leaves no core."""
+    """Limit memory to 2 GiB and core dumps to none, so that a bad file is refused, not fatal."""
     try:
         import resource  # noqa: PLC0415 - not on Windows
     except ImportError:

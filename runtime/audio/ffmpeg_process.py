@@ -1,9 +1,9 @@
-"""FFmpeg in a child process: a file that crashes or hangs its C code is one file's error.
+"""Runs FFmpeg in a child process, so that a crash or hang of its C code fails one file only.
 
 Files come from anywhere, and FFmpeg is a large amount of C. The child (`ffmpeg_child`) reads
-through this process, so that every source works and a failing disk is noticed here; samples come
-back through a pipe. A child that met nothing but sound files takes the next file; one that met
-damage is not used again, so that no file is blamed for what an earlier one did to the memory.
+through this process, so that every source works and this process notices a failing disk. Samples
+come back through a pipe. A child that met only sound files takes the next file. A child that met
+damage is not used again: an earlier file may have damaged its memory.
 """
 
 import atexit
@@ -25,10 +25,10 @@ from whisper_npu.runtime.audio.source import RefusedError, Samples, SourceFile, 
 from whisper_npu.runtime.audio.tracks import AudioTrack, TrackDecoder
 from whisper_npu.runtime.audio_choices import TrackChoice
 
-# Work on a fraction of a second of sound, on a machine that is busy with other things.
+# The longest work on a fraction of a second of audio, on a busy machine.
 _PATIENCE = 60.0  # seconds
-_MOST_IDLE = 2  # children kept for the next files, of 50 MB each
-# Ctrl-C in a terminal reaches a group of processes; it is ours, and ends the child as well.
+_MOST_IDLE = 2  # children kept for later files, 50 MB each
+# Ctrl-C in a terminal reaches a process group. The child has its own group, so that we end it.
 _OWN_GROUP: int | None = 0
 _NO_WINDOW = 0
 if sys.platform == "win32":
@@ -57,12 +57,12 @@ def open_ffmpeg(
 
 
 class IsolatedDecoder:
-    """A file that a child process decodes; see `FFmpegDecoder`, whose arguments it takes."""
+    """Decodes a file in a child process; see `FFmpegDecoder` for the arguments."""
 
     def __init__(self, file: SourceFile, warn: Warn, **arguments: int | str | None) -> None:
         self._file = file
         self._warn = warn
-        self._is_clean = True  # the file so far
+        self._is_clean = True  # no damage found so far
         self._child: _Child | None = _take_child()
         start = {"patience": _PATIENCE, "arguments": arguments}
         self._child.send(child.START, json.dumps(start).encode())
@@ -77,7 +77,7 @@ class IsolatedDecoder:
         """See `Decoder.chunks`.
 
         Raises:
-            RefusedError: the child crashed, hung or found nothing that can be decoded.
+            RefusedError: the child crashed, hung or found nothing to decode.
             OSError: the file could not be read to its end.
         """
         while self._child is not None:
@@ -100,7 +100,7 @@ class IsolatedDecoder:
             self._child = None
 
     def _follow_to(self, *kinds: bytes) -> tuple[bytes, bytes]:
-        """Serve the child until it sends a message of one of `kinds`, and return that."""
+        """Serve the child until it sends a message of one of `kinds`; return that message."""
         try:
             while True:
                 kind, content = self._child_now.receive()
@@ -137,11 +137,11 @@ class IsolatedDecoder:
 
 
 class _DeadError(Exception):
-    """The child is gone; the text says why."""
+    """The child has ended; the text gives the reason."""
 
 
 class _Child:
-    """A process that decodes, and its two pipes."""
+    """A decoding process and its two pipes."""
 
     def __init__(self) -> None:
         program = _PROGRAM.format(path=sys.path, module=child.__name__)
@@ -151,7 +151,7 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                # It computes nothing; numpy would start a thread per core.
+                # The child computes nothing; numpy would start a thread per core.
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
                 creationflags=_NO_WINDOW,
                 process_group=_OWN_GROUP,
@@ -171,7 +171,7 @@ class _Child:
             self._in.flush()
 
     def receive(self) -> tuple[bytes, bytes]:
-        """The next message: its kind and its content."""
+        """Return the kind and the content of the next message."""
         kind, size = child.HEADER.unpack(self._read(child.HEADER.size))
         return kind, self._read(size)
 
@@ -182,19 +182,19 @@ class _Child:
         return content
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the child still runs."""
         return self._process.poll() is None
 
     def end(self) -> None:
-        """End it, whatever it is doing."""
+        """Kill the child, even while it works."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._in, self._out):
-            with contextlib.suppress(OSError):  # what it did not take any more
+            with contextlib.suppress(OSError):  # unsent bytes remain
                 pipe.close()
 
     def forget(self) -> None:
-        """Leave it to the process it belongs to, of which this one is a copy."""
+        """Leave the child to the parent process, of which this process is a fork."""
         self._process.returncode = 0
 
     def _obituary(self) -> str:
@@ -213,7 +213,7 @@ _idle_lock = Lock()
 
 
 def _take_child() -> _Child:
-    """An idle child, or a new one."""
+    """Return an idle child, or start a new child."""
     while True:
         with _idle_lock:
             if not _idle:
@@ -226,7 +226,7 @@ def _take_child() -> _Child:
 
 
 def _keep_child(kept: _Child) -> None:
-    """Put a child by for the next file."""
+    """Keep a child for the next file."""
     with _idle_lock:
         if len(_idle) < _MOST_IDLE:
             _idle.append(kept)
@@ -241,7 +241,7 @@ def _end_idle() -> None:
 
 
 def _forget_idle() -> None:
-    """After a fork the pipes have two owners, of which only the first may go on."""
+    """Forget the idle children after a fork: only the parent process may use their pipes."""
     global _idle_lock  # noqa: PLW0603 - it may be held by a thread that the copy does not have
     _idle_lock = Lock()
     for each in _idle:

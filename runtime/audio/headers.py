@@ -1,7 +1,7 @@
-"""Reads the sizes in a file's header, since neither libsndfile nor FFmpeg tells of wrong ones.
+"""Reads the sizes in a file's header, because libsndfile and FFmpeg do not report wrong sizes.
 
-A killed recorder leaves sizes that are too small, a download that broke off leaves sizes that are
-too large, and some editors write the samples of a WAV in several chunks.
+A killed recorder leaves sizes that are too small. A broken download leaves sizes that are too
+large. Some editors write the samples of a WAV in several chunks.
 """
 
 import io
@@ -15,35 +15,35 @@ from typing import BinaryIO, cast
 from whisper_npu.runtime.audio.source import SourceFile
 
 WAV_MP3 = 0x55  # the format tag of MPEG layer 3
-_WAV_EXTENSIBLE = 0xFFFE  # the true tag comes further behind
+_WAV_EXTENSIBLE = 0xFFFE  # the true tag follows in the extension
 _MOST_CHUNKS = 10_000
-_SMALLEST_REST = 4_096  # bytes behind the last chunk that may be audio; below it is padding
+_SMALLEST_REST = 4_096  # bytes after the last chunk that may be audio; fewer are padding
 _CHUNKS = frozenset({b"data", b"LIST", b"id3 ", b"bext", b"iXML", b"_PMX", b"JUNK", b"PAD "})
-_TAGS = (b"ID3", b"TAG", b"APETAGEX")  # of music players, behind the last chunk
-# Writers differ in whether a container's size counts its own header.
+_TAGS = (b"ID3", b"TAG", b"APETAGEX")  # of music players, after the last chunk
+# Writers differ in whether a container's size includes its own header.
 _CONTAINER_TOLERANCE = 8  # bytes
 _RIFF_ORDERS = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
 
 def is_placeholder(size: int) -> bool:
-    """Whether a WAV's length is what programs write that do not know it: near 2 or 4 GB.
+    """Whether a WAV's length is a placeholder for an unknown length: near 2 or 4 GB.
 
-    SoX writes 0x7FFFF000, arecord 0x7FFFFFFF or 0x80000000, FFmpeg 0xFFFFFFFF, others a header's
-    size more or less.
+    SoX writes 0x7FFFF000, arecord 0x7FFFFFFF or 0x80000000, FFmpeg 0xFFFFFFFF; other programs
+    differ by the size of a header.
     """
     return 0x7FFF_0000 <= size <= 0x8000_1000 or size >= 0xFFFF_F000
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header says of its sizes.
+    """The sizes that a file's header announces.
 
     Attributes:
-        file: the file, or a WAV as it would be with true sizes and all audio in one chunk.
-        announced: bytes that the header announces; None where it does not.
-        present: so many of these are there.
-        warnings: a line on everything that was put right.
+        file: the file, or a WAV rewritten with true sizes and all audio in one chunk.
+        announced: bytes that the header announces; None if it announces none.
+        present: bytes of these that the file holds.
+        warnings: one line for every correction.
         wav_format: the format tag of a WAV, else None.
     """
 
@@ -55,12 +55,12 @@ class Header:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether less is there than was announced."""
+        """Whether the file holds less than its header announces."""
         return self.announced is not None and self.present < self.announced
 
 
 def read_header(file: SourceFile) -> Header:
-    """Compare what a header announces with the size of its file; WAV, AIFF, AU, CAF and W64."""
+    """Compare the announced size with the size of the file; reads WAV, AIFF, AU, CAF and W64."""
     file.seek(0)
     head = file.read(40)
     size = file.seek(0, io.SEEK_END)
@@ -83,7 +83,7 @@ def _uint(field: bytes, order: str) -> int:
 
 
 def _caf_end(file: SourceFile, size: int) -> int | None:
-    """Where the audio of a CAF ends (Apple Core Audio Format Specification 1.0)."""
+    """Return the end of a CAF's audio (Apple Core Audio Format Specification 1.0)."""
     position = 8
     for _ in range(_MOST_CHUNKS):
         file.seek(position)
@@ -92,7 +92,7 @@ def _caf_end(file: SourceFile, size: int) -> int | None:
             return None
         length = int.from_bytes(chunk[4:], "big", signed=True)
         if length < 0:
-            return None  # to the end of the file
+            return None  # the audio lasts to the end of the file
         position += 12 + length
         if chunk[:4] == b"data":
             return position
@@ -106,12 +106,12 @@ class _WavReader:
         self._file = file
         self._size = size
         self._order = order
-        self._format = b""  # the `fmt ` chunk's content
-        self._long_size: int | None = None  # of RF64's first data chunk
-        self._spans: list[tuple[int, int]] = []  # where audio lies, as it should be read
+        self._format = b""  # the content of the `fmt ` chunk
+        self._long_size: int | None = None  # the size of RF64's first data chunk
+        self._spans: list[tuple[int, int]] = []  # audio in the file, in reading order
         self._announced = 0
         self._warnings: list[str] = []
-        self._is_as_written = True  # libsndfile finds it all by itself
+        self._is_as_written = True  # whether libsndfile finds all audio by itself
 
     def read(self) -> Header:
         """See `read_header`."""
@@ -131,7 +131,7 @@ class _WavReader:
         return Header(file, self._announced, present, tuple(self._warnings), tag)
 
     def _chunks(self) -> Iterator[tuple[bytes, int, int]]:
-        """Kind, start and announced length of each chunk; what is no chunk is audio behind data."""
+        """Yield kind, start and announced length of chunks; other bytes after data are audio."""
         position = 12
         for _ in range(_MOST_CHUNKS):
             head = self._bytes(position, 8)
@@ -145,24 +145,24 @@ class _WavReader:
             if len(head) < 8:
                 return
             if kind in _RIFF_ORDERS and self._spans:
-                position += 12  # a second WAV behind the first
+                position += 12  # a second WAV after the first
                 continue
             yield kind, start, length
             position = min(start + length, self._spans[-1][1] if kind == b"data" else self._size)
-            # Chunks begin at even places, though not every program knows.
+            # Chunks begin at even positions, but not every program keeps to it.
             if position % 2 and self._bytes(position, 1) == b"\0":
                 position += 1
         self._warnings.append(f"more than {_MOST_CHUNKS} chunks: what follows is left out")
 
     def _is_chunk(self, head: bytes, start: int, length: int) -> bool:
         if head[:4] in _CHUNKS or head[:4] in _RIFF_ORDERS:
-            return True  # cut off or not
+            return True  # a chunk, even if it is cut off
         if len(head) < 8 or start + length > self._size + 1:
             return False
         return all(0x20 <= byte < 0x7F for byte in head[:4])
 
     def _take_format(self, start: int, length: int) -> bool:
-        """Whether the audio behind it can be read as what came before."""
+        """Return whether the audio after this chunk has the format of the audio before it."""
         content = self._bytes(start, min(length, 64))
         if self._format and content != self._format:
             self._warnings.append(
@@ -186,16 +186,16 @@ class _WavReader:
         self._spans.append((start, min(stop, self._size)))
 
     def _take_rest(self, position: int) -> None:
-        """What lies behind the last chunk and is none is audio, if it is more than padding."""
+        """Take the bytes after the last chunk as audio if they are more than padding."""
         rest = self._size - position
         if rest < _SMALLEST_REST or self._bytes(position, 8).startswith(_TAGS):
             return
         start, stop = self._spans[-1]
         if position - stop > 1:
-            return  # behind other chunks
+            return  # other chunks come between
         self._is_as_written = False
         self._spans[-1] = (start, self._size)
-        if stop > start:  # a killed recorder leaves 0, and is no surprise
+        if stop > start:  # a killed recorder leaves 0, which needs no warning
             self._warnings.append(
                 f"the header announces {stop - start} bytes of audio, {self._size - start} are"
                 " there: all are read"
@@ -228,7 +228,7 @@ class _WavReader:
 
 
 class _SplicedFile:
-    """Parts of a file behind a header of our own, as much of a file as `SourceFile` needs."""
+    """Parts of a file after a new header, with the methods that `SourceFile` needs."""
 
     def __init__(self, head: bytes, file: SourceFile, spans: list[tuple[int, int]]) -> None:
         self._head = head
@@ -269,5 +269,5 @@ class _SplicedFile:
         return self._position
 
     def tell(self) -> int:
-        """The position in the file."""
+        """Return the position in the file."""
         return self._position

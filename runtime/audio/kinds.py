@@ -1,12 +1,12 @@
 """Recognises recordings by their first bytes, where raw samples are expected.
 
-Taken for samples they would be noise, and noise becomes text. Samples may begin with any bytes:
-where a kind's mark is short, it must come again where the kind's next frame is.
+A recording taken for samples would be noise, and noise becomes text. Samples may begin with any
+bytes, so a short mark must appear again at the start of the next frame.
 """
 
 from collections.abc import Callable
 
-# A table of the kinds with marks that no samples of speech begin with, in the order of their place.
+# Kinds of recordings by a mark that no samples of speech begin with: its position, mark, name.
 _MARKS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"fLaC", "FLAC"),
     (0, b"OggS", "Ogg"),
@@ -34,7 +34,7 @@ _MARKS: tuple[tuple[int, bytes, str], ...] = (
     (8, b"AVI ", "AVI"),
 )
 _TS_SYNC = 0x47
-_TS_PACKETS = ((0, 188), (4, 192))  # the first mark's place and the packet's size, in bytes
+_TS_PACKETS = ((0, 188), (4, 192))  # position of the first mark and size of a packet, in bytes
 _FRAMES_IN_A_ROW = 3
 
 # ISO 11172-3 and 13818-3: kbit/s by index; the keys are MPEG 1 or 2, and the layer.
@@ -45,17 +45,17 @@ _BIT_RATES = {
     (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_RATES = (44_100, 48_000, 32_000)  # of MPEG 1; half of it in MPEG 2, a quarter in MPEG 2.5
+_RATES = (44_100, 48_000, 32_000)  # of MPEG 1; half as high in MPEG 2, a quarter in MPEG 2.5
 _ADTS_HEADER = 7  # bytes
 
 
 def recognise(start: bytes, look_ahead: Callable[[int], bytes]) -> str | None:
-    """What kind of recording begins with `start`; None if it may be samples, or a WAV.
+    """Return the kind of recording that begins with `start`; None for a WAV or possible samples.
 
     Args:
-        start: the first 12 bytes, or all there are.
-        look_ahead: gives that many of the first bytes, or all there are; called only where `start`
-            looks like the beginning of a frame, since on a live pipe it takes time.
+        start: the first 12 bytes, or all bytes if there are fewer.
+        look_ahead: returns that many of the first bytes, or all bytes if there are fewer. Called
+            only if `start` looks like the beginning of a frame, because a live pipe takes time.
     """
     for place, mark, kind in _MARKS:
         if start.startswith(mark, place):
@@ -77,7 +77,7 @@ def recognise(start: bytes, look_ahead: Callable[[int], bytes]) -> str | None:
 
 
 def _frames_follow(frame_size: Callable[[bytes], int], look_ahead: Callable[[int], bytes]) -> bool:
-    """Whether each of the first frames is followed by another."""
+    """Whether three frames follow one another from the first byte."""
     position, header = 0, _ADTS_HEADER
     for _ in range(_FRAMES_IN_A_ROW):
         content = look_ahead(position + header)
@@ -89,7 +89,7 @@ def _frames_follow(frame_size: Callable[[bytes], int], look_ahead: Callable[[int
 
 
 def _adts_frame(head: bytes) -> int:
-    """Bytes of the AAC frame that begins here (ISO 13818-7, section 6.2), 0 if none does."""
+    """Return the bytes of the AAC frame that begins here (ISO 13818-7, section 6.2); 0 if none."""
     if len(head) < _ADTS_HEADER or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
         return 0
     if head[2] >> 2 & 15 > 12:
@@ -99,7 +99,7 @@ def _adts_frame(head: bytes) -> int:
 
 
 def _mpeg_frame(head: bytes) -> int:
-    """Bytes of the MP1, MP2 or MP3 frame that begins here, 0 if none does."""
+    """Return the bytes of the MP1, MP2 or MP3 frame that begins here; 0 if none."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0
     version = {0: 4, 2: 2, 3: 1}.get(head[1] >> 3 & 3)  # 4 for MPEG 2.5

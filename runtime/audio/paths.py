@@ -1,6 +1,6 @@
-"""Opens what a path names, a file or a named pipe, so that it can be read from any position.
+"""Opens a file or a named pipe so that it can be read from any position.
 
-Whatever else a path may name would hang or has no audio: folders, devices, sockets.
+Folders, devices and sockets are refused: they would hang or have no audio.
 """
 
 import logging
@@ -16,26 +16,26 @@ from whisper_npu.errors import AudioError
 
 logger = logging.getLogger(__name__)
 
-WRITER_WAIT = 10.0  # seconds in which a program has to begin to write to a named pipe
+WRITER_WAIT = 10.0  # seconds in which a program must begin to write to a named pipe
 _SAY_SO_AFTER = 1.0  # seconds
-# Pipes are kept in memory up to here, then in a temporary file.
+# The first bytes of a pipe are kept in memory, all further bytes in a temporary file.
 _SPOOL_BYTES = 16 * 2**20
-_POLL_INTERVAL = 0.05  # seconds; a pipe without a writer cannot be waited for in any other way
+_POLL_INTERVAL = 0.05  # seconds; polling is the only way to wait for a pipe's writer
 
 
 def open_path(path: Path, name: str) -> BinaryIO:
     """Open a recording to read from any position.
 
-    A named pipe is copied, see `spool`. One that nobody writes to is waited for, for
-    `WRITER_WAIT` seconds at most; a line in the log says so after the first.
+    A named pipe is copied, see `spool`. If no program writes to it, this waits up to `WRITER_WAIT`
+    seconds; the log says so after the first second.
 
     Args:
-        path: what to open.
-        name: what messages call it.
+        path: the file or named pipe.
+        name: the name of the recording in messages.
 
     Raises:
-        AudioError: there is no such file, it may not be read, it is no file, or nobody writes to
-            the named pipe.
+        AudioError: there is no such file, it may not be read, it is no file, or no program writes
+            to the named pipe.
     """
     try:
         mode = path.stat().st_mode
@@ -63,7 +63,7 @@ def _refuse_what_is_no_file(mode: int, name: str) -> None:
 
 
 def _open_fifo(path: Path, name: str) -> BinaryIO:
-    """Read a named pipe without hanging where nobody has it open to write."""
+    """Read a named pipe without hanging if no program has it open to write."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
         first = _first_byte(descriptor, name)
@@ -72,20 +72,20 @@ def _open_fifo(path: Path, name: str) -> BinaryIO:
 
 
 def _first_byte(descriptor: int, name: str) -> bytes:
-    """Wait for a writer; returns what it took to know that there is one: a byte, or nothing.
+    """Wait for a writer; return the first byte if it was read to find the writer, else nothing.
 
     Raises:
-        AudioError: nobody came.
+        AudioError: no program opened the pipe to write.
     """
     begin = time.monotonic()
     has_been_told = False
     while True:
         try:
-            # The end of the file while there is no writer, an error while one has not yet written.
+            # Without a writer this reads the end of the file; a silent writer raises an error.
             byte = os.read(descriptor, 1)
         except BlockingIOError:
             if not select.select([descriptor], [], [], _SAY_SO_AFTER)[0]:
-                logger.warning("%s: a named pipe: waiting for what is written to it", name)
+                logger.warning("%s: a named pipe: waiting for its writer to send data", name)
             return b""
         if byte:
             return byte
@@ -102,16 +102,16 @@ def _first_byte(descriptor: int, name: str) -> bytes:
 
 
 def spool(pipe: BinaryIO, name: str, first: bytes = b"") -> BinaryIO:
-    """Copy a pipe to where it can be read from any position: headers point forwards and back.
+    """Copy a pipe to a file that can be read from any position: headers point forwards and back.
 
     Args:
         pipe: read to its end, and left open.
-        name: what messages call it.
-        first: what has been read from it already.
+        name: the name of the recording in messages.
+        first: bytes that were read from it already.
 
     Raises:
         AudioError: the pipe gives text.
-        OSError: it cannot be read, or the disk is full.
+        OSError: the pipe cannot be read, or the disk is full.
     """
     spooled = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - handed on
     spooled.write(first)

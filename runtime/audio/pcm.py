@@ -1,4 +1,4 @@
-"""Samples as they arrive through a pipe: raw PCM, or a WAV whose end is not known yet."""
+"""Decodes samples while they arrive through a pipe: raw PCM, or a WAV with an unknown end."""
 
 import struct
 from collections.abc import Iterator
@@ -19,19 +19,19 @@ _PIECES_PER_SECOND = 10
 _HEADER_BYTES = 12  # of "RIFF", a length and "WAVE"
 _WAV_FORMATS = {(1, 16): "s16le", (1, 32): "s32le", (3, 32): "f32le"}  # by tag and bits
 _LARGEST_CHUNK = 2**20  # bytes of anything in a header
-_LARGEST_PIECE = 2**20  # bytes of samples read at a time
-_EXTENSIBLE = 0xFFFE  # the true tag comes further behind
+_LARGEST_PIECE = 2**20  # bytes of samples in one read
+_EXTENSIBLE = 0xFFFE  # the true tag follows in the extension
 _MOST_CHANNELS = 1_024  # as in libsndfile
 
 
 @dataclass(frozen=True)
 class PcmFormat:
-    """How samples are written.
+    """The format of raw samples.
 
     Attributes:
-        sample_format: one of `SAMPLE_FORMATS`, as FFmpeg names them.
+        sample_format: one of `SAMPLE_FORMATS`, named as in FFmpeg.
         rate: in Hz.
-        channels: interleaved.
+        channels: their number; samples are interleaved.
     """
 
     sample_format: str = "s16le"
@@ -44,7 +44,7 @@ class PcmFormat:
         return np.dtype(_DTYPES[self.sample_format]).itemsize * self.channels
 
     def decode(self, raw: bytes) -> Samples:
-        """Float32 `(frames, channels)` in [-1, 1] of a whole number of frames."""
+        """Convert whole frames to float32 `(frames, channels)` in [-1, 1]."""
         samples = np.frombuffer(raw, _DTYPES[self.sample_format]).reshape(-1, self.channels)
         if samples.dtype.kind == "f":
             return samples.astype(np.float32)
@@ -53,11 +53,11 @@ class PcmFormat:
 
 
 class PcmDecoder:
-    """A pipe of samples as a `Decoder`: hands on what there is, and waits for more.
+    """A `Decoder` for a pipe of samples: yields samples as they arrive and waits for more.
 
     Attributes:
-        duration: None: a pipe does not say.
-        format: how the samples are written; of a WAV, what its header says.
+        duration: None, because a pipe has no known length.
+        format: the format of the samples; for a WAV, the format in its header.
     """
 
     duration: float | None = None
@@ -75,17 +75,17 @@ class PcmDecoder:
         """Read a header, if there is one.
 
         Args:
-            pipe: whose `read(n)` returns up to `n` bytes as soon as there are any, as unbuffered
-                files do.
-            name: what messages call it.
-            warn: takes a line on what was left out.
+            pipe: its `read(n)` returns up to `n` bytes as soon as there are any, like an unbuffered
+                file.
+            name: the name of the pipe in messages.
+            warn: takes one line for every part that was left out.
             sample_format: of raw samples (default: `s16le`); a WAV must agree.
             rate: of raw samples in Hz (default: 16000); a WAV must agree.
             channels: of raw samples (default: 1); a WAV must agree.
 
         Raises:
-            AudioError: the pipe holds something else than samples, or not what was said.
-            UsageError: no samples have such a rate or so many channels.
+            AudioError: the pipe holds no samples, or a WAV does not agree with the arguments.
+            UsageError: the rate or the number of channels is out of range.
         """
         for option, value, (low, high) in (
             ("rate", rate, (LOWEST_RATE, HIGHEST_RATE)),
@@ -96,7 +96,7 @@ class PcmDecoder:
         self._pipe = pipe
         self._name = name
         self._warn = warn
-        self._left: int | None = None  # bytes of samples; None: to the end of the pipe
+        self._left: int | None = None  # bytes of samples to come; None: to the end of the pipe
         self._start = self._read_whole(_HEADER_BYTES)
         kind = recognise(self._start, self._look_ahead)
         if kind is not None:
@@ -147,12 +147,12 @@ class PcmDecoder:
             self._warn(f"the last {len(pending)} bytes are no whole sample: left out")
 
     def _look_ahead(self, size: int) -> bytes:
-        """The first bytes, more of them than a header's if that takes it."""
+        """Return the first `size` bytes of the pipe, or all bytes if there are fewer."""
         self._start += self._read_whole(size - len(self._start))
         return self._start
 
     def close(self) -> None:
-        """Nothing to free; the pipe stays open."""
+        """Do nothing; the pipe stays open."""
 
     def _read_wav_header(self) -> PcmFormat:
         """Read up to the first sample (Microsoft, "Multimedia Programming Interface", 1991)."""
@@ -190,7 +190,7 @@ class PcmDecoder:
         return PcmFormat(_WAV_FORMATS[tag, bits], rate, channels)
 
     def _read_whole(self, size: int) -> bytes:
-        """Read so many bytes, or all there are."""
+        """Read `size` bytes, or all bytes if there are fewer."""
         read = b""
         while len(read) < size and (more := self._pipe.read(size - len(read))):
             read += more

@@ -1,4 +1,4 @@
-"""A recording, wherever it is, as something to open decoders on: one, or several side by side."""
+"""Opens one or several decoders on a recording of any source."""
 
 import io
 import os
@@ -39,10 +39,10 @@ _SLOWED = (
 
 
 class Closable(Protocol):
-    """Something that holds a resource."""
+    """An object that holds a resource."""
 
     def close(self) -> None:
-        """Let go of it; a second call does nothing."""
+        """Release the resource; a second call does nothing."""
         ...
 
 
@@ -51,11 +51,11 @@ class OpenedTrack:
     """A decoder at the start of a track.
 
     Attributes:
-        name: What messages call the recording.
+        name: The name of the recording in messages.
         decoder: Decodes the track.
-        file: To be closed with it; None where that is the caller's.
-        warnings: What has been told of the file already.
-        scale: What is known of the samples' scale.
+        file: To be closed with the decoder; None if the file is the caller's.
+        warnings: Warnings about the file so far.
+        scale: The scale of the samples, as far as it is known.
     """
 
     name: str
@@ -72,7 +72,7 @@ class OpenedTrack:
 
 
 class Recording:
-    """A recording whose tracks can be opened; as a context manager, closed where that failed.
+    """A recording whose tracks can be opened; as a context manager, closed after an error.
 
     Args:
         source: See `open_audio`.
@@ -81,7 +81,7 @@ class Recording:
 
     Raises:
         AudioError: The source is missing or unreadable.
-        AudioInputError: The source is nothing that holds audio.
+        AudioInputError: The source is of a type that holds no audio.
         UsageError: The sample rate is out of range, or the source is a file.
     """
 
@@ -103,7 +103,7 @@ class Recording:
             self.name, self._array = "array", source
             return
         if sample_rate is not None:
-            raise UsageError("sample_rate is for arrays: files say theirs; leave it out")
+            raise UsageError("sample_rate is for arrays: a file states its own rate; leave it out")
         if isinstance(source, str | os.PathLike):
             path = Path(os.fsdecode(source))
             self.name = str(path) if isinstance(source, os.PathLike) else source
@@ -130,7 +130,7 @@ class Recording:
         except OSError as error:
             self.close()
             raise AudioError(f"{self.name}: cannot be read: {error.strerror or error}") from error
-        except ValueError as error:  # it is closed
+        except ValueError as error:  # the file is closed
             raise AudioInputError(f"{self.name}: {error}; pass a file that is open") from error
         except AudioError:
             self.close()
@@ -140,11 +140,11 @@ class Recording:
 
     @property
     def is_array(self) -> bool:
-        """Whether its samples are in memory."""
+        """Whether the samples are in memory."""
         return self._array is not None
 
     def open(self, track: TrackChoice) -> OpenedTrack:
-        """Open a decoder; more than one only of a shared recording.
+        """Open a decoder; only a shared recording allows more than one.
 
         Raises:
             AudioError: The recording cannot be read, is not audio or has no such track.
@@ -154,7 +154,7 @@ class Recording:
         try:
             if self._array is not None:
                 in_memory = ArrayDecoder(self._array, self._rate, track)
-                for _, chunk in in_memory.chunks():  # all of it, as that costs little here
+                for _, chunk in in_memory.chunks():  # all samples, because they are in memory
                     scale.look(chunk)
                 if not self._rate_is_known and sounds_slowed(in_memory.first_channel):
                     warnings.append(_SLOWED)

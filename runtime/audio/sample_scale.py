@@ -1,20 +1,20 @@
-"""Float samples that were never divided: integers of 16 or more bits by their values.
+"""Scales float samples that hold the values of integers of 16 or more bits.
 
-Whisper's features have a fixed reference level. At 32,768 times full scale they are garbage, and so
-is the text.
+Whisper's features have a fixed reference level. At 32,768 times full scale the features are
+garbage, and so is the text.
 """
 
 import numpy as np
 
 from whisper_npu.runtime.audio.source import Samples
 
-_HIGHEST = 4.0  # 12 dB above full scale, which mixing without a limiter may reach
-_FEWEST = 1e-3  # of the samples: some may be clicks, or damaged
+_HIGHEST = 4.0  # 12 dB above full scale; mixing without a limiter may reach it
+_FEWEST = 1e-3  # of the samples: fewer may be clicks or damage
 _BITS = (16, 24, 32)
 
 
 class SampleScale:
-    """Divides samples by the scale they turn out to have."""
+    """Learns the scale of samples and divides by it."""
 
     def __init__(self) -> None:
         self._divisor = 1.0
@@ -31,12 +31,12 @@ class SampleScale:
             self._peak = max(self._peak, peak)
 
     def __call__(self, chunk: Samples) -> Samples:
-        """The samples in [-1, 1], the scale being as seen so far."""
+        """Return the samples in [-1, 1], divided by the scale seen so far."""
         self.look(chunk)
         return chunk if self._divisor == 1.0 else chunk * np.float32(1 / self._divisor)
 
     def warnings(self) -> list[str]:
-        """One line where samples were divided."""
+        """Return one line if samples were divided."""
         if self._divisor == 1.0:
             return []
         return [

@@ -1,4 +1,4 @@
-"""One open file that several decoders read, each from a position of its own."""
+"""Lets several decoders read one open file, each from its own position."""
 
 from threading import Lock
 from typing import BinaryIO
@@ -8,8 +8,8 @@ class SharedFile:
     """A seekable binary file and its readers, which may be in several threads.
 
     Args:
-        file: The file; moved about while there are readers.
-        owned: Whether to close it with the last of them.
+        file: The file; readers change its position.
+        owned: Whether to close it with the last reader.
     """
 
     def __init__(self, file: BinaryIO, *, owned: bool) -> None:
@@ -19,13 +19,13 @@ class SharedFile:
         self._readers = 0
 
     def reader(self) -> "SharedFileReader":
-        """Another reader, at the start of the file."""
+        """Return another reader, at the start of the file."""
         with self.lock:
             self._readers += 1
         return SharedFileReader(self)
 
     def leave(self) -> None:
-        """A reader is done with it."""
+        """Remove a reader."""
         with self.lock:
             self._readers -= 1
             if self._owned and not self._readers:
@@ -33,7 +33,7 @@ class SharedFile:
 
 
 class SharedFileReader:
-    """What a decoder sees of a shared file."""
+    """A decoder's view of a shared file."""
 
     def __init__(self, shared: SharedFile) -> None:
         self._shared = shared
@@ -52,7 +52,7 @@ class SharedFileReader:
         """Move like a file.
 
         Raises:
-            ValueError: To before its start.
+            ValueError: The new position is before the start.
         """
         with self._shared.lock:
             if whence == 1:
@@ -61,7 +61,7 @@ class SharedFileReader:
         return self._position
 
     def tell(self) -> int:
-        """The position of this reader."""
+        """Return the position of this reader."""
         return self._position
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the audio decoders share: the shape of their output and how they see a file."""
+"""The parts that all audio decoders share: their output and their view of a file."""
 
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
@@ -9,28 +9,28 @@ import numpy.typing as npt
 Samples = npt.NDArray[np.float32]
 Warn = Callable[[str], None]
 
-SAMPLE_RATE = 16_000  # Hz; what every Whisper model was trained on
-# Outside of this a header is broken; taken at its word, 1 Hz would fill the memory.
+SAMPLE_RATE = 16_000  # Hz; every Whisper model was trained on it
+# A header with a rate outside this range is broken; 1 Hz, taken literally, would fill the memory.
 LOWEST_RATE, HIGHEST_RATE = 1_000, 3_072_000  # Hz
 
-# Frames handed on at a time: 1.4 s at 48 kHz. Fixed, so that the samples that come out do not
-# depend on how a caller cuts its blocks.
+# Frames in one chunk: 1.4 s at 48 kHz. The number is fixed, so that the decoded samples do not
+# depend on the size of a caller's blocks.
 CHUNK_FRAMES = 65_536
-# A file may have a thousand channels; then fewer frames make a chunk.
+# Values in one chunk: a file may have a thousand channels; then its chunks have fewer frames.
 CHUNK_VALUES = 8 * CHUNK_FRAMES
-# Outside of this a header is broken; taken at its word, 1 Hz would fill the memory.
+# A header with a rate outside this range is broken; 1 Hz, taken literally, would fill the memory.
 LOWEST_RATE, HIGHEST_RATE = 1_000, 3_072_000  # Hz
 
 
 class RefusedError(Exception):
-    """A decoder does not read this file; the text says why. Never leaves the audio modules."""
+    """A decoder refuses a file; the text gives the reason. Never leaves the audio modules."""
 
 
 class Decoder(Protocol):
-    """A recording being decoded.
+    """Decodes one recording.
 
     Attributes:
-        duration: Seconds the header announces, None where it does not say.
+        duration: Seconds that the header announces; None if it announces none.
     """
 
     duration: float | None
@@ -49,10 +49,10 @@ class Decoder(Protocol):
 
 
 class SourceFile:
-    """What the libraries see of a file: no name, and never an exception.
+    """A file as the audio libraries see it: without a name, and without exceptions.
 
-    Both would guess the format from a name's suffix, and neither hands on an exception of the file
-    from below C code. A failure is kept, ends the file for the library, and is raised afterwards.
+    The libraries would guess the format from a name's suffix, and their C code passes on no
+    exception of the file. A failure ends the file for the library; `check` raises it later.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -68,7 +68,7 @@ class SourceFile:
             return b""
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move like a file; stay where a broken header points before the start."""
+        """Move like a file; stay if a broken header points before the start."""
         try:
             return self._file.seek(offset, whence)
         except ValueError:
@@ -78,11 +78,11 @@ class SourceFile:
             return -1
 
     def tell(self) -> int:
-        """The position in the file."""
+        """Return the position in the file."""
         return self._file.tell()
 
     def check(self) -> None:
-        """Raise the failure met while reading, if any.
+        """Raise the failure that ended the file, if there was one.
 
         Raises:
             OSError: The file could not be read to its end.

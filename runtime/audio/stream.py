@@ -1,7 +1,7 @@
-"""Recordings of any kind to what Whisper hears: float32, one channel, 16 kHz, as a stream.
+"""Streams recordings of any kind in the form Whisper reads: float32, one channel, 16 kHz.
 
-Memory stays flat however long the recording is: it is decoded, mixed down and resampled chunk by
-chunk. `load_audio` is the concatenation of the stream, bit for bit.
+Memory does not grow with the recording: it is decoded, mixed and resampled chunk by chunk.
+`load_audio` returns the concatenation of the stream, bit for bit.
 """
 
 import contextlib
@@ -66,10 +66,10 @@ _VIDEO_SUFFIXES = frozenset({
 # fmt: on
 MEDIA_SUFFIXES = _AUDIO_SUFFIXES | _VIDEO_SUFFIXES
 
-# Beyond this a float sample is garbage (a file of ±1 or even ±32768 stays far below), and its
+# A larger float sample is garbage (the samples of a file stay far below, at ±1 or ±32768), and its
 # square would soon overflow float32 in the spectrogram.
 _LARGEST_SAMPLE = 1e9
-_SILENT = 1e-4  # of full scale: dither is below it, whatever speech is not
+_SILENT = 1e-4  # of full scale: dither is below it, speech above
 
 
 class AudioStream:
@@ -79,13 +79,13 @@ class AudioStream:
     block has `block_samples` samples except the last, which may be shorter and is never empty.
 
     Attributes:
-        name: What messages call the recording.
-        duration_estimate: Seconds its header announces; None where it does not say. The truth
-            is `samples_read / SAMPLE_RATE` at the end.
-        samples_read: Samples handed out so far, at 16 kHz.
+        name: The name of the recording in messages.
+        duration_estimate: Seconds that the header announces; None if it announces none. The true
+            duration is `samples_read / SAMPLE_RATE` at the end.
+        samples_read: Samples returned so far, at 16 kHz.
         warnings: One line for everything missing or replaced so far; complete at the end.
-        channel: What it is called among the streams of one recording, such as `left`; None where
-            it is the only one.
+        channel: The name of this stream among those of its recording, such as `left`; None if it
+            is the only stream.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class AudioStream:
         """Decode nothing yet.
 
         Args:
-            decoder: Of the recording.
-            name: What messages call it.
+            decoder: Decodes the recording.
+            name: The name of the recording in messages.
             block_samples: Samples per block.
-            warnings: Those there are already; added to.
+            warnings: Warnings so far; the stream adds more.
             owned_file: Closed with the stream.
-            pick: The channel it is, from 0; None mixes all.
-            channel: What that is called among others.
-            scale: What is known of the samples' scale already.
-            if_silent: A warning for the case that there is no sound in it at all.
-            may_be_empty: Whether no sample at all is no error.
+            pick: The channel to return, from 0; None mixes all.
+            channel: The name of this stream among others.
+            scale: The scale of the samples, as far as it is known.
+            if_silent: A warning for a recording without any sound.
+            may_be_empty: Whether a recording without samples is allowed.
         """
         self.name = name
         self.channel = channel
@@ -147,9 +147,8 @@ class AudioStream:
         """Decode the next block.
 
         Raises:
-            AudioError: The recording turned out to hold no sample at all, or the disk or network
-                it is on fails.
-            StopIteration: The end is reached.
+            AudioError: The recording holds no sample at all, or its disk or network fails.
+            StopIteration: The recording has ended.
         """
         try:
             block = next(self._blocks)
@@ -170,7 +169,7 @@ class AudioStream:
             self._owned_file.close()
 
     def _samples(self) -> Iterator[Samples]:
-        """Mono 16 kHz samples in pieces of any size."""
+        """Yield mono 16 kHz samples in pieces of any size."""
         cleaner = _Cleaner()
         resampler: _Resampler | None = None
         frames = produced = 0
@@ -183,7 +182,7 @@ class AudioStream:
             if self._if_silent is not None and np.abs(mono).max(initial=0.0) > _SILENT:
                 self._if_silent = None
             if resampler is not None and resampler.rate != rate:
-                # Chained Ogg files and broadcast streams may change their rate on the way.
+                # Chained Ogg files and broadcast streams may change their rate midway.
                 yield resampler.push(np.empty(0, np.float32), last=True)
                 resampler = None
             if resampler is None and rate != SAMPLE_RATE:
@@ -202,7 +201,7 @@ class AudioStream:
         if frames == 0 and not self._may_be_empty:
             raise AudioError(f"{self.name}: no audio samples in it; record or copy it again")
         if frames and produced == 0:
-            # One or two samples at 48 kHz round to none at 16 kHz; a recording is never empty.
+            # One or two samples at 48 kHz round to none at 16 kHz, but a recording is never empty.
             yield np.zeros(1, np.float32)
 
 
@@ -219,12 +218,12 @@ def open_audio(
     Args:
         source: A path; an open binary file, seekable or not (a pipe is first copied to a temporary
             file; the caller's file stays open); the bytes of a file; or an array `(n_samples,)` or
-            `(n_samples, n_channels)`, of floats in [-1, 1], int16, int32 or uint8. What numpy makes
-            an array of, such as a tensor, is one, too.
+            `(n_samples, n_channels)`, of floats in [-1, 1], int16, int32 or uint8. An object that
+            numpy converts to an array, such as a tensor, counts as an array.
         block_samples: Samples per block; the samples themselves do not depend on it.
-        sample_rate: That of an array in Hz; None is 16,000. Files say theirs.
-        audio_track: Of several audio tracks, a number from 1 or a language; None takes the default
-            one, and a warning tells of the others.
+        sample_rate: The rate of an array in Hz; None is 16,000. A file has its rate in its header.
+        audio_track: A number from 1 or a language, to choose among several audio tracks; None takes
+            the default track, and a warning names the others.
         channels: `mix`, `left` or `right`.
 
     Raises:
@@ -253,9 +252,9 @@ def open_streams(
     audio_track: TrackChoice = None,
     channels: ChannelChoice = MIX,
 ) -> list[AudioStream]:
-    """Open a recording as the streams that are transcribed each on its own.
+    """Open a recording as one or several streams, to be transcribed separately.
 
-    Each is decoded by itself, so that none waits for another.
+    Each stream has its own decoder, so that no stream waits for another.
 
     Args:
         source: See `open_audio`.
@@ -265,8 +264,9 @@ def open_streams(
         channels: See `open_audio`; `split` gives a stream for each channel.
 
     Returns:
-        One stream without a `channel`, or several with one: `left` and `right`, or `channel 1` and
-        so on where there are not two; with `track 1` and so on before it where there are several.
+        One stream without a `channel`, or several streams with a `channel`. Two channels are called
+        `left` and `right`, others `channel 1` and so on; several tracks put `track 1` and so on
+        before it.
 
     Raises:
         AudioError: See `open_audio`.
@@ -332,13 +332,13 @@ def load_audio(
 ) -> Samples:
     """Read a whole recording: float32 `(n_samples,)`, mono, 16 kHz.
 
-    There is at least one sample, except of an empty array.
+    The result has at least one sample, except for an empty array.
 
-    Warnings about damaged places are lost here; use `open_audio`, which takes the same arguments,
-    to see them.
+    Warnings about damaged places are lost here; `open_audio` takes the same arguments and keeps
+    them.
 
     Raises:
-        AudioError: See `open_audio`; also when the recording holds no samples.
+        AudioError: See `open_audio`; also if the recording holds no samples.
         UsageError: See `open_audio`.
     """
     stream = open_audio(source, sample_rate=sample_rate, audio_track=audio_track, channels=channels)
@@ -348,10 +348,10 @@ def load_audio(
 
 
 def list_audio_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Expand folders, however deep, to the audio and video files in them, in sorted order.
+    """Replace folders by the audio and video files in them, at any depth, in sorted order.
 
-    Paths that are not folders are kept as they are, whether they exist or not: opening them tells.
-    Hidden files and folders inside a folder are left out.
+    Other paths stay as they are, even if they do not exist: opening them raises the error. Hidden
+    files and folders inside a folder are left out.
 
     Raises:
         AudioError: A folder holds no audio file or cannot be listed.
@@ -378,10 +378,10 @@ def list_audio_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 class _Cleaner:
-    """Replaces samples that are no numbers by silence, and counts them.
+    """Replaces samples that are no finite numbers by silence, and counts them.
 
-    One NaN would spread over its whole 30 s window through the spectrogram's maximum. Zero is the
-    neutral choice: any other value is a click, and dropping the sample shifts all that follows.
+    One NaN would spread over its whole 30 s window through the spectrogram's maximum. Any other
+    value than zero is a click, and dropping the sample would shift all later samples.
     """
 
     def __init__(self) -> None:
@@ -389,7 +389,7 @@ class _Cleaner:
         self._first = 0.0
 
     def clean(self, chunk: Samples, frames_before: int, rate: int) -> Samples:
-        # A comparison with NaN is false, so this one test finds NaN, Inf and garbage.
+        # A comparison with NaN is false, so this single test finds NaN, Inf and garbage.
         good = np.abs(chunk) < _LARGEST_SAMPLE
         if good.all():
             return chunk
@@ -409,10 +409,10 @@ class _Cleaner:
 
 
 class _Resampler:
-    """One channel from `rate` to 16 kHz; the result does not depend on how the input is cut."""
+    """Resamples one channel from `rate` to 16 kHz; the size of the input's pieces has no effect."""
 
     def __init__(self, rate: int) -> None:
-        # Here and not above: many recordings of speech already are at 16 kHz.
+        # Imported late: many recordings of speech already are at 16 kHz.
         import soxr  # noqa: PLC0415
 
         self.rate = rate
@@ -424,7 +424,7 @@ class _Resampler:
 
 
 def _cut(pieces: Iterable[Samples], size: int) -> Generator[Samples, None, None]:
-    """Cut a sequence of pieces anew into blocks of `size` samples; the last may be shorter."""
+    """Cut pieces of any size into blocks of `size` samples; the last block may be shorter."""
     held: list[Samples] = []
     held_samples = 0
     for piece in pieces:

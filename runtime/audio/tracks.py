@@ -1,4 +1,4 @@
-"""Which of a recording's audio tracks is transcribed, and what is said of the others."""
+"""Chooses the audio track of a recording to transcribe, and warns about the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class AudioTrack:
 
     Attributes:
         number: Its place among the audio tracks, from 1.
-        language: What the file says of its language; None if nothing.
+        language: Its language according to the file; None if the file names none.
         title: Its title; None if it has none.
-        is_default: Whether the file marks it as the one to be played.
-        is_extra: Whether it accompanies another: a commentary, or a description of the pictures.
+        is_default: Whether the file marks it as the track to play.
+        is_extra: Whether it accompanies another track: a commentary or an audio description.
         is_readable: Whether there is a decoder for it.
     """
 
@@ -31,11 +31,11 @@ class AudioTrack:
 
     @property
     def language_code(self) -> str | None:
-        """Whisper's code of its language; None where the file names none that Whisper knows."""
+        """Whisper's code of the track's language; None if the file names no language of Whisper."""
         return None if self.language is None else find_language(self.language)
 
     def __str__(self) -> str:
-        """What messages call it: `2 (German, "Director's commentary")`."""
+        """Return the name in messages: `2 (German, "Director's commentary")`."""
         code = self.language_code
         language = self.language if code is None else LANGUAGES[code].capitalize()
         title = None if self.title is None else f'"{self.title}"'
@@ -47,9 +47,9 @@ class TrackDecoder(Decoder, Protocol):
     """A decoder of one audio track of a file.
 
     Attributes:
-        n_channels: Channels it announces; a chunk may have others.
+        n_channels: The announced number of channels; a chunk may have another number.
         tracks: All audio tracks of the file.
-        track: The one it decodes.
+        track: The decoded track.
     """
 
     n_channels: int
@@ -58,15 +58,17 @@ class TrackDecoder(Decoder, Protocol):
 
 
 def choose_track(tracks: Sequence[AudioTrack], wanted: TrackChoice) -> AudioTrack:
-    """The track to transcribe.
+    """Choose the track to transcribe.
+
+    Among several fitting tracks, the track marked as default comes first, then the lowest number;
+    a commentary is taken only if there is no other track.
 
     Args:
-        tracks: Those there are, at least one.
-        wanted: Its number or its language; None, and among several of one language: that marked
-            as default, a commentary only where there is nothing else, the first.
+        tracks: All tracks of the recording, at least one.
+        wanted: A number or a language; None fits every track.
 
     Raises:
-        RefusedError: There is no such track, or no decoder for it; the text lists those there are.
+        RefusedError: There is no such track, or no decoder for it; the text lists all tracks.
     """
     if isinstance(wanted, int):
         fitting = [track for track in tracks if track.number == wanted]
@@ -89,7 +91,7 @@ def choose_track(tracks: Sequence[AudioTrack], wanted: TrackChoice) -> AudioTrac
 def unheard_warnings(
     tracks: Sequence[AudioTrack], chosen: Sequence[AudioTrack], wanted: TrackChoice
 ) -> list[str]:
-    """One line on the tracks that nobody decided to leave out, if there are any."""
+    """Return one line on tracks that are left out without the user's decision, if there are any."""
     if isinstance(wanted, int):
         return []
     others = [track for track in tracks if track not in chosen]
@@ -107,5 +109,5 @@ def unheard_warnings(
 
 
 def list_tracks(tracks: Sequence[AudioTrack]) -> str:
-    """All of them in one line."""
+    """Return all tracks in one line."""
     return ", ".join(map(str, tracks))

@@ -22,7 +22,7 @@ from whisper_npu.runtime.decoding.logit_filters import (
     log_normalizer,
 )
 from whisper_npu.runtime.decoding.loop_detection import is_endless
-from whisper_npu.runtime.decoding.samplers import BeamSearch, TokenChooser, rank
+from whisper_npu.runtime.decoding.samplers import BeamSearch, Sampler, rank
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Backend,
@@ -33,7 +33,7 @@ from whisper_npu.runtime.engines.protocol import (
 from whisper_npu.runtime.features.windows import Stretch
 from whisper_npu.runtime.text.tokenizer import TIMESTAMP_STEP, Tokenizer, Vocabulary
 from whisper_npu.runtime.timestamps.alignment import TokenTimes
-from whisper_npu.runtime.timestamps.sentences import Listener, with_timestamps
+from whisper_npu.runtime.timestamps.sentences import AttentionRecorder, with_timestamps
 from whisper_npu.runtime.timestamps.words import WordTiming, time_words
 from whisper_npu.runtime.timing import StageTimes
 
@@ -251,8 +251,10 @@ def decode_windows(
         session = backend.start(audio, options.rows_per_window)
     try:
         is_single = options.rows_per_window == 1
-        listener = (
-            Listener(session, starts[0], sot_index, n_frames, eot, times, follows=is_single)
+        recorder = (
+            AttentionRecorder(
+                session, starts[0], sot_index, n_frames, eot, times, follows=is_single
+            )
             if options.aligned
             else None
         )
@@ -260,7 +262,7 @@ def decode_windows(
             every_row = np.repeat(starts, options.rows_per_window, axis=0)
             logits, at_sot = _prefill(session, every_row, sot_index)
         no_speech = _probability(at_sot, tokenizer.special.no_speech)[:: options.rows_per_window]
-        rows = _Rows(session, len(audio) * options.rows_per_window, listener)
+        rows = _Rows(session, len(audio) * options.rows_per_window, recorder)
         for sampled in range(1, limit + 1):
             with times.measure("token choice"):
                 for rule in rules:
@@ -280,8 +282,8 @@ def decode_windows(
                 if sources is not None:
                     session.reorder(sources)
                 logits = rows.step(chooser.tokens, chooser.finished)
-        if listener is not None:
-            listener.take_down(rows.left, range(len(rows.left)), chooser.tokens)
+        if recorder is not None:
+            recorder.record(rows.left, range(len(rows.left)), chooser.tokens)
     finally:
         session.close()
 
@@ -291,8 +293,8 @@ def decode_windows(
         tokens, words = best.tokens, None
         with times.measure("text"):
             text = tokenizer.decode(tokens).strip()
-        if listener is not None:
-            spoken = listener.times(window, best.tokens, backend, audio)
+        if recorder is not None:
+            spoken = recorder.times(window, best.tokens, backend, audio)
             tokens, words = _aligned(best.tokens, spoken, tokenizer, options, n_frames[window])
         n_sampled = len(best.tokens) - len(options.prefix_tokens)
         results.append(
@@ -310,7 +312,7 @@ def decode_windows(
     return results
 
 
-def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> TokenChooser | BeamSearch:
+def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> Sampler | BeamSearch:
     """What chooses the tokens of windows with these seeds."""
     if options.temperature == 0 and options.beam_size is not None:
         n_rows = len(seeds) * options.beam_size
@@ -320,7 +322,7 @@ def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> TokenC
         for seed in seeds
         for row in range(options.rows_per_window)
     ]
-    return TokenChooser(options.temperature, eot, rngs, options.prefix_tokens)
+    return Sampler(options.temperature, eot, rngs, options.prefix_tokens)
 
 
 def _rules(
@@ -374,9 +376,11 @@ def _starts(
 class _Rows:
     """The rows that a session still decodes: those that have ended leave it, many at a time."""
 
-    def __init__(self, session: DecoderSession, n_rows: int, listener: Listener | None) -> None:
+    def __init__(
+        self, session: DecoderSession, n_rows: int, recorder: AttentionRecorder | None
+    ) -> None:
         self._session = session
-        self._listener = listener
+        self._recorder = recorder
         self._n_rows = n_rows
         self.left = np.arange(n_rows)
         self._may_leave = True
@@ -385,9 +389,9 @@ class _Rows:
         """Logits `(rows, n_vocab)` after the last of tokens `(rows, n)`; 0 for rows that left."""
         going_on = np.flatnonzero(~finished[self.left])
         if self._may_leave and len(going_on) <= _LEAVING * len(self.left):
-            if self._listener is not None:
+            if self._recorder is not None:
                 leaving = np.flatnonzero(finished[self.left])
-                self._listener.take_down(self.left[leaving], leaving, tokens)
+                self._recorder.record(self.left[leaving], leaving, tokens)
             self._may_leave = self._session.keep(going_on.tolist())
             if self._may_leave:
                 self.left = self.left[going_on]
@@ -399,7 +403,7 @@ class _Rows:
         return every
 
 
-def _leading(chooser: TokenChooser | BeamSearch, rows_per_window: int) -> list[tuple[int, ...]]:
+def _leading(chooser: Sampler | BeamSearch, rows_per_window: int) -> list[tuple[int, ...]]:
     """The tokens of the likeliest row of each window."""
     best = chooser.sum_logprobs.reshape(-1, rows_per_window).argmax(axis=1)
     rows = np.arange(len(best)) * rows_per_window + best

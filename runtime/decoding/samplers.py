@@ -21,7 +21,7 @@ class Candidate:
         self.sum_logprob = sum_logprob
 
 
-class TokenChooser:
+class Sampler:
     """Greedy choice at temperature 0, independent samples above; every row goes its own way."""
 
     def __init__(

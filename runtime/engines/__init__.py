@@ -1,1 +1,1 @@
-"""What runs the graphs."""
+"""Runs the graphs on inference engines."""

@@ -1,8 +1,8 @@
-"""What devices compute in.
+"""Tells the precisions that devices compute in.
 
-OpenVINO takes a precision as a hint: on a device without it, it computes in f32 and does not say
-so. And it says of every processor that it computes in 8 bits, though it multiplies matrices in them
-only where the instructions for it (VNNI) are there.
+OpenVINO takes a precision as a hint. A device without that precision computes in f32 and does not
+report it. OpenVINO also reports 8 bits for every processor, though it multiplies matrices in 8 bits
+only on processors with the instructions for it (VNNI).
 """
 
 import hashlib
@@ -26,16 +26,16 @@ def computes_in(core: ov.Core, device: str, precision: str) -> bool:
     """Whether a device computes in a precision.
 
     Args:
-        core: that knows the device.
+        core: the core that knows the device.
         device: an OpenVINO device name.
-        precision: `f32`, `bf16`, `f16`; of others, it is not asked.
+        precision: `f32`, `bf16`, `f16`; other precisions are not checked.
     """
     name = _CAPABILITIES.get(precision)
     return name is None or name in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
 def require_precision(core: ov.Core, device: str, precision: str) -> None:
-    """Refuse a precision that a device would replace by f32 without a word.
+    """Refuse a precision that a device would silently replace by f32.
 
     Raises:
         UsageError: the device does not compute in it.
@@ -46,18 +46,18 @@ def require_precision(core: ov.Core, device: str, precision: str) -> None:
 
 
 def multiplies_bytes() -> bool:
-    """Whether the processor has instructions that multiply and add up 8-bit integers."""
+    """Whether the processor has instructions that multiply and add 8-bit integers."""
     return not _VNNI.isdisjoint(processor_flags())
 
 
 def is_faster_whole(precision: str) -> bool:
-    """Whether graphs that wait for arithmetic are faster as they are than with matrices in 8 bits.
+    """Whether compute-bound graphs are faster unchanged than with matrices in 8 bits.
 
-    So it is where the processor multiplies tiles of bf16 (AMX): in a graph computed in bf16,
-    matrices in 8 bits would be turned into it, product by product.
+    They are on processors that multiply tiles of bf16 (AMX): a graph computed in bf16 would convert
+    matrices in 8 bits to bf16, product by product.
 
     Args:
-        precision: what such a graph is computed in.
+        precision: the precision such a graph is computed in.
     """
     limit = os.environ.get(_ISA_LIMIT, "").upper()
     has_tiles = _TILES in processor_flags() and (limit in {"", "DEFAULT"} or "AMX" in limit)
@@ -65,7 +65,7 @@ def is_faster_whole(precision: str) -> bool:
 
 
 def processor() -> str:
-    """What decides, beside OpenVINO, which kernels a graph is made for."""
+    """Return a digest of the processor's facts that, with OpenVINO, decide a graph's kernels."""
     limit = os.environ.get(_ISA_LIMIT, "")
     facts = (platform.machine(), platform.processor(), *processor_flags(), limit)
     return hashlib.sha256(" ".join(facts).encode()).hexdigest()
@@ -73,7 +73,7 @@ def processor() -> str:
 
 @cache
 def processor_flags() -> tuple[str, ...]:
-    """What the processor can do, as Linux names it; empty where the system does not say."""
+    """Return the processor's features as Linux names them; empty if the system lists none."""
     try:
         for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
             if line.startswith(("flags", "Features")):

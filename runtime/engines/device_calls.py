@@ -1,7 +1,7 @@
-"""Calls into an inference engine: a failure becomes a `DeviceError`, and a fork is noticed.
+"""Calls an inference engine: turns failures into `DeviceError`, and detects forks.
 
-An engine's threads are not there in a forked child: what was loaded before waits for them for ever,
-even to be freed. So in a child it is not used, and never freed.
+A forked child lacks the engine's threads. An object loaded before the fork would wait for them for
+ever, even to be freed. So the child does not use such objects and never frees them.
 """
 
 import ctypes
@@ -22,27 +22,27 @@ _held: "WeakValueDictionary[int, Any]" = WeakValueDictionary()
 
 
 class DeviceCalls:
-    """A context for calls into what was loaded on a device; for any number of threads.
+    """A context for calls into objects loaded on a device; for any number of threads.
 
     Within it, an engine's error becomes a `DeviceError` in the device's own words. In a child that
     was forked after loading, entering it raises a `DeviceError`.
     """
 
     def __init__(self, device: str) -> None:
-        """Something is loaded, in this process, on `device`, as messages call it."""
+        """Remember this process and `device`, the device's name in messages."""
         self._device = device
         self._process = os.getpid()
 
     def check(self) -> None:
-        """Make sure that it was loaded in this process.
+        """Make sure that the model was loaded in this process.
 
         Raises:
-            DeviceError: it was not.
+            DeviceError: it was loaded in another process.
         """
         if os.getpid() != self._process:
             raise DeviceError(
-                "the model was loaded before this process was forked, and its threads stayed "
-                "behind; load it in the child, or begin processes by multiprocessing's spawn"
+                "the model was loaded before this process was forked, and its threads do not "
+                "exist here; load it in the child, or start processes with multiprocessing's spawn"
             )
 
     def __enter__(self) -> None:
@@ -55,12 +55,12 @@ class DeviceCalls:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Tell an engine's error as a `DeviceError`."""
+        """Raise an engine's error as a `DeviceError`."""
         if isinstance(error, (RuntimeError, MemoryError)):
             raise self.error(error) from None
 
     def error(self, error: BaseException) -> DeviceError:
-        """The `DeviceError` that stands for an engine's error."""
+        """Return the `DeviceError` for an engine's error."""
         nothing = "it is out of memory" if isinstance(error, MemoryError) else type(error).__name__
         reason = (str(error).strip().splitlines() or [nothing])[-1]
         return DeviceError(f"{self._device} failed to run the model: {reason}")
@@ -69,7 +69,7 @@ class DeviceCalls:
 class _CallsADevice(Protocol):
     @property
     def calls(self) -> DeviceCalls:
-        """What its calls into the device are made in."""
+        """The context of this object's calls into the device."""
         ...
 
 
@@ -79,7 +79,7 @@ _T = TypeVar("_T", bound=_CallsADevice)
 def calling_device(
     method: Callable[Concatenate[_T, _P], _R],
 ) -> Callable[Concatenate[_T, _P], _R]:
-    """Have a method run in its object's `calls`."""
+    """Decorate a method to run in its object's `calls`."""
 
     @wraps(method)
     def call(self: _T, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -90,13 +90,13 @@ def calling_device(
 
 
 def hold(native: _R) -> _R:
-    """Note an engine's object, which a forked child must not free, and return it."""
+    """Note an engine's object that a forked child must not free, and return it."""
     _held[id(native)] = native
     return native
 
 
 def _never_free() -> None:
-    """Take a reference that is never given back to all that was noted."""
+    """Take a reference to every noted object that is never released."""
     take = ctypes.pythonapi.Py_IncRef
     take.argtypes, take.restype = [ctypes.py_object], None
     for native in list(_held.values()):

@@ -1,13 +1,13 @@
 """Past key/value states of the decoder, held by the host.
 
 Every state has shape `(batch, heads, sequence, head_dim)`; states are joined along the sequence
-axis and nowhere else. Exporters differ in what a graph's `present.*.decoder.*` outputs hold, and a
-runtime that guesses wrong garbles the text, so the contract is a value that each cache is given:
+axis and nowhere else. Exporters differ in the content of a graph's `present.*.decoder.*` outputs. A
+wrong guess garbles the text, so every cache is given the contract explicitly:
 
 - accumulated: past and new states already joined; they replace the past;
 - delta: the states of the new tokens only; they are appended to the past.
 
-Cross-attention states depend on the audio alone: computed once per window, never touched again.
+Cross-attention states depend on the audio alone: computed once per window, never changed again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ States = dict[str, State]
 
 
 def past_name(present: str) -> str:
-    """The input that takes up the state of output `present`."""
+    """Return the input that takes the state of output `present`."""
     return present.replace("present.", "past_key_values.", 1)
 
 
@@ -45,7 +45,7 @@ class KVCache(Protocol):
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """Number of positions held."""
         ...
 
     @property
@@ -54,23 +54,23 @@ class KVCache(Protocol):
         ...
 
     def past(self) -> States:
-        """What the graph's past inputs are fed: `(batch, heads, length, head_dim)` each."""
+        """Return the graph's past inputs: `(batch, heads, length, head_dim)` each."""
         ...
 
     def update(self, present: Mapping[str, State], n_new: int) -> None:
-        """Take up the states a step of `n_new` tokens returned, by output name `present.*`."""
+        """Add the states that a step of `n_new` tokens returned, by output name `present.*`."""
         ...
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` of the batch continue what was row `rows[i]`."""
+        """Let row `i` of the batch continue row `rows[i]`."""
         ...
 
 
 def check_present(name: str, state: State, contract: KVContract, past: int, n_new: int) -> None:
-    """Refuse a state whose length is not what the contract says.
+    """Refuse a state whose length breaks the contract.
 
     Raises:
-        ModelError: the graph does not keep the contract; decoding on would garble the text.
+        ModelError: the graph breaks the contract; further decoding would garble the text.
     """
     expected = past + n_new if contract == "accumulated" else n_new
     if state.shape[SEQUENCE_AXIS] != expected:
@@ -82,7 +82,7 @@ def check_present(name: str, state: State, contract: KVContract, past: int, n_ne
 
 
 class ConcatCache:
-    """Joins new states to the past (delta), or takes the joined ones (accumulated)."""
+    """Joins new states to the past (delta), or replaces it by joined states (accumulated)."""
 
     def __init__(self, contract: KVContract) -> None:
         self._contract = contract
@@ -91,7 +91,7 @@ class ConcatCache:
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """Number of positions held."""
         return self._length
 
     @property
@@ -100,14 +100,14 @@ class ConcatCache:
         return sum(state.nbytes for state in self._states.values())
 
     def past(self) -> States:
-        """States by input name, `(batch, heads, length, head_dim)` each."""
+        """Return states by input name, `(batch, heads, length, head_dim)` each."""
         return self._states
 
     def update(self, present: Mapping[str, State], n_new: int) -> None:
-        """Take up the states of `n_new` tokens.
+        """Add the states of `n_new` tokens.
 
         Raises:
-            ModelError: the states do not keep the contract.
+            ModelError: the states break the contract.
         """
         for name, state in present.items():
             check_present(name, state, self._contract, self._length, n_new)
@@ -115,11 +115,11 @@ class ConcatCache:
             if self._contract == "delta" and key in self._states:
                 self._states[key] = np.concatenate((self._states[key], state), SEQUENCE_AXIS)
             else:
-                self._states[key] = state.copy()  # the graph writes its output buffer again
+                self._states[key] = state.copy()  # the graph reuses its output buffer
         self._length += n_new
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]`."""
+        """Let row `i` continue row `rows[i]`."""
         self._states = {name: state[list(rows)] for name, state in self._states.items()}
 
 
@@ -134,7 +134,7 @@ class StaticCache:
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """Number of positions held."""
         return self._length
 
     @property
@@ -143,14 +143,14 @@ class StaticCache:
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def past(self) -> States:
-        """Views of the written part by input name, `(batch, heads, length, head_dim)` each."""
+        """Return views of the written part by name, `(batch, heads, length, head_dim)` each."""
         return {name: buffer[:, :, : self._length] for name, buffer in self._buffers.items()}
 
     def update(self, present: Mapping[str, State], n_new: int) -> None:
-        """Write the states of `n_new` tokens behind those held.
+        """Write the states of `n_new` tokens after those held.
 
         Raises:
-            ModelError: the states do not keep the contract.
+            ModelError: the states break the contract.
         """
         start, stop = self._length, self._length + n_new
         for name, state in present.items():
@@ -165,6 +165,6 @@ class StaticCache:
         self._length = stop
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]`."""
+        """Let row `i` continue row `rows[i]`."""
         for name, buffer in self._buffers.items():
             self._buffers[name] = buffer[list(rows)]

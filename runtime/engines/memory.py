@@ -1,4 +1,4 @@
-"""How much memory is free, and giving back what this process has no more use for."""
+"""Measures free memory, and returns memory that this process needs no longer."""
 
 import ctypes
 import mmap
@@ -10,10 +10,12 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-_LARGE = 2 << 20  # bytes: few blocks are as large, and those are worth a call to the system
-_UNKNOWN = 4 << 30  # bytes free: where the system does not say, assume a small machine
+_LARGE = 2 << 20  # bytes: blocks of this size are few and worth a call to the system
+_UNKNOWN = 4 << 30  # bytes free: assume a small machine if the system does not tell
 _GIVE_BACK_AFTER = 8  # windows
-_KEPT = 64 << 20  # bytes free at the heap's end that wait for `give_back`; fetching them costs time
+_KEPT = (
+    64 << 20
+)  # free bytes that stay at the heap's end until `release_memory`: fetching costs time
 
 _mapped: dict[str, mmap.mmap] = {}  # by the digest of the content
 _mapping = Lock()
@@ -21,40 +23,40 @@ _mapping = Lock()
 
 @cache
 def _c_library() -> Any:
-    """The C library on Linux, None elsewhere."""
+    """Return the C library on Linux, None elsewhere."""
     return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def map_file(file: BinaryIO, digest: str) -> mmap.mmap:
-    """A file's content in memory, mapped once and for as long as the process lives.
+    """Map a file into memory, once and for the life of the process.
 
-    A compiled graph may go on reading its constants there, and does not say for how long. So the
-    file has to be on a disk of this machine, and must not be written to, only replaced.
+    A compiled graph may read its constants there at any time. So the file must be on a local disk,
+    and must only be replaced, never written to.
 
     Args:
-        file: open to be read.
-        digest: stands for its content: the same content is mapped once.
+        file: open for reading.
+        digest: identifies its content: the same content is mapped once.
 
     Raises:
-        OSError: it cannot be mapped.
+        OSError: the file cannot be mapped.
     """
     with _mapping:
         if digest not in _mapped:
-            # OpenVINO wants memory it could write to. It writes nothing.
+            # OpenVINO requires writable memory, but writes nothing to it.
             _mapped[digest] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return _mapped[digest]
 
 
 def forget_mapped() -> None:
-    """Drop what this process holds of files from `map_file`; it comes back as it is read."""
+    """Drop the memory of mapped files (see `map_file`); it is read again on demand."""
     if hasattr(mmap, "MADV_DONTNEED"):
         with _mapping:
             for mapped in _mapped.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def give_back() -> None:
-    """Return to the system what is free in the C library (glibc), and what can be read again."""
+def release_memory() -> None:
+    """Return free memory of the C library (glibc) and mapped files to the system."""
     forget_mapped()
     trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
@@ -62,14 +64,14 @@ def give_back() -> None:
 
 
 class _Windows:
-    """Counts windows that have been decoded since memory was given back."""
+    """Counts the windows decoded since memory was last returned."""
 
     def __init__(self) -> None:
         self._n = 0
         self._lock = Lock()
 
     def add(self, n: int) -> bool:
-        """Whether it is time to give back again; then they are counted anew."""
+        """Count `n` windows; return whether memory is due to be returned, and then count from 0."""
         with self._lock:
             self._n += n
             is_time = self._n >= _GIVE_BACK_AFTER
@@ -81,35 +83,35 @@ class _Windows:
 _decoded = _Windows()
 
 
-def give_back_after(n_windows: int) -> None:
-    """Give back what decoding leaves, every few windows: behind each it would cost a fiftieth.
+def release_memory_after(n_windows: int) -> None:
+    """Return free memory after every few windows: after each window it would cost a fiftieth.
 
     Args:
-        n_windows: how many more have been decoded, by whomever in this process.
+        n_windows: newly decoded windows, of any caller in this process.
     """
     if _decoded.add(n_windows):
-        give_back()
+        release_memory()
 
 
 def map_large_blocks() -> None:
-    """Have large blocks of memory taken from the system, and go back to it once free (glibc).
+    """Let glibc take large blocks from the system, and return them once they are free.
 
-    By itself glibc soon stops doing so: blocks of up to 32 MB then share a heap with small ones,
-    which lie between them and keep them from going back, more and more of them. It holds for the
-    whole process, so it is for programs to decide.
+    glibc soon stops doing so by itself: blocks of up to 32 MB then share a heap with small blocks.
+    More and more small blocks lie between large ones and keep them from being returned. The setting
+    holds for the whole process, so only programs should call this.
     """
     mallopt = getattr(_c_library(), "mallopt", None)
     if mallopt is None or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
-        return  # whoever sets them knows better
+        return  # the user's own settings take precedence
     mallopt(_MMAP_THRESHOLD, _LARGE)
     mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that can be used without swapping, in bytes.
+    """Return the memory that can be used without swapping, in bytes.
 
     Args:
-        root: where `proc` lies, for tests.
+        root: the folder that holds `proc`, for tests.
     """
     if sys.platform == "win32":
         return _windows_available()

@@ -1,7 +1,7 @@
 """Runs a model folder on ONNX Runtime through its OpenVINO provider (onnxruntime-openvino).
 
-ONNX Runtime quietly moves to its own CPU provider what another refuses. That is switched off here:
-a graph runs on the device asked for, or loading it is an error.
+ONNX Runtime silently moves to its own CPU provider any graph that another provider refuses. That is
+switched off here: a graph runs on the requested device, or loading it is an error.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ from whisper_npu.runtime.engines.openvino.graphs import contract_of, n_positions
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Float32Array,
-    FollowsNothing,
     Int64Array,
+    NoAttention,
     SingleStream,
 )
 from whisper_npu.runtime.model_folder.config import KVContract
@@ -53,7 +53,7 @@ logger = logging.getLogger("whisper_npu")
 PROVIDER = "OpenVINOExecutionProvider"
 CACHE_KINDS = ("auto", "concat", "static", "off")
 _PRECISIONS = {"CPU": ("auto", "f32", "bf16", "f16"), "NPU": ("auto", "f16")}
-_SILENT = 4  # errors come as exceptions; the log would print them in colour as well
+_SILENT = 4  # errors come as exceptions; the log would print them again, in colour
 _CONTEXT = "model.onnx"
 
 Array = npt.NDArray[Any]
@@ -69,7 +69,7 @@ class GraphSession:
         self.outputs: dict[str, list[Any]] = {o.name: o.shape for o in session.get_outputs()}
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs by name; safe to call from several threads.
+        """Run the graph and return all outputs by name; safe to call from several threads.
 
         Raises:
             DeviceError: the device fails, or the graph was loaded before a fork.
@@ -83,11 +83,11 @@ class GraphSession:
 
 
 def arithmetic(device: str, precision: str) -> str:
-    """The precision a device computes in.
+    """Return the precision that a device computes in.
 
     Raises:
         UsageError: the device does not compute in `precision`.
-        DeviceError: there is no such device for ONNX Runtime.
+        DeviceError: ONNX Runtime has no such device.
     """
     if device not in _PRECISIONS:
         raise DeviceError(f"ONNX Runtime runs on {' and '.join(_PRECISIONS)} here, not on {device}")
@@ -113,11 +113,11 @@ def open_graph(
         threads: processor threads; 0 leaves it to OpenVINO.
         identity: identifies the graph with its weights. With it the compiled graph of an NPU is
             kept as an EPContext model and loaded from there next time; the provider cannot load
-            those it writes for the CPU.
+            models that it writes for the CPU.
 
     Raises:
-        DeviceError: onnxruntime-openvino is not installed, or the device is not there or refuses
-            the graph.
+        DeviceError: onnxruntime-openvino is not installed, or the device is missing or refuses the
+            graph.
     """
     options: dict[str, str] = {"device_type": device}
     if device == "CPU":
@@ -131,7 +131,7 @@ def open_graph(
 
 
 def _runtime() -> Any:
-    """The onnxruntime module, if it is the right one."""
+    """Import the onnxruntime module and check that it is onnxruntime-openvino."""
     try:
         import onnxruntime  # noqa: PLC0415 - an extra
     except ImportError:
@@ -161,7 +161,7 @@ def _open(path: Path, options: Mapping[str, str], entries: Mapping[str, str]) ->
             )
     except ModelError:
         raise
-    # The module's exceptions have no common base but this, and are not exported by name.
+    # The exceptions of the module have no other common base, and are not exported by name.
     except Exception as error:
         device = options["device_type"]
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
@@ -172,7 +172,7 @@ def _open(path: Path, options: Mapping[str, str], entries: Mapping[str, str]) ->
 
 
 def _open_in_context(path: Path, options: Mapping[str, str], identity: str) -> Any:
-    """Load a compiled graph kept before, else compile it now and keep it."""
+    """Load a stored compiled graph, else compile it now and store it."""
     version = str(_runtime().__version__)
     key = hashlib.sha256(json.dumps([identity, version, dict(options)]).encode()).hexdigest()
     kept = cache_directory() / "onnxruntime" / key
@@ -186,7 +186,7 @@ def _open_in_context(path: Path, options: Mapping[str, str], identity: str) -> A
     unfinished = Path(tempfile.mkdtemp(prefix=".part-", dir=kept.parent))
     entries = {
         "ep.context_enable": "1",
-        "ep.context_embed_mode": "0",  # beside the file: embedded, 2 GB would be the limit
+        "ep.context_embed_mode": "0",  # a separate file: embedded, 2 GB would be the limit
         "ep.context_file_path": str(unfinished / _CONTEXT),
     }
     try:
@@ -201,7 +201,7 @@ def _open_in_context(path: Path, options: Mapping[str, str], identity: str) -> A
 
 
 class OnnxRuntimeBackend(SingleStream):
-    """The three graphs of a model folder on the CPU. Safe to use from several threads."""
+    """Runs the three graphs of a model folder on the CPU. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class OnnxRuntimeBackend(SingleStream):
 
         Args:
             folder: the model.
-            device: `CPU`; an NPU takes graphs with fixed shapes, which are not these.
+            device: `CPU`; an NPU needs graphs with fixed shapes.
             kv_cache: `concat`, `static` or `off`; `auto` is `static`.
             precision: arithmetic; `auto` is f32.
             threads: processor threads; 0 leaves it to OpenVINO.
@@ -235,7 +235,7 @@ class OnnxRuntimeBackend(SingleStream):
         self._precision = arithmetic(device, precision)
         self._threads = threads
         self._kv_cache = "static" if kv_cache == "auto" else kv_cache
-        # OpenVINO's reader tells what is wrong with a graph; the sessions fail later, or never.
+        # OpenVINO's reader explains faults of a graph; the sessions fail later, or never.
         with_past = read_trio(openvino_core(), folder)[2]
         self._n_text_ctx = folder.context_length(n_positions(with_past))
         self._encoder = self._open(ENCODER)
@@ -250,7 +250,7 @@ class OnnxRuntimeBackend(SingleStream):
         return open_graph(path, self._device, self._precision, threads=self._threads)
 
     def _probe_contract(self) -> KVContract:
-        """Run one step on a past of two positions and look at what comes back."""
+        """Run one step on a past of two positions and look at the length of its states."""
         n_past = 2
         feed: dict[str, Array] = {}
         for name, shape in self._with_past.inputs.items():
@@ -264,27 +264,27 @@ class OnnxRuntimeBackend(SingleStream):
 
     @property
     def n_mels(self) -> int:
-        """Mel bands the encoder takes."""
+        """Mel bands of the encoder's input."""
         return _size(self._encoder.inputs, "input_features", 1)
 
     @property
     def n_audio_ctx(self) -> int:
-        """Positions the encoder gives for a window."""
+        """Positions of an encoded window."""
         return _size(self._encoder.outputs, "last_hidden_state", 1)
 
     @property
     def window_frames(self) -> tuple[int, ...]:
-        """Whole windows only."""
+        """Frames of a window: whole windows only."""
         return (2 * self.n_audio_ctx,)
 
     @property
     def n_text_ctx(self) -> int:
-        """Positions the decoder has."""
+        """Positions of the decoder."""
         return self._n_text_ctx
 
     @property
     def n_vocab(self) -> int:
-        """Tokens the decoder chooses from."""
+        """Size of the decoder's vocabulary."""
         return _size(self._with_past.outputs, "logits", 2)
 
     @property
@@ -294,12 +294,12 @@ class OnnxRuntimeBackend(SingleStream):
 
     @property
     def kv_cache(self) -> str:
-        """Where past states are kept."""
+        """The kind of cache for past states."""
         return self._kv_cache
 
     @property
     def precision(self) -> str:
-        """The arithmetic the device was asked for."""
+        """The arithmetic requested of the device."""
         return self._precision
 
     def encode(self, features: Float32Array) -> Float32Array:
@@ -311,7 +311,7 @@ class OnnxRuntimeBackend(SingleStream):
         return np.concatenate([row["last_hidden_state"] for row in rows])
 
     def start(self, audio: Float32Array, rows_per_window: int = 1) -> "_Session":
-        """Begin decoding encoded windows; see `Backend.start`."""
+        """Start decoding encoded windows; see `Backend.start`."""
         rows = np.repeat(audio, rows_per_window, axis=0)
         cache: KVCache | None = None
         if self._kv_cache == "static":
@@ -321,7 +321,7 @@ class OnnxRuntimeBackend(SingleStream):
         return _Session(self._decoder, self._with_past, rows, cache, self._n_text_ctx)
 
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
-        """What the tokens of finished texts attend to; see `Backend.align`."""
+        """Return the attention of finished texts; see `Backend.align`."""
         with self._alignment_lock:
             if self._alignment is None:
                 if not (self._folder.path / ALIGNMENT).is_file():
@@ -334,8 +334,8 @@ class OnnxRuntimeBackend(SingleStream):
         return found["token_probabilities"], found["cross_attentions"]
 
 
-class _Session(FollowsNothing):
-    """One batch of token rows; without a cache the whole context is computed at each step."""
+class _Session(NoAttention):
+    """A batch of token rows; without a cache each step computes the whole context."""
 
     def __init__(
         self,
@@ -388,17 +388,17 @@ class _Session(FollowsNothing):
         return logits
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]`."""
+        """Let row `i` continue row `rows[i]`."""
         self._tokens = self._tokens[list(rows)]
         if self._cache is not None:
             self._cache.reorder(rows)
 
     def keep(self, rows: Sequence[int]) -> bool:
-        """All rows stay."""
+        """Keep all rows; see `DecoderSession.keep`."""
         return False
 
     def close(self) -> None:
-        """Let go of the states."""
+        """Release the states."""
         self._cross = {}
         self._cache = None
 

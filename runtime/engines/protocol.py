@@ -1,6 +1,6 @@
-"""What decoding asks of an inference engine; `openvino_backend` provides it.
+"""The interface between decoding and an inference engine, such as `openvino/engine.py`.
 
-The protocol is the seam for tests (a fake backend) and for other engines.
+It is the seam for tests (a fake backend) and for other engines.
 """
 
 from abc import ABC, abstractmethod
@@ -17,11 +17,11 @@ SILENCE_FEATURE = -1.5
 """Every feature of digital silence, as `log_mel.normalize` makes it."""
 
 N_LOGITS = 4
-"""Positions whose logits a step returns at most: <|sot|>, language, task and <|notimestamps|>."""
+"""Most positions whose logits a step returns: <|sot|>, language, task and <|notimestamps|>."""
 
 
 class DecoderSession(Protocol):
-    """One batch of token rows being decoded against encoded audio. Close it when done."""
+    """A batch of token rows that is decoded against encoded audio. Close it when done."""
 
     @property
     def length(self) -> int:
@@ -41,54 +41,54 @@ class DecoderSession(Protocol):
         ...
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]` (beam search)."""
+        """Let row `i` continue row `rows[i]` (beam search)."""
         ...
 
     def keep(self, rows: Sequence[int]) -> bool:
-        """Go on with these rows alone, in rising order, as the session's only ones.
+        """Keep only these rows, in rising order; they become the session's rows.
 
         Returns:
-            False where rows cannot leave: then all stay, at this and any later call.
+            False if rows cannot leave: then all rows stay, at this and any later call.
         """
         ...
 
-    def follow(self) -> bool:
-        """Keep what tokens attend to, for `attention`; called before the first step.
+    def record_attention(self) -> bool:
+        """Record the attention of tokens, for `attention`; call it before the first step.
 
         Returns:
-            False where that is not known: `Backend.align` tells it.
+            False if the session cannot record it; then use `Backend.align`.
         """
         ...
 
     def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
-        """What a row's positions attend to, where the session was told to follow.
+        """Return the recorded attention of a row's positions.
 
         Args:
-            row: as rows are numbered now. It was never reordered.
-            n_positions: how many positions count, the first ones.
-            pooled: audio positions that are taken together as one of these.
+            row: the row's present number. It must never have been reordered.
+            n_positions: number of pooled positions to return, from the first on.
+            pooled: audio positions that are pooled into one of them.
 
         Returns:
-            for one alignment head after the other float32 `(length, n_positions)`, in proportion
-            to the attention.
+            for each alignment head in turn float32 `(length, n_positions)`, in proportion to the
+            attention.
         """
         ...
 
     def close(self) -> None:
-        """Give the engine's buffers back."""
+        """Release the engine's buffers."""
         ...
 
 
-class FollowsNothing:
-    """What sessions share that do not know what tokens attend to."""
+class NoAttention:
+    """Base of sessions that cannot record attention."""
 
-    def follow(self) -> bool:
-        """See `DecoderSession.follow`."""
+    def record_attention(self) -> bool:
+        """See `DecoderSession.record_attention`."""
         return False
 
     def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
         """See `DecoderSession.attention`."""
-        raise RuntimeError("this session follows nothing")
+        raise RuntimeError("this session records no attention")
 
 
 class Backend(Protocol):
@@ -96,47 +96,47 @@ class Backend(Protocol):
 
     @property
     def n_mels(self) -> int:
-        """Mel bands the encoder takes."""
+        """Mel bands of the encoder's input."""
         ...
 
     @property
     def n_audio_ctx(self) -> int:
-        """Positions the encoder gives for a window: half its frames."""
+        """Positions of an encoded window: half its frames."""
         ...
 
     @property
     def window_frames(self) -> tuple[int, ...]:
-        """Frames of 10 ms that a window may have, the fewest first; the last is a whole window."""
+        """Possible lengths of a window in frames of 10 ms, rising; the last is a whole window."""
         ...
 
     @property
     def n_text_ctx(self) -> int:
-        """Positions the decoder has."""
+        """Positions of the decoder."""
         ...
 
     @property
     def n_vocab(self) -> int:
-        """Tokens the decoder chooses from."""
+        """Size of the decoder's vocabulary."""
         ...
 
     @property
     def device(self) -> str:
-        """The device that executes the graphs, as results name it."""
+        """The device that executes the graphs, as named in results."""
         ...
 
     @property
     def kv_cache(self) -> str:
-        """The kind of cache in use, as results name it."""
+        """The kind of cache in use, as named in results."""
         ...
 
     @property
     def precision(self) -> str:
-        """The arithmetic in use, as results name it."""
+        """The arithmetic in use, as named in results."""
         ...
 
     @property
     def is_exact(self) -> bool:
-        """Whether what is decoded is to be what PyTorch decodes, rather than to be fast."""
+        """Whether decoding should equal PyTorch's rather than be fast."""
         ...
 
     def encode(self, features: Float32Array) -> Float32Array:
@@ -144,7 +144,7 @@ class Backend(Protocol):
         ...
 
     def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
-        """Begin decoding encoded windows.
+        """Start decoding encoded windows.
 
         Args:
             audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `encode`.
@@ -154,30 +154,30 @@ class Backend(Protocol):
         ...
 
     def silence(self) -> Float32Array:
-        """A whole window of digital silence encoded, `(1, n_audio_ctx, n_audio_state)`."""
+        """Return a whole encoded window of digital silence, `(1, n_audio_ctx, n_audio_state)`."""
         ...
 
     @property
     def n_streams(self) -> int:
-        """Batches that `in_streams` decodes side by side."""
+        """Number of batches that `parallel` decodes in parallel."""
         ...
 
-    def in_streams(self) -> "Backend":
-        """The same model for several callers at once: each is slower, together they are faster."""
+    def parallel(self) -> "Backend":
+        """Return the same model for several callers at once: each is slower, together faster."""
         ...
 
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
-        """What the tokens of finished texts attend to, for word times.
+        """Return the attention of the tokens of finished texts, for word times.
 
         Args:
             audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `encode`.
             tokens: int64 `(windows, n)`, each row from `<|startoftranscript|>` on.
 
         Returns:
-            float32 `(windows, n - 1)`, the probability of each token but the first after those
-            before it, among text tokens (of others it means nothing); and float32 `(windows,
-            alignment heads, n, n_audio_ctx)`, the cross-attention of the model's alignment heads,
-            which adds up to 1 over the audio.
+            float32 `(windows, n - 1)`, the probability of each token but the first, given the
+            tokens before it, among text tokens (it has no meaning for other tokens); and float32
+            `(windows, alignment heads, n, n_audio_ctx)`, the cross-attention of the model's
+            alignment heads, which adds up to 1 over the audio.
 
         Raises:
             ModelError: the model folder lacks the graph for it.
@@ -186,19 +186,19 @@ class Backend(Protocol):
 
 
 class SingleStream(ABC):
-    """What backends share that decode one batch at a time."""
+    """Base of backends that decode one batch at a time."""
 
     _silence: Float32Array | None = None
 
     @property
     @abstractmethod
     def n_mels(self) -> int:
-        """Mel bands the encoder takes."""
+        """Mel bands of the encoder's input."""
 
     @property
     @abstractmethod
     def window_frames(self) -> tuple[int, ...]:
-        """Frames of 10 ms that a window may have; the last is a whole window."""
+        """Possible numbers of frames of 10 ms in a window; the last is a whole window."""
 
     @property
     @abstractmethod
@@ -207,7 +207,7 @@ class SingleStream(ABC):
 
     @property
     def is_exact(self) -> bool:
-        """In f32."""
+        """Whether the arithmetic is f32."""
         return self.precision == "f32"
 
     @abstractmethod
@@ -216,15 +216,15 @@ class SingleStream(ABC):
 
     @property
     def n_streams(self) -> int:
-        """One."""
+        """Number of parallel streams: one."""
         return 1
 
-    def in_streams(self) -> Self:
-        """This backend: it is no faster with several callers."""
+    def parallel(self) -> Self:
+        """Return this backend: several callers would make it no faster."""
         return self
 
     def silence(self) -> Float32Array:
-        """A whole window of digital silence encoded; computed once."""
+        """Return an encoded whole window of digital silence; computed once."""
         if self._silence is None:
             shape = (1, self.n_mels, self.window_frames[-1])
             self._silence = self.encode(np.full(shape, SILENCE_FEATURE, np.float32))

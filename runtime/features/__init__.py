@@ -1,1 +1,1 @@
-"""From samples to log-mel frames, speech and windows."""
+"""Turns samples into log-mel frames, finds speech, and chooses windows."""

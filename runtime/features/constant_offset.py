@@ -1,28 +1,28 @@
-"""Takes a constant offset out of audio, as cheap converters add to it.
+"""Removes the constant offset that cheap converters add to audio.
 
-Beside a large offset quiet speech is lost to the model: it is scaled by the loudest band.
+With a large offset the model misses quiet speech, because features are scaled by the loudest band.
 """
 
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE
 from whisper_npu.runtime.engines.protocol import Float32Array
 
-_ENOUGH = SAMPLE_RATE // 2  # samples from which the mean says something
-_MEMORY = 10 * SAMPLE_RATE  # samples over which it is taken
-_LEAST = 0.002  # of full scale: an offset below it does no harm
-_SHARE = 0.5  # of the loudness: an offset below it does none, either
+_ENOUGH = SAMPLE_RATE // 2  # samples before the mean is reliable
+_MEMORY = 10 * SAMPLE_RATE  # samples in the mean
+_LEAST = 0.002  # of full scale: a smaller offset does no harm
+_SHARE = 0.5  # of the loudness: a smaller offset does no harm, either
 
 
 class ConstantOffset:
-    """Follows the mean of a stream; audio without an offset that matters stays as it is."""
+    """Tracks the mean of a stream; audio without a harmful offset stays as it is."""
 
     def __init__(self) -> None:
-        """Nothing has been heard yet."""
+        """Start without any samples."""
         self._n_samples = 0
         self._mean = 0.0
         self._power = 0.0
 
     def remove(self, samples: Float32Array) -> Float32Array:
-        """The next samples, float32 `(n,)`, without the offset there has been so far."""
+        """Return the next samples, float32 `(n,)`, without the offset measured so far."""
         if not len(samples):
             return samples
         self._n_samples = min(self._n_samples + len(samples), max(_MEMORY, len(samples)))

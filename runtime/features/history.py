@@ -1,4 +1,4 @@
-"""What is held of a recording's past: pieces of a long array, of which parts can be let go of."""
+"""Holds the past of a recording as pieces of a long array; parts of it can be freed."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,20 +9,20 @@ from whisper_npu.runtime.engines.protocol import Float32Array
 
 
 class History:
-    """An array that grows along its last axis; what is not needed any more takes no memory."""
+    """An array that grows along its last axis; released parts take no memory."""
 
     def __init__(self, fill: float, least: int) -> None:
         """Hold nothing yet.
 
         Args:
-            fill: what is read where values were passed over.
-            least: length to which pieces grow at least: of live audio they come one by one.
+            fill: the value of parts that were passed over.
+            least: the smallest length of a piece: live audio arrives value by value.
         """
         self._fill = np.float32(fill)
         self._least = least
-        self.pieces: deque[Float32Array] = deque()  # successive ones, (..., any number)
+        self.pieces: deque[Float32Array] = deque()  # successive pieces, (..., any number)
         self.first = 0  # number of the first value held
-        self.end = 0  # number of the value behind the last one held
+        self.end = 0  # number of the first value after them
 
     def append(self, new: Float32Array) -> None:
         """Add values `(..., n)`."""
@@ -34,7 +34,7 @@ class History:
         self.pieces.append(new)
 
     def forget(self, before: int) -> None:
-        """Let go of the values before number `before`; their memory goes piece by piece."""
+        """Release the values before number `before`; memory is freed piece by piece."""
         while self.pieces and self.first < before:
             piece = self.pieces.popleft()
             rest = piece[..., before - self.first :]
@@ -43,9 +43,9 @@ class History:
             self.first += piece.shape[-1] - rest.shape[-1]
 
     def pass_over(self, start: int, end: int) -> None:
-        """Let go of the values `[start, end)`, piece by piece, though some before them are held.
+        """Release the values `[start, end)`, piece by piece, and keep earlier values.
 
-        Where they are asked for all the same, they read as `fill`.
+        Released values read as `fill`.
         """
         kept: deque[Float32Array] = deque()
         first, passed = self.first, 0
@@ -55,7 +55,7 @@ class History:
                 passed += piece.shape[-1]
                 if passed > piece.shape[-1]:
                     kept.pop()
-                # All of its values are one in memory.
+                # All values of this piece share one value in memory.
                 kept.append(np.broadcast_to(self._fill, (*piece.shape[:-1], passed)))
             else:
                 kept.append(piece)
@@ -63,7 +63,7 @@ class History:
         self.pieces = kept
 
     def between(self, start: int, end: int) -> Iterator[Float32Array]:
-        """The values `[start, end)`, as far as they are held, in pieces."""
+        """Return the values `[start, end)` in pieces, as far as they are held."""
         first = self.first
         for piece in self.pieces:
             part = piece[..., max(0, start - first) : max(0, end - first)]

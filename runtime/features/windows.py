@@ -1,8 +1,8 @@
-"""Chooses the windows to decode: where speech is, at most as long as the encoder hears at once.
+"""Chooses the windows to decode: they hold speech and fit the encoder.
 
-Without a speech detector a window is whatever comes next. With one, stretches without speech are
-passed over, and a window ends where a long pause begins: given silence to transcribe, Whisper
-invents text.
+Without a speech detector a window takes the next audio, whatever it holds. With a detector,
+stretches without speech are skipped, and a window ends at a long pause: Whisper invents text for
+silence.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.vad import CHUNKS_PER_SECOND, SpeechMap
 
 Stretch = tuple[float, float]
-"""From when to when, in seconds from the start of a window."""
+"""Start and end, in seconds from the start of a window."""
 
-PAD = 0.4  # seconds kept before and after speech: onsets are soft, and so are ends
+PAD = 0.4  # seconds kept before and after speech: it begins and ends softly
 LONG_PAUSE = 3.0  # seconds without speech that end a window
-SHORT_PAUSE = 0.5  # the same where the language may change at any of them
-LOOK_AHEAD = 0.5  # seconds at the end of what was judged in which speech may just begin
-_BESIDE = 2.0  # seconds from the edge of speech left out, within which a window is cut in two
-_PART = 2.0  # seconds that a part of a window has at least
+SHORT_PAUSE = 0.5  # the same if the language may change at any pause
+LOOK_AHEAD = 0.5  # seconds at the end of the judged audio in which speech may just begin
+_BESIDE = 2.0  # seconds from the edge of left-out speech, within which a window is split
+_PART = 2.0  # shortest part of a split window, in seconds
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
-_SHORTEST_PAUSE = 0.1  # seconds: what looks shorter is cut off by the end of the window
-# Share of the encoder's window that is filled where it is cut at a pause: without silence behind
-# the last word, the model takes it for one cut in two.
+_SHORTEST_PAUSE = 0.1  # seconds: a shorter pause comes from the end of the window
+# Filled share of the encoder's window if it is cut at a pause: without silence after the last
+# word, the model takes it for a word cut in two.
 _FILL = 14 / 15
 
 
@@ -41,17 +41,17 @@ class Window:
 
     @property
     def n_frames(self) -> int:
-        """Frames of audio in it."""
+        """Frames of audio in the window."""
         return self.end - self.start
 
     @property
     def offset(self) -> float:
-        """Seconds from the start of the recording."""
+        """Start in seconds from the start of the recording."""
         return self.start / FRAMES_PER_SECOND
 
     @property
     def end_time(self) -> float:
-        """Seconds from the start of the recording."""
+        """End in seconds from the start of the recording."""
         return self.end / FRAMES_PER_SECOND
 
 
@@ -71,10 +71,10 @@ class WindowChooser:
 
         Args:
             features: the recording.
-            speech: where speech is in it; None takes all audio.
-            window_frames: frames in a window at most.
+            speech: the speech in it; None takes all audio.
+            window_frames: most frames in a window.
             long_pause: seconds without speech that end a window.
-            skips_silence: pass over audio without speech, and end windows at long pauses.
+            skips_silence: skip audio without speech, and end windows at long pauses.
         """
         self._skips_silence = skips_silence and speech is not None
         self._long_pause = long_pause
@@ -83,14 +83,14 @@ class WindowChooser:
         self._window_frames = window_frames
 
     def next(self, seek: int, *, cut_at_pause: bool) -> Window | None:
-        """The next window with speech at or behind frame `seek`; None at the recording's end.
+        """Return the next window with speech from frame `seek` on; None at the recording's end.
 
-        Frames without speech are let go of as they are passed over.
+        Skipped frames without speech are released.
 
         Args:
             seek: first frame that has not been decoded.
-            cut_at_pause: end a full window at a pause, so that no word is cut in two. Otherwise
-                it takes all it can, and the caller goes on from the last timestamp.
+            cut_at_pause: end a full window at a pause, so that no word is cut in two. Otherwise the
+                window is as long as possible, and the caller goes on from the last timestamp.
         """
         limit = self._window_frames
         if cut_at_pause and self._speech is not None:
@@ -113,7 +113,7 @@ class WindowChooser:
                 continue
             start = max(seek, _frame(spans[0][0] - PAD))
             if not cut_at_pause and (start - seek) / FRAMES_PER_SECOND < self._long_pause:
-                start = seek  # as the reference has it: a short silence does no harm
+                start = seek  # as in the reference: a short silence does no harm
             if start > seek:
                 n_frames = self._features.available(start, limit)
                 spans = self._spans(start, n_frames)
@@ -136,26 +136,26 @@ class WindowChooser:
         return Window(start, end)
 
     def best_cut(self, start: int, end: int) -> int:
-        """The frame at which to cut frames `[start, end)` with speech, if cut they must be."""
+        """Return the best frame at which to cut the frames `[start, end)`, which hold speech."""
         if self._speech is None:
             return end
         return self._pause(start, end, self._spans(start, end - start))
 
     def cut_beside(self, window: Window, unheard: Sequence[Stretch]) -> int:
-        """The frame at which to cut a window in two, so that one part is speech left out before.
+        """Return the frame at which to split a window, so that one part is the left-out speech.
 
-        It is the pause nearest to that end of the longest stretch which is farther from the ends
-        of the window; of speech all through, the middle. Without a pause there, it is where speech
-        is least probable.
+        The split is near one end of the longest left-out stretch: the end farther from the edges of
+        the window, or the middle of the window if nearly all speech was left out. It is the nearest
+        pause there, else the frame where speech is least probable.
 
         Args:
-            window: in which speech was left out, at least twice as long as a part.
-            unheard: where, in seconds from its start; at least one stretch.
+            window: a window with left-out speech, at least twice as long as a part.
+            unheard: the left-out stretches, in seconds from its start; at least one.
         """
         longest = max(unheard, key=lambda stretch: stretch[1] - stretch[0])
         seconds = window.end_time - window.offset
         edge = max(longest, key=lambda at: min(at, seconds - at))
-        if min(edge, seconds - edge) < _PART:  # nearly all of it was left out
+        if min(edge, seconds - edge) < _PART:  # nearly all speech was left out
             edge = seconds / 2
         near = max(_PART, edge - _BESIDE), min(seconds - _PART, edge + _BESIDE)
         spans = self.speech(window)
@@ -166,10 +166,10 @@ class WindowChooser:
         return self._quietest(window.offset + near[0], window.offset + near[1])
 
     def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
-        """The frame at which to cut a full window: the middle of its latest pause.
+        """Return the frame at which to cut a full window: the middle of its latest pause.
 
-        The longer a window, the more the model knows of what was said before. Without any pause,
-        it is cut where speech is least probable.
+        A longer window gives the model more context. Without any pause, the cut is where speech is
+        least probable.
         """
         earliest = (start + _EARLIEST_CUT * (end - start)) / FRAMES_PER_SECOND
         limit = end / FRAMES_PER_SECOND
@@ -177,7 +177,7 @@ class WindowChooser:
         edges = [*(begin for begin, _ in spans[1:]), limit]
         pauses = [
             (next_speech - speech_end >= _SHORTEST_PAUSE, (speech_end + next_speech) / 2)
-            for speech_end, next_speech in zip(ends, edges, strict=False)  # without speech no end
+            for speech_end, next_speech in zip(ends, edges, strict=False)  # no end without speech
             if speech_end >= earliest and next_speech > speech_end
         ]
         if pauses:
@@ -185,7 +185,7 @@ class WindowChooser:
         return self._quietest(earliest, limit)
 
     def _quietest(self, start: float, end: float) -> int:
-        """The frame between two times, in seconds, at which speech is least probable."""
+        """Return the frame between two times, in seconds, at which speech is least probable."""
         probabilities, first = self._judged(start, end)
         quietest = int(np.argmin(probabilities))
         return _frame(first + (quietest + 0.5) / CHUNKS_PER_SECOND)
@@ -197,14 +197,14 @@ class WindowChooser:
         return self._speech.spans(start, (seek + n_frames) / FRAMES_PER_SECOND)
 
     def speech(self, window: Window) -> tuple[Stretch, ...]:
-        """Where there is speech in a window, in seconds from its start; none without a detector."""
+        """Return the speech in a window, in seconds from its start; nothing without a detector."""
         if self._speech is None:
             return ()
         spans = self._spans(window.start, window.n_frames)
         return tuple((start - window.offset, end - window.offset) for start, end in spans)
 
     def speech_seconds(self, start: float, end: float) -> float:
-        """Seconds of speech between two times; all of them where silence is not passed over."""
+        """Return the seconds of speech between two times; all of them if silence is not skipped."""
         if self._speech is None or not self._skips_silence:
             return end - start
         return sum(stop - begin for begin, stop in self._speech.spans(start, end))

@@ -1,6 +1,6 @@
-"""The configurations of a model folder: what of them is read, under Hugging Face's names.
+"""The fields we read of a model folder's configurations, under Hugging Face's names.
 
-Every field may be missing or null, since other exporters leave out what they do not need.
+Every field may be missing or null, because other exporters leave out fields they do not need.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from whisper_npu.runtime.model_folder.json_files import Index, Size
 
 Heads = tuple[tuple[int, int], ...]
 KVContract = Literal["accumulated", "delta"]
-"""What `present.*` of the decoder with past holds; see `kv_cache`."""
+"""The content of `present.*` of the decoder with past; see `kv_cache`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """`generation_config.json`: how the model wants to be decoded.
+    """`generation_config.json`: how to decode with the model.
 
     A suppression list may hold -1, which openai/whisper writes for "the usual ones".
     """
@@ -56,7 +56,7 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a manifest says of a file."""
+    """A manifest's entry for a file."""
 
     bytes: int
     sha256: str
@@ -64,7 +64,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ManifestSource:
-    """What a manifest says of the checkpoint."""
+    """A manifest's description of the checkpoint."""
 
     argument: str | None = None
     kind: str | None = None
@@ -74,7 +74,7 @@ class ManifestSource:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`export_manifest.json`: what of it is relied on."""
+    """`export_manifest.json`: the fields we rely on."""
 
     kv_contract: str | None = None
     precision: str | None = None
@@ -83,16 +83,17 @@ class Manifest:
 
 
 def tokens(stated: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """A field that is one token or several, as several."""
+    """Return a field that is one token or several as several tokens."""
     if stated is None:
         return ()
     return (stated,) if isinstance(stated, int) else stated
 
 
 def upper_half_heads(n_text_layer: int, n_text_head: int) -> Heads:
-    """The alignment heads of a model whose own are not known.
+    """Return the alignment heads of a model whose own heads are unknown.
 
-    All heads of the decoder's upper half, as in openai/whisper (model.py, `Whisper.__init__`).
+    These are all heads of the decoder's upper half, as in openai/whisper (model.py,
+    `Whisper.__init__`).
     """
     layers = range(n_text_layer // 2, n_text_layer)
     return tuple((layer, head) for layer in layers for head in range(n_text_head))
@@ -101,14 +102,14 @@ def upper_half_heads(n_text_layer: int, n_text_head: int) -> Heads:
 def heads_that_exist(
     heads: Heads | None, n_text_layer: int | None, n_text_head: int | None
 ) -> bool:
-    """Whether alignment heads can be this model's.
+    """Whether alignment heads can belong to this model.
 
-    Distilled models often keep those of the model that they were taught by.
+    Distilled models often keep the heads of their teacher.
 
     Args:
-        heads: decoder layer and attention head of each; None where unknown.
-        n_text_layer: decoder layers; None where unknown.
-        n_text_head: attention heads of a layer; None where unknown.
+        heads: decoder layer and attention head of each; None if unknown.
+        n_text_layer: decoder layers; None if unknown.
+        n_text_head: attention heads of a layer; None if unknown.
     """
     return all(
         (n_text_layer is None or layer < n_text_layer)

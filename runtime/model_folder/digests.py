@@ -1,11 +1,11 @@
-"""Remembers what was computed from the content of files, so that a later start reads none of them.
+"""Remembers facts computed from the content of files, so that a later start need not read them.
 
-A fact, such as the sha256, is kept beside the file's device, inode, size and times, as in git's
-index. It is used only while all of them are unchanged. A file that was written shortly before it
-was read is not remembered: a later change could leave it with the same times (git calls such an
-entry racy). The memory is one file in the user's cache. It may be deleted, damaged or unwritable;
-then facts are computed again. Processes share it without locks: the last one to write wins, and
-what the others found is computed again.
+A fact, such as the sha256, is stored with the file's device, inode, size and times, as in git's
+index. It is used only while all of them are unchanged. A file written shortly before it was read is
+not remembered: a later change could leave it with the same times (git calls such an entry racy).
+The memory is one file in the user's cache. If it is deleted, damaged or unwritable, facts are
+computed again. Processes share it without locks: the last writer wins, and the facts of the other
+writers are computed again.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ SHA256 = "sha256"
 MEMORY_FILE = "content.json"
 
 _FORMAT = 1
-_GRAIN = 2_000_000_000  # nanoseconds: FAT, the coarsest, keeps times to 2 s
+_GRAIN = 2_000_000_000  # nanoseconds: FAT has the coarsest times, 2 s
 _MOST_FILES = 1000  # a model folder has about twelve
 
 Value = TypeVar("Value")
@@ -41,18 +41,18 @@ class ContentMemory:
     """Facts about files, kept in one file. Safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
-        """Use the memory at `path`, which is read when first needed."""
+        """Use the memory at `path`; it is read when first needed."""
         self.path = path
         self._entries: dict[str, Entry] | None = None
         self._lock = Lock()
 
     def recall(self, file: Path, fact: str, compute: Callable[[BufferedReader], Value]) -> Value:
-        """A fact about a file's content, computed if it is not known of this very content.
+        """Return a fact about a file's content; compute it if this content is not known.
 
         Args:
             file: a regular file; a symbolic link stands for its target.
-            fact: what the fact is called.
-            compute: gives the fact, as JSON can hold it, from the file opened at its beginning.
+            fact: the name of the fact.
+            compute: returns the fact, as JSON can hold it, from the file opened at its beginning.
 
         Raises:
             OSError: the file cannot be read, or is no regular file.
@@ -88,7 +88,8 @@ class ContentMemory:
 
     def _remember(self, key: str, entry: Entry) -> None:
         with self._lock:
-            # Another process may have written meanwhile; or nobody can, and this one remembers.
+            # Another process may have written since the last read. If no process can write, the
+            # entries of this process still count.
             entries = {**(self._entries or {}), **_read(self.path)}
             entries.pop(key, None)
             entries[key] = entry
@@ -102,14 +103,14 @@ class ContentMemory:
 
 
 def default_memory() -> ContentMemory:
-    """The user's memory, below `$WHISPER_NPU_CACHE` or in the user's cache directory."""
+    """Return the user's memory, below `$WHISPER_NPU_CACHE` or in the user's cache directory."""
     path = cache_folder() / MEMORY_FILE
     with _memories_lock:
         return _memories.setdefault(path, ContentMemory(path))
 
 
 def remembered_sha256(path: Path) -> str:
-    """The sha256 of a file's content in hexadecimal, computed once per content.
+    """Return the sha256 of a file's content in hexadecimal, computed once per content.
 
     Raises:
         OSError: the file cannot be read, or is no regular file.
@@ -118,7 +119,7 @@ def remembered_sha256(path: Path) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """The sha256 of a file's content in hexadecimal, computed now.
+    """Compute the sha256 of a file's content in hexadecimal.
 
     Raises:
         OSError: the file cannot be read, or is no regular file.
@@ -144,14 +145,14 @@ def _signature(stream: BufferedReader) -> list[int]:
 
 
 def _last_change(stream: BufferedReader) -> int:
-    """When the content can have changed last, in nanoseconds since the epoch."""
+    """Return the latest possible change of the content, in nanoseconds since the epoch."""
     status = os.fstat(stream.fileno())
-    # Nobody can set the POSIX change time. On Windows the field holds the time of creation.
+    # No program can set the POSIX change time. On Windows the field holds the time of creation.
     return status.st_ctime_ns if os.name == "posix" else status.st_mtime_ns
 
 
 def _read(path: Path) -> dict[str, Entry]:
-    """The entries, least recently written first; none if the memory is missing or damaged."""
+    """Return the entries, least recently written first; none if the file is missing or damaged."""
     try:
         with open_regular(path) as stream:
             content = json.load(stream)

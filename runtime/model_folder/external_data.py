@@ -1,9 +1,9 @@
-"""Finds the data files that an ONNX graph names, and refuses any outside the model folder.
+"""Finds the data files that an ONNX graph names, and refuses files outside the model folder.
 
 ONNX keeps large weights in files beside the graph and names them in the graph. Model folders come
-from anywhere, so such a name may be an absolute path, lead out by `..`, or lead to a symbolic link.
-Every reader of external data asks here first. The names are read from the protobuf encoding itself,
-because running a model needs no `onnx` package.
+from anywhere: such a name may be an absolute path, leave the folder by `..`, or be a symbolic link.
+Every reader of external data must ask this module first. It reads the names from the protobuf
+encoding, because running a model needs no `onnx` package.
 """
 
 import mmap
@@ -36,14 +36,14 @@ _LOCATION = b"location"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 _FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
 _LONGEST_VARINT = 10  # bytes
-_DEEPEST = 100  # messages within each other, as protobuf itself allows
+_DEEPEST = 100  # nested messages, as many as protobuf allows
 
 
 def external_files(graph: Path) -> tuple[Path, ...]:
-    """The data files a graph keeps weights in, all of them in its folder.
+    """Return the data files that hold a graph's weights, all of them in its folder.
 
     Args:
-        graph: an ONNX file. The names in it are remembered (`content_memory`).
+        graph: an ONNX file. The names in it are remembered (see `digests`).
 
     Raises:
         ModelError: the file cannot be read, or names a data file that is missing, no regular file,
@@ -57,13 +57,13 @@ def external_files(graph: Path) -> tuple[Path, ...]:
 
 
 def data_file(folder: Path, location: str) -> Path:
-    """The file that a graph in `folder` calls `location`.
+    """Return the file that a graph in `folder` calls `location`.
 
     A symbolic link may lead to another place in the folder. In a snapshot of a Hugging Face hub's
-    cache it may lead to the cache's blobs, where such links always lead.
+    cache it may lead to the cache's blobs, the usual target of such links.
 
     Raises:
-        ModelError: it is missing, no regular file, or outside the folder.
+        ModelError: the file is missing, no regular file, or outside the folder.
     """
     leads_out = (
         not location
@@ -95,25 +95,25 @@ def data_file(folder: Path, location: str) -> Path:
 def map_tensor(
     folder: Path, entries: Mapping[str, str], dtype: npt.DTypeLike, shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """The values of a tensor in an external file, mapped from disk and not read.
+    """Return the values of a tensor in an external file, mapped from disk and not read.
 
     Args:
-        folder: where the graph lies.
-        entries: what the graph says of the tensor: ONNX's `location` and `offset`.
+        folder: the folder of the graph.
+        entries: the graph's entries for the tensor: ONNX's `location` and `offset`.
         dtype: of the values.
         shape: of the tensor.
 
     Raises:
         ModelError: the file is missing, no regular file, or outside the folder.
-        OSError: it cannot be mapped.
-        ValueError: it is too short, or the offset is no number.
+        OSError: the file cannot be mapped.
+        ValueError: the file is too short, or the offset is no number.
     """
     path = data_file(folder, entries.get("location", ""))
     return np.memmap(path, dtype, "r", offset=int(entries.get("offset", 0)), shape=shape)
 
 
 def _is_hub_blob(target: Path, folder: Path) -> bool:
-    """Whether a file is a blob of the hub cache that a folder is a snapshot of.
+    """Whether a file is a blob of the hub cache whose snapshot is the folder.
 
     The cache holds `blobs/<sha256>` and links to them in `snapshots/<revision>/`.
     """
@@ -124,10 +124,10 @@ def _is_hub_blob(target: Path, folder: Path) -> bool:
 
 
 def _locations(stream: BinaryIO) -> list[str]:
-    """The names of data files in an ONNX file, each once.
+    """Return the names of data files in an ONNX file, each once.
 
     Raises:
-        ValueError: it is no protobuf message.
+        ValueError: the file is no protobuf message.
     """
     size = stream.seek(0, 2)
     if not size:
@@ -156,7 +156,7 @@ def _collect(
 
 
 def _fields(content: mmap.mmap, position: int, end: int) -> list[tuple[int, int, int]]:
-    """The fields of a message that hold bytes: number, and where the bytes begin and end."""
+    """Return the number, begin and end of each field of a message that holds bytes."""
     found = []
     while position < end:
         tag, position = _varint(content, position, end)
@@ -177,7 +177,7 @@ def _fields(content: mmap.mmap, position: int, end: int) -> list[tuple[int, int,
 
 
 def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """A number of variable length, and the position after it."""
+    """Read a number of variable length; return it and the position after it."""
     number = 0
     for index in range(min(_LONGEST_VARINT, end - position)):
         byte = content[position + index]

@@ -1,7 +1,7 @@
-"""Reads a model folder: the three graphs, the configurations beside them, the export's manifest.
+"""Reads a model folder: its three graphs, their configurations, and the export's manifest.
 
-A folder made by another exporter has no manifest and may lack some configurations; whatever can
-be known without them is left to be read from the graphs.
+A folder from another exporter has no manifest and may lack some configurations. Facts that the
+graphs can tell are then read from the graphs.
 """
 
 import hashlib
@@ -40,15 +40,15 @@ MANIFEST = "export_manifest.json"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Where a model's files are and what its configurations say.
+    """The files of a model and the content of its configurations.
 
     Attributes:
         path: the folder, absolute.
-        config: `config.json`, Hugging Face's model configuration; nothing set if there is none.
-        generation_config: `generation_config.json`, likewise. Its alignment heads are known to
+        config: `config.json`, Hugging Face's model configuration; without values if there is none.
+        generation_config: `generation_config.json`, likewise. Its alignment heads are checked to
             be heads of this model, as far as its sizes are stated.
-        manifest: `export_manifest.json`, which fits `model_config.Manifest`; empty for a folder
-            another exporter made.
+        manifest: `export_manifest.json`, which fits `config.Manifest`; empty for a folder from
+            another exporter.
     """
 
     path: Path
@@ -58,20 +58,20 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        """What reports call this model: the folder's name."""
+        """The name of this model in reports: the folder's name."""
         return self.path.name
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer's file."""
+        """The path of the tokenizer's file."""
         return self.path / TOKENIZER
 
     @property
     def kv_contract(self) -> KVContract | None:
-        """What `present.*` holds, or None where no manifest says.
+        """The content of `present.*`; None if there is no manifest that states it.
 
         Raises:
-            ModelError: the manifest names a contract there is none of.
+            ModelError: the manifest names an unknown contract.
         """
         stated = self.manifest.get("kv_contract")
         known: dict[str, KVContract] = {name: name for name in get_args(KVContract)}
@@ -86,12 +86,12 @@ class ModelFolder:
 
     @property
     def alignment_heads(self) -> tuple[tuple[int, int], ...]:
-        """Cross-attention heads that follow the speech, by layer and place; empty if unknown."""
+        """Layer and index of the cross-attention heads that follow the speech; empty if unknown."""
         return tuple(sorted(self.generation_config.alignment_heads or ()))
 
     @property
     def n_text_ctx(self) -> int:
-        """Positions the decoder has (448 in every published model)."""
+        """Positions of the decoder (448 in every published model)."""
         config = self.config
         stated = (
             config.max_target_positions or config.n_text_ctx or self.generation_config.max_length
@@ -104,13 +104,13 @@ class ModelFolder:
         return stated
 
     def context_length(self, n_positions: int | None) -> int:
-        """How many tokens the decoder takes.
+        """Return the number of tokens that the decoder takes.
 
         Args:
-            n_positions: rows of the decoder's table of positions; None where it was not found.
+            n_positions: rows of the decoder's table of positions; None if it was not found.
 
         Raises:
-            ModelError: the configuration contradicts the graph, or neither says it.
+            ModelError: the configuration contradicts the graph, or neither states it.
         """
         if n_positions is None:
             return self.n_text_ctx
@@ -121,9 +121,9 @@ class ModelFolder:
         return n_positions
 
     def graph_digests(self, names: Iterable[str]) -> dict[str, str]:
-        """The sha256 of graphs, of those that are there, and of the data files they name.
+        """Return the sha256 of the graphs that exist and of their data files.
 
-        By name, relative to the folder. Computed once per content, see `content_memory`.
+        The keys are names relative to the folder. Computed once per content, see `digests`.
 
         Raises:
             ModelError: a file cannot be read, or a graph names a data file outside the folder.
@@ -143,11 +143,11 @@ class ModelFolder:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files: no less than the weights, however those are called."""
+        """Return the bytes of all files: at least those of the weights, whatever the file names."""
         return sum(path.stat().st_size for path in self._files())
 
     def graphs_digest(self) -> str:
-        """A digest of the three graphs and their weights: of their content alone."""
+        """Return a digest of the content of the three graphs and their weights."""
         return hashlib.sha256(json.dumps(self.graph_digests(GRAPHS)).encode()).hexdigest()
 
     def _files(self) -> list[Path]:
@@ -192,7 +192,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
 def _with_own_heads(
     folder: Path, config: ModelConfig, generation_config: GenerationConfig
 ) -> GenerationConfig:
-    """A configuration without the alignment heads of another model."""
+    """Return a configuration without alignment heads that belong to another model."""
     heads = generation_config.alignment_heads
     if heads_that_exist(heads, config.decoder_layers, config.decoder_attention_heads):
         return generation_config
@@ -205,7 +205,7 @@ def _with_own_heads(
 
 
 def contradiction(path: Path, name: str, stated: int, found: str) -> ModelError:
-    """The error for a configuration at `path` that states another number than was `found`."""
+    """Return the error for a configuration at `path` that states another number than `found`."""
     return ModelError(
         f"{path}: {name} is {stated}, but {found}: they are of different models; {EXPORT_AGAIN}"
     )

@@ -1,7 +1,7 @@
 """Reads JSON from model folders and checkpoints, and checks it against a schema.
 
-Such a file comes from anywhere. Whatever is wrong with it becomes one line that names the file and
-the field; nothing behind this module meets a value of another type than its annotation.
+Such a file comes from anywhere. Every fault becomes one line that names the file and the field.
+Code after this module meets no value of another type than its annotation.
 """
 
 import json
@@ -17,9 +17,9 @@ MAX_BYTES = 64 << 20  # of a file: tokenizers have 2 to 4 MB, configurations som
 _MAX_INT = 2**31 - 1
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=_MAX_INT)]
-"""A number of something that a model must have: layers, heads, positions."""
+"""A number of layers, heads, positions or other parts that every model has."""
 Index = Annotated[int, msgspec.Meta(ge=0, le=_MAX_INT)]
-"""A token, or the place of something among its like."""
+"""A token, or an index."""
 
 Schema = TypeVar("Schema")
 
@@ -33,12 +33,12 @@ def read_object(
     error: type[WhisperNpuError] = ModelError,
     advice: str = EXPORT_AGAIN,
 ) -> dict[str, Any]:
-    """The object in a JSON file, its values unchecked; empty if there is no such file.
+    """Read the object in a JSON file without checking its values; empty if there is no such file.
 
     Args:
         path: the file.
-        error: what to raise.
-        advice: what the user can do, for the message.
+        error: the error to raise.
+        advice: advice to the user, for the message.
 
     Raises:
         WhisperNpuError: `error`; the file cannot be read, is too large, or holds no JSON object.
@@ -47,7 +47,7 @@ def read_object(
     if content is None:
         return {}
     try:
-        # Not msgspec's own reader: that refuses the NaN and Infinity which Python's writes.
+        # Not msgspec's reader: it refuses NaN and Infinity, which Python's json writes.
         found = json.loads(content)
     except ValueError as reason:
         raise error(f"cannot read {path}: {reason}; {advice}") from None
@@ -64,10 +64,10 @@ def read_bytes(
     error: type[WhisperNpuError] = ModelError,
     advice: str = EXPORT_AGAIN,
 ) -> bytes | None:
-    """The content of a small file, or None if there is no such file.
+    """Read the content of a small file; None if there is no such file.
 
     Raises:
-        WhisperNpuError: `error`; it cannot be read, or is no regular file, or is too large.
+        WhisperNpuError: `error`; the file cannot be read, is no regular file, or is too large.
     """
     try:
         if not path.exists():
@@ -90,14 +90,14 @@ def checked(
     error: type[WhisperNpuError] = ModelError,
     advice: str = EXPORT_AGAIN,
 ) -> Schema:
-    """JSON values as a `schema`, a dataclass; fields that it does not name are passed over.
+    """Convert JSON values to a `schema`, a dataclass; other fields are ignored.
 
     Args:
-        content: what `json.loads` gives.
+        content: the result of `json.loads`.
         schema: the dataclass.
         name: the file, for the message.
-        error: what to raise.
-        advice: what the user can do, for the message.
+        error: the error to raise.
+        advice: advice to the user, for the message.
 
     Raises:
         WhisperNpuError: `error`; a field has another type, or a value out of range.
@@ -109,7 +109,7 @@ def checked(
 
 
 def explain(reason: msgspec.ValidationError) -> str:
-    """The field that is wrong, and why: `d_model: expected an integer, got str`."""
+    """Return the wrong field and the reason: `d_model: expected an integer, got str`."""
     found = _PLACE.fullmatch(str(reason))
     if found is None or not found["field"]:
         return _plain(str(reason))

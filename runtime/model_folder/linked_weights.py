@@ -1,8 +1,8 @@
 """Lets engines read graphs whose data files are symbolic links, as in a Hugging Face hub's cache.
 
 OpenVINO and ONNX Runtime refuse a data file that is a link out of the graph's folder (OpenVINO's
-`sanitize_path`, ONNX Runtime's `ValidateExternalDataPath`). In a hub's snapshot every file is one.
-For as long as such a graph is read, its files stand in a folder of hard links.
+`sanitize_path`, ONNX Runtime's `ValidateExternalDataPath`). In a hub's snapshot every file is such
+a link. While such a graph is read, a temporary folder holds hard links to its files.
 """
 
 import logging
@@ -25,7 +25,7 @@ _ABANDONED_AFTER = 3600.0  # seconds: reading a graph takes less
 
 @contextmanager
 def without_links(graph: Path) -> Iterator[Path]:
-    """The graph itself where no data file is a link; else the same graph beside hard links.
+    """Yield the graph itself if no data file is a link; else the same graph among hard links.
 
     Args:
         graph: an ONNX file.
@@ -58,7 +58,7 @@ def without_links(graph: Path) -> Iterator[Path]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link; a copy where the two are on different file systems."""
+    """Make a hard link, or a copy if the two are on different file systems."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -74,7 +74,7 @@ def _cannot_link(place: Path, error: OSError) -> ModelError:
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Remove what a killed process left behind."""
+    """Remove the folders of killed processes."""
     for path in place.iterdir():
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:

@@ -1,7 +1,7 @@
-"""Compares a model folder with its certificate, before anything in it is believed.
+"""Compares a model folder with its certificate before the folder is used.
 
 The certificate is the export's manifest, which states the sha256 of every file. Digests are
-remembered (`content_memory`), so that only the first load of a folder reads its files for this.
+remembered (see `digests`), so that only the first load of a folder reads its files for this.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ from whisper_npu.runtime.model_folder.folder import ALIGNMENT, GRAPHS, MANIFEST,
 
 
 def verify_folder(folder: ModelFolder) -> int:
-    """Check that a folder's files are those its certificate states.
+    """Check that a folder's files have the digests of its certificate.
 
-    A folder without a certificate is accepted: another exporter made it.
+    A folder without a certificate is accepted: it comes from another exporter.
 
     Returns:
-        how many files are certified; 0 without a certificate.
+        the number of certified files; 0 without a certificate.
 
     Raises:
         ModelError: a certified file has changed, a graph names weights outside the folder, or the
@@ -30,7 +30,7 @@ def verify_folder(folder: ModelFolder) -> int:
     n_certified = 0
     for name, digest in _certified(folder).items():
         path = folder.path / name
-        if not path.exists():  # what a model cannot do without is missed where it is read
+        if not path.exists():  # the reader of a file reports it missing if the model needs it
             continue
         if not _holds(path, digest):
             raise ModelError(
@@ -42,7 +42,7 @@ def verify_folder(folder: ModelFolder) -> int:
 
 
 def _certified(folder: ModelFolder) -> dict[str, str]:
-    """The sha256 of each certified file, by name.
+    """Return the sha256 of each certified file, by name.
 
     Raises:
         ModelError: the certificate cannot be understood.
@@ -57,7 +57,7 @@ def _certified(folder: ModelFolder) -> dict[str, str]:
 
 
 def _holds(path: Path, digest: str) -> bool:
-    """Whether a file has a sha256; what is remembered is not enough to say that it has not."""
+    """Whether a file has a sha256; a remembered digest that differs is computed again."""
     try:
         return remembered_sha256(path) == digest or sha256_file(path) == digest
     except OSError as error:

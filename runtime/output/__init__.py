@@ -1,1 +1,1 @@
-"""Text files, subtitles and JSON."""
+"""Writes text files, subtitles and JSON."""

@@ -1,10 +1,10 @@
-"""Output formats: txt, vtt, srt, tsv and json as text, piece by piece.
+"""Formats transcriptions as txt, vtt, srt, tsv and json, piece by piece.
 
 For the same segments the text is that of openai/whisper's writers (`whisper/utils.py`, release
-20250625), byte for byte; the JSON has further keys after its own. Every format takes segments as
-they come and holds none, except JSON, whose text stands before its segments.
+20250625), byte for byte; the JSON has further keys after its own. Every format writes segments as
+they arrive and holds none. JSON is the exception: its text comes before its segments.
 
-Where channels or tracks were transcribed each on its own, text begins with the name of its one:
+If channels or tracks were transcribed separately, each text begins with the name of its channel:
 `[left] Hello.`, in WebVTT `<v left>Hello.`.
 """
 
@@ -23,20 +23,20 @@ class Formatter(Protocol):
     """Turns a transcription into text, piece by piece."""
 
     def begin(self) -> str:
-        """What stands before the first segment."""
+        """Return the text before the first segment."""
         ...
 
     def segment(self, segment: Segment) -> str:
-        """What the next segment adds."""
+        """Return the text of the next segment."""
         ...
 
     def end(self, result: Transcription) -> str:
-        """What stands after the last segment."""
+        """Return the text after the last segment."""
         ...
 
 
 class _LineFormatter:
-    """A header and one line per segment."""
+    """Writes a header and one line per segment."""
 
     def __init__(self, header: str, line: Callable[[Segment], str]) -> None:
         self._header = header
@@ -53,7 +53,7 @@ class _LineFormatter:
 
 
 class _SubtitleFormatter:
-    """A header and cues, numbered or not."""
+    """Writes a header and cues, numbered or not."""
 
     def __init__(self, header: str, cues: CueBuilder, *, numbered: bool) -> None:
         self._header = header
@@ -77,7 +77,7 @@ class _SubtitleFormatter:
 
 
 class _JsonFormatter:
-    """`Transcription.to_dict` on one line of ASCII, without a line end, as openai/whisper does."""
+    """Writes `Transcription.to_dict` as a line of ASCII without line end, like openai/whisper."""
 
     def begin(self) -> str:
         return ""
@@ -94,12 +94,12 @@ def _bracketed(channel: str) -> str:
 
 
 def _voice_span(channel: str) -> str:
-    """WebVTT's mark for who speaks (https://www.w3.org/TR/webvtt1/#webvtt-cue-voice-span)."""
+    """Return WebVTT's mark of a speaker (https://www.w3.org/TR/webvtt1/#webvtt-cue-voice-span)."""
     return f"<v {channel}>"
 
 
 def txt_line(segment: Segment) -> str:
-    """A segment as a line of text."""
+    """Return a segment as a line of text."""
     channel = "" if segment.channel is None else _bracketed(segment.channel)
     return channel + segment.text.strip()
 
@@ -146,7 +146,7 @@ def make_formatter(name: str, options: SubtitleOptions = DEFAULT_OPTIONS) -> For
 
 
 def expand_formats(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Resolve `all`, and drop repetitions.
+    """Replace `all` by the formats, and drop repetitions.
 
     Args:
         names: One name, several separated by commas, or a sequence of names.
@@ -168,7 +168,7 @@ def expand_formats(names: str | Iterable[str]) -> tuple[str, ...]:
 def render(
     result: Transcription, output_format: str, options: SubtitleOptions = DEFAULT_OPTIONS
 ) -> str:
-    """The whole content of one output file.
+    """Return the whole content of one output file.
 
     Raises:
         UsageError: There is no such format.

@@ -1,4 +1,4 @@
-"""What output files are called: by the recording's own name alone, never by its neighbours'."""
+"""Names output files by the recording alone, never by its neighbours."""
 
 import os
 import tempfile
@@ -9,22 +9,22 @@ from pathlib import Path
 from whisper_npu.errors import UsageError
 
 _STANDARD_INPUT = "-"
-# Written to find out whether a folder has room: less than a short transcript.
+# Test content to find out whether a folder has room: less than a short transcript.
 _PROBE = bytes(4096)
 
 
 def output_name(
     recording: str | Path, folder: str | Path | None = None, *, keep_suffix: bool = False
 ) -> str:
-    """The name of a recording's outputs below the output folder, without the format's suffix.
+    """Return the name of a recording's outputs below the output folder, without a format's suffix.
 
-    `talk.mp3` gives `talk`, as in openai/whisper. A recording found in a folder that was given
-    keeps its path below it: `week/monday/talk.mp3` in `week` gives `monday/talk`. Standard input
-    gives `stdin`.
+    `talk.mp3` gives `talk`, as in openai/whisper. A recording from a given folder keeps its path
+    below that folder: `week/monday/talk.mp3` in `week` gives `monday/talk`. Standard input gives
+    `stdin`.
 
     Args:
         recording: its path, or `-`.
-        folder: the folder it was found in, where that was given instead of the recording.
+        folder: the given folder that holds the recording; None if the recording itself was given.
         keep_suffix: `talk.mp3` gives `talk.mp3`.
     """
     if str(recording) == _STANDARD_INPUT:
@@ -36,8 +36,8 @@ def output_name(
 
 
 def output_path(output_dir: str | Path, name: str, output_format: str) -> Path:
-    """The file of one format; `name` is what `output_name` gives."""
-    # Not `with_name`: of a recording called `..wav` the stem is `.`, which is no name.
+    """Return the path of one format's file; `name` comes from `output_name`."""
+    # Not `with_name`: the stem of a recording called `..wav` is `.`, which is no name.
     return Path(output_dir) / f"{name}.{output_format}"
 
 
@@ -46,15 +46,15 @@ def check_names(
     output_dir: str | Path,
     formats: Iterable[str],
 ) -> None:
-    """Refuse two recordings whose outputs would be one file; upper and lower case are the same.
+    """Refuse two recordings with the same output file; upper and lower case are the same.
 
     Args:
-        recordings: each with what `output_name` gives for it.
+        recordings: each recording with its `output_name`.
         output_dir: folder of the outputs.
         formats: of the outputs.
 
     Raises:
-        UsageError: two would share a file, or one would be written over another recording.
+        UsageError: two outputs would be one file, or an output would overwrite another recording.
     """
     paths = {_absolute(recording): recording for recording, _ in recordings}
     taken: dict[str, str | Path] = {}
@@ -81,20 +81,20 @@ def _absolute(path: str | Path) -> str:
 
 
 def make_output_dir(output_dir: str | Path) -> None:
-    """Make the folder of the outputs where it is missing.
+    """Make the folder of the outputs if it is missing.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: the folder cannot be made.
     """
     with _usable(output_dir, "made"):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
 
 
 def check_output_dir(output_dir: str | Path) -> None:
-    """Make the folder of the outputs, and find out before any work whether files can be written.
+    """Make the folder of the outputs, and check before any work that files can be written.
 
     Raises:
-        UsageError: they cannot.
+        UsageError: files cannot be written.
     """
     make_output_dir(output_dir)
     with _usable(output_dir, "written to"), tempfile.TemporaryFile(dir=output_dir) as file:

@@ -1,7 +1,7 @@
-"""Subtitles from segments: where lines and cues break, and how SRT and WebVTT write them.
+"""Makes subtitles from segments: breaks lines and cues, and writes times for SRT and WebVTT.
 
 Cues are those of openai/whisper's writers (`whisper/utils.py`, release 20250625), byte for byte.
-Segments are taken one at a time and a cue is given out as soon as it is complete, so a recording
+Segments are read one at a time and a cue is returned as soon as it is complete, so a recording
 of any length needs the memory of one cue.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.results import Segment, Word
 
-# A pause this long starts a new cue where cues are free to cross segments.
+# A pause this long starts a new cue if cues may cross segments.
 LONG_PAUSE = 3.0  # seconds
-# What openai/whisper takes for "no limit", in characters and in words.
+# openai/whisper's value for "no limit", in characters and in words.
 _NO_LIMIT = 1000
 
 Cue = tuple[str, str, str]  # start, end, text
@@ -22,7 +22,7 @@ Cue = tuple[str, str, str]  # start, end, text
 
 @dataclass(frozen=True, slots=True)
 class SubtitleOptions:
-    """How SRT and WebVTT cues are laid out; all of it needs word times.
+    """The layout of SRT and WebVTT cues; every option needs word times.
 
     Attributes:
         highlight_words: One cue per word, the word underlined.
@@ -46,13 +46,13 @@ class SubtitleOptions:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
     def check(self, *, word_timestamps: bool) -> list[str]:
-        """Tell which options cannot work, as openai/whisper's command line does.
+        """Find options that cannot work, like openai/whisper's command line.
 
         Args:
             word_timestamps: Whether the segments will have words.
 
         Returns:
-            One line for each option that is without effect beside the others.
+            One line for each option that has no effect with the others.
 
         Raises:
             UsageError: An option needs word times and there are none.
@@ -74,7 +74,7 @@ class SubtitleOptions:
 def format_timestamp(
     seconds: float, *, always_include_hours: bool = False, decimal_marker: str = "."
 ) -> str:
-    """Write a time as `[HH:]MM:SS.mmm`.
+    """Format a time as `[HH:]MM:SS.mmm`.
 
     Args:
         seconds: Not negative; rounded to milliseconds.
@@ -94,17 +94,17 @@ def format_timestamp(
 
 
 class CueBuilder:
-    """Segments in, cues out.
+    """Makes cues from segments.
 
-    Whether cues are made of words or of whole segments is settled by the first segment, as in
-    openai/whisper; a later one without words then counts as a single long word, so that no text
+    The first segment decides whether cues are made of words or of whole segments, as in
+    openai/whisper. A later segment without words then counts as a single long word, so that no text
     is lost.
 
     Args:
         options: Line and cue limits.
         always_include_hours: See `format_timestamp`.
         decimal_marker: See `format_timestamp`.
-        name_channel: What a cue of a channel begins with, given its name.
+        name_channel: Returns the beginning of a channel's cue, given the channel's name.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class CueBuilder:
 
     def add(self, segment: Segment) -> Iterator[Cue]:
         """Take the next segment; yield the cues that are complete."""
-        if segment.channel != self._channel:  # a cue holds what is said in one
+        if segment.channel != self._channel:  # a cue holds the text of one channel
             yield from self.finish()
             self._channel, self._line_length, self._lines = segment.channel, 0, 1
         if self._by_word is None:
@@ -151,12 +151,12 @@ class CueBuilder:
             yield from self._render(complete)
 
     def finish(self) -> Iterator[Cue]:
-        """Yield what is left after the last segment."""
+        """Yield the remaining cues after the last segment."""
         yield from self._render(self._cue)
         self._cue = []
 
     def _place(self, word: Word, *, starts_group: bool) -> list[Word]:
-        """Put one word on the line, on a new line or in a new cue; return the cue this ends."""
+        """Put one word on the line, on a new line or in a new cue; return the cue that it ends."""
         last_start = word.start if self._last_start is None else self._last_start
         self._last_start = word.start
         long_pause = self._crosses_segments and word.start - last_start > LONG_PAUSE
@@ -210,5 +210,5 @@ class CueBuilder:
 
 
 def _underline(text: str) -> str:
-    """Underline a word but not the white space in front of it."""
+    """Underline a word, but not the white space before it."""
     return re.sub(r"^(\s*)(.*)$", r"\1<u>\2</u>", text)

@@ -1,8 +1,8 @@
-"""Transcriptions to files, written whole or not at all.
+"""Writes transcriptions to files, whole or not at all.
 
-Files are written under another name in the same folder and renamed at the end, so that a run that
-is stopped leaves neither half a file nor a lost old one. The formats are in `formats`, the names in
-`output_names`.
+Files are written under another name in the same folder and renamed at the end, so that a stopped
+run leaves no half-written file and loses no old file. The formats are in `formats`, the names in
+`names`.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from whisper_npu.runtime.output.part_files import open_draft
 from whisper_npu.runtime.output.subtitles import SubtitleOptions
 from whisper_npu.runtime.results import Segment, Transcription
 
-PARTIAL = ".partial"  # in the name of a file that is not of the whole recording
+PARTIAL = ".partial"  # in the name of a file that covers only part of the recording
 
 
 class OutputFiles:
     """The output files of one recording, written while it is being transcribed.
 
-    A context manager: `segment` for each segment, then `finish`, or `keep_partial` where it was
-    stopped. Left without either, it leaves nothing behind.
+    A context manager: call `segment` for each segment, then `finish`, or `keep_partial` if it was
+    stopped. Without either, it leaves no files.
 
     Args:
         audio_path: The recording.
-        output_dir: Folder of the outputs; created where it is missing.
+        output_dir: Folder of the outputs; made if it is missing.
         formats: See `expand_formats`.
         options: Layout of subtitles.
-        name: See `output_name`; by default that of the recording by itself.
+        name: See `output_name`; by default the name of the recording itself.
 
     Raises:
         UsageError: A format is unknown, or the folder cannot be made.
@@ -92,7 +92,7 @@ class OutputFiles:
             output.write(output.formatter.segment(segment))
 
     def finish(self, result: Transcription) -> list[Path]:
-        """Complete the files and give them their names.
+        """Complete the files and rename them.
 
         Args:
             result: The whole transcription; only JSON reads its segments.
@@ -103,10 +103,10 @@ class OutputFiles:
         return self._publish(result, "")
 
     def keep_partial(self, result: Transcription) -> list[Path]:
-        """Keep what there is of a recording that was stopped: `talk.partial.srt`.
+        """Keep the partial files of a stopped recording: `talk.partial.srt`.
 
         Args:
-            result: What was transcribed; its segments that are not written yet are.
+            result: The transcription so far; segments that are not yet written are added.
 
         Returns:
             The files, in the order of the formats.
@@ -164,7 +164,7 @@ class _Output:
 
     def discard(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written is thrown away
+            with contextlib.suppress(OSError):  # unwritten content is lost
                 self._file.close()
             self._draft.unlink(missing_ok=True)
             self._file = None
@@ -185,7 +185,7 @@ def write(
     """Write a finished transcription; see `OutputFiles` for arguments and errors.
 
     Returns:
-        The files written, in the order of the formats.
+        The written files, in the order of the formats.
     """
     with OutputFiles(audio_path, output_dir, formats, options, name=name) as outputs:
         for segment in result.segments:

@@ -1,1 +1,1 @@
-"""Tokens and text."""
+"""Converts between tokens and text."""

@@ -1,7 +1,7 @@
-"""Text of tokens, from `tokenizer.json` alone.
+"""Decodes tokens to text, with `tokenizer.json` alone.
 
-Nothing else of a tokenizer is needed to transcribe, and the library that has the rest takes a tenth
-of a second and 40 MB to read the same file.
+Transcribing needs nothing else of a tokenizer. The tokenizer library takes a tenth of a second and
+40 MB to read the same file.
 """
 
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ class _AddedToken:
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """What is read of `tokenizer.json`."""
+    """The fields we read of `tokenizer.json`."""
 
     decoder: _Decoder
     model: _Model
@@ -40,7 +40,7 @@ class TokenizerFile:
 
 
 def _bytes_of_characters() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (GPT-2's table).
+    """Return the byte of each character of a byte-level vocabulary (GPT-2's table).
 
     Printable characters of Latin-1 stand for themselves, those from U+0100 on for the other bytes.
     """
@@ -52,13 +52,13 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 class TokenText:
-    """Ids of tokens by name, and the text of ids."""
+    """Finds token ids by name, and the text of ids."""
 
     def __init__(self, path: Path) -> None:
         """Read `tokenizer.json`.
 
         Raises:
-            ModelError: the file cannot be read, is no tokenizer, or none whose tokens stand for
+            ModelError: the file cannot be read, is no tokenizer, or its tokens do not stand for
                 bytes.
         """
         content = _read(path)
@@ -73,21 +73,21 @@ class TokenText:
 
     @property
     def n_vocab(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus 1."""
         return max(self._names, default=-1) + 1
 
     def id_of(self, name: str) -> int | None:
-        """The token called `name`, such as `<|endoftext|>`."""
+        """Return the id of the token called `name`, such as `<|endoftext|>`."""
         return self._ids.get(name)
 
     def text(self, tokens: Iterable[int]) -> str:
-        """Text of `tokens`; U+FFFD where their bytes are not UTF-8, nothing for unknown ids."""
+        """Decode `tokens`; bytes that are not UTF-8 give U+FFFD, unknown ids give nothing."""
         raw = bytearray()
         for token in tokens:
             name = self._names.get(token, "")
             try:
                 raw += bytes([self._bytes[character] for character in name])
-            except KeyError:  # an added token, which is text as it is
+            except KeyError:  # an added token, stored as plain text
                 raw += name.encode()
         return raw.decode(errors="replace")
 
@@ -106,16 +106,16 @@ def parse_tokenizer(
     error: type[WhisperNpuError] = ModelError,
     advice: str = EXPORT_AGAIN,
 ) -> TokenizerFile:
-    """What is read of a `tokenizer.json`.
+    """Read the fields of a `tokenizer.json`.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         name: the file, for the message.
-        error: what to raise.
-        advice: what the user can do, for the message.
+        error: the error to raise.
+        advice: advice to the user, for the message.
 
     Raises:
-        WhisperNpuError: `error`; it is no tokenizer.
+        WhisperNpuError: `error`; the content is no tokenizer.
     """
     try:
         return msgspec.json.decode(content, type=TokenizerFile)

@@ -19,18 +19,18 @@ class TokenSegment:
 def split_at_timestamps(
     tokens: tuple[int, ...], timestamp_begin: int, n_frames: int, *, keep_open_end: bool = False
 ) -> tuple[list[TokenSegment], int]:
-    """Segments of a window, and how far the next window is from this one.
+    """Split a window into segments, and find the start of the next window.
 
-    Two timestamps in a row end a segment and begin the next. Text behind the last such pair is
-    unfinished: the next window begins there and hears it again. A window that ends on a single
-    timestamp has no speech behind it (openai/whisper, `transcribe.py`).
+    Two timestamps in a row end a segment and begin the next segment. Text after the last such pair
+    is unfinished: the next window begins there and decodes it again. A window that ends on a single
+    timestamp has no speech after it (openai/whisper, `transcribe.py`).
 
     Args:
-        tokens: what was sampled.
+        tokens: the sampled tokens.
         timestamp_begin: the token of 0.00 s.
         n_frames: frames of audio in the window.
         keep_open_end: take unfinished text as a segment that ends with the window, for windows
-            that end in a pause and are not followed by another that hears it again.
+            that end in a pause: no later window decodes this text again.
 
     Returns:
         the segments, and the frames to advance.
@@ -63,6 +63,6 @@ def split_at_timestamps(
 
 
 def without_timestamps(segments: Sequence[TokenSegment], timestamp_begin: int) -> TokenSegment:
-    """The segments of a window, at least one, as a single one that holds text alone."""
+    """Join the segments of a window, at least one, to a single segment that holds text alone."""
     tokens = [token for segment in segments for token in segment.tokens if token < timestamp_begin]
     return TokenSegment(0.0, segments[-1].end, tuple(tokens))

@@ -1,4 +1,4 @@
-"""Whisper's tokens: text, special tokens and timestamps, all read from the model folder."""
+"""Reads Whisper's tokens from the model folder: text, special tokens and timestamps."""
 
 import string
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TIMESTAMP_STEP = 0.02  # seconds between two timestamp tokens: one encoder frame
 
-# Symbols that annotate rather than transcribe, as openai/whisper's `non_speech_tokens` lists them.
+# Symbols of annotations rather than speech, listed like openai/whisper's `non_speech_tokens`.
 _ANNOTATION_SYMBOLS = (
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
     *[
@@ -51,7 +51,7 @@ _MUSIC_SYMBOLS = tuple("♩♪♫♬♭♮♯")  # suppressed by their first tok
 class SpecialTokens:
     """Ids of the tokens that steer the decoder.
 
-    `timestamp_begin` is `<|0.00|>`; a larger id is that many steps of 20 ms later.
+    `timestamp_begin` is `<|0.00|>`; each following id is one step of 20 ms later.
     """
 
     eot: int
@@ -67,7 +67,7 @@ class SpecialTokens:
 
 
 class Tokenizer:
-    """Text to tokens and back for one model."""
+    """Encodes and decodes the text of one model."""
 
     def __init__(self, path: Path) -> None:
         """Read `tokenizer.json`.
@@ -113,21 +113,21 @@ class Tokenizer:
 
     @property
     def n_vocab(self) -> int:
-        """Tokens there are, timestamps included where the file names them."""
+        """Number of tokens, with timestamps if the file names them."""
         return self._text.n_vocab
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of `text`, without any special token added."""
+        """Encode `text` without any special token."""
         return list(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: list[int] | tuple[int, ...]) -> str:
-        """Text of `tokens`; special tokens and timestamps give none."""
+        """Decode `tokens`; special tokens and timestamps give no text."""
         eot = self.special.eot
         return self._text.text(token for token in tokens if token < eot)
 
     @cached_property
     def annotation_tokens(self) -> tuple[int, ...]:
-        """Tokens of speaker tags and non-speech annotations, which no spoken text needs."""
+        """Tokens of speaker tags and non-speech annotations; no spoken text needs them."""
         found = {*self.encode(" -")[:1], *self.encode(" '")[:1]}
         for symbol in (*_ANNOTATION_SYMBOLS, *_MUSIC_SYMBOLS):
             for ids in (self.encode(symbol), self.encode(" " + symbol)):
@@ -161,7 +161,7 @@ class Tokenizer:
         return words, word_tokens
 
     def _split_at_whole_characters(self, tokens: list[int]) -> tuple[list[str], list[list[int]]]:
-        """Shortest runs of tokens that decode to whole characters."""
+        """Return the shortest runs of tokens that decode to whole characters."""
         replacement = "\ufffd"
         whole = self._text.text(tokens)
         texts: list[str] = []
@@ -172,13 +172,13 @@ class Tokenizer:
             pending.append(token)
             text = self._text.text(pending)
             at = text.find(replacement)
-            # A replacement character that the full text has as well is part of the text.
+            # If the full text has the same replacement character, it is part of the text.
             if at < 0 or whole[offset + at : offset + at + 1] == replacement:
                 texts.append(text)
                 groups.append(pending)
                 offset += len(text)
                 pending = []
-        if pending:  # a character cut short at the end, its replacement given already
+        if pending:  # an incomplete character at the end; its replacement is already in the text
             if groups:
                 groups[-1].extend(pending)
             else:
@@ -190,7 +190,7 @@ class Tokenizer:
 def sot_sequence(
     special: SpecialTokens, *, is_multilingual: bool, language: str, task: str
 ) -> tuple[int, ...]:
-    """The tokens that begin a transcript; English-only models take neither language nor task."""
+    """Return the first tokens of a transcript; English-only models take no language or task."""
     if not is_multilingual:
         return (special.sot,)
     task_token = special.translate if task == "translate" else special.transcribe
@@ -199,10 +199,10 @@ def sot_sequence(
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the model folder says of its tokens, beside the tokenizer itself.
+    """The tokens as the model's configuration describes them, beside the tokenizer itself.
 
     Attributes:
-        is_multilingual: whether language and task tokens mean anything to the model.
+        is_multilingual: whether the model knows language and task tokens.
         suppress: tokens never sampled.
         begin_suppress: tokens never sampled first.
     """
@@ -213,7 +213,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
-    """The suppression lists of `generation_config.json`, else Whisper's own rule for them."""
+    """Return the suppression lists of `generation_config.json`, else Whisper's own lists."""
     special = tokenizer.special
     generation = folder.generation_config
     suppress: Iterable[int] | None = generation.suppress_tokens
@@ -240,10 +240,10 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
 
 
 def require_language(tokenizer: Tokenizer, vocabulary: Vocabulary, language: str) -> str:
-    """The code of `language` (see `find_language`), if the model can transcribe it.
+    """Return the code of `language` (see `find_language`), if the model can transcribe it.
 
     Raises:
-        UsageError: unknown language, or one this model does not know.
+        UsageError: the language is unknown, or unknown to this model.
     """
     code = language_code(language)
     if not vocabulary.is_multilingual:

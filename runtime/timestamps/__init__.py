@@ -1,1 +1,1 @@
-"""When words and sentences were said."""
+"""Finds out when words and sentences were said."""

@@ -1,9 +1,9 @@
-"""When each token was spoken: dynamic time warping over the attention of the alignment heads.
+"""Finds out when each token was spoken: dynamic time warping over the alignment heads' attention.
 
-Certain cross-attention heads of Whisper follow the speech. Their weights, cleaned up, form a matrix
-of tokens by audio positions, and the best monotonic path through it gives every token a stretch of
-audio (openai/whisper, `timing.py`). The stretches leave no gap: a pause belongs to the token behind
-it. What the token really attends to within its stretch tells where it begins (`_onsets`).
+Some cross-attention heads of Whisper follow the speech. Their cleaned weights form a matrix of
+tokens by audio positions. The best monotonic path through it gives every token a stretch of audio
+(openai/whisper, `timing.py`). The stretches leave no gap: a pause belongs to the token after it.
+The attention of the token within its stretch shows where it begins (`_onsets`).
 """
 
 from collections.abc import Iterable
@@ -19,35 +19,35 @@ Float64Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 
 MEDIAN_WIDTH = 7  # audio positions of 20 ms
-_BLOCK_ROWS = 16  # filtered at once: small enough that memory is used again, not asked for anew
+_BLOCK_ROWS = 16  # filtered at once: so few rows that memory is reused
 
-# How long after a sound the alignment heads attend to it, in seconds, by those heads, which tell
-# published checkpoints apart. Measured on 50 LibriSpeech recordings, by the shift that best puts
-# words on a rise of the log-mel energy (base 0.00 to 0.02, tiny.en 0.14 to 0.18), and on one clip
-# whose words were timed by another recogniser (base -0.01, tiny.en 0.14).
+# How long after a sound the alignment heads attend to it, in seconds. The heads identify published
+# checkpoints. Measured on 50 LibriSpeech recordings, by the shift that best puts words on a rise of
+# the log-mel energy (base 0.00 to 0.02, tiny.en 0.14 to 0.18), and on one clip whose words were
+# timed by another recogniser (base -0.01, tiny.en 0.14).
 _DELAYS: dict[tuple[tuple[int, int], ...], float] = {
     ((1, 0), (2, 0), (2, 5), (3, 0), (3, 1), (3, 2), (3, 3), (3, 4)): 0.14,  # tiny.en
     ((3, 1), (4, 2), (4, 3), (4, 7), (5, 1), (5, 2), (5, 4), (5, 6)): 0.0,  # base
 }
-UNKNOWN_DELAY = 0.04  # within 0.1 s of either
+UNKNOWN_DELAY = 0.04  # within 0.1 s of both
 
 
 def attention_delay(heads: Iterable[tuple[int, int]]) -> float:
-    """How long after a sound a model's alignment heads attend to it, in seconds.
+    """Return how long after a sound the alignment heads attend to it, in seconds.
 
     Args:
-        heads: the model's, by layer and place.
+        heads: the model's alignment heads, by layer and index.
     """
     return _DELAYS.get(tuple(sorted(heads)), UNKNOWN_DELAY)
 
 
 @dataclass(frozen=True)
 class TokenTimes:
-    """When tokens were spoken, in audio positions of 20 ms; neither ever goes back.
+    """When tokens were spoken, in audio positions of 20 ms; the times never decrease.
 
     Attributes:
-        starts: int `(tokens,)`, where each begins, pauses before it left out.
-        ends: int `(tokens,)`, where the stretch of each ends and that of the next begins.
+        starts: int `(tokens,)`, where each token begins, after any pause before it.
+        ends: int `(tokens,)`, where each token's stretch ends and the next stretch begins.
     """
 
     starts: IntArray
@@ -61,23 +61,22 @@ def token_times(
     n_positions: int,
     median_width: int = MEDIAN_WIDTH,
 ) -> TokenTimes:
-    """When each token of a text was spoken.
+    """Find out when each token of a text was spoken.
 
     Args:
-        cross_attentions: for each head float32 `(n, n_audio_ctx)`, what the positions of `n` tokens
-            attend to: `n_before` tokens that steer, `n_text_tokens` of text, perhaps an end of
-            text.
+        cross_attentions: for each head float32 `(n, n_audio_ctx)`, the attention of `n` tokens:
+            `n_before` tokens that steer, `n_text_tokens` of text, perhaps an end of text.
         n_text_tokens: tokens of text.
-        n_before: tokens before them, at least 1.
+        n_before: tokens before the text, at least 1.
         n_positions: audio positions that hold sound; the rest is padding.
         median_width: of the filter over positions.
     """
-    # The position of a token predicts the next one: the rows begin one before the text.
+    # The position of a token predicts the next token: the rows begin one before the text.
     rows = slice(n_before - 1, n_before + n_text_tokens)
     shape = (n_text_tokens + 1, n_positions)
     matrix, attended = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     n_heads = 0
-    for of_head in cross_attentions:  # one by one: they stay in the processor's cache
+    for of_head in cross_attentions:  # one by one, so that they stay in the processor's cache
         weights = of_head[:, :n_positions]
         weights = weights / weights.sum(axis=-1, keepdims=True)
         attended += weights[rows]
@@ -89,22 +88,22 @@ def token_times(
 
 
 def _standardize(weights: Float32Array, rows: slice) -> Float32Array:
-    """Some rows of weights standardized over all: who attends to a position more than others."""
+    """Standardize some rows over all rows: which token attends to a position more than others."""
     mean, spread = weights.mean(axis=0), weights.std(axis=0)
-    spread[spread == 0] = 1  # every token attends to it alike: it says nothing
+    spread[spread == 0] = 1  # every token attends to this position alike
     standardized: Float32Array = weights[rows] - mean
     standardized /= spread
     return standardized
 
 
 def _onsets(weights: Float32Array, bounds: IntArray) -> IntArray:
-    """Where each token begins within its stretch.
+    """Return where each token begins within its stretch.
 
-    A token attends to the onset of its sound, and hardly at all to a pause before it: half of its
-    attention lies before the onset and half behind, but for the delay that `attention_delay` knows.
+    A token attends to the onset of its sound, and hardly to a pause before it. Half of its
+    attention lies before the onset and half after it, except for the delay of `attention_delay`.
 
     Args:
-        weights: float32 `(tokens + 1, positions)`, standing for their attention; the last row is
+        weights: float32 `(tokens + 1, positions)`, a measure of their attention; the last row is
             the end of text.
         bounds: int `(tokens + 1,)`, where their stretches begin.
     """
@@ -117,9 +116,9 @@ def _onsets(weights: Float32Array, bounds: IntArray) -> IntArray:
 
 
 def median_filter(values: Float32Array, width: int) -> Float32Array:
-    """Median of `width` neighbours along the last axis, the ends reflected.
+    """Filter with the median of `width` neighbours along the last axis, the ends reflected.
 
-    The last axis stays as it is where it is too short to be reflected.
+    Values stay unchanged if the last axis is too short to be reflected.
 
     Args:
         values: float32 `(..., n)`.
@@ -141,10 +140,10 @@ def median_filter(values: Float32Array, width: int) -> Float32Array:
 
 
 def _median(arrays: list[Float32Array]) -> Float32Array:
-    """Element by element, the median of an odd number of arrays.
+    """Return the median of an odd number of arrays, element by element.
 
     The least and the greatest of more than half of the values cannot be the median: they are
-    dropped and the next value is taken in, until one remains. Comparing whole arrays is several
+    dropped and the next value is added, until one value remains. Comparing whole arrays is several
     times faster than sorting each neighbourhood.
     """
     in_play = len(arrays) // 2 + 2
@@ -157,7 +156,7 @@ def _median(arrays: list[Float32Array]) -> Float32Array:
 
 
 def _without_extremes(arrays: list[Float32Array]) -> list[Float32Array]:
-    """Element by element, all values but the least and the greatest."""
+    """Return all values except the least and the greatest, element by element."""
     least, *rest = arrays
     for i, array in enumerate(rest):
         rest[i] = np.maximum(least, array)
@@ -170,10 +169,10 @@ def _without_extremes(arrays: list[Float32Array]) -> list[Float32Array]:
 
 
 def warp(cost: Float64Array) -> tuple[IntArray, IntArray]:
-    """The cheapest path from the first to the last cell that never goes back (DTW).
+    """Find the cheapest path from the first to the last cell that never goes back (DTW).
 
-    A step goes one row down, one column right, or both. Of ways that are equally cheap the one is
-    taken whose last step goes right, else both.
+    A step goes one row down, one column right, or both. Among equally cheap paths, a last step to
+    the right comes first, then a step in both directions.
 
     Args:
         cost: float64 `(rows, columns)`, at least one of each.
@@ -183,14 +182,14 @@ def warp(cost: Float64Array) -> tuple[IntArray, IntArray]:
     """
     n_rows, n_columns = cost.shape
     columns = np.arange(n_columns)
-    entered = np.zeros(cost.shape, np.int32)  # where the best way to a cell came into its row
-    comes_down = np.empty(cost.shape, bool)  # whether it came from right above, if it did there
+    entered = np.zeros(cost.shape, np.int32)  # column where the best path entered the row
+    comes_down = np.empty(cost.shape, bool)  # whether it came from straight above
     total = np.cumsum(cost[0])
     for i in range(1, n_rows):
         both = np.concatenate(([np.inf], total[:-1]))
         comes_down[i] = total < both
-        # A way that comes in at column k costs, up to column j, what came before and the row's
-        # cells from k to j: those up to j, less those up to k.
+        # A path that enters at column k costs, up to column j, its cost so far and the row's cells
+        # from k to j: the sum up to j, less the sum up to k.
         up_to = np.cumsum(cost[i])
         before = np.concatenate(([0.0], up_to[:-1]))
         entering = np.minimum(total, both) - before

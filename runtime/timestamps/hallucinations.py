@@ -1,4 +1,4 @@
-"""Finds text that is likely hallucinated, by words that sit strangely in time.
+"""Finds text that is likely hallucinated, by words with unusual times.
 
 openai/whisper's rules for its `hallucination_silence_threshold` (`transcribe.py`).
 """
@@ -14,12 +14,12 @@ _LONG = 2.0  # seconds
 _SCORE_PER_SHORT_SECOND = 15
 _WORDS_JUDGED = 8
 _ANOMALOUS_SCORE = 3.0
-_EDGE = 2.0  # seconds: as near to an edge of the window as counts for silence there
+_EDGE = 2.0  # seconds from an edge of the window that count as silence there
 _PUNCTUATION = PREPEND_PUNCTUATIONS + APPEND_PUNCTUATIONS
 
 
 def word_anomaly_score(word: Word) -> float:
-    """How strange a word is: very improbable, very short or very long; 0 for a usual one."""
+    """Rate how unusual a word is: very improbable, very short or very long; 0 for a usual word."""
     duration = word.end - word.start
     return (
         float(word.probability < _IMPROBABLE)
@@ -29,7 +29,7 @@ def word_anomaly_score(word: Word) -> float:
 
 
 def is_segment_anomaly(segment: Segment | None) -> bool:
-    """Whether the first words of a segment are strange all in all; without words it is not."""
+    """Whether the first words of a segment are unusual overall; False without words."""
     if segment is None or not segment.words:
         return False
     judged = [word for word in segment.words if word.word not in _PUNCTUATION]
@@ -46,17 +46,17 @@ def first_hallucination(
     window_end: float,
     last_speech_end: float,
 ) -> int | None:
-    """The first segment that looks hallucinated and has silence or others like it around it.
+    """Return the first segment that looks hallucinated, with silence or similar segments around it.
 
     Args:
         segments: all segments of a window, with words.
-        threshold: seconds without words that count for silence.
+        threshold: seconds without words that count as silence.
         window_start: seconds from the start of the recording.
         window_end: seconds from the start of the recording, without padding.
         last_speech_end: end of the last word before the window, in seconds.
 
     Returns:
-        its place in `segments`; None if there is none.
+        its index in `segments`; None if there is none.
     """
     for place, segment in enumerate(segments):
         if not segment.words:

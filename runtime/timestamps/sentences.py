@@ -1,9 +1,9 @@
-"""Timestamps for text that was decoded without: where its sentences begin and end.
+"""Finds timestamps for text that was decoded without them: where its sentences begin and end.
 
-Of a window with several sentences Whisper writes a better text when it need not write timestamps
-(docs/accuracy.md), and its timestamps are off by a second at times. What it attends to while it
-writes tells more closely when each word was spoken. The timestamps of whole sentences are put in
-from that afterwards, as if the model had written them.
+Whisper writes better text for a window of several sentences if it need not write timestamps
+(docs/accuracy.md), and its timestamps are sometimes off by a second. Its attention while it writes
+shows more precisely when each word was spoken. From it, timestamps of whole sentences are added
+afterwards, as if the model had written them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,22 +22,22 @@ from whisper_npu.runtime.timestamps.words import (
 )
 from whisper_npu.runtime.timing import StageTimes
 
-# Sentences need no more than 40 ms, and half the positions are a third of the work.
+# Sentences need no better resolution than 40 ms; half the positions take a third of the work.
 _POOLED = 2  # audio positions
-_MEDIAN_WIDTH = 3  # of them
+_MEDIAN_WIDTH = 3  # positions in the median filter, after pooling
 
-# Also those of Chinese and Japanese, Hindi, Arabic, Urdu and Armenian.
+# Includes those of Chinese and Japanese, Hindi, Arabic, Urdu and Armenian.
 _ENDS_OF_SENTENCES = (*".?!…", "\u3002", "\uff1f", "\uff01", "\u0964", "\u061f", "\u06d4", "\u0589")
 _CLOSERS = "\"'\u201d\u2019\u00bb)]\u300d\u300f"
-_PAUSE = 0.1  # seconds behind a sentence, at the least
-_PAUSE_OF_WORD = 0.5  # the same where the mark may be that of "Mr."
-_ABBREVIATION = 5  # letters, marks included, that an abbreviation has at most
-_LONG_PAUSE = 1.0  # seconds that end a segment wherever they are
+_PAUSE = 0.1  # shortest pause after a sentence, in seconds
+_PAUSE_OF_WORD = 0.5  # the same if the mark may be that of "Mr."
+_ABBREVIATION = 5  # most letters of an abbreviation, marks included
+_LONG_PAUSE = 1.0  # seconds that end a segment anywhere
 _LONG_SEGMENT = 10.0  # seconds
 
 
-class Listener:
-    """Finds out when the texts of a batch were spoken, while it is decoded or afterwards."""
+class AttentionRecorder:
+    """Finds out when the texts of a batch were spoken, while they are decoded or afterwards."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class Listener:
         *,
         follows: bool,
     ) -> None:
-        """Have the session follow, if it can.
+        """Let the session record its attention, if it can.
 
         Args:
-            session: nothing has been decoded yet.
-            prompt: what the first row starts from; the others are like it from `sot_index` on.
-            sot_index: where `<|startoftranscript|>` is.
+            session: has decoded nothing yet.
+            prompt: the prompt of the first row; all rows are alike from `sot_index` on.
+            sot_index: index of `<|startoftranscript|>`.
             n_frames: frames of 10 ms of audio in each window.
             eot: end of text.
-            times: where the time it takes is added.
+            times: receives the time of this work.
             follows: whether a window has one row, which is never reordered.
         """
         self._session = session
@@ -67,16 +67,16 @@ class Listener:
         self._n_positions = [max(1, n // (_POOLED * FRAMES_PER_POSITION)) for n in n_frames]
         self._eot = eot
         self._times = times
-        self._follows = follows and session.follow()
+        self._follows = follows and session.record_attention()
         self._found: dict[int, TokenTimes] = {}
 
-    def take_down(self, rows: Iterable[int], places: Iterable[int], tokens: Int64Array) -> None:
-        """Find out about rows, before they leave the session.
+    def record(self, rows: Iterable[int], places: Iterable[int], tokens: Int64Array) -> None:
+        """Find the times of rows before they leave the session.
 
         Args:
-            rows: which.
-            places: where they are in the session now.
-            tokens: int64 `(all rows, n)`, what was sampled.
+            rows: the rows.
+            places: their indices in the session now.
+            tokens: int64 `(all rows, n)`, the sampled tokens.
         """
         if not self._follows:
             return
@@ -91,13 +91,13 @@ class Listener:
     def times(
         self, window: int, text: Sequence[int], backend: Backend, audio: Float32Array
     ) -> TokenTimes | None:
-        """When each token of a window's text was spoken; None where it was cut off.
+        """Return when each token of a window's text was spoken; None if the text was cut off.
 
         Args:
-            window: whose text.
+            window: the window.
             text: its tokens.
             backend: the model.
-            audio: the batch encoded, float32 `(windows, n_audio_ctx, n_audio_state)`.
+            audio: the encoded batch, float32 `(windows, n_audio_ctx, n_audio_state)`.
         """
         if not text or self._follows:
             return self._found.get(window) if text else None
@@ -118,10 +118,10 @@ class Listener:
 def with_timestamps(
     words: Sequence[WordTiming], groups: Sequence[Sequence[int]], begin: int, n_frames: int
 ) -> tuple[int, ...]:
-    """A text as if it had been decoded with timestamps: `<|0.52|> ... <|3.20|><|3.84|> ...`.
+    """Add timestamps as the model writes them: `<|0.52|> ... <|3.20|><|3.84|> ...`.
 
     Args:
-        words: of a window's text.
+        words: the words of a window's text.
         groups: the tokens of each.
         begin: the token `<|0.00|>`.
         n_frames: frames of 10 ms of audio in the window.
@@ -142,14 +142,14 @@ def with_timestamps(
 
 
 def _cuts(words: Sequence[WordTiming]) -> list[int]:
-    """Where segments begin among the words of a window, and behind the last one.
+    """Return the indices of the words that begin segments, and the number of words.
 
-    Segments are sentences with a pause behind them. Those that are long end at other pauses too.
+    A segment is a sentence with a pause after it. Long segments end at other pauses too.
     """
-    pauses: dict[int, float] = {}  # seconds before a word, where a segment may begin with it
+    pauses: dict[int, float] = {}  # seconds of the pause before a word that may begin a segment
     cuts, said = [0], ""
-    last: WordTiming | None = None  # that was spoken
-    behind = 0  # the last word spoken and the marks that close it; others open what comes next
+    last: WordTiming | None = None  # the last spoken word
+    behind = 0  # index after that word and the marks that close it; other marks open the next word
     for place, word in enumerate(words):
         if not _is_spoken(word.word):
             if place == behind and not word.word.startswith(" "):
@@ -169,7 +169,7 @@ def _cuts(words: Sequence[WordTiming]) -> list[int]:
 
 
 def _divided(cuts: list[int], words: Sequence[WordTiming], pauses: dict[int, float]) -> list[int]:
-    """The same with more cuts, at the longest pauses there are, where segments are long."""
+    """Add cuts to long segments, at their longest pauses."""
     divided = [0]
     for first, stop in pairwise(cuts):
         begin = first
@@ -188,7 +188,7 @@ def _divided(cuts: list[int], words: Sequence[WordTiming], pauses: dict[int, flo
 
 
 def _may_be_short_for_more(word: str) -> bool:
-    """Whether a mark behind a word may not end a sentence: "Mr.", "Dr.", "U.S."."""
+    """Whether the mark after a word may not end a sentence: "Mr.", "Dr.", "U.S."."""
     bare = word.strip().rstrip(_CLOSERS)
     return bare.endswith(".") and bare[:1].isupper() and len(bare) <= _ABBREVIATION
 

@@ -1,9 +1,8 @@
-"""Words with times: aligns the text of a window with its audio, and fits words and segments.
+"""Gives words their times: aligns the text of a window with its audio, and fits segments to words.
 
-After openai/whisper's `timing.py`, with two differences. Words are told apart within each segment,
-so that the words of a segment always make up its text. And onsets are known (`alignment.py`): so
-pauses can be told from speech, and there is no need to cut words that took in a pause down to a
-likely length.
+Follows openai/whisper's `timing.py`, with two differences. Words are separated within each segment,
+so that the words of a segment always make up its text. And onsets are known (`alignment.py`), so
+that pauses are distinct from speech: words with a pause need not be cut to a likely length.
 """
 
 from collections.abc import Sequence
@@ -22,22 +21,22 @@ from whisper_npu.runtime.timestamps.alignment import TokenTimes, token_times
 
 FRAMES_PER_POSITION = round(FRAMES_PER_SECOND * TIMESTAMP_STEP)
 
-# Measured with base and tiny.en on 80 sentences of two synthetic voices, which say when each word
-# begins and ends. With less than `_PAUSE` between a word and the next, nineteen in twenty went on
-# without a break; before a break or the end, a word sounded 0.07 to 0.19 s longer than aligned.
+# Measured with base and tiny.en on 80 sentences of two synthetic voices, whose word times are
+# known. With less than `_PAUSE` between a word and the next, nineteen in twenty went on without a
+# break; before a break or the end, a word sounded 0.07 to 0.19 s longer than aligned.
 _PAUSE = 0.25  # seconds
 _FADE = 0.14  # seconds
 
-_LONGEST_TYPICAL_WORD = 0.7  # seconds; a median above it comes from badly aligned words
-_TRUSTED_BY = 0.5  # seconds by which a segment's own timestamp may overrule a word's
+_LONGEST_TYPICAL_WORD = 0.7  # seconds; a larger median comes from badly aligned words
+_TRUSTED_BY = 0.5  # seconds by which a segment's own timestamp may overrule a word's time
 
 
 @dataclass(frozen=True)
 class WordTiming:
-    """A word as it was aligned, in seconds from the start of its window.
+    """An aligned word, in seconds from the start of its window.
 
     Attributes:
-        word: its text, a leading space included.
+        word: its text, with a leading space.
         start: in seconds.
         end: in seconds.
         probability: mean probability of its tokens.
@@ -69,15 +68,15 @@ def add_word_timestamps(
     prepend_punctuations: str = PREPEND_PUNCTUATIONS,
     append_punctuations: str = APPEND_PUNCTUATIONS,
 ) -> list[Segment]:
-    """Give the segments of one window their words.
+    """Add words to the segments of one window.
 
-    A segment then begins with its first word and ends with its last, unless its own timestamps are
-    the better guess.
+    A segment then begins with its first word and ends with its last word, unless its own timestamps
+    are the better guess.
 
     Args:
         segments: all segments decoded from the window, in order, times from the start of the
             recording.
-        audio: float32 `(1, n_audio_ctx, n_audio_state)`, the window as `backend.encode` gave it.
+        audio: float32 `(1, n_audio_ctx, n_audio_state)`, the window as `backend.encode` returns it.
         backend: the model.
         tokenizer: its tokens.
         language: language code of the text; it decides where words end.
@@ -85,13 +84,13 @@ def add_word_timestamps(
         n_frames: frames of 10 ms of real audio in the window, without padding.
         offset: seconds from the start of the recording to the window.
         attention_delay: the model's (`alignment.attention_delay`), in seconds.
-        not_before: when the last word of the window before ended, in seconds from the start of the
+        not_before: end of the last word of the window before, in seconds from the start of the
             recording; windows may overlap a little, words must not.
-        prepend_punctuations: what is merged with the word behind it.
-        append_punctuations: what is merged with the word before it.
+        prepend_punctuations: marks merged with the word after them.
+        append_punctuations: marks merged with the word before them.
 
     Returns:
-        the segments with `words`; the end of the last one is `last_word_end` of them.
+        the segments with `words`; `last_word_end` of them is the end of the last word.
 
     Raises:
         ModelError: the model folder cannot give word times.
@@ -129,7 +128,7 @@ def add_word_timestamps(
 
 
 def last_word_end(segments: Sequence[Segment]) -> float | None:
-    """When the last word of some segments ends; without words, when the last segment does."""
+    """Return the end of the last word of some segments; without words, of the last segment."""
     for segment in reversed(segments):
         if segment.words:
             return segment.words[-1].end
@@ -147,7 +146,7 @@ def find_alignment(
     n_frames: int,
     attention_delay: float,
 ) -> list[list[WordTiming]]:
-    """The words of a window's text, and when in the window they were spoken.
+    """Return the words of a window's text, with their times in the window.
 
     Args:
         text_tokens: the text of each segment, without special tokens and timestamps.
@@ -157,17 +156,17 @@ def find_alignment(
         language: language code of the text.
         sot_sequence: the tokens that begin its transcript.
         n_frames: frames of 10 ms of real audio in the window.
-        attention_delay: seconds by which the attention is behind the sound.
+        attention_delay: seconds from a sound to the attention to it.
 
     Returns:
-        the words of each segment; their texts make up the segment's.
+        the words of each segment; their texts make up the segment's text.
     """
     text = [token for of_segment in text_tokens for token in of_segment]
     if not text:
         return [[] for _ in text_tokens]
     special = tokenizer.special
     before = [*sot_sequence, special.no_timestamps]
-    # The end of text only takes part in the statistics: it may fall off a full context.
+    # The end of text only affects the statistics: a full context may cut it off.
     tokens = [*before, *text, special.eot][: backend.n_text_ctx]
     probabilities, attentions = backend.align(audio, np.array([tokens], np.int64))
     n_positions = max(1, n_frames // FRAMES_PER_POSITION)
@@ -197,17 +196,17 @@ def time_words(
     language: str,
     attention_delay: float,
 ) -> tuple[list[WordTiming], list[list[int]]]:
-    """The words of a text, and the tokens of each.
+    """Return the words of a text, and the tokens of each.
 
     Args:
-        text: tokens without special ones and timestamps.
+        text: tokens without special tokens and timestamps.
         times: when each of them was spoken.
         tokenizer: the model's.
         language: language code of the text; it decides where words end.
-        attention_delay: seconds by which the attention is behind the sound.
+        attention_delay: seconds from a sound to the attention to it.
 
     Returns:
-        words whose probability is left open, and their tokens.
+        words without a probability yet, and their tokens.
     """
     starts, ends = (
         np.maximum(0.0, positions * TIMESTAMP_STEP - attention_delay)
@@ -225,13 +224,13 @@ def time_words(
 def adjust_word_boundaries(
     timings: Sequence[Sequence[WordTiming]], window_end: float
 ) -> list[list[WordTiming]]:
-    """Words that last as long as they sound.
+    """Return words that last as long as they sound.
 
-    The model is done with a word before its sound ends, and attends to the next a little after it
-    began. So a word gives way to the next half way between; before a pause it fades.
+    The model finishes a word before its sound ends, and attends to the next word a little after it
+    begins. So a word ends half way to the next word; before a pause it fades out.
 
     Args:
-        timings: the words of each segment of a window, in order, as aligned.
+        timings: the aligned words of each segment of a window, in order.
         window_end: where the audio of the window ends, in seconds from its start.
     """
     aligned = [timing for of_segment in timings for timing in of_segment]
@@ -251,7 +250,7 @@ def adjust_word_boundaries(
 
 
 def typical_duration(timings: Sequence[Sequence[WordTiming]]) -> float:
-    """Median length of the words that have one, in seconds."""
+    """Return the median length of words longer than 0, in seconds."""
     durations = [t.duration for of_segment in timings for t in of_segment if t.duration > 0]
     return min(_LONGEST_TYPICAL_WORD, float(np.median(durations))) if durations else 0.0
 
@@ -263,7 +262,7 @@ def merge_punctuation(
 
     Args:
         timings: the words of a segment, in order.
-        prepended: marks that belong to the word behind them, where a space comes before.
+        prepended: marks that belong to the word after them, if a space comes before.
         appended: marks that belong to the word before them.
     """
     joined: list[WordTiming] = []  # in reverse
@@ -282,16 +281,16 @@ def merge_punctuation(
 
 
 def fit_to_segment(segment: Segment, words: Sequence[Word], typical: float) -> Segment:
-    """A segment with its words, each corrected by what the other knows.
+    """Fit a segment and its words to each other.
 
-    The segment begins and ends with its words. Only where a word at its edge reaches far beyond the
-    segment's own timestamp is the timestamp believed: then the alignment has given it something
-    that is not speech.
+    The segment begins and ends with its words. If a word at its edge reaches far beyond the
+    segment's own timestamp, the timestamp wins: the alignment has then given the word audio that
+    is not speech.
 
     Args:
         segment: as decoded.
         words: as aligned.
-        typical: how long words last here, in seconds.
+        typical: typical length of a word here, in seconds.
     """
     if not words:
         return replace(segment, words=())

@@ -14,7 +14,7 @@ from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNp
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
-from whisper_npu.runtime.engines.memory import give_back_after
+from whisper_npu.runtime.engines.memory import release_memory_after
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -92,7 +92,7 @@ class WhisperModel:
         self._streams: WeakSet[RecordingStream] = WeakSet()
         self.folder = folder
         self._backend: Backend | None = backend
-        self._scheduler: Scheduler | None = Scheduler(backend, after_batch=give_back_after)
+        self._scheduler: Scheduler | None = Scheduler(backend, after_batch=release_memory_after)
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         check_model(folder, self.tokenizer, backend)

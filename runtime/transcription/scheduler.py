@@ -284,7 +284,7 @@ class Scheduler:
             with self._changed:
                 together = self._take(parallel=True)
             if together:
-                self._decode(together, self.backend.in_streams, in_pool=True)
+                self._decode(together, self.backend.parallel, in_pool=True)
         except BaseException as error:  # nobody sees it here
             with self._changed:
                 for batch in together or self._waiting:

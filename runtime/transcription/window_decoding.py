@@ -224,7 +224,7 @@ def encode_ahead(request: WindowRequest, backend: Backend, pool: Executor) -> No
     """Have a stream encode a task's features while others are planned, if none does already."""
 
     def encode() -> Float32Array:
-        streams = backend.in_streams()
+        streams = backend.parallel()
         with request.encoding.measure("encoder"):
             encoded = streams.encode(request.features[None])
         request.caller.progress.encoded_to(request.window.end_time)

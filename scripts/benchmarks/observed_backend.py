@@ -104,8 +104,8 @@ class _ObservedBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def in_streams(self) -> Backend:
-        return cast("Backend", _ObservedBackend(self._backend.in_streams(), self._seen))
+    def parallel(self) -> Backend:
+        return cast("Backend", _ObservedBackend(self._backend.parallel(), self._seen))
 
     def encode(self, features: Float32Array) -> Float32Array:
         audio = self._backend.encode(features)

@@ -66,6 +66,7 @@ def test_missing_generation_config_is_built_from_the_tokenizer(folder: Path) -> 
     assert config["begin_suppress_tokens"][-1] == eot
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 1, 8])
 def test_an_english_model_is_told_by_its_tokens(tmp_path: Path, padding: int) -> None:
     """Not by its size: fine-tunes are padded for speed, or have a token more."""
@@ -78,6 +79,7 @@ def test_an_english_model_is_told_by_its_tokens(tmp_path: Path, padding: int) ->
         assert config.keys().isdisjoint({"lang_to_id", "task_to_id", "language", "task"})
 
 
+@pytest.mark.slow
 def test_a_padded_english_model_is_exported_as_one(tmp_path: Path, tiny_audio: list[Path]) -> None:
     folder = tiny_whisper.save_checkpoint(tmp_path / "x", english=True, padding=8)
     out = export_model(str(folder), tmp_path / "out", parity_audio=tiny_audio)

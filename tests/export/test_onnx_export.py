@@ -195,6 +195,7 @@ onnx_export.export_model(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
 def test_killed_export_leaves_nothing_that_looks_whole(tiny_checkpoint, tmp_path, quick) -> None:
     out = tmp_path / "out"

@@ -105,6 +105,7 @@ def test_encoder_stays_elastic(converted) -> None:
     assert graphs.make_elastic(encoder, 1500)
 
 
+@pytest.mark.slow
 def test_both_backends_compute_nearly_the_same(converted, tiny_folder: Path, windows) -> None:
     precision, folder = converted
     tokens = [321, 322, 328, 332]
@@ -115,6 +116,7 @@ def test_both_backends_compute_nearly_the_same(converted, tiny_folder: Path, win
         assert 0 < _relative(got, expected) < close, backend
 
 
+@pytest.mark.slow
 def test_alignment_graph_still_runs(converted, windows) -> None:
     _, folder = converted
     backend = OpenVINOBackend(read_model_folder(folder))
@@ -124,6 +126,7 @@ def test_alignment_graph_still_runs(converted, windows) -> None:
     assert all(np.isfinite(array).all() for array in attentions)
 
 
+@pytest.mark.slow
 def test_static_graphs_can_be_made_from_it(converted, windows, tmp_path) -> None:
     precision, source = converted
     folder = read_model_folder(copy_folder(source, tmp_path / precision))
@@ -134,6 +137,7 @@ def test_static_graphs_can_be_made_from_it(converted, windows, tmp_path) -> None
     assert _relative(_decode(static, windows[0], tokens), expected) < close
 
 
+@pytest.mark.slow
 def test_step_multiplies_the_stored_integers(tiny_folder, windows, tmp_path) -> None:
     convert_graphs(tiny_folder, tmp_path, "int8", windows)
     compiled = ov.Core().compile_model(tmp_path / "decoder_with_past_model.onnx", "CPU")
@@ -323,6 +327,7 @@ def stages(monkeypatch, tiny_folder: Path):
     return verified
 
 
+@pytest.mark.slow
 def test_export_in_another_precision(stages, tiny_checkpoint, tiny_audio, tmp_path) -> None:
     out = tmp_path / "out"
     settings = Conversion("int8", calibration_audio=tuple(tiny_audio))

@@ -126,6 +126,7 @@ def test_rows_that_share_windows_and_change_places(emulated, oracle, audio):
     both_step([emulated, oracle], audio, 3, calls, reorders)
 
 
+@pytest.mark.slow
 def test_full_context(emulated, oracle, audio):
     row = tokens(1, oracle.n_text_ctx)
     ours, theirs = (stepwise_logits(item, audio[:1], row) for item in (emulated, oracle))
@@ -138,6 +139,7 @@ def test_full_context(emulated, oracle, audio):
     session.close()
 
 
+@pytest.mark.slow
 def test_shorter_windows(tiny_folder, tmp_path, cache, oracle):
     copy = read_model_folder(copy_folder(tiny_folder, tmp_path / "elastic"))
     ensure_bundle(copy, windows=(10,))
@@ -161,6 +163,7 @@ def test_word_times(emulated, oracle, audio):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_without_alignment_says_so(tiny_folder, tmp_path, cache, audio):
     copy = copy_folder(tiny_folder, tmp_path / "plain")
     (copy / "decoder_alignment_model.onnx").unlink()
@@ -181,6 +184,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_give_what_the_cpu_gives(emulated, oracle, folder, tiny_audio, name):
     results = [
@@ -197,6 +201,7 @@ def test_options_give_what_the_cpu_gives(emulated, oracle, folder, tiny_audio, n
     assert results[0].to_dict()["device"] == EMULATED_LABEL
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(emulated, folder, tiny_audio):
     assert_repeatable(WhisperModel(folder, emulated), tiny_audio)
 
@@ -287,6 +292,7 @@ def test_options_the_device_cannot_follow(folder, options, message):
 
 
 # Shaped like large-v3-turbo (128 mels, a deep encoder, a shallow decoder) and like distil models.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder_layers", "decoder_layers", "mels"), [(4, 1, 128), (3, 2, 80)], ids=["turbo", "distil"]
 )

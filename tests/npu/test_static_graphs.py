@@ -64,6 +64,7 @@ def random_feed(bundle, name, seed=0):
     }
 
 
+@pytest.mark.slow
 def test_no_dynamic_dimension_anywhere(bundle):
     """Every node of every compiled graph, not only inputs and outputs."""
     core = ov.Core()
@@ -115,6 +116,7 @@ def test_cross_states_equal_the_dynamic_ones(bundle, folder):
         np.testing.assert_allclose(state, dynamic[name], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", [1, 2, 4])
 def test_prefill_ignores_what_pads_it(bundle, n_tokens):
     feed = random_feed(bundle, "prefill_4")
@@ -142,6 +144,7 @@ def test_step_ignores_what_lies_behind_its_position(bundle):
     assert not np.array_equal(run(path, feed)["logits"], first["logits"])
 
 
+@pytest.mark.slow
 def test_shorter_windows_hide_the_end_of_the_audio(folder, tmp_path):
     copy = copy_folder(folder, tmp_path / "elastic")
     bundle = ensure_bundle(read_model_folder(copy), windows=(10, 20))
@@ -184,6 +187,7 @@ ensure_bundle(read_model_folder(sys.argv[1]), windows=(5,))
 """
 
 
+@pytest.mark.slow
 def test_every_process_makes_the_same_files(tiny_folder, tmp_path):
     """Byte for byte; else the graphs would be compiled again wherever they are made again."""
     copies = []
@@ -235,6 +239,7 @@ def a_manifest_of_nonsense(path):
 DAMAGES = [cut_short, partly_zeroed, longer, of_another_graph, a_manifest_of_nonsense]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_bundle_is_made_again(folder, tmp_path, damage):
     copy = copy_folder(folder, tmp_path / "damaged")
@@ -255,6 +260,7 @@ def test_weights_of_a_bundle_are_its_own(folder, tmp_path):
         read_bundle(bundle_path(copy, "lossless"))
 
 
+@pytest.mark.slow
 def test_a_mended_folder_runs_no_graphs_of_the_damage(tiny_folder, tmp_path):
     """Whatever the certificate says: it was the damaged weights' sha256 for large files."""
     copy = copy_folder(tiny_folder, tmp_path / "mended")
@@ -307,6 +313,7 @@ def test_weights_are_stored_once(bundle, folder):
     assert (bundle.path / DATA_FILE).stat().st_size < 1.02 * parameters + masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["f16", "int8"])
 def test_smaller_weights_stay_close(folder, bundle, weights, tmp_path):
     copy = copy_folder(folder, tmp_path / weights)
@@ -324,6 +331,7 @@ def test_unknown_weights_are_refused(folder):
         ensure_bundle(read_model_folder(folder), weights="int4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -95,6 +95,7 @@ def test_results_are_written(measured) -> None:
         assert (measured.folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_recording_and_some_kinds(tiny_folder, tiny_audio, capsys) -> None:
     arguments = ["--model", tiny_folder, "--kinds", "stateful,off", "--new-tokens", "6"]
     assert run(tiny_audio[2], *arguments, "--repeats", "1") == 0

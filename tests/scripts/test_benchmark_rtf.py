@@ -98,6 +98,7 @@ def test_results_are_written(measured) -> None:
     assert (measured.folder / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_last_line_is_the_speed_and_roofline_covers_all_stages(
     tiny_folder, tiny_audio, capsys, monkeypatch
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_length_is_made_by_repeating(tmp_path, tiny_audio) -> None:
     np.testing.assert_array_equal(heard[15 * 16000 : 19 * 16000], heard[: 4 * 16000])
 
 
+@pytest.mark.slow
 def test_observing_finds_the_first_token_and_changes_nothing(tiny_folder, tiny_audio) -> None:
     from whisper_npu import load_model
 
@@ -322,6 +324,7 @@ def test_roofline_takes_the_tighter_bound() -> None:
     assert (text.roof_seconds, text.above) == (None, 2.0)
 
 
+@pytest.mark.slow
 def test_a_started_process_transcribes_and_tells_its_memory(tiny_folder, tiny_audio) -> None:
     from whisper_npu import load_model
 

@@ -114,6 +114,7 @@ class TestFailures:
 
 @UNIX
 class TestProcesses:
+    @pytest.mark.slow
     def test_names_that_would_control_the_terminal(self, tmp_path, tiny_folder):
         named = tmp_path / f"{EVIL}.wav"
         soundfile.write(named, voice(1.0), RATE)
@@ -138,6 +139,7 @@ class TestProcesses:
         done = shell(f"PROGRAM {command} >&-")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("program", ["transcribe", "stream"])
     def test_transcribing_with_a_closed_standard_output(self, program, tmp_path, tiny_folder):
         sound = tmp_path / "voice.wav"

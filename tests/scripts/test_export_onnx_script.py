@@ -156,6 +156,7 @@ print(code, sorted(loaded & {"torch", "transformers", "onnx"}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["nothing", "export", "other", "gpt2", "weights", "foreign", "file"]
 )

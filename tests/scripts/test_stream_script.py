@@ -67,17 +67,20 @@ def committed(lines):
 
 
 class TestInput:
+    @pytest.mark.slow
     def test_raw_samples(self, run):
         code, out, err = run(VOICE.tobytes(), *INVENT)
         assert (code, err) == (0, [])
         assert LINE.match(out)
 
+    @pytest.mark.slow
     def test_a_wav_is_the_same(self, run, tmp_path):
         path = tmp_path / "voice.wav"
         soundfile.write(path, VOICE, 16000)
         raw = run(VOICE.tobytes(), *INVENT, "--json-lines")
         assert run(path.read_bytes(), *INVENT, "--json-lines") == raw
 
+    @pytest.mark.slow
     def test_other_rates_and_channels(self, run):
         wide = np.repeat(np.repeat(VOICE, 3), 2).astype("<f4") / 32768
         options = ("--rate", 48000, "--channels", 2, "--format", "f32le", "--json-lines")
@@ -85,11 +88,13 @@ class TestInput:
         assert (code, err) == (0, [])
         assert json.loads(out.splitlines()[-1])["end"] == pytest.approx(4.0, abs=0.02)
 
+    @pytest.mark.slow
     def test_half_a_sample_at_the_end(self, run):
         code, _, err = run(VOICE.tobytes() + b"x", *INVENT)
         assert code == 0
         assert err == ["warning: the last 1 bytes are no whole sample: left out"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("content", [b"", b"x", b"fLaC" + bytes(100)])
     def test_no_samples(self, run, content):
         code, out, err = run(content, *INVENT)
@@ -107,6 +112,7 @@ class TestInput:
 
 
 class TestUsage:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "arguments",
         [
@@ -144,6 +150,7 @@ class TestUsage:
 
 
 class TestOutput:
+    @pytest.mark.slow
     def test_json_lines(self, run):
         _, out, _ = run(VOICE.tobytes(), *INVENT, "--json-lines")
         updates = [json.loads(line) for line in out.splitlines()]
@@ -157,6 +164,7 @@ class TestOutput:
         JsonLines(out).show([Committed(0.0, 1.0, " schön\x85", "de")], 1.0)
         assert json.loads(out.buffer.getvalue())["text"] == " schön\x85"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", FORMATS)
     def test_saved_in_every_format(self, run, tmp_path, suffix):
         path = tmp_path / f"talk.{suffix}"

@@ -66,6 +66,7 @@ class TestExitCodes:
         (line,) = out.splitlines()
         assert LINE.match(line)
 
+    @pytest.mark.slow
     def test_1_with_one_line_for_each_file_that_failed(self, run, sound, tmp_path):
         folder = tmp_path / "bad"
         folder.mkdir()
@@ -84,6 +85,7 @@ class TestExitCodes:
         assert (code, out) == (1, "")
         assert err == [f"error: {tmp_path / 'missing.wav'}: no such file"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -234,6 +236,7 @@ class TestInput:
         written = json.loads((tmp_path / "call.json").read_text())
         assert written["segments"][0]["channel"] == "left"
 
+    @pytest.mark.slow
     def test_tracks_of_a_film(self, run, tmp_path):
         tracks = [Track(voice(3.0), language="eng"), Track(voice(2.0), language="ger")]
         film = write_film(tmp_path / "film.mkv", *tracks, seconds=3)
@@ -274,6 +277,7 @@ class TestInput:
         for file in files:
             assert f"==> {file} <==" in out
 
+    @pytest.mark.slow
     def test_warnings_are_one_line_and_no_failure(self, run, tmp_path):
         samples = voice(2.0)
         samples[4000:4010] = np.nan
@@ -324,6 +328,7 @@ class TestOptions:
         assert out
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["voice.srt", "voice.txt"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["stateful", "concat", "static", "off"])
     def test_kinds_of_cache(self, run, sound, tmp_path, kind):
         code, _, _ = run(
@@ -335,6 +340,7 @@ class TestOptions:
         assert document["model"] == "tiny"
         assert document["text"]
 
+    @pytest.mark.slow
     def test_the_model_is_asked_in_the_language_given(self, run, sound, tmp_path):
         for name, code in (("German", "de"), ("fr", "fr")):
             assert run(sound, *INVENT, "--language", name, "-o", tmp_path, "-f", "json")[0] == 0

@@ -11,7 +11,7 @@ import numpy as np
 import tiny_whisper
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.engines.protocol import N_LOGITS, FollowsNothing, SingleStream
+from whisper_npu.runtime.engines.protocol import N_LOGITS, NoAttention, SingleStream
 from whisper_npu.runtime.model_folder.config import GenerationConfig, ModelConfig
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.text.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class FakeBackend(SingleStream):
         return FakeSession(self, len(audio) * rows_per_window)
 
 
-class FakeSession(FollowsNothing):
+class FakeSession(NoAttention):
     def __init__(self, backend, rows):
         self.backend = backend
         self.rows = rows

@@ -81,6 +81,7 @@ class TestLoadModel:
     def test_auto_takes_the_stateful_cache(self, tiny_folder):
         assert load_model(tiny_folder).backend.kv_cache == "stateful"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["concat", "static", "off"])
     def test_caches_for_comparison_are_exact(self, tiny_folder, kind):
         assert load_model(tiny_folder, kv_cache=kind).backend.precision == "f32"

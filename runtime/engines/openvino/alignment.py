@@ -14,7 +14,7 @@ def require_alignment_graph(folder: ModelFolder) -> None:
     """Make sure that a model folder can give word times.
 
     Raises:
-        ModelError: it lacks the graph for them.
+        ModelError: it lacks the alignment graph.
     """
     if not (folder.path / ALIGNMENT).is_file():
         raise ModelError(

@@ -1,8 +1,8 @@
-"""What the alignment heads of a decoder ask the audio for, handed out while it decodes.
+"""Returns the queries of a decoder's alignment heads while it decodes.
 
-Their queries are a few hundred numbers for each token. With the keys of the cross-attention, which
-a session holds anyway, they give what each token attended to: when it was spoken is known without
-running the text through another graph.
+The queries are a few hundred numbers for each token. With the keys of the cross-attention, which a
+session holds anyway, they give the attention of each token. So the time of each token is known
+without running the text through another graph.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ from whisper_npu.runtime.engines.protocol import Float32Array
 QUERIES = "alignment_queries"
 """Output float32 `(batch, heads, n, head_dim)`, scaled."""
 
-_IN_ONE_THREAD = 2**18  # multiplications up to which OpenBLAS stays in the thread it is called in
+_IN_ONE_THREAD = 2**18  # multiplications up to which OpenBLAS uses only the calling thread
 
 Heads = Sequence[tuple[int, int]]
-"""Alignment heads by layer and place in it."""
+"""Alignment heads by layer and index in the layer."""
 
 
 def expose_queries(decoder: ov.Model, heads: Heads) -> bool:
@@ -29,10 +29,10 @@ def expose_queries(decoder: ov.Model, heads: Heads) -> bool:
 
     Args:
         decoder: takes the states `past_key_values.*.encoder.key`.
-        heads: in the order they are handed out in; those of a layer are neighbours.
+        heads: in the order of the output; heads of a layer are neighbours.
 
     Returns:
-        False where the attention is built in a way this does not know; the graph is as it was.
+        False if the attention is built in an unknown way; the graph is then unchanged.
     """
     found = _cross_queries(decoder)
     parts = []
@@ -52,7 +52,7 @@ def expose_queries(decoder: ov.Model, heads: Heads) -> bool:
 
 
 def _cross_queries(decoder: ov.Model) -> dict[int, ov.Output]:
-    """By layer, the scaled queries of the cross-attention, `(batch, heads, n, head_dim)`."""
+    """Return the scaled queries of the cross-attention by layer, `(batch, heads, n, head_dim)`."""
     found = {}
     for node in decoder.get_ordered_ops():
         if node.get_type_name() != "Softmax":
@@ -83,7 +83,7 @@ def _cross_queries(decoder: ov.Model) -> dict[int, ov.Output]:
 
 
 def _unconverted(value: ov.Output) -> ov.Output:
-    """What was converted to another type."""
+    """Return a value as it was before conversions to other types."""
     while value.get_node().get_type_name() == "Convert":
         value = value.get_node().input_value(0)
     return value
@@ -97,19 +97,19 @@ def attention_weights(
     n_positions: int,
     pooled: int,
 ) -> Iterator[Float32Array]:
-    """What tokens attend to, by one alignment head after the other.
+    """Yield the attention of tokens, one alignment head after another.
 
     Args:
         queries: float32 `(heads, n, head_dim)` of one row.
         keys: the cross-attention states, `past_key_values.*.encoder.key` among them, `(batch,
             n_text_head, head_dim, n_audio_ctx)`.
-        heads: as the queries come.
-        row: which of the batch.
-        n_positions: how many positions count, the first ones.
-        pooled: audio positions that are taken together as one of these.
+        heads: in the order of the queries.
+        row: the row's index in the batch.
+        n_positions: number of pooled positions to return, from the first on.
+        pooled: audio positions that are pooled into one of them.
 
     Yields:
-        float32 `(n, n_positions)`, in proportion to what is attended to.
+        float32 `(n, n_positions)`, in proportion to the attention.
     """
     for of_head, (layer, head) in zip(queries, heads, strict=True):
         key = _numbers(keys[f"past_key_values.{layer}.encoder.key"], row, head)
@@ -121,9 +121,9 @@ def attention_weights(
 
 
 def _product(queries: Float32Array, keys: Float32Array) -> Float32Array:
-    """`queries @ keys`, some rows at a time: of more, numpy makes work for threads of its own.
+    """Compute `queries @ keys`, some rows at a time: for more rows, numpy would wake its threads.
 
-    They would wait for processor cores that decode.
+    These threads would wait for processor cores that decode.
     """
     n, width = queries.shape
     at_once = max(1, _IN_ONE_THREAD // keys.size)
@@ -134,7 +134,7 @@ def _product(queries: Float32Array, keys: Float32Array) -> Float32Array:
 
 
 def _numbers(states: ov.Tensor, row: int, head: int) -> Float32Array:
-    """One head's states, float32 `(head_dim, positions)`, whatever they are held in."""
+    """Return one head's states as float32 `(head_dim, positions)`, whatever their stored type."""
     values = states.data[row, head]
     if states.get_element_type() != ov.Type.bf16:
         return np.asarray(values, np.float32)

@@ -1,8 +1,8 @@
 """Compiles a model folder's graphs for one device, or loads them compiled from the cache.
 
-The graphs are read, changed into what is run (elastic windows, states that the plugin keeps,
-matrices in 8 bits), and compiled. On a processor the results for the stateful cache are kept on
-disk, and a later start reads no ONNX at all.
+The graphs are read, changed (elastic windows, states in the plugin, matrices in 8 bits), and
+compiled. On a processor the results for the stateful cache are kept on disk, and a later start
+reads no ONNX at all.
 """
 
 import logging
@@ -18,7 +18,7 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime.engines.cpu_capabilities import processor
 from whisper_npu.runtime.engines.kv_cache import is_self_attention
-from whisper_npu.runtime.engines.memory import available_bytes, give_back
+from whisper_npu.runtime.engines.memory import available_bytes, release_memory
 from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
 from whisper_npu.runtime.engines.openvino.alignment_queries import expose_queries
 from whisper_npu.runtime.engines.openvino.compile_cache import (
@@ -36,36 +36,36 @@ from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, 
 logger = logging.getLogger("whisper_npu")
 
 RECIPE_REVISION = 2
-"""In the cache's keys. Raise it whenever the same ONNX graphs would be compiled to other graphs,
-or facts get another form: after an edit of this module, `graphs`, `stateful`,
-`cross_states`, `alignment_queries` or `int8_weights`. Otherwise graphs that an older version
-compiled would be used."""
+"""In the cache's keys. Raise it if the same ONNX graphs would be compiled to other graphs, or facts
+get another form: after an edit of this module, `graphs`, `stateful`, `cross_states`,
+`alignment_queries` or `int8_weights`. Otherwise graphs that an older version compiled would be
+used."""
 
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 _HINTS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-# The graphs that the stateful cache needs. The decoder with past takes longest, so it goes first.
+# The graphs of the stateful cache. The decoder with past takes longest, so it comes first.
 _STATEFUL = {
     "with_past": DECODER_WITH_PAST,
     "encoder": ENCODER,
     "cross": DECODER,
 }
-_OF_WHOLE_WINDOWS = ("encoder", "cross")  # they wait for arithmetic, the decoder for memory
-_MEMORY_TO_KEEP = 4  # times the weights: what compiled graphs take on their way to the disk
+_OF_WHOLE_WINDOWS = ("encoder", "cross")  # they are compute-bound, the decoder is memory-bound
+_MEMORY_TO_KEEP = 4  # times the weights: the memory for writing compiled graphs to disk
 
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What is known of graphs once they have been read and changed.
+    """Facts about graphs after they have been read and changed.
 
     Attributes:
         dimensions: sizes of the model.
-        contract: what `present.*` held; None where nobody needs to know.
+        contract: the content of `present.*`; None if it is not needed.
         elastic: whether the encoder takes windows of any length.
         is_int8: whether matrices are in 8 bits.
-        options: by graph, what it is compiled with beside the options of all.
-        heads: alignment heads, by layer and place, whose queries the decoder hands out.
+        options: compile options of each graph, beside those of all graphs.
+        heads: alignment heads, by layer and index, whose queries the decoder returns.
     """
 
     dimensions: graphs.GraphDimensions
@@ -78,11 +78,11 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Graphs that are ready to run: `encoder`, and what the cache needs of the others.
+    """Graphs that are ready to run: `encoder`, and the other graphs that the cache needs.
 
     Attributes:
         graphs: by name.
-        facts: what is known of them.
+        info: facts about them.
     """
 
     graphs: dict[str, ov.CompiledModel]
@@ -103,7 +103,7 @@ class GraphCompiler:
         """Load compiled graphs, or compile them.
 
         Args:
-            kept: the cache to look in, and to keep them in; None compiles now.
+            kept: the cache to look in and to store them in; None compiles now.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
@@ -118,9 +118,7 @@ class GraphCompiler:
         if not self._has_room(kept):
             return self._compile_all()
         compiled = self._compile_all()
-        if (
-            self._keys() == keys
-        ):  # else files were replaced meanwhile, and nobody knows which it was
+        if self._keys() == keys:  # else the files were replaced during compilation
             self._keep(kept, keys, compiled)
         return compiled
 
@@ -137,7 +135,7 @@ class GraphCompiler:
             raise DeviceError(f"{self._device} cannot compile {file}: {reason}") from None
 
     def _has_room(self, kept: CompileCache) -> bool:
-        """Whether there is room for compiled graphs, those for streams included."""
+        """Whether there is room for compiled graphs, including those for streams."""
         size, name = self._folder.size, self._folder.name
         if 2 * size > kept.limit:
             logger.info("%s: compiled graphs may not fit into %d MB", name, kept.limit / 1e6)
@@ -170,7 +168,7 @@ class GraphCompiler:
         }
 
     def _load(self, kept: CompileCache, keys: dict[str, CacheKey]) -> Compiled | None:
-        """All graphs from the cache; None if one of them cannot be had."""
+        """Load all graphs from the cache; None if one of them is missing or unusable."""
         info = _read_facts(kept.facts(keys["encoder"]))
         if info is None or not all(map(kept.has, keys.values())):
             return None
@@ -197,7 +195,7 @@ class GraphCompiler:
             contents = Contents(str(self._folder.path), Path(file).stem, precision)
             if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.info)):
                 break
-        give_back()
+        release_memory()
 
     def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._plan.request.kv_cache
@@ -231,12 +229,12 @@ class GraphCompiler:
         is_int8 = self._plan.uses_int8 and self._can_round(wanted.values())
         heads = self._followed_heads(with_past, dimensions)
         if is_int8 and self._plan.is_fast_path and self._plan.compute_precision == "bf16":
-            # Half as much to write, and to read at each start. Done whether graphs are kept or
-            # not, so that the results are the same.
+            # Half as much to write, and to read at each start. Done even if graphs are not kept, so
+            # that the results are the same.
             int8_weights.narrow_tables(with_past)
         files = {**_STATEFUL, "decoder": DECODER}
         options: dict[str, dict[str, Any]] = {}
-        # A graph is rounded while the one before it is compiled.
+        # A graph is rounded while the graph before it is compiled.
         with ThreadPoolExecutor(max_workers=2) as compilers:
             jobs = {}
             for name, model in wanted.items():
@@ -257,20 +255,20 @@ class GraphCompiler:
     def _followed_heads(
         self, with_past: ov.Model, dimensions: graphs.GraphDimensions
     ) -> tuple[tuple[int, int], ...]:
-        """Have the decoder hand out queries of alignment heads; of which, if it can."""
+        """Let the decoder return queries of alignment heads, if it can; return these heads."""
         heads = self._folder.alignment_heads if self._plan.is_fast_path else ()
         is_known = all(head < dimensions.n_text_head for _, head in heads)
         return heads if is_known and expose_queries(with_past, heads) else ()
 
     def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
-        """Round a graph's matrices; what it is to be compiled with."""
+        """Round a graph's matrices; return the options to compile it with."""
         options: dict[str, Any] = {}
         if name in _OF_WHOLE_WINDOWS:
             if self._plan.is_whole:
                 return options
         else:
-            # Only from f32 is it sure to round what comes (`int8_weights`). The stateful cache's
-            # products with cross-attention states have a type of their own (`cross_states`).
+            # Activations are sure to be rounded only in f32 (`int8_weights`). The stateful cache's
+            # products with cross-attention states have their own type (`cross_states`).
             options = {hint: "f32" for hint in _HINTS if hint in self._plan.config}
         if int8_weights.round_products(model, attention=name != "encoder"):
             options[_GROUP_SIZE] = int8_weights.GROUP
@@ -280,7 +278,7 @@ class GraphCompiler:
         """Whether the graphs have matrices that can be in 8 bits.
 
         Raises:
-            ModelError: they have none, though int8 was asked for by name.
+            ModelError: they have none, though int8 was explicitly requested.
         """
         if any(map(int8_weights.has_matrices, models)):
             return True
@@ -291,7 +289,7 @@ class GraphCompiler:
         return False
 
     def _known_contract(self, with_past: ov.Model) -> KVContract | None:
-        """What `present.*` holds, where that is known without running the graph."""
+        """Return the content of `present.*`, if it is known without running the graph."""
         stated = self._folder.kv_contract
         contract = stated or graphs.detect_contract(with_past)
         if contract is not None:
@@ -301,7 +299,7 @@ class GraphCompiler:
 
 
 def _read_facts(content: dict[str, Any] | None) -> GraphInfo | None:
-    """Facts as they were kept; None if there are none that can be understood."""
+    """Return stored facts; None if they are missing or cannot be understood."""
     if content is None:
         return None
     try:
@@ -314,7 +312,7 @@ def _read_facts(content: dict[str, Any] | None) -> GraphInfo | None:
 
 
 def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> KVContract:
-    """Run one step on a past of two positions and look at what comes back."""
+    """Run one step on a past of two positions and look at the length of its states."""
     n_past, n_new = 2, 1
     d = dimensions
     for tensor in request.model_inputs:

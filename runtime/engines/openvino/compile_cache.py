@@ -2,9 +2,9 @@
 
 One file per compiled graph, named by a digest of everything the compiler's result depends on: the
 graph, OpenVINO, the device with its driver and compiler, and the options. A file begins with a
-header that repeats that digest and states the size and the sha256 of what counts: a file that is
-truncated, damaged, or belongs to something else is deleted and compiled anew, never used. Files
-appear whole or not at all, so that processes may share the cache without locks.
+header that repeats this digest and states the size and the sha256 of the content. A truncated,
+damaged or misplaced file is deleted and compiled anew, never used. Files appear whole or not at
+all, so that processes may share the cache without locks.
 """
 
 import hashlib
@@ -42,18 +42,18 @@ _FIELDS = {
     **{"digest": str, "bytes": int, "sha256": str},
     **{"key": dict, "facts": dict, "contents": dict},
 }
-_ABANDONED_AFTER = 3600.0  # seconds: no compilation writes its result for longer
+_ABANDONED_AFTER = 3600.0  # seconds: no compilation takes longer to write its result
 _GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What was compiled, in words for people; a graph is found by its key alone.
+    """A description of a compiled graph for people; a graph is found by its key alone.
 
     Attributes:
         model: the model folder it was first compiled from.
-        graph: which of the model's graphs.
-        precision: what it computes in, or how it keeps its weights.
+        graph: its name among the model's graphs.
+        precision: its arithmetic, or the form of its weights.
     """
 
     model: str
@@ -77,8 +77,8 @@ class CacheEntry:
         path: the file.
         size: in bytes.
         used: when it was last loaded or written, seconds since the epoch.
-        contents: what was compiled; None if the header cannot be read.
-        key: what its header says it depends on; empty likewise.
+        contents: the compiled graph; None if the header cannot be read.
+        key: the dependencies in its header; empty if the header cannot be read.
     """
 
     path: Path
@@ -99,24 +99,24 @@ class CompileCache:
     """The cache folder."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Use `folder`, which is made when first written to; hold at most `limit` bytes."""
+        """Use `folder`, which is made at the first write; hold at most `limit` bytes."""
         self.folder = folder
         self.limit = limit
 
     def path(self, key: CacheKey) -> Path:
-        """The file a compiled graph is kept in."""
+        """Return the file of a compiled graph."""
         return self.folder / f"{key.digest}{_SUFFIX}"
 
     def has(self, key: CacheKey) -> bool:
-        """Whether a file is there that looks whole; only loading it tells whether it is."""
+        """Whether there is a file that looks whole; only loading it proves that."""
         return self._header(key) is not None
 
     def load(
         self, core: ov.Core, key: CacheKey, options: Mapping[str, Any]
     ) -> ov.CompiledModel | None:
-        """The compiled graph, or None if the cache has none that can be used.
+        """Return the compiled graph, or None if the cache has no usable one.
 
-        A processor's graph goes on using the file's content where it is mapped.
+        A processor's graph continues to use the mapped content of the file.
         """
         path = self.path(key)
         try:
@@ -136,7 +136,7 @@ class CompileCache:
         return compiled
 
     def facts(self, key: CacheKey) -> dict[str, Any] | None:
-        """What was stored with a compiled graph to be known of it; None if there is none."""
+        """Return the facts stored with a compiled graph; None if there are none."""
         header = self._header(key)
         return None if header is None else dict(header["facts"])
 
@@ -148,7 +148,7 @@ class CompileCache:
         return None
 
     def is_writable(self) -> bool:
-        """Whether files can be written to the folder, which is made if need be."""
+        """Whether files can be written to the folder; it is made if it is missing."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -162,13 +162,13 @@ class CompileCache:
         contents: Contents,
         facts: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Keep a compiled graph; whether that worked (a full disk is no reason to stop).
+        """Store a compiled graph; return whether that worked (a full disk is no reason to stop).
 
         Args:
-            key: what it depends on.
+            key: the graph's dependencies.
             compiled: the graph.
-            contents: what the cache's list calls it.
-            facts: what to know of it before it is loaded, for JSON.
+            contents: its description in the cache's list.
+            facts: facts needed before it is loaded, for JSON.
         """
         try:
             content = compiled.export_model().getvalue()
@@ -192,7 +192,7 @@ class CompileCache:
         }
         first = json.dumps(header).encode().ljust(_HEADER - 1) + b"\n"
         if len(first) != _HEADER:
-            logger.debug("%s is described by too many words to be kept", contents)
+            logger.debug("%s is not kept: its description is too long", contents)
             return False
         unfinished: Path | None = None
         try:
@@ -214,10 +214,10 @@ class CompileCache:
         return True
 
     def entries(self) -> list[CacheEntry]:
-        """Files of the cache, least recently used first."""
+        """Return the files of the cache, least recently used first."""
         found = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
-            with suppress(OSError), open_regular(path) as file:  # gone meanwhile, or no file
+            with suppress(OSError), open_regular(path) as file:  # already gone, or no file
                 status = os.fstat(file.fileno())
                 header = _read_header(file)
                 found.append(
@@ -232,15 +232,15 @@ class CompileCache:
         return sorted(found, key=lambda entry: entry.used)
 
     def clear(self) -> int:
-        """Delete every file; how many there were."""
+        """Delete every file; return their number."""
         return _delete(*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(f"*{_UNFINISHED}"))
 
     def delete(self, entries: Iterable[CacheEntry]) -> int:
-        """Delete some of the files; how many could be."""
+        """Delete some of the files; return how many were deleted."""
         return _delete(*(entry.path for entry in entries))
 
     def _make_room(self, newest: Path) -> None:
-        """Delete what was used longest ago until the limit holds, and what a kill left behind."""
+        """Delete files of killed processes, and least recently used files until the limit holds."""
         now = time.time()
         for path in self.folder.glob(f"*{_UNFINISHED}"):
             with suppress(OSError):
@@ -258,12 +258,12 @@ class CompileCache:
 
 
 def cache_directory() -> Path:
-    """Where compiled graphs are kept: below `$WHISPER_NPU_CACHE`, else the user's cache."""
+    """Return the folder of compiled graphs: below `$WHISPER_NPU_CACHE`, else the user's cache."""
     return cache_folder() / "compiled"
 
 
 def default_cache() -> CompileCache:
-    """The user's cache, at most `$WHISPER_NPU_CACHE_LIMIT` GiB.
+    """Return the user's cache, at most `$WHISPER_NPU_CACHE_LIMIT` GiB.
 
     Raises:
         UsageError: the limit is no number.
@@ -287,15 +287,15 @@ def compile_cached(
     cache: CompileCache | None,
     contents: Contents,
 ) -> ov.CompiledModel:
-    """A compiled graph from the cache, else compiled now and kept.
+    """Return a compiled graph from the cache, else compile it now and store it.
 
     Args:
         core: the OpenVINO core.
-        read: reads (and edits) the graph; not called when the cache has its result.
+        read: reads (and edits) the graph; not called if the cache has its result.
         key: of the graph.
         options: to compile and to load with.
         cache: None to compile always.
-        contents: what the cache's list calls it.
+        contents: the graph's description in the cache's list.
 
     Raises:
         RuntimeError: the device refuses the graph (OpenVINO's error).
@@ -311,17 +311,17 @@ def compile_cached(
 
 
 def _delete(*paths: Path) -> int:
-    """Delete files; how many could be."""
+    """Delete files; return how many were deleted."""
     n_deleted = 0
     for path in paths:
-        with suppress(OSError):  # gone meanwhile, or in use on a system that minds
+        with suppress(OSError):  # already gone, or in use on a system that refuses to delete it
             path.unlink()
             n_deleted += 1
     return n_deleted
 
 
 class _UnusableError(Exception):
-    """A file that is not what its name says."""
+    """The content of a file does not match its name."""
 
 
 def _load(core: ov.Core, path: Path, key: CacheKey, options: Mapping[str, Any]) -> ov.CompiledModel:
@@ -372,7 +372,7 @@ def _matches(header: dict[str, Any], key: CacheKey, file: BinaryIO) -> bool:
 
 
 def _digest(facts: Mapping[str, Any]) -> Any:
-    """The beginning of a file's sha256, which the content is added to."""
+    """Start a file's sha256 with its facts; the content is added later."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
 
 

@@ -13,8 +13,8 @@ from whisper_npu.runtime.engines.cpu_capabilities import (
     require_precision,
 )
 
-# Shapes that each kind of operation keeps kernels for, in each graph. With the plugin's own number,
-# 5000, a process forgets nothing: live speech grew to 1 GiB. With 8, it is a tenth slower.
+# Number of shapes whose kernels each kind of operation keeps, in each graph. With the plugin's own
+# number, 5000, a process forgets nothing: live speech grew to 1 GiB. With 8, it is a tenth slower.
 _KERNELS_KEPT = 32
 
 CacheKind = Literal["stateful", "concat", "static", "off"]
@@ -25,7 +25,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 @dataclass(frozen=True)
 class CompileRequest:
-    """How graphs are to be run; see `OpenVINOBackend`."""
+    """The requested way to run graphs; see `OpenVINOBackend`."""
 
     device: str
     kv_cache: CacheKind
@@ -35,13 +35,13 @@ class CompileRequest:
 
 
 class Plan:
-    """How graphs are run on a device.
+    """The chosen way to run graphs on a device.
 
     Attributes:
-        request: how they are to be run.
-        uses_int8: whether matrices are to be in 8 bits.
-        compute_precision: what all else is computed in.
-        config: what every graph is compiled with.
+        request: the requested way.
+        uses_int8: whether matrices will be in 8 bits.
+        compute_precision: the precision of all other arithmetic.
+        config: compile options of every graph.
     """
 
     def __init__(self, core: ov.Core, request: CompileRequest) -> None:
@@ -49,8 +49,8 @@ class Plan:
 
         Raises:
             DeviceError: the device is missing.
-            UsageError: int8 is asked for on another device than a processor, or the device does
-                not compute in the precision.
+            UsageError: int8 is requested on a device that is no processor, or the device does not
+                compute in the precision.
         """
         self._core = core
         self.request = request
@@ -62,7 +62,7 @@ class Plan:
         available = self._core.available_devices
         plugin, _, number = self.request.device.partition(".")
         is_there = plugin in {name.split(".")[0] for name in available}
-        if is_there and number:  # the only one of its kind is called by its kind alone
+        if is_there and number:  # a single device of its kind has no number in its name
             numbers = self._core.get_property(plugin, "AVAILABLE_DEVICES")
             is_there = number in numbers or self.request.device in available
         if not is_there:
@@ -72,10 +72,10 @@ class Plan:
             )
 
     def _pick_precision(self) -> tuple[bool, Precision]:
-        """Whether matrices are to be in 8 bits, and what all else is computed in.
+        """Choose whether matrices are in 8 bits, and the precision of all other arithmetic.
 
-        By itself, int8 for the fast path where the processor multiplies in it, else f32. The other
-        kinds of cache are there to be compared with, so they are exact.
+        `auto` is int8 for the fast path on processors that multiply in it, else f32. The other
+        kinds of cache serve as a comparison, so they are exact.
         """
         wanted = self.request.precision
         if wanted == "auto":
@@ -84,7 +84,7 @@ class Plan:
         return wanted == "int8", self._pick_compute_precision() if wanted == "int8" else wanted
 
     def _pick_compute_precision(self) -> Precision:
-        """What is computed in beside 8 bits."""
+        """Choose the precision of arithmetic that is not in 8 bits."""
         if self.request.device.split(".")[0] != "CPU":
             raise UsageError(
                 f"precision int8 rounds weights as they are loaded, for processors; for "
@@ -99,7 +99,7 @@ class Plan:
             "INFERENCE_PRECISION_HINT": precision,
         }
         if "KV_CACHE_PRECISION" in self._core.get_property(device, "SUPPORTED_PROPERTIES"):
-            # Else it may be 8 bits, even where f32 is asked for. A GPU has 8 bits and f16.
+            # Else it may be 8 bits, even for f32. A GPU has 8 bits and f16.
             config["KV_CACHE_PRECISION"] = precision if device.startswith("CPU") else "f16"
         if device == "CPU":
             config["CPU_RUNTIME_CACHE_CAPACITY"] = _KERNELS_KEPT
@@ -108,22 +108,22 @@ class Plan:
         if wanted.streams > 1:
             config["NUM_STREAMS"] = wanted.streams
             if device == "CPU":
-                # Else a stream of one graph and a stream of another may be bound to the same
-                # processor core, while another core is idle.
+                # Else streams of two graphs may be bound to the same processor core while another
+                # core is idle.
                 config["ENABLE_CPU_PINNING"] = False
         return config
 
     @property
     def is_for_speed(self) -> bool:
-        """Whether the arithmetic was left to be what is fastest here."""
+        """Whether the precision is `auto`, for the fastest arithmetic here."""
         return self.request.precision == "auto" and self.is_fast_path
 
     @property
     def is_fast_path(self) -> bool:
-        """Whether graphs are made for speed, and can be kept: the stateful cache on a processor."""
+        """Whether graphs are made for speed and can be kept: the stateful cache on a processor."""
         return self.request.kv_cache == "stateful" and self.request.device == "CPU"
 
     @property
     def is_whole(self) -> bool:
-        """Whether the matrices that whole windows are multiplied by stay as they are."""
+        """Whether the matrices that multiply whole windows stay as they are."""
         return not self.uses_int8 or is_faster_whole(self.compute_precision)

@@ -1,4 +1,4 @@
-"""What a compiled graph depends on, and so what it is found by in the cache of compiled graphs."""
+"""The dependencies of a compiled graph, which are its key in the cache of compiled graphs."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import openvino as ov
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What a compiled graph depends on; `digest` stands for all of it."""
+    """The dependencies of a compiled graph; `digest` stands for all of them."""
 
     graph: str
     openvino: str
@@ -28,7 +28,7 @@ class CacheKey:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """For the header."""
+        """Return the dependencies for the header."""
         return {
             "graph": self.graph,
             "openvino": self.openvino,
@@ -43,14 +43,14 @@ class CacheKey:
 def cache_key(
     core: ov.Core, graph: str, device: str, options: Mapping[str, Any], *, runs_on: str = ""
 ) -> CacheKey:
-    """The key of a graph compiled for a device.
+    """Return the key of a graph compiled for a device.
 
     Args:
         core: the OpenVINO core that compiles.
         graph: identifies the graph with its weights.
         device: the OpenVINO device.
         options: the options it is compiled with.
-        runs_on: the device that does the work, where that is not `device`.
+        runs_on: the device that does the work, if it is not `device`.
     """
     return CacheKey(
         graph=graph,
@@ -64,7 +64,7 @@ def cache_key(
 
 
 def _property(core: ov.Core, device: str, name: str) -> str:
-    """A property of a device, or an empty text where the device has none such."""
+    """Return a property of a device, or an empty text if the device does not have it."""
     if name.startswith("NPU_") and not device.startswith("NPU"):
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Cross-attention states: how they are made of the encoded audio, and how they are read."""
+"""Changes how graphs make and read the cross-attention states."""
 
 from collections.abc import Iterator
 
@@ -22,22 +22,22 @@ from whisper_npu.runtime.model_folder.folder import DECODER
 def cross_attention_projection(
     decoder: ov.Model, element_type: ov.Type, *, multiply_in_it: bool = False
 ) -> ov.Model:
-    """The part of `decoder_model` that turns encoded audio into cross-attention states.
+    """Cut out the part of `decoder_model` that turns encoded audio into cross-attention states.
 
     Args:
         decoder: the graph of `decoder_model.onnx`; used up by this call.
-        element_type: what the states are handed over in.
-        multiply_in_it: multiply in that type by name, so that the states come out of the products
-            as they are handed over: matrix by audio, not audio by matrix, which would be turned
-            afterwards. A product that is spelled in a way not known stays as it is.
+        element_type: the type of the returned states.
+        multiply_in_it: multiply explicitly in that type and in the order matrix by audio, so that
+            products return the states in their final form. Audio by matrix would need a transpose
+            afterwards. A product of unknown form stays as it is.
 
     Returns:
-        a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch, as
-        `transpose_cross_states` takes them.
+        a model from `encoder_hidden_states` to `past_key_values.*.encoder.*`, any batch, in the
+        form of `transpose_cross_states`.
     """
     hidden = port(decoder.inputs, "encoder_hidden_states").get_node()
     tokens = port(decoder.inputs, "input_ids").get_node()
-    # Exported graphs read the batch size from the tokens; here only the audio has one.
+    # Exported graphs read the batch size from the tokens; here only the audio has a batch.
     batch = ops.gather(ops.shape_of(hidden), ops.constant([0]), ops.constant(0))
     one_token = ops.broadcast(
         ops.constant(0, dtype=np.int64), ops.concat([batch, ops.constant([1])], 0)
@@ -66,14 +66,14 @@ def cross_attention_projection(
 def _matrix_by_audio(
     state: ov.Output, hidden: ov.Node, heard: ov.Node, element_type: ov.Type
 ) -> ov.Output | None:
-    """The state `(batch, heads, head_dim, n_audio_ctx)`, by a product that gives it in this order.
+    """Return the state `(batch, heads, head_dim, n_audio_ctx)` from a product in this order.
 
     Args:
         state: `(batch, heads, n_audio_ctx, head_dim)`, made from `hidden` by one matrix, and a bias
-            if it has one. None is returned where it is made in another way.
+            if it has one. The result is None if it is made in another way.
         hidden: the encoded audio, `(batch, n_audio_ctx, width)`.
-        heard: the same in the type, `(batch, 1, n_audio_ctx, width)`.
-        element_type: the type.
+        heard: the encoded audio in `element_type`, `(batch, 1, n_audio_ctx, width)`.
+        element_type: the type of the state.
     """
     n_heads, head_dim = (state.get_partial_shape()[axis] for axis in (1, 3))
     node, bias = state.get_node(), None
@@ -108,22 +108,22 @@ def _matrix_by_audio(
 def transpose_cross_states(
     decoder_with_past: ov.Model, element_type: ov.Type, *, multiply_in_it: bool
 ) -> None:
-    """Take the cross-attention states as they are read fastest, at every step, in place.
+    """Change a decoder, in place, to take the cross-attention states in the fastest form.
 
     Args:
         decoder_with_past: its inputs `past_key_values.*.encoder.*` become `(batch, heads, head_dim,
             n_audio_ctx)`: in both products of an attention, the positions are then neighbours in
-            memory, and nothing has to be rearranged before it is multiplied.
-        element_type: what they are taken in.
+            memory, and nothing must be rearranged before it is multiplied.
+        element_type: the type of these inputs.
         multiply_in_it: multiply in that type too, whatever the graph is computed in. Otherwise
-            that is left to the device.
+            the device chooses.
     """
     for tensor in decoder_with_past.inputs:
         name = state_name(tensor)
         if not (name and is_cross_attention(name)):
             continue
         states = tensor.get_node()
-        own_type = getattr(ov.Type, tensor.element_type.get_type_name())  # not what it will be
+        own_type = getattr(ov.Type, tensor.element_type.get_type_name())  # before the change
         products = list(_products_with(states))
         *sizes, n_audio_ctx, head_dim = tensor.partial_shape
         readers = list(states.output(0).get_target_inputs())
@@ -131,7 +131,7 @@ def transpose_cross_states(
         states.set_element_type(element_type)
         states.validate_and_infer_types()
         as_before = _turned(converted(states.output(0), own_type))
-        for reader in readers:  # those that are no products keep it
+        for reader in readers:  # readers that are no products keep the old form
             reader.replace_source_output(as_before)
         for product, turned in products:
             computed_in = product.get_element_type()
@@ -147,7 +147,7 @@ def transpose_cross_states(
 
 
 def _products_with(states: ov.Node) -> Iterator[tuple[ov.Node, bool]]:
-    """Products `x @ states`, and whether the states' last two axes are exchanged before."""
+    """Yield products `x @ states`, and whether the states' last two axes are exchanged before."""
     waiting = [(states, False)]
     while waiting:
         node, turned = waiting.pop()
@@ -172,5 +172,5 @@ def _is_transpose(node: ov.Node, order: list[int]) -> bool:
 
 
 def _turned(states: ov.Output) -> ov.Output:
-    """States with their last two axes exchanged."""
+    """Return states with their last two axes exchanged."""
     return ops.transpose(states, ops.constant([0, 1, 3, 2])).output(0)

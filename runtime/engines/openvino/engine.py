@@ -1,4 +1,4 @@
-"""Runs a model folder on OpenVINO, with the decoder's cache kept in one of four ways.
+"""Runs a model folder on OpenVINO, with one of four kinds of cache for the decoder.
 
 | kind     | past key/value states                                                    |
 | -------- | ------------------------------------------------------------------------ |
@@ -42,7 +42,7 @@ from whisper_npu.runtime.engines.protocol import (
 from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
 
 _MOST_STREAMS = 4
-_WINDOW_STEP = 200  # frames of 10 ms: as fine as is worth compiling kernels for
+_WINDOW_STEP = 200  # frames of 10 ms: finer steps are not worth their kernels
 
 
 class OpenVINOBackend(SingleStream):
@@ -64,23 +64,23 @@ class OpenVINOBackend(SingleStream):
         Args:
             folder: the model.
             device: an OpenVINO device name.
-            kv_cache: where past states are kept.
-            precision: arithmetic the device is asked for. `int8` multiplies by matrices in 8
-                bits (see `int8_weights`). The rest of the encoder, and what is done with
-                cross-attention's states, is in bf16 where the processor computes in it, else in
-                f32, as the rest of the decoder is; with AMX all of the encoder is in bf16.
+            kv_cache: the kind of cache for past states.
+            precision: the arithmetic requested of the device. `int8` multiplies by matrices in 8
+                bits (see `int8_weights`). The rest of the encoder, and products with
+                cross-attention's states, are in bf16 if the processor computes in it, else in f32.
+                The rest of the decoder is in f32. With AMX all of the encoder is in bf16.
                 `auto` is int8 for the stateful cache on a processor that multiplies in it,
                 else f32.
             threads: processor threads for inference; 0 leaves it to OpenVINO.
-            streams: callers the threads are divided among.
+            streams: callers that share the threads.
             cache: of compiled graphs, used for the stateful cache on a processor; None compiles
                 them now.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
             DeviceError: the device is missing or refuses a graph.
-            UsageError: int8 is asked for on another device, or a precision that the device does
-                not compute in.
+            UsageError: int8 is requested on a device that is no processor, or the device does not
+                compute in the precision.
         """
         self._core = openvino_core()
         self._folder = folder
@@ -98,7 +98,7 @@ class OpenVINOBackend(SingleStream):
         self._info = compiled.info
         self._n_text_ctx = folder.context_length(self._info.dimensions.n_text_ctx)
         self._n_threads_used = 1
-        if device.startswith("CPU"):  # a compiled graph answers when no request of it is running
+        if device.startswith("CPU"):  # a compiled graph answers while no request of it is running
             found = compiled.graphs["encoder"].get_property("INFERENCE_NUM_THREADS")
             self._n_threads_used = int(found)
         self._n_alone = streams if self._n_threads_used > streams else 0
@@ -113,24 +113,24 @@ class OpenVINOBackend(SingleStream):
         self._streams: OpenVINOBackend | None = self if streams > 1 else None
         self._streams_lock = Lock()
         self._preparing = Lock()
-        if self._n_alone == 1:  # until there is something to encode it is done
+        if self._n_alone == 1:  # it is done before there is something to encode
             Thread(target=self._try_to_prepare, name="whisper-npu-preparing").start()
 
     def _may_race(self, name: str) -> bool:
-        """Whether a graph's first run is to be kept to one thread; see `workarounds`.
+        """Whether a graph's first run must be single-threaded; see `workarounds`.
 
-        Where the plugin keeps the states, kernels of the decoder's work their shapes out alone.
+        If the plugin keeps the states, the decoder's kernels compute their shapes alone.
         """
         return self._info.elastic if name == "encoder" else not self._plan.is_fast_path
 
     def _try_to_prepare(self) -> None:
-        with suppress(DeviceError):  # whoever encodes is told
+        with suppress(DeviceError):  # the caller that encodes gets the error
             self._prepare()
 
     def _prepare(self) -> None:
-        """Have the encoder run its shortest window, if it has not run for this thread.
+        """Run the encoder's shortest window, if it has not run for this thread.
 
-        The first time one thread does everything, so it should be little.
+        The first run is single-threaded, so it uses the shortest window.
         """
         pool = self._pools["encoder"]
         with self._preparing:
@@ -146,16 +146,16 @@ class OpenVINOBackend(SingleStream):
 
     @property
     def n_streams(self) -> int:
-        """Streams that the threads are divided among; one where the device is no processor."""
+        """Number of streams that share the threads; one if the device is no processor."""
         if self._device != "CPU" or self._kv_cache != "stateful":
             return 1
         return min(self._n_threads_used, _MOST_STREAMS)
 
-    def in_streams(self) -> "OpenVINOBackend":
-        """The same model compiled for `n_streams` callers at once, the first time it is wanted."""
+    def parallel(self) -> "OpenVINOBackend":
+        """Return the same model for `n_streams` callers at once; compiled at the first call."""
         if self.n_streams == 1:
             return self
-        self.calls.check()  # the lock may have been taken when the process was forked
+        self.calls.check()  # the process may have been forked while the lock was held
         with self._streams_lock:
             if self._streams is None:
                 self._streams = OpenVINOBackend(
@@ -172,34 +172,34 @@ class OpenVINOBackend(SingleStream):
 
     @property
     def n_mels(self) -> int:
-        """Mel bands the encoder takes."""
+        """Mel bands of the encoder's input."""
         return self._info.dimensions.n_mels
 
     @property
     def n_audio_ctx(self) -> int:
-        """Positions the encoder gives for a window."""
+        """Positions of an encoded window."""
         return self._info.dimensions.n_audio_ctx
 
     @property
     def window_frames(self) -> tuple[int, ...]:
-        """Frames a window may have: every 2 s, where the encoder could be made elastic."""
+        """Lengths of a window in frames, every 2 s, if the encoder could be made elastic."""
         whole = 2 * self.n_audio_ctx
         shorter = range(_WINDOW_STEP, whole, _WINDOW_STEP) if self._info.elastic else ()
         return (*shorter, whole)
 
     @property
     def n_text_ctx(self) -> int:
-        """Positions the decoder has."""
+        """Positions of the decoder."""
         return self._n_text_ctx
 
     @property
     def n_vocab(self) -> int:
-        """Tokens the decoder chooses from."""
+        """Size of the decoder's vocabulary."""
         return self._info.dimensions.n_vocab
 
     @property
     def device(self) -> str:
-        """The devices that execute the graphs, as the compiled graphs themselves report them."""
+        """The devices that execute the graphs, as reported by the compiled graphs themselves."""
         found = {
             device: None
             for pool in self._pools.values()
@@ -209,18 +209,18 @@ class OpenVINOBackend(SingleStream):
 
     @property
     def kv_cache(self) -> str:
-        """Where past states are kept."""
+        """The kind of cache for past states."""
         return self._kv_cache
 
     @property
     def precision(self) -> str:
-        """The arithmetic the device was asked for; `int8+` what the encoder does all else in."""
+        """The arithmetic requested of the device; `int8+` and the encoder's other arithmetic."""
         compute_precision = self._plan.compute_precision
         return f"int8+{compute_precision}" if self._info.is_int8 else compute_precision
 
     @property
     def is_exact(self) -> bool:
-        """In f32, unless that is just what this processor is fastest in."""
+        """Whether the arithmetic is f32, unless `auto` chose it as the fastest here."""
         return self.precision == "f32" and not self._plan.is_for_speed
 
     @calling_device
@@ -250,7 +250,7 @@ class OpenVINOBackend(SingleStream):
 
     @calling_device
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
-        """What the tokens of finished texts attend to; see `Backend.align`.
+        """Return the attention of finished texts; see `Backend.align`.
 
         The graph for it is compiled at the first call.
         """
@@ -271,7 +271,7 @@ class OpenVINOBackend(SingleStream):
 
     @calling_device
     def start(self, audio: Float32Array, rows_per_window: int = 1) -> DecoderSession:
-        """Begin decoding encoded windows; see `Backend.start`."""
+        """Start decoding encoded windows; see `Backend.start`."""
         if self._kv_cache == "stateful":
             return StatefulSession(
                 self._pools["cross"],

@@ -1,4 +1,4 @@
-"""What is read from, and done to, the three ONNX graphs once OpenVINO has read them."""
+"""Reads facts from the three ONNX graphs, and changes the graphs, after OpenVINO has read them."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +25,8 @@ from whisper_npu.runtime.model_folder.read_errors import cannot_read
 
 _NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 _MATRIX_RANK = 2
-_ROWS_AT_ONCE = 512  # of a table: what is made of them stays in the processor's cache
-_THREADS = 2  # that convert; more would wait for memory
+_ROWS_AT_ONCE = 512  # of a table at a time: the result stays in the processor's cache
+_THREADS = 2  # that convert; more threads would wait for memory
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_graph(core: ov.Core, path: Path) -> ov.Model:
     """
     try:
         with without_links(path) as real:
-            # Weights that were mapped would stay in memory until every graph is compiled; copies go
+            # Mapped weights would stay in memory until every graph is compiled; copies are freed
             # one by one (peak of a first start, tiny.en in int8: 459 instead of 592 MiB).
             return core.read_model(real, config={"ENABLE_MMAP": False})
     except (RuntimeError, MemoryError) as error:
@@ -61,16 +61,16 @@ def read_graph(core: ov.Core, path: Path) -> ov.Model:
 def require_tensors(
     model: ov.Model, path: Path, inputs: Mapping[str, int], outputs: Mapping[str, int]
 ) -> None:
-    """Check that a graph is of the kind that is to be run.
+    """Check that a graph is of the expected kind.
 
     Args:
         model: the graph.
         path: its file, for the message.
-        inputs: the rank of each input it must have.
-        outputs: the same of outputs.
+        inputs: the rank of each required input.
+        outputs: the rank of each required output.
 
     Raises:
-        ModelError: one is missing, or has another rank.
+        ModelError: an input or output is missing, or has another rank.
     """
     for kind, ports, wanted in (
         ("input", model.inputs, inputs),
@@ -91,7 +91,7 @@ def require_tensors(
 
 
 def port(ports: list[ov.Output], name: str) -> ov.Output:
-    """The input or output called `name`; a port may carry several names.
+    """Return the input or output called `name`; a port may carry several names.
 
     Raises:
         ModelError: there is none.
@@ -103,7 +103,7 @@ def port(ports: list[ov.Output], name: str) -> ov.Output:
 
 
 def state_name(tensor: ov.Output) -> str | None:
-    """The `past_key_values.*` or `present.*` name of a port, None for other ports."""
+    """Return the `past_key_values.*` or `present.*` name of a port, None for other ports."""
     for name in tensor.get_names():
         if name.startswith(("past_key_values.", "present.")):
             return str(name)
@@ -111,9 +111,9 @@ def state_name(tensor: ov.Output) -> str | None:
 
 
 def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
-    """The constant that a node multiplies by, `(n_out, n_in)`, in the graph's memory.
+    """Return the constant that a node multiplies by, `(n_out, n_in)`, in the graph's memory.
 
-    None where it is no product of that kind, or the constant is no floating-point matrix.
+    None if the node is no such product, or the constant is no floating-point matrix.
     """
     if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_a"]:
         return None
@@ -135,9 +135,9 @@ def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
 
 
 def to_bfloat16(values: Float32Array) -> ov.Tensor:
-    """The nearest bf16 of finite numbers, ties to even.
+    """Round finite numbers to the nearest bf16, ties to even.
 
-    OpenVINO's own conversion of a constant cuts off where the last bit that is left is even.
+    OpenVINO's own conversion of a constant truncates if the last remaining bit is even.
     """
     narrow = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
     bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1, values.shape[-1])
@@ -154,16 +154,16 @@ def to_bfloat16(values: Float32Array) -> ov.Tensor:
 
 
 def converted(value: ov.Output, element_type: ov.Type) -> ov.Output:
-    """A value in a type; itself where it is in it already."""
+    """Convert a value to a type; return the value itself if it has this type."""
     if value.get_element_type() == element_type:
         return value
     return ops.convert(value, element_type.get_type_name()).output(0)
 
 
 def transpose_weights(model: ov.Model) -> None:
-    """Store the matrices that a graph multiplies by as the processor's plugin reads them, in place.
+    """Store a graph's matrices in the order that the processor's plugin reads, in place.
 
-    It turns those of the other order each time a compiled graph is loaded, and keeps the copy.
+    The plugin transposes other matrices each time it loads a compiled graph, and keeps the copy.
     """
     for node in model.get_ordered_ops():
         matrix = matrix_of(node)
@@ -177,7 +177,7 @@ def transpose_weights(model: ov.Model) -> None:
 
 
 def read_dimensions(encoder: ov.Model, decoder_with_past: ov.Model) -> GraphDimensions:
-    """Sizes of the model.
+    """Read the sizes of the model.
 
     Raises:
         ModelError: a size that must be fixed is dynamic.
@@ -211,9 +211,9 @@ def read_dimensions(encoder: ov.Model, decoder_with_past: ov.Model) -> GraphDime
 
 
 def n_positions(decoder: ov.Model) -> int | None:
-    """Rows of the table that a decoder looks positions up in; None where it has none like that.
+    """Return the rows of a decoder's table of positions; None if there is no such table.
 
-    It looks tokens up in the other table.
+    The decoder's other table holds the tokens.
     """
     n_vocab = port(decoder.outputs, "logits").partial_shape[2]
     tables = set()
@@ -230,11 +230,11 @@ def n_positions(decoder: ov.Model) -> int | None:
 
 
 def detect_contract(decoder_with_past: ov.Model) -> KVContract | None:
-    """What the graph's `present.*.decoder.*` outputs hold, worked out from shapes alone.
+    """Find the content of the graph's `present.*.decoder.*` outputs from shapes alone.
 
-    Gives the inputs a past and a number of new tokens that differ, lets OpenVINO infer the output
-    shapes, and compares. None where shape inference leaves the length open: then one step
-    must be run to know.
+    Gives the inputs a past and a different number of new tokens, lets OpenVINO infer the output
+    shapes, and compares. None if shape inference leaves the length open: then only one step
+    can tell.
     """
     n_past, n_new = 5, 2
     probe = decoder_with_past.clone()
@@ -261,7 +261,7 @@ def detect_contract(decoder_with_past: ov.Model) -> KVContract | None:
 
 
 def contract_of(n_present: int, n_past: int, n_new: int) -> KVContract:
-    """The contract under which a step of `n_new` tokens on `n_past` returns `n_present` positions.
+    """Return the contract that gives `n_present` positions for `n_new` tokens after `n_past`.
 
     Raises:
         ModelError: neither contract does.
@@ -282,7 +282,7 @@ def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
     Adds only as many rows of the positional embedding as the window has positions.
 
     Returns:
-        whether the graph could be changed; it is left as it was if not.
+        whether the graph could be changed; if not, it is unchanged.
     """
     found = []
     for node in encoder.get_ordered_ops():
@@ -315,8 +315,8 @@ def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
 def keep_last_logits(decoder: ov.Model) -> None:
     """Project only the last `N_LOGITS` positions to the vocabulary, in place.
 
-    The projection is the dearest part of a prompt's prefill, and its other rows are never read.
-    A graph whose logits do not come straight from a matrix product is left as it is.
+    The projection is the most expensive part of a prompt's prefill, and its other rows are never
+    read. A graph whose logits do not come straight from a matrix product stays unchanged.
     """
     result = port(decoder.outputs, "logits").get_node()
     product = result.input_value(0).get_node()
@@ -329,7 +329,7 @@ def keep_last_logits(decoder: ov.Model) -> None:
 
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
-    """The encoder, the decoder, and the decoder with past.
+    """Read the encoder, the decoder, and the decoder with past.
 
     Raises:
         ModelError: a file is damaged, is another graph, or belongs to another model.
@@ -352,7 +352,7 @@ def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, o
 def _require_one_model(
     folder: ModelFolder, encoder: ov.Model, decoder: ov.Model, with_past: ov.Model
 ) -> None:
-    """Check that the decoders agree, and take the states that the encoder gives."""
+    """Check that the decoders agree with each other and with the encoder's states."""
 
     def sizes(graph: ov.Model) -> dict[str, str]:
         states = filter(state_name, graph.outputs)
@@ -383,11 +383,11 @@ def _require_one_model(
 
 
 def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
-    """Refuse weights that are no numbers, or infinite: they decode to any text at all.
+    """Refuse weights that are no numbers, or infinite: they decode to arbitrary text.
 
     Args:
         folder: the model, for the message.
-        trio: its graphs, as `read_trio` gives them.
+        trio: its graphs, as `read_trio` returns them.
 
     Raises:
         ModelError: names the graph and the weight.
@@ -404,9 +404,9 @@ def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:
-    """Whether floating-point values are finite, or a mask: zero and minus infinity alone."""
+    """Whether floating-point values are finite, or a mask: only zeros and minus infinity."""
     with np.errstate(over="ignore", invalid="ignore"):
-        # One pass without a copy. It may overflow where no value is infinite: then look at each.
+        # One pass without a copy. It may overflow for finite values: then check each value.
         total = values.sum(dtype=np.float32 if values.dtype == np.float16 else None)
     if np.isfinite(total):
         return True

@@ -1,12 +1,12 @@
-"""Matrices in 8 bits, and graphs whose products are computed in them.
+"""Rounds matrices to 8 bits, so that graphs compute their products in 8 bits.
 
-Every output of a matrix product has a scale of its own, so that its largest weight is 127. With
-such weights OpenVINO's processor plugin also rounds what they are multiplied by, as it comes, in
-groups of neighbours with one scale each, and multiplies integers. Attention, normalisation and
-convolutions stay in floating point.
+Every output of a matrix product has its own scale, so that its largest weight is 127. With such
+weights OpenVINO's processor plugin also rounds activations as they arrive, in groups of neighbours
+with one scale each, and multiplies integers. Attention, normalisation and convolutions stay in
+floating point.
 
-It does so where what comes is in f32. In a graph that is computed in bf16 it may turn the matrices
-into bf16 instead, at every product anew (seen on a processor with AMX).
+The plugin does so if activations are in f32. In a graph computed in bf16 it may instead convert the
+matrices to bf16, at every product anew (seen on a processor with AMX).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -24,21 +24,21 @@ GROUP = 128
 
 _LARGEST = 127
 _MATRIX_RANK = 2
-_OUTPUTS_AT_ONCE = 512  # of a matrix: what is made of them stays in the processor's cache
-_THREADS = 2  # that round; more would wait for memory
+_OUTPUTS_AT_ONCE = 512  # of a matrix at a time: the result stays in the processor's cache
+_THREADS = 2  # that round; more threads would wait for memory
 
 
 def round_matrix(
     values: npt.NDArray[np.floating], axis: int
 ) -> tuple[npt.NDArray[np.int8], Float32Array]:
-    """A matrix as `codes * scales`, one scale for each place along `axis`.
+    """Round a matrix to `codes * scales`, with one scale for each index along `axis`.
 
     Args:
         values: floating point, two dimensions.
         axis: that of a product's outputs.
 
     Returns:
-        codes int8 of the same shape, -127 to 127, and scales float32, as many as there are outputs.
+        codes int8 of the same shape, -127 to 127, and scales float32, one for each output.
     """
     largest = np.abs(values).max(axis=1 - axis).astype(np.float32)
     scales = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
@@ -50,14 +50,14 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
     """Round the matrices a graph multiplies by to 8 bits, in place.
 
     Args:
-        model: a graph. Products of matrices that are no constants, and matrices that are in 8 bits
-            already, stay as they are; so do tables that are looked up.
-        attention: also what makes an attention's queries, keys, values and output, which are the
-            square matrices of a Whisper. An encoder is twice as far off with them, and hardly
+        model: a graph. Products without a constant matrix, matrices that are already in 8 bits, and
+            lookup tables stay as they are.
+        attention: also round the matrices of an attention's queries, keys, values and output, which
+            are the square matrices of a Whisper. They make an encoder twice as inexact, and hardly
             faster.
 
     Returns:
-        how many products.
+        the number of rounded products.
     """
     found = [
         (node, matrix)
@@ -84,10 +84,10 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
 
 
 def narrow_tables(model: ov.Model) -> None:
-    """Keep tables that are looked up in bf16, in place.
+    """Store lookup tables in bf16, in place.
 
-    In a graph that is computed in bf16 this changes nothing: what is looked up is rounded to it.
-    In one that is computed in f32 it rounds what else would not be, by less than 8 bits do.
+    In a graph computed in bf16 this changes nothing: values from a table are rounded to it anyway.
+    In a graph computed in f32 it adds a rounding, smaller than that of 8 bits.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Gather" or node.get_attributes()["batch_dims"]:
@@ -107,7 +107,7 @@ def narrow_tables(model: ov.Model) -> None:
 
 
 def has_matrices(model: ov.Model) -> bool:
-    """Whether a graph has matrices that `round_products` rounds, or that are in 8 bits already."""
+    """Whether a graph has matrices that `round_products` rounds, or that are already in 8 bits."""
     return any(
         matrix_of(node) is not None
         or (
@@ -120,13 +120,13 @@ def has_matrices(model: ov.Model) -> bool:
 
 
 class _RoundedMatrix:
-    """A matrix `(n_out, n_in)` rounded part by part, in the order it is stored in.
+    """A matrix `(n_out, n_in)` rounded part by part, in its stored order.
 
-    Turning a matrix takes longer than rounding it.
+    Transposing a matrix takes longer than rounding it.
 
     Attributes:
-        axis: that of the outputs, in memory.
-        codes: int8 `(n_out, n_in)`; or, where outputs are neighbours in memory, `(n_in, n_out)`.
+        axis: the axis of the outputs, in memory.
+        codes: int8 `(n_out, n_in)`; or, if outputs are neighbours in memory, `(n_in, n_out)`.
         scales: float32 `(n_out,)`.
     """
 
@@ -137,7 +137,7 @@ class _RoundedMatrix:
         self.scales = np.empty(len(matrix), np.float32)
 
     def codes_by_output(self) -> npt.NDArray[np.int8]:
-        """Int8 `(n_out, n_in)`, stored that way; see `store_by_output`."""
+        """Int8 `(n_out, n_in)`, stored in this order; see `transpose_weights`."""
         return np.ascontiguousarray(self.codes if self.axis == 0 else self.codes.T)
 
     def parts(self) -> list[slice]:

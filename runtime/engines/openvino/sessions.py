@@ -1,6 +1,6 @@
-"""Decoding sessions on OpenVINO requests: one for each way of keeping past states.
+"""Decoding sessions on OpenVINO requests, one class for each kind of cache.
 
-Which is which: see `openvino_backend`.
+See `engine` for the kinds.
 """
 
 import logging
@@ -22,18 +22,18 @@ from whisper_npu.runtime.engines.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.engines.memory import give_back
+from whisper_npu.runtime.engines.memory import release_memory
 from whisper_npu.runtime.engines.openvino import graphs
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 from whisper_npu.runtime.engines.protocol import (
     Float32Array,
-    FollowsNothing,
     Int64Array,
+    NoAttention,
 )
 
 logger = logging.getLogger("whisper_npu")
 
-_READS_WEIGHTS = 2  # runs of a graph: the decoder's kernels for a prompt, and for a token
+_READS_WEIGHTS = 2  # runs of a graph: the decoder makes kernels for a prompt, then for a token
 
 
 class RequestPool:
@@ -42,18 +42,18 @@ class RequestPool:
     def __init__(
         self, compiled: ov.CompiledModel, *, device: str = "the device", n_alone: int = 0
     ) -> None:
-        """No request is made yet.
+        """Make no request yet.
 
         Args:
             compiled: the graph.
-            device: what messages call the device it runs on.
-            n_alone: copies of it, one for each stream, that one thread is to run the first time
-                (`workarounds`); 0 where that is no need.
+            device: the device's name in messages.
+            n_alone: copies of the graph, one for each stream, whose first run must be
+                single-threaded (`workarounds`); 0 if there is no need.
         """
         self.compiled = compiled
         self.calls = DeviceCalls(device)
         self._n_alone = n_alone
-        # Each thread that asks has a stream of its own, where there are several.
+        # With several streams, each calling thread has its own stream.
         self._prepared: Any = local() if n_alone > 1 else SimpleNamespace()
         self._is_fresh = True
         self._n_runs = 0
@@ -61,12 +61,12 @@ class RequestPool:
         self._lock = Lock()
 
     def take(self) -> ov.InferRequest:
-        """A request nobody else uses.
+        """Return a request that no other caller uses.
 
         Raises:
             DeviceError: the device fails, or the graph was loaded before a fork.
         """
-        self.calls.check()  # a lock may have been taken when the process was forked
+        self.calls.check()  # the process may have been forked while a lock was held
         with self._lock:
             if self._free:
                 return self._free.pop()
@@ -74,16 +74,16 @@ class RequestPool:
             return hold(self.compiled.create_infer_request())
 
     def give(self, request: ov.InferRequest) -> None:
-        """Give a request back."""
+        """Return a request to the pool."""
         with self._lock:
             self._free.append(request)
             was_fresh = self._is_fresh
             self._is_fresh = 0 < self._n_runs < _READS_WEIGHTS
-        if was_fresh:  # weights have been read, and put in order for its kernels
-            give_back()
+        if was_fresh:  # the kernels have read and rearranged the weights
+            release_memory()
 
     def run(self, request: ov.InferRequest) -> None:
-        """Run a request taken from here; its outputs stay where they are until it runs again.
+        """Run a request of this pool; its outputs stay in place until it runs again.
 
         Raises:
             DeviceError: the device fails, or the graph was loaded before a fork.
@@ -95,7 +95,7 @@ class RequestPool:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether it has run for whoever asks, if that matters; else one thread runs it next."""
+        """Whether this thread's next run needs no care; else it is single-threaded."""
         return self._n_alone == 0 or getattr(self._prepared, "once", False)
 
     def _preparing(self) -> AbstractContextManager[None]:
@@ -106,7 +106,7 @@ def check_room(length: int, n_new: int, n_text_ctx: int) -> None:
     """Make sure that further tokens fit the decoder's context.
 
     Raises:
-        UsageError: they do not.
+        UsageError: they do not fit.
     """
     if length + n_new > n_text_ctx:
         raise UsageError(
@@ -114,8 +114,8 @@ def check_room(length: int, n_new: int, n_text_ctx: int) -> None:
         )
 
 
-class OpenVINOSession(FollowsNothing):
-    """What the kinds of sessions share: requests to give back, steps to log."""
+class OpenVINOSession(NoAttention):
+    """Base of sessions: returns requests to their pools, and logs steps."""
 
     def __init__(self, n_text_ctx: int, calls: DeviceCalls) -> None:
         self._n_text_ctx = n_text_ctx
@@ -129,12 +129,12 @@ class OpenVINOSession(FollowsNothing):
         return request
 
     def close(self) -> None:
-        """Give the requests back."""
+        """Return the requests to their pools."""
         while self._release:
             self._release.pop()()
 
     def keep(self, rows: Sequence[int]) -> bool:
-        """All rows stay; see `DecoderSession.keep`."""
+        """Keep all rows; see `DecoderSession.keep`."""
         return False
 
     def _log_step(self, self_shape: Sequence[int], cross_shape: Sequence[int]) -> None:
@@ -175,12 +175,12 @@ class UncachedSession(OpenVINOSession):
         return logits[:, -n_new:]
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]`."""
+        """Let row `i` continue row `rows[i]`."""
         self._tokens = self._tokens[list(rows)]
 
 
 class CachedSession(OpenVINOSession):
-    """Prefills with `decoder_model`, steps with `decoder_with_past_model` and a host's cache."""
+    """Prefills with `decoder_model`, steps with `decoder_with_past_model` and a host cache."""
 
     def __init__(
         self,
@@ -231,12 +231,12 @@ class CachedSession(OpenVINOSession):
         return logits
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]`."""
+        """Let row `i` continue row `rows[i]`."""
         self._cache.reorder(rows)
 
 
 def _present_states(request: ov.InferRequest) -> dict[str, State]:
-    """Views of the states a request has just returned, by name."""
+    """Return views of the states that a request has just computed, by name."""
     return {
         name: request.get_tensor(tensor).data
         for tensor in request.model_outputs

@@ -1,10 +1,10 @@
 """Lets the plugin keep the decoder's self-attention states, in the form it handles best.
 
-OpenVINO's processor plugin has one operation that appends to a cache in place and attends to it,
-whose kernel does not depend on the cache's length. It recognises it by its surroundings: a state
-that begins empty, is reordered by an input `beam_idx`, joined to the new keys or values, and read
-by a scaled dot-product attention. ONNX spells the attention out, so it is put together again here.
-Where it cannot be, the graph computes the same with a kernel for every length.
+OpenVINO's processor plugin has one operation that appends to a cache in place and attends to it;
+its kernel does not depend on the cache's length. The plugin recognises it by its surroundings: a
+state that begins empty, is reordered by an input `beam_idx`, is joined to the new keys or values,
+and is read by a scaled dot-product attention. ONNX holds the single steps of the attention, so they
+are fused again here. If they cannot be fused, the graph computes the same with a kernel per length.
 """
 
 import logging
@@ -27,7 +27,7 @@ from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST
 logger = logging.getLogger("whisper_npu")
 
 ROWS = "beam_idx"
-"""Input int32 `(batch)`: row `i` continues what was row `beam_idx[i]`."""
+"""Input int32 `(batch)`: row `i` continues row `beam_idx[i]`."""
 
 
 def make_stateful(decoder_with_past: ov.Model, contract: KVContract, *, fuse: bool) -> None:
@@ -38,8 +38,8 @@ def make_stateful(decoder_with_past: ov.Model, contract: KVContract, *, fuse: bo
 
     Args:
         decoder_with_past: the graph.
-        contract: what its `present.*` outputs hold.
-        fuse: put the attention together again, for the processor's plugin.
+        contract: the content of its `present.*` outputs.
+        fuse: fuse the steps of the attention, for the processor's plugin.
 
     Raises:
         ModelError: an input has no matching output, or a size that must be fixed is dynamic.
@@ -83,12 +83,12 @@ def make_stateful(decoder_with_past: ov.Model, contract: KVContract, *, fuse: bo
         decoder_with_past.remove_parameter(parameter)
     if fuse:
         n_fused = sum(map(_fuse_attention, decoder_with_past.get_ordered_ops()))
-        logger.debug("%d attentions put together, for %d states", n_fused, len(variables))
+        logger.debug("%d attentions fused, for %d states", n_fused, len(variables))
     decoder_with_past.validate_nodes_and_infer_types()
 
 
 def _pairs(decoder_with_past: ov.Model) -> list[tuple[ov.Output, ov.Output]]:
-    """The self-attention states' inputs, each with the output that follows it."""
+    """Return the self-attention states' inputs, each with its output."""
     present = {graphs.state_name(tensor): tensor for tensor in decoder_with_past.outputs}
     followers = {past_name(name): tensor for name, tensor in present.items() if name}
     pairs = []
@@ -102,14 +102,14 @@ def _pairs(decoder_with_past: ov.Model) -> list[tuple[ov.Output, ov.Output]]:
 
 
 def _origin(tensor: ov.Output) -> ov.Output:
-    """Where a tensor comes from that is only passed on."""
+    """Follow a tensor back through nodes that only pass it on."""
     while tensor.get_node().get_type_name() == "Identity":
         tensor = tensor.get_node().input_value(0)
     return tensor
 
 
 def _join(past: ov.Output, new: ov.Output) -> ov.Output:
-    """Past and new states joined: as the graph itself does it for its attention, if it does."""
+    """Join past and new states, by the graph's own join for its attention if it has one."""
     for reader in past.get_target_inputs():
         node = reader.get_node()
         if node.get_type_name() == "Concat" and node.inputs()[-1].get_source_output() == new:
@@ -118,7 +118,7 @@ def _join(past: ov.Output, new: ov.Output) -> ov.Output:
 
 
 class _OtherGraphError(Exception):
-    """The nodes around a softmax are not those that are looked for."""
+    """The nodes around a softmax are no known attention."""
 
 
 def _require(holds: bool) -> None:
@@ -127,7 +127,7 @@ def _require(holds: bool) -> None:
 
 
 def _fuse_attention(node: ov.Node) -> bool:
-    """Replace `softmax(queries x keys + mask) x values` by one operation, where it is just that."""
+    """Replace `softmax(queries x keys + mask) x values` by one operation, if it is exactly that."""
     try:
         attended, inputs = _attention_around(node)
     except _OtherGraphError:
@@ -138,7 +138,7 @@ def _fuse_attention(node: ov.Node) -> bool:
 
 
 def _attention_around(softmax: ov.Node) -> tuple[ov.Node, list[ov.Output]]:
-    """The last node of an attention, and its queries, keys, values, mask and scale."""
+    """Return the last node of an attention, and its queries, keys, values, mask and scale."""
     _require(softmax.get_type_name() == "Softmax")
     rank = softmax.get_output_partial_shape(0).rank
     _require(rank.is_static and rank.get_length() == 4)
@@ -169,7 +169,7 @@ def _attention_around(softmax: ov.Node) -> tuple[ov.Node, list[ov.Output]]:
 
 
 def _is_product(node: ov.Node) -> bool:
-    """Whether a node multiplies matrices as they are."""
+    """Whether a node multiplies matrices without transposing them."""
     if node.get_type_name() != "MatMul":
         return False
     attributes = node.get_attributes()
@@ -177,7 +177,7 @@ def _is_product(node: ov.Node) -> bool:
 
 
 def _source(node: ov.Node, place: int, kind: str) -> ov.Node:
-    """The node that an input of `node` comes from, which has to be of the kind."""
+    """Return the node before an input of `node`; it must be of the given kind."""
     source = node.input_value(place).get_node()
     _require(source.get_type_name() == kind)
     return source

@@ -1,4 +1,4 @@
-"""Decoding with the self-attention states left to the plugin: the fast way on a processor."""
+"""Decodes with the self-attention states kept by the plugin: the fastest way on a processor."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,16 +16,16 @@ from whisper_npu.runtime.engines.openvino.sessions import OpenVINOSession, Reque
 from whisper_npu.runtime.engines.openvino.stateful import ROWS
 from whisper_npu.runtime.engines.protocol import Float32Array, Int64Array
 
-# Tokens of all rows that are decoded in one pass: scores of cross-attention are held for each of
-# them, and the plugin never gives their memory back.
+# Most tokens of all rows in one pass: each needs memory for scores of cross-attention, which the
+# plugin never returns.
 _TOKENS_AT_ONCE = 128
-# The plugin compiles kernels for each number of tokens that it meets: 2 MiB a number at tiny.
-# So all but the first few tokens of a prompt are decoded in multiples of this.
+# The plugin compiles kernels for every number of tokens: 2 MiB a number at tiny. So all but the
+# first few tokens of a prompt are decoded in multiples of this.
 _TOKENS_TOGETHER = 16
 
 
 def parts_of_prompt(n_new: int, at_once: int) -> list[int]:
-    """Sizes of the parts that `n_new` tokens are decoded in, the last one at least `N_LOGITS`."""
+    """Return the parts in which `n_new` tokens are decoded; the last has at least `N_LOGITS`."""
     at_once = max(_TOKENS_TOGETHER, at_once // _TOKENS_TOGETHER * _TOKENS_TOGETHER)
     odd, even = n_new % _TOKENS_TOGETHER, n_new // _TOKENS_TOGETHER * _TOKENS_TOGETHER
     whole, left = divmod(even, at_once)
@@ -33,7 +33,7 @@ def parts_of_prompt(n_new: int, at_once: int) -> list[int]:
 
 
 def _rows_of(tensor: ov.Tensor, first: int, end: int) -> ov.Tensor:
-    """Some rows of a batch, in the same memory."""
+    """Return some rows of a batch, in the same memory."""
     begin = [first, *(0 for _ in tensor.shape[1:])]
     return ov.Tensor(tensor, ov.Coordinate(begin), ov.Coordinate([end, *tensor.shape[1:]]))
 
@@ -55,8 +55,8 @@ class StatefulSession(OpenVINOSession):
     ) -> None:
         super().__init__(n_text_ctx, with_past.calls)
         self._heads = heads
-        self._queries: list[Float32Array] | None = None  # of what was decoded so far
-        self._on_processor = on_processor  # a tensor may be part of another; not tried elsewhere
+        self._queries: list[Float32Array] | None = None  # of all decoded tokens
+        self._on_processor = on_processor  # shares memory among tensors; tried on processors only
         self._batch = len(audio) * rows_per_window
         self._dimensions = dimensions
         self._n_audio_ctx = audio.shape[1]
@@ -66,9 +66,9 @@ class StatefulSession(OpenVINOSession):
         self._cross: dict[str, ov.Tensor] = {}
         try:
             self._prepare_cross(cross, audio, rows_per_window)
-            self._request.reset_state()  # whatever the last session left is gone
+            self._request.reset_state()  # removes the states of the last session
             self._states = self._request.query_state()
-            # Inputs are written where they are read: to set them takes time, a step at a time.
+            # Inputs are written in place: setting a tensor at every step takes time.
             self._tokens = self._input("input_ids", (self._batch, 1), ov.Type.i64)
             self._rows = self._input(ROWS, (self._batch,), ov.Type.i32)
             self._stay()
@@ -77,21 +77,21 @@ class StatefulSession(OpenVINOSession):
             raise
 
     def _input(self, name: str, shape: tuple[int, ...], element_type: ov.Type) -> npt.NDArray[Any]:
-        """Give an input of the decoder new memory; what is written there is read at each step."""
+        """Give an input of the decoder new memory, which the decoder reads at each step."""
         tensor = ov.Tensor(element_type, ov.Shape(shape))
         self._request.set_tensor(name, tensor)
         memory: npt.NDArray[Any] = tensor.data
         return memory
 
     def _stay(self) -> None:
-        """Each row goes on from its own past."""
+        """Let each row continue its own past."""
         self._rows[:] = np.arange(self._batch)
         self._has_moved = False
 
     def _prepare_cross(self, pool: RequestPool, audio: Float32Array, rows_per_window: int) -> None:
-        """Compute the cross-attention states, window by window: memory for one at a time.
+        """Compute the cross-attention states window by window, with the memory for one window.
 
-        They are written to the tensors the request had before, if those have the right shape.
+        They are written to the request's earlier tensors, if these have the right shape.
         """
         projection = self._take(pool)
         d = self._dimensions
@@ -102,7 +102,7 @@ class StatefulSession(OpenVINOSession):
             if list(state.shape) != shape:
                 state = ov.Tensor(tensor.element_type, ov.Shape(shape))
                 self._request.set_tensor(name, state)
-            if self._on_processor:  # what it wrote to before is let go of, one by one
+            if self._on_processor:  # earlier tensors are released one by one
                 projection.set_tensor(name, _rows_of(state, 0, 1))
             self._cross[name] = state
         for number, window in enumerate(audio):
@@ -110,7 +110,7 @@ class StatefulSession(OpenVINOSession):
             projection.set_tensor(
                 "encoder_hidden_states", ov.Tensor(np.ascontiguousarray(window[None]))
             )
-            if self._on_processor and number:  # it writes the first row of each window itself
+            if self._on_processor and number:  # the projection writes each first row
                 for name, state in self._cross.items():
                     projection.set_tensor(name, _rows_of(state, first, first + 1))
             pool.run(projection)
@@ -135,7 +135,7 @@ class StatefulSession(OpenVINOSession):
         return logits
 
     def _advance(self, tokens: Int64Array) -> Float32Array:
-        """Decode further tokens in one pass, and return their logits."""
+        """Decode further tokens in one pass; return their logits."""
         if self._tokens.shape != tokens.shape:
             self._tokens = self._input("input_ids", tokens.shape, ov.Type.i64)
         self._tokens[:] = tokens
@@ -143,7 +143,7 @@ class StatefulSession(OpenVINOSession):
         self._length += tokens.shape[1]
         if self._has_moved:
             self._stay()
-        if self._steps == 1:  # the first step with a past shows which contract the graph keeps
+        if self._steps == 1:  # the first step with a past reveals the graph's contract
             self._check_states()
         d = self._dimensions
         self._log_step(
@@ -155,16 +155,16 @@ class StatefulSession(OpenVINOSession):
         logits: Float32Array = self._request.get_tensor("logits").data
         return logits
 
-    def follow(self) -> bool:
-        """Keep what the alignment heads ask for, where the graph tells it."""
+    def record_attention(self) -> bool:
+        """Record the queries of the alignment heads, if the graph returns them."""
         if self._heads and self._length == 0:
             self._queries = []
         return self._queries is not None
 
     def attention(self, row: int, n_positions: int, pooled: int) -> Iterator[Float32Array]:
-        """What a row's positions attend to; see `DecoderSession.attention`."""
+        """Return the attention of a row's positions; see `DecoderSession.attention`."""
         if self._queries is None:
-            raise RuntimeError("nothing was followed")
+            raise RuntimeError("this session recorded no attention")
         queries = np.concatenate([each[row] for each in self._queries], axis=1)
         return attention_weights(queries, self._cross, self._heads, row, n_positions, pooled)
 
@@ -177,13 +177,13 @@ class StatefulSession(OpenVINOSession):
             )
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]`."""
+        """Let row `i` continue row `rows[i]`."""
         self._rows[:] = self._rows[list(rows)]
         self._has_moved = True
 
     @calling_device
     def keep(self, rows: Sequence[int]) -> bool:
-        """Go on with these rows alone; see `DecoderSession.keep`."""
+        """Keep only these rows; see `DecoderSession.keep`."""
         if not self._on_processor:
             return False
         for name, tensor in self._cross.items():
@@ -203,7 +203,7 @@ class StatefulSession(OpenVINOSession):
 
     @calling_device
     def close(self) -> None:
-        """Give the requests back, with their whole tensors for the next session."""
+        """Return the requests to their pools, with whole tensors for the next session."""
         try:
             for name, tensor in self._cross.items():
                 self._request.set_tensor(name, tensor)

@@ -1,10 +1,10 @@
-"""Graphs run for the first time by one thread: OpenVINO's are not made for two.
+"""Runs a graph's first time in a single thread: OpenVINO's graphs are not safe for two.
 
-Where shapes vary, OpenVINO's plugin for processors works shapes out in one thread and prepares
-kernels in another. Both look things up in a store of the graph's that has no lock, while kernels of
-kinds not met before are entered there (`MultiCache`, as of 2026.4). Once in thousands of graphs a
-shape is filed as a kernel then, and destroyed as one: a crash when the graph goes. Once all kinds
-are entered nothing can happen any more, so a graph's first run is the one to be careful with.
+With dynamic shapes, OpenVINO's plugin for processors computes shapes in one thread and prepares
+kernels in another. Both read a store of the graph that has no lock, while kernels of new kinds are
+added to it (`MultiCache`, as of 2026.4). Once in thousands of graphs a shape is then stored as a
+kernel, and destroyed as a kernel: a crash when the graph is freed. Once all kinds are stored the
+fault cannot happen, so only a graph's first run needs care.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _MAX_ALLOWED_PARALLELISM = 0
 
 
 class _GlobalControl(ctypes.Structure):
-    """oneTBB's `global_control`, which its ABI lays down."""
+    """oneTBB's `global_control`, with the layout of its ABI."""
 
     _fields_ = (
         ("value", ctypes.c_size_t),
@@ -36,9 +36,9 @@ class _GlobalControl(ctypes.Structure):
 
 @cache
 def _controls() -> tuple[Any, Any] | None:
-    """What begins and ends such a control in the oneTBB that is loaded; None where there is none.
+    """Return the functions that begin and end such a control in the loaded oneTBB, None if none.
 
-    It was seen, and is known how to be kept from happening, on Linux only.
+    The crash was seen, and the way to prevent it is known, on Linux only.
     """
     if sys.platform != "linux":
         return None
@@ -52,9 +52,9 @@ def _controls() -> tuple[Any, Any] | None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep what begins in a block, anywhere in this process, to the thread that asks for it.
+    """Run work that begins in this block, anywhere in this process, in its calling thread only.
 
-    Threads that are at work already finish what they do.
+    Threads that are already at work finish it.
     """
     controls = _controls()
     if controls is None:

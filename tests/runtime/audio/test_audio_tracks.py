@@ -33,6 +33,7 @@ def sound_begins(samples: np.ndarray) -> float:
 
 
 class TestSoundThatBeginsLate:
+    @pytest.mark.slow
     @pytest.mark.parametrize("late", [0.0, 1.7])
     @pytest.mark.parametrize("clock", [0.0, 5.0])
     @pytest.mark.parametrize(("suffix", "video", "codec", "rate"), CONTAINERS)

@@ -588,6 +588,7 @@ class TestBombs:
         assert samples > 3_400 * SAMPLE_RATE
         return peak * (1 if sys.platform == "darwin" else 1024)
 
+    @pytest.mark.slow
     def test_hours_of_silence_in_a_flac(self, tmp_path):
         with soundfile.SoundFile(tmp_path / "x.flac", "w", RATE, 1, "PCM_16") as file:
             for _ in range(120):
@@ -662,6 +663,7 @@ class TestDamagedInside:
         assert len(samples) == 2 * SAMPLE_RATE
         assert warnings == []
 
+    @pytest.mark.slow
     def test_holes_are_filled_up_to_an_hour(self, tmp_path):
         """A file of some kilobytes must not unfold to days of silence."""
         path = write_with_holes(tmp_path / "x.mka", voice(2.0), hole=500, number=20)

@@ -12,7 +12,7 @@ from other_threads import TASKS, run_program
 from whisper_npu import load_model
 from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
-from whisper_npu.runtime.engines.protocol import FollowsNothing
+from whisper_npu.runtime.engines.protocol import NoAttention
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 
 
@@ -58,7 +58,7 @@ class TestFollowing:
 
     def test_it_is_that_of_the_alignment_graph(self, backend, audio, tokens, expected):
         session = backend.start(audio)
-        assert session.follow()
+        assert session.record_attention()
         session.step(tokens[:, :4])
         for place in range(4, 12):
             session.step(tokens[:, place : place + 1])
@@ -69,7 +69,7 @@ class TestFollowing:
 
     def test_rows_that_stay_are_followed_on(self, backend, audio, tokens, expected):
         session = backend.start(audio)
-        session.follow()
+        session.record_attention()
         session.step(tokens[:, :6])
         assert session.keep([1, 3])
         session.step(tokens[[1, 3], 6:])
@@ -82,7 +82,7 @@ class TestFollowing:
         self, backend, audio, tokens, expected
     ):
         session = backend.start(audio)
-        session.follow()
+        session.record_attention()
         session.step(tokens)
         found = self.weights(session, 2, n_positions=300, pooled=2)
         pairs = np.log(expected[2][:, :, :600]).reshape(-1, 12, 300, 2).mean(axis=-1)
@@ -102,7 +102,7 @@ class TestFollowing:
         folder = read_model_folder(tiny_folder)
         for _ in range(2):
             session = OpenVINOBackend(folder, precision="f32", cache=cache).start(audio)
-            assert session.follow()
+            assert session.record_attention()
             session.step(tokens)
             found = self.weights(session, 1)
             np.testing.assert_allclose(found, expected[1], rtol=1e-3, atol=1e-6)
@@ -110,8 +110,8 @@ class TestFollowing:
 
     def test_other_caches_do_not_follow(self, tiny_folder, audio):
         session = load_model(tiny_folder, device="CPU", kv_cache="concat").backend.start(audio)
-        assert isinstance(session, FollowsNothing)
-        assert not session.follow()
+        assert isinstance(session, NoAttention)
+        assert not session.record_attention()
         session.close()
 
     def test_nor_does_a_model_whose_heads_are_not_there(self, tiny_folder, tmp_path, audio):
@@ -121,13 +121,13 @@ class TestFollowing:
         path.write_text(json.dumps(content | {"alignment_heads": [[0, 0], [1, 99]]}))
         edit_manifest(folder)
         session = load_model(folder, device="CPU").backend.start(audio)
-        assert not session.follow()
+        assert not session.record_attention()
         session.close()
 
     def test_nor_what_is_not_asked_to(self, backend, audio, tokens):
         session = backend.start(audio)
         session.step(tokens)
-        assert not session.follow()
+        assert not session.record_attention()
         with pytest.raises(RuntimeError, match="followed"):
             session.attention(0, 10, 1)
         session.close()

@@ -55,6 +55,7 @@ def shape_of(path, name):
 
 
 class TestBothContracts:
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch", [1, 3])
     @pytest.mark.parametrize("kind", CACHED)
     def test_delta_graph_equals_full_context(self, folders, audio, rows, expected, kind, batch):
@@ -68,6 +69,7 @@ class TestBothContracts:
             model.backend, audio[:1], rows[:1, :24], expected[:1, :24], chunk=4
         )
 
+    @pytest.mark.slow
     def test_texts_agree(self, folders, tiny_audio):
         texts = {
             (contract, kind): [
@@ -120,6 +122,7 @@ class TestDetection:
         folder = hide_lengths(copy_folder(tiny_folder, tmp_path / "tiny"), delta=delta)
         assert detect_contract(self.graph(folder)) is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", CACHED)
     @pytest.mark.parametrize(
         ("source", "contract"),
@@ -166,6 +169,7 @@ class TestDetection:
 
 
 class TestContradictions:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", CACHED)
     @pytest.mark.parametrize(
         ("graph", "said"), [("accumulated", "delta"), ("delta", "accumulated")]
@@ -312,11 +316,13 @@ class TestBrokenCachesAreNoticed:
         np.testing.assert_allclose(got, expected[:1, :12], rtol=0, atol=TOLERANCE)
         assert_equals_full_context(model.backend, audio[:1], rows[:1, :12], expected[:1, :12])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("contract", ["accumulated", "delta"])
     def test_the_check_passes_what_is_right(self, folders, audio, rows, expected, contract):
         for kind in CACHED:
             self.check(folders[contract], kind, audio, rows, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("contract", ["accumulated", "delta"])
     def test_the_check_passes_a_join_on_the_sequence(
         self, folders, audio, rows, expected, contract, monkeypatch
@@ -324,6 +330,7 @@ class TestBrokenCachesAreNoticed:
         monkeypatch.setattr(engine, "ConcatCache", JoinsOnAxis)
         self.check(folders[contract], "concat", audio, rows, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("contract", ["accumulated", "delta"])
     @pytest.mark.parametrize("broken", [JoinsOnBatch, JoinsOnHeads, JoinsOnHeadDim])
     def test_wrong_axis(self, folders, audio, rows, expected, contract, broken, monkeypatch):
@@ -331,6 +338,7 @@ class TestBrokenCachesAreNoticed:
         with pytest.raises(self.NOTICED):
             self.check(folders[contract], "concat", audio, rows, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("contract", ["accumulated", "delta"])
     @pytest.mark.parametrize("broken", [FeedsOnlyNewStates, JoinsOnHeadDimCutToShape])
     def test_wrong_values_of_a_right_shape(
@@ -340,6 +348,7 @@ class TestBrokenCachesAreNoticed:
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             self.check(folders[contract], "concat", audio, rows, expected)
 
+    @pytest.mark.slow
     def test_joining_twice(self, folders, audio, rows, expected, monkeypatch):
         monkeypatch.setattr(engine, "ConcatCache", JoinsTwice)
         self.check(folders["delta"], "concat", audio, rows, expected)  # there it is right
@@ -351,12 +360,14 @@ class TestBrokenCachesAreNoticed:
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             self.check(folders["delta"], "concat", audio, rows, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("contract", ["accumulated", "delta"])
     def test_wrong_position(self, folders, audio, rows, expected, contract, monkeypatch):
         monkeypatch.setattr(engine, "StaticCache", WritesInTheWrongPlace)
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             self.check(folders[contract], "static", audio, rows, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["concat", "static"])
     @pytest.mark.parametrize(
         ("graph", "taken"), [("accumulated", "delta"), ("delta", "accumulated")]
@@ -371,6 +382,7 @@ class TestBrokenCachesAreNoticed:
         with pytest.raises(ModelError, match=f"the {taken} contract means"):
             self.check(folders[graph], kind, audio, rows, expected)
 
+    @pytest.mark.slow
     def test_state_that_leaks_from_one_session_into_the_next(
         self, folders, tiny_audio, audio, rows, expected, monkeypatch
     ):

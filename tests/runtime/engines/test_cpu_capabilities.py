@@ -69,6 +69,7 @@ class TestPrecisions:
         with pytest.raises(UsageError, match=f"does not compute in {precision}"):
             load_model(tiny_folder, precision=precision, **options)
 
+    @pytest.mark.slow
     def test_what_runs_is_what_was_asked_for(self, tiny_folder):
         """OpenVINO's own word for it, for whatever this machine does compute in."""
         for precision in ("f32", "bf16", "f16"):
@@ -91,6 +92,7 @@ class TestPrecisions:
 
 @pytest.mark.usefixtures("forgets")
 class TestEightBits:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("flags", "want"),
         [
@@ -168,8 +170,9 @@ class TestExactness:
         backend = load_model(tiny_folder).backend
         assert backend.precision == "f32"
         assert not backend.is_exact
-        assert not backend.in_streams().is_exact
+        assert not backend.parallel().is_exact
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["concat", "static", "off"])
     def test_caches_to_compare_with_are_exact(self, tiny_folder, kind):
         assert load_model(tiny_folder, kv_cache=kind).backend.is_exact
@@ -177,6 +180,7 @@ class TestExactness:
     def test_rounded_matrices_are_not(self, tiny_folder):
         assert not load_model(tiny_folder, precision="int8").backend.is_exact
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("decoder", "want"), [("auto", False), ("f32", True)])
     def test_both_parts_have_to_be(self, tiny_folder, tmp_path, decoder, want, monkeypatch):
         monkeypatch.setattr(cpu_capabilities, "processor_flags", lambda: ())

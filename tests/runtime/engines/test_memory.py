@@ -44,7 +44,7 @@ def test_pages_of_mapped_files_go_and_come_back(file, monkeypatch):
         content = np.frombuffer(memory.map_file(opened, "its digest"), np.int32)
     assert content.sum() == np.arange(SIZE // 4).sum()
     assert held(file) == SIZE
-    memory.give_back()
+    memory.release_memory()
     assert held(file) == 0
     assert (content == np.arange(SIZE // 4)).all()
 
@@ -62,7 +62,7 @@ class TestPools:
     )
     def test_as_requests_are_given_back(self, monkeypatch, n_runs, given):
         found = []
-        monkeypatch.setattr(sessions, "give_back", lambda: found.append(True))
+        monkeypatch.setattr(sessions, "release_memory", lambda: found.append(True))
 
         class Request:
             def infer(self, *, share_outputs):
@@ -82,15 +82,16 @@ class TestGiveBackAfter:
     @pytest.fixture
     def given(self, monkeypatch):
         given = []
-        monkeypatch.setattr(memory, "give_back", lambda: given.append(True))
+        monkeypatch.setattr(memory, "release_memory", lambda: given.append(True))
         monkeypatch.setattr(memory, "_decoded", memory._Windows())
         return given
 
     def test_every_eight_windows_whoever_decodes_them(self, given):
         for n_windows, want in [(1, 0)] * 7 + [(1, 1), (7, 1), (16, 2), (7, 2), (1, 3)]:
-            memory.give_back_after(n_windows)
+            memory.release_memory_after(n_windows)
             assert len(given) == want
 
+    @pytest.mark.slow
     def test_transcriptions_count(self, tiny_folder, given, monkeypatch):
         """One after another, each of one window."""
         model = load_model(tiny_folder)
@@ -105,7 +106,7 @@ class TestGiveBackAfter:
 
 def test_systems_that_cannot(monkeypatch):
     monkeypatch.setattr(memory, "_c_library", lambda: None)
-    memory.give_back()
+    memory.release_memory()
     memory.map_large_blocks()
 
 
@@ -119,7 +120,7 @@ def test_free_memory_goes_back_to_the_system():
     kept = pieces[::512]  # what is at the end keeps the rest from being given back by itself
     del pieces
     before = resident()
-    memory.give_back()
+    memory.release_memory()
     assert resident() < before - (16 << 20)
     assert all(piece.all() for piece in kept)
 

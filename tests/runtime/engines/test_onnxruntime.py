@@ -48,6 +48,7 @@ def loaded(folder, static, kind):
 KINDS = ["auto", "concat", "off", "static graphs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_give_what_openvino_gives(folder, static, oracle, audio, kind):
     backend = loaded(folder, static, kind)
@@ -68,6 +69,7 @@ def test_steps_give_what_openvino_gives(folder, static, oracle, audio, kind):
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_transcribes_like_openvino(folder, static, oracle, tiny_audio, kind):
     results = [
@@ -78,6 +80,7 @@ def test_transcribes_like_openvino(folder, static, oracle, tiny_audio, kind):
     assert results[0].device == "CPU (ONNX Runtime)"
 
 
+@pytest.mark.slow
 def test_encoder_sizes_and_word_times(folder, static, oracle, audio):
     features = np.random.default_rng(2).standard_normal((1, 80, 3000)).astype(np.float32)
     tokens = np.random.default_rng(3).integers(0, 300, (2, 9))
@@ -90,6 +93,7 @@ def test_encoder_sizes_and_word_times(folder, static, oracle, audio):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(folder, static, tiny_audio):
     assert_repeatable(WhisperModel(folder, static), tiny_audio, **PLAIN, sample_len=40)
 

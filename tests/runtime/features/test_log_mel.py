@@ -51,6 +51,7 @@ def synthetic(name):
     }[name].astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_mels", [80, 128])
 @pytest.mark.parametrize(
     "name",

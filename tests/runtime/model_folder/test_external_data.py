@@ -276,6 +276,7 @@ def snapshot(tiny_folder, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", ["CPU", "concat", "ONNX Runtime"])
 @pytest.mark.parametrize("can_link", [True, False])
 def test_a_snapshot_of_a_hub_is_a_model(snapshot, tiny_folder, reader, can_link, monkeypatch):

@@ -118,6 +118,7 @@ def texts(tiny_folder, tiny_audio):
     return [model.transcribe(path, **PLAIN, sample_len=60).text for path in tiny_audio]
 
 
+@pytest.mark.slow
 class TestOtherExporters:
     """Trios without manifest and generation settings give the same text."""
 

@@ -214,6 +214,7 @@ class TestTokenizers:
 
 
 class TestModelsThatDoNotBelongTogether:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("field", "value", "words"),
         [
@@ -237,6 +238,7 @@ class TestModelsThatDoNotBelongTogether:
         message = refusal(load_model, folder, backend="onnxruntime", kv_cache=kv_cache)
         assert "max_target_positions is 10, but the decoder has 448" in message
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("field", "value", "words"),
         [
@@ -261,6 +263,7 @@ class TestModelsThatDoNotBelongTogether:
         change(folder / "generation_config.json", max_length=10)
         assert load_model(folder).backend.n_text_ctx == 448
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("side", ["input", "output"])
     @pytest.mark.parametrize("name", ["vad_model.onnx", *GRAPHS])
     def test_another_graph(self, folder, name, side):

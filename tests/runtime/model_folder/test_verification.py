@@ -72,6 +72,7 @@ def test_the_command_line_says_so_in_one_line(folder, tiny_audio, capsys):
     assert error[0].startswith(f"error: {folder / DATA} differs from what {MANIFEST} certifies")
 
 
+@pytest.mark.slow
 def test_without_a_certificate_it_runs(folder, tiny_audio):
     longer(folder / DATA)
     (folder / MANIFEST).unlink()
@@ -123,6 +124,7 @@ def spoil(folder, value, name=ENCODER):
     edit_manifest(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("graph", [ENCODER, "decoder_with_past_model.onnx"])
 def test_weights_that_are_no_numbers_are_refused(folder, value, graph):

@@ -130,6 +130,7 @@ class TestVocabulary:
         folder = folder_of(tmp_path, config={"vocab_size": vocab_size}, generation=generation)
         assert read_vocabulary(folder, tokenizer).is_multilingual is multilingual
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("vocab_size", [51864, 51865, 51872, None])
     @pytest.mark.parametrize(
         "generation", [{}, {"is_multilingual": True, "lang_to_id": {"<|en|>": 50258}}]

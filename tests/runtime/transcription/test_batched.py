@@ -87,6 +87,7 @@ class TestContext:
         assert not any(before)
         assert result.segments
 
+    @pytest.mark.slow
     def test_none_from_a_text_that_was_sampled_at_random(self, model, say):
         """The first window is improbable until the last temperature, which is above 0.5."""
         doubtful = say(" Something that nobody is sure to have heard at all.", logit=6.0)
@@ -95,6 +96,7 @@ class TestContext:
         assert {segment.temperature for segment in result.segments} != {0.0}
         assert not any(before)
 
+    @pytest.mark.slow
     def test_none_from_a_text_that_looks_wrong(self, model, say):
         doubtful = say(" Something that nobody is sure to have heard at all.", logit=6.0)
         options = {"temperature": (0.0,), "logprob_threshold": -1e-9}
@@ -141,6 +143,7 @@ class TestContext:
         assert [len(prompt) for prompt in before[:2]] == [0, 0]
         assert tuple(before[2][1:]) == (*said, *rest.tokens)[-64:]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("precision", "wanted", "given"),
         [

@@ -63,7 +63,7 @@ class FakeStreams:
     def __init__(self, n_streams=STREAMS):
         self.n_streams = n_streams
 
-    def in_streams(self):
+    def parallel(self):
         return "streams"
 
 
@@ -141,7 +141,7 @@ class TestRounds:
         second_is_read = Event()
 
         class SlowStreams(FakeStreams):
-            def in_streams(self):
+            def parallel(self):
                 assert second_is_read.wait(30)
                 return "streams"
 

@@ -200,6 +200,7 @@ class TestPauses:
 
 
 class TestBounds:
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"vad": False}])
     def test_endless_speech(self, model, options):
         """No pause to cut at: nothing is lost, and nothing said twice."""
@@ -214,6 +215,7 @@ class TestBounds:
         assert max(late) < 3
         assert max(last_windows(model)) <= 3000
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seconds", [8, 10, 12, 13])
     def test_endless_speech_that_comes_late(self, model, seconds):
         """Words that wait for another decoding are not cut off with those before them."""
@@ -238,6 +240,7 @@ class TestBounds:
         model.backend.n_text_ctx = 96
         assert text(session(english(model), speech(0, 60))) == reading(0, 60)
 
+    @pytest.mark.slow
     def test_what_is_held_does_not_grow(self, model):
         live = english(model)
         sizes = []
@@ -248,6 +251,7 @@ class TestBounds:
 
 
 class TestChunks:
+    @pytest.mark.slow
     @pytest.mark.parametrize("chunk", [160, 1111, SAMPLE_RATE, 7 * SAMPLE_RATE, 10**9])
     def test_the_same_is_heard(self, model, chunk):
         audio = np.concatenate([speech(0, 6), silence(1), speech(6, 40), silence(5), speech(0, 3)])
@@ -304,6 +308,7 @@ class TestSessions:
         assert session(english(model), speech(0, 20)) == first
         assert text(other) == reading(30, 45)
 
+    @pytest.mark.slow
     def test_two_at_the_same_time(self, model):
         alone = session(english(model), speech(0, 20))
         one, two = english(model), english(model)
@@ -385,6 +390,7 @@ class TestContext:
 
 
 class TestRealGraphs:
+    @pytest.mark.slow
     def test_a_random_model(self, tiny_folder):
         """Whatever it invents: pieces join to one text, and sessions do not touch each other."""
         model = load_model(tiny_folder)

@@ -69,6 +69,7 @@ class TestSegments:
         assert [segment.text for segment in result.segments] == [" A.", " B."]
         assert [segment.id for segment in result.segments] == [0, 1]
 
+    @pytest.mark.slow
     def test_iterating_streams_and_iterating_again_repeats(self, make, words):
         model = make(Say(()))
         at = model.stamp
@@ -88,6 +89,7 @@ class TestSegments:
 
 
 class TestSeeking:
+    @pytest.mark.slow
     def test_unfinished_text_is_heard_again(self, make, words):
         model = make(Say(()))
         at = model.stamp
@@ -102,6 +104,7 @@ class TestSeeking:
         ]
         assert len(model.backend.windows) == 2
 
+    @pytest.mark.slow
     def test_a_closed_window_is_followed_by_the_next(self, make, words):
         model = make(Say(()))
         at = model.stamp
@@ -109,6 +112,7 @@ class TestSeeking:
         result = model.transcribe(sound(65), **ENGLISH).result()
         assert [s.seek for s in result.segments] == [0, 3000, 6000]
 
+    @pytest.mark.slow
     def test_every_second_is_accounted_for(self, make, words):
         model = make(Say(()))
         at = model.stamp
@@ -119,6 +123,7 @@ class TestSeeking:
         assert seconds["transcribed"] == pytest.approx(result.duration, abs=0.01)
         assert sum(seconds.values()) == pytest.approx(result.duration)
 
+    @pytest.mark.slow
     def test_the_window_before_is_the_context_of_the_next(self, make, words):
         model = make(Say(()))
         at, special = model.stamp, model.tokenizer.special
@@ -130,6 +135,7 @@ class TestSeeking:
         assert asked[0][:3] == sot
         assert asked[1][: 1 + len(first) + 3] == [special.sot_prev, *first, *sot]
 
+    @pytest.mark.slow
     def test_no_context_if_it_is_not_wanted(self, make, words):
         model = make(Say(()))
         at, special = model.stamp, model.tokenizer.special
@@ -137,6 +143,7 @@ class TestSeeking:
         _ = model.transcribe(sound(40), **ENGLISH, condition_on_previous_text=False).text
         assert all(session.tokens[0][0] == special.sot for session in model.backend.asked)
 
+    @pytest.mark.slow
     def test_no_context_from_a_text_that_looks_wrong(self, make, words):
         model = make(Say(()))
         at, special = model.stamp, model.tokenizer.special
@@ -168,6 +175,7 @@ class TestSeeking:
 
 
 class TestSilence:
+    @pytest.mark.slow
     def test_digital_silence_is_never_decoded(self, make):
         model = make(Say((5, 6)))
         result = model.transcribe(np.zeros(70 * SAMPLE_RATE, np.float32), **ENGLISH).result()
@@ -209,6 +217,7 @@ class TestSilence:
 
 
 class TestLanguage:
+    @pytest.mark.slow
     def test_detected_once(self, make, words, caplog):
         model = make(Say(tuple(words(" Hallo.")), language="de"))
         with caplog.at_level(logging.INFO, "whisper_npu"):
@@ -321,6 +330,7 @@ class TestErrors:
         assert isinstance(wrong, AudioInputError)
         assert one.text == two.text == "Yes."
 
+    @pytest.mark.slow
     def test_after_an_error_there_is_no_half_result(self, make, words):
         model = make(Say(()))
         at = model.stamp

@@ -72,6 +72,7 @@ class TestCallback:
         assert stream.text == "é好"
         assert not any("\ufffd" in partial.text for partial in seen)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("beam_size", [None, 3])
     @pytest.mark.parametrize("mode", ["sequential", "batched"])
     def test_every_window_in_every_mode(self, tiny_folder, mode, beam_size):
@@ -114,6 +115,7 @@ class TestIterator:
         )
         assert seen == [u for u in stream.updates() if isinstance(u, Partial)] != []
 
+    @pytest.mark.slow
     def test_left_early(self, model):
         stream = model.transcribe(tiny_whisper.synthetic_speech(0, 300), **ENGLISH)
         updates = stream.updates()
@@ -147,6 +149,7 @@ class TestSeveral:
     def sounds(self):
         return [tiny_whisper.synthetic_speech(n, seconds) for n, seconds in enumerate((200, 90))]
 
+    @pytest.mark.slow
     def test_each_hears_of_its_own_windows(self, several, sounds):
         streams = several.transcribe_all(sounds, **self.OPTIONS, batch_size=3)
         first = next(streams)

@@ -58,7 +58,7 @@ class FakeEngine:
         self.n_streams, self.fails = n_streams, fails
         self.decoded, self.requests = [], []
 
-    def in_streams(self):
+    def parallel(self):
         return self
 
     def encode(self, features):

@@ -100,6 +100,7 @@ class TestRounds:
 
 
 class TestOneStream:
+    @pytest.mark.slow
     def test_every_thread_is_given_all_segments(self, model):
         (sound,) = sounds(200)
         expected = list(model.transcribe(sound, **INVENT))
@@ -107,6 +108,7 @@ class TestOneStream:
         for _ in range(3):
             assert share(model.transcribe(sound, **INVENT), list) == [expected] * 4
 
+    @pytest.mark.slow
     def test_a_result_is_whole_whoever_decoded_it(self, model):
         (sound,) = sounds(100)
         expected = model.transcribe(sound, **INVENT).result()
@@ -115,6 +117,7 @@ class TestOneStream:
             assert [result.segments for result in found] == [expected.segments] * 4
             assert [result.coverage.spans for result in found] == [expected.coverage.spans] * 4
 
+    @pytest.mark.slow
     def test_updates_beside_a_result(self, model):
         (sound,) = sounds(100)
         stream = model.transcribe(sound, **INVENT)
@@ -175,6 +178,7 @@ class TestOneStream:
                 _ = failed.text
         assert model.transcribe(sounds(3)[0], **INVENT).text == "One two."
 
+    @pytest.mark.slow
     def test_a_callback_may_close(self, model):
         stream = model.transcribe(sounds(100)[0], on_partial=lambda _: stream.close(), **INVENT)
         with pytest.raises(UsageError, match="closed before its end"):
@@ -184,6 +188,7 @@ class TestOneStream:
 
 
 class TestStreamsOfSeveral:
+    @pytest.mark.slow
     @pytest.mark.parametrize("n_threads", [2, 3, 8])
     def test_each_recording_has_its_own_text(self, model, n_threads):
         lengths = [1 + n % 5 for n in range(40)]
@@ -192,11 +197,13 @@ class TestStreamsOfSeveral:
             found = list(pool.map(lambda stream: (stream.text, stream.duration), streams))
         assert found == [("One two.", length) for length in lengths]
 
+    @pytest.mark.slow
     def test_threads_may_share_the_iterator(self, model):
         streams = model.transcribe_all(sounds(*range(1, 31)), **INVENT)
         found = in_threads(4, lambda _: [stream.duration for stream in streams])
         assert sorted(chain.from_iterable(found)) == list(range(1, 31))
 
+    @pytest.mark.slow
     def test_an_error_is_raised_where_its_recording_is_asked_for(self, model):
         def breaking():
             raise OSError(5, "Input/output error")
@@ -217,6 +224,7 @@ class TestStreamsOfSeveral:
         assert "Input/output error" in found[0]
         assert found[1:] == ["One two. One two."] * 11
 
+    @pytest.mark.slow
     def test_two_loops_over_updates_taken_in_turn(self, model):
         """Neither fills up while the other waits for it."""
         streams = model.transcribe_all(sounds(65, 65), **INVENT)
@@ -255,6 +263,7 @@ class TestRealGraphs:
 
     OPTIONS = INVENT | {"mode": "batched", "vad": True, "sample_len": 12}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n_threads", [2, 8])
     def test_shared_streams(self, tiny_folder, n_threads):
         model = load_model(tiny_folder, precision="f32")

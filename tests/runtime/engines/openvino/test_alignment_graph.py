@@ -90,6 +90,7 @@ def test_certificate_covers_it_and_lists_it(tiny_folder: Path) -> None:
     assert differences.keys() == {"token_probabilities", "cross_attentions"}
 
 
+@pytest.mark.slow
 def test_another_head_fails_the_certificate(folder: Path, tiny_checkpoint, tiny_audio) -> None:
     checkpoint = load_checkpoint(str(tiny_checkpoint))
     heads = checkpoint.generation_config["alignment_heads"]

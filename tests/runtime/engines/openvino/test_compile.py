@@ -75,6 +75,7 @@ def assert_equal(first, second):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["f32", "int8", *(["bf16"] if HAS_BF16 else [])])
 def test_the_second_start_reads_no_graph_and_computes_the_same(folder, cache, reads, precision):
     first = load(folder, cache, precision=precision)
@@ -160,13 +161,15 @@ def test_matrices_are_stored_as_they_are_read(folder, monkeypatch, precision):
     assert all(seen)
 
 
+@pytest.mark.slow
 def test_streams_are_kept_too(folder, cache, reads):
-    load(folder, cache, threads=2).in_streams()
+    load(folder, cache, threads=2).parallel()
     assert len(cache.entries()) == 2 * N_GRAPHS
-    load(folder, cache, threads=2).in_streams()
+    load(folder, cache, threads=2).parallel()
     assert len(reads) == 2
 
 
+@pytest.mark.slow
 def test_the_whole_program_uses_it(folder, tiny_audio, reads, monkeypatch, tmp_path):
     monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path))
     monkeypatch.delenv("WHISPER_NPU_CACHE_LIMIT", raising=False)
@@ -214,6 +217,7 @@ def update_openvino(folder, monkeypatch):
     monkeypatch.setattr("openvino.get_version", lambda: "3000.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -252,6 +256,7 @@ def with_other_files(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [copied, written_again, with_other_files])
 def test_what_a_graph_does_not_depend_on_changes_nothing(folder, cache, reads, change):
     load(folder, cache)
@@ -277,6 +282,7 @@ def test_files_that_are_replaced_meanwhile_are_not_answered_for(folder, cache, m
     assert cache.entries() == []
 
 
+@pytest.mark.slow
 def test_two_models_with_the_same_names_sizes_and_times(folder, cache):
     """As image layers and reproducible archives unpack them: each is answered for by itself."""
     name_weights(folder, "tensors")
@@ -294,6 +300,7 @@ def test_two_models_with_the_same_names_sizes_and_times(folder, cache):
     assert not np.array_equal(outputs(wrong)[1], want[1])
 
 
+@pytest.mark.slow
 def test_options_make_it_another(folder, cache, reads):
     precise = {"precision": "f32"}
     for n, options in enumerate((precise, {"precision": "int8"}, {**precise, "threads": 1}), 1):
@@ -335,6 +342,7 @@ def spoil_header(entry):
     edit_header(entry, lambda header: header.update(bytes="many"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm", [damage, truncate, remove, forget_facts, spoil_facts, spoil_header]
 )
@@ -376,6 +384,7 @@ class TestNotKept:
         assert reason in caplog.text
         assert not cache.folder.is_dir() or cache.entries() == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("limit", "said"), [(-1, ""), (0, ""), (100_000, "compiled graphs may not fit into 0 MB")]
     )
@@ -395,6 +404,7 @@ class TestNotKept:
         self.check(folder, cache, caplog, f"{cache.folder} cannot be written to")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_now_is_not_deleted(folder, cache, monkeypatch):
     load(folder, cache)
 
@@ -437,6 +447,7 @@ def test_nobody_writes_to_what_is_mapped(tiny_en_folder, cache, monkeypatch, opt
     assert written == 0
 
 
+@pytest.mark.slow
 def test_pages_may_go_while_a_graph_runs(folder, cache):
     load(folder, cache)
     backend = load(folder, cache)
@@ -458,6 +469,7 @@ def test_pages_may_go_while_a_graph_runs(folder, cache):
         thread.join()
 
 
+@pytest.mark.slow
 def test_two_at_once(folder, cache, reads):
     """Both may compile, and both keep; what is there afterwards is whole."""
     with ThreadPoolExecutor(2) as threads:

@@ -256,6 +256,7 @@ def start(folder, graphs, before="", *arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_processes_share_the_cache(tmp_path):
     processes = [start(tmp_path / "shared", 6) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
@@ -294,6 +295,7 @@ sys.addaudithook(before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", range(1, 12))
 def test_a_kill_at_any_moment_does_no_harm(tmp_path, moment):
     folder = tmp_path / "killed"

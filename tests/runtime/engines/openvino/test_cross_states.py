@@ -57,6 +57,7 @@ def as_bf16(values):
     return bits.view(np.float32), tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["transposed", "flag", "other side", "half"])
 @pytest.mark.parametrize(
     ("element_type", "multiply_in_it", "tolerance"),

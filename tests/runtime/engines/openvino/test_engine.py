@@ -69,6 +69,7 @@ def test_encoder_equals_pytorch(tiny_folder, tiny_checkpoint, features, audio):
     assert np.abs(audio[0] - audio[1]).max() > 0.1  # different recordings are told apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_logits_equal_full_context_up_to_the_limit(model, audio, rows, expected, batch):
     assert_equals_full_context(
@@ -109,6 +110,7 @@ def test_a_step_beyond_the_limit_is_refused(model, audio, rows, full):
         session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_windows", [1, 2])
 def test_rows_of_a_window_share_its_audio(model, tiny_checkpoint, audio, rows, n_windows):
     rows = np.resize(rows, (3 * n_windows, 24))
@@ -117,6 +119,7 @@ def test_rows_of_a_window_share_its_audio(model, tiny_checkpoint, audio, rows, n
     assert_equals_full_context(model.backend, windows, rows, want, rows_per_window=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_windows", "order"),
     [(1, [2, 0, 0]), (1, [0, 1, 2]), (1, [1, 1, 1]), (2, [2, 1, 0, 4, 3, 3])],
@@ -151,12 +154,14 @@ def decode(model, audio, options, **changes):
     return decode_windows(backend, tokenizer, vocabulary, audio, options, StageTimes(), **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("model", ["concat", "static", "stateful"], indirect=True)
 def test_tokens_equal_pytorch_up_to_the_limit(model, tiny_checkpoint, audio, batch):
     check_tokens_up_to_the_limit(model, tiny_checkpoint, audio[:batch])
 
 
+@pytest.mark.slow
 def test_tokens_equal_pytorch_up_to_the_limit_without_cache(tiny_folder, tiny_checkpoint, audio):
     # Each step computes everything anew, so most of the context is given.
     before = tuple(np.random.default_rng(7).integers(0, 320, 380).tolist())
@@ -184,6 +189,7 @@ def check_tokens_up_to_the_limit(model, tiny_checkpoint, audio, before=()):
     np.testing.assert_array_equal(logits.argmax(-1), tokens[:, len(prompt) :])
 
 
+@pytest.mark.slow
 def test_a_batch_decodes_each_window_as_if_alone(model, audio):
     options = DecodingOptions(
         without_timestamps=True,
@@ -221,16 +227,19 @@ def test_no_speech_probability_is_that_after_sot(model, tiny_checkpoint, audio):
             assert [w.no_speech_prob for w in got] == pytest.approx(behind.tolist(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_same_call_again_and_a_b_a(model, tiny_audio):
     assert_repeatable(model, tiny_audio, **PLAIN, sample_len=25)
 
 
+@pytest.mark.slow
 def test_same_results_from_several_threads_at_once(model, tiny_audio):
     samples = [load_audio(path) for path in tiny_audio]
     recordings = [samples[0], samples[1], samples[2][:80_000], samples[2][100_000:]]
     assert_thread_safe(model, recordings, **PLAIN, sample_len=20)
 
 
+@pytest.mark.slow
 def test_all_kinds_give_the_same_text(tiny_folder, tiny_audio):
     texts = {
         kind: [
@@ -309,6 +318,6 @@ def test_one_thread_gives_the_same_text(tiny_folder, tiny_audio):
 
 def test_streams_are_not_bound_to_processor_cores(tiny_folder):
     """Else one of the encoder and one of the decoder would share a core, another being idle."""
-    backend = load_model(tiny_folder, precision="f32", threads=2).backend.in_streams()
+    backend = load_model(tiny_folder, precision="f32", threads=2).backend.parallel()
     bound = [pool.compiled.get_property("ENABLE_CPU_PINNING") for pool in backend._pools.values()]
     assert bound == [False] * 3

@@ -145,6 +145,7 @@ class TestBackend:
         decoder = real._pools["with_past"].compiled
         assert decoder.get_property("INFERENCE_PRECISION_HINT") == ov.Type.f32
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("flags", [("avx512_vnni",), ("avx512_vnni", "amx_bf16")])
     @pytest.mark.parametrize("beside", ["f32", *(["bf16"] if HAS_BF16 else [])])
     def test_what_is_left_whole_where_tiles_are_multiplied(
@@ -183,13 +184,14 @@ class TestBackend:
 
     def test_streams_compute_in_it_too(self, tiny_folder):
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8", threads=2)
-        streams = backend.in_streams()
+        streams = backend.parallel()
         assert streams is not backend
         assert streams.precision == backend.precision
         for name, pool in streams._pools.items():
             group = pool.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")
             assert (group == GROUP) is (name == "with_past" or not HAS_AMX)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["concat", "static", "off"])
     def test_any_cache_can_be_asked_for_in_it(self, tiny_folder, features, kind):
         backend = OpenVINOBackend(read_model_folder(tiny_folder), kv_cache=kind, precision="int8")

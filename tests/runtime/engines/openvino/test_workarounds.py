@@ -189,6 +189,7 @@ class TestBackend:
         with pytest.raises(DeviceError, match="gone"):
             backend.encode(np.zeros((1, backend.n_mels, 3000), np.float32))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kv_cache", ["stateful", "concat", "static", "off"])
     def test_every_graph_that_has_need(self, tiny_folder, runs, kv_cache):
         folder = read_model_folder(tiny_folder)
@@ -206,6 +207,7 @@ class TestBackend:
         n_aligning = has_shapes_to_look_up(backend._alignment)
         assert sum(alone for _, alone in runs) == len(in_need) + n_aligning
 
+    @pytest.mark.slow
     def test_one_thread_has_no_need(self, tiny_folder, runs):
         for options in ({"threads": 1}, {"threads": 2, "streams": 2}):
             backend = OpenVINOBackend(read_model_folder(tiny_folder), **options)
