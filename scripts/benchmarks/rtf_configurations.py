@@ -1,4 +1,4 @@
-"""Configurations to compare, as a command line names them; loads nothing but their options."""
+"""Reads the configurations to compare from a command line; loads no models."""
 
 import argparse
 import re
