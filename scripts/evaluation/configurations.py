@@ -58,9 +58,8 @@ def measure(
     if arguments.max_wer is not None and not arguments.max_wer >= 0:  # refuses NaN, too
         raise UsageError("--max-wer takes a percentage, 0 or more")
     setups = _setups(arguments)
-    folders = {
-        setup.model: cli.find_model(setup.model) for setup in setups
-    }  # fails here if one is missing
+    # A missing model fails before the first measurement.
+    folders = {setup.model: cli.find_model(setup.model) for setup in setups}
     names = _model_names(folders)
     runs: list[Run] = []
     exit_code = cli.EXIT_OK
