@@ -67,7 +67,7 @@ class Pitches(FakeBackend):
 
 
 class Listener(Pitches):
-    """Says the words in the audio."""
+    """Says the words it hears."""
 
     def hear(self, audio, begun):
         """The tokens after the prefix tokens `begun`, in a window encoded as `audio`."""
