@@ -66,7 +66,7 @@ class Pitches(FakeBackend):
         return np.repeat(features.argmax(axis=1)[:, ::2, None], 4, axis=2).astype(np.float32)
 
 
-class AttentionRecorder(Pitches):
+class Listener(Pitches):
     """Says the words it hears."""
 
     def hear(self, audio, begun):
@@ -114,5 +114,5 @@ class _ListenerSession(FakeSession):
 def listening_model(folder):
     """A model that understands `speech`."""
     model = fake_model(folder, [Say(())])
-    recorder = AttentionRecorder(model.tokenizer)
+    recorder = Listener(model.tokenizer)
     return WhisperModel(model.folder, recorder, model.tokenizer, LoudIsSpeech())
