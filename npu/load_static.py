@@ -8,7 +8,7 @@ from whisper_npu.npu.devices import EMULATED, NPU, core_for, require_npu, resolv
 from whisper_npu.npu.placement import PARTS
 from whisper_npu.npu.static_backend import StaticBackend, graph_names
 from whisper_npu.npu.static_engine import Engine, OpenVINOEngine
-from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache, default_cache
+from whisper_npu.runtime.engines.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 

@@ -19,7 +19,7 @@ import openvino as ov
 
 from whisper_npu.errors import DeviceError, UsageError, WhisperNpuError
 from whisper_npu.npu.devices import CPU, NPU, npu_devices
-from whisper_npu.runtime.engines.openvino.compile_cache import cache_directory
+from whisper_npu.runtime.engines.compile_cache import cache_directory
 from whisper_npu.runtime.engines.protocol import Backend
 
 logger = logging.getLogger("whisper_npu")

@@ -19,14 +19,14 @@ import openvino as ov
 from whisper_npu.errors import DeviceError
 from whisper_npu.npu.bundle import DATA_FILE, Bundle, StaticGraph
 from whisper_npu.npu.devices import Target
-from whisper_npu.runtime.engines.device_calls import DeviceCalls, calling_device, hold
-from whisper_npu.runtime.engines.memory import available_bytes
-from whisper_npu.runtime.engines.openvino.compile_cache import (
+from whisper_npu.runtime.engines.compile_cache import (
     CompileCache,
     Contents,
     compile_cached,
 )
-from whisper_npu.runtime.engines.openvino.compile_key import CacheKey, cache_key
+from whisper_npu.runtime.engines.compile_key import CacheKey, cache_key
+from whisper_npu.runtime.engines.device_calls import DeviceCalls, calling_device, hold
+from whisper_npu.runtime.engines.memory import available_bytes
 from whisper_npu.runtime.engines.openvino.sessions import RequestPool
 
 logger = logging.getLogger("whisper_npu")

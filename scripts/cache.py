@@ -11,7 +11,7 @@ from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
 
 if TYPE_CHECKING:
-    from whisper_npu.runtime.engines.openvino.compile_cache import CacheEntry
+    from whisper_npu.runtime.engines.compile_cache import CacheEntry
 
 EPILOG = """\
 The cache is a folder in $WHISPER_NPU_CACHE, or else in the user's cache directory. It holds at
@@ -52,7 +52,7 @@ def build_parser() -> cli.Parser:
 
 def cache(arguments: argparse.Namespace) -> int:
     """List or clear the cache; returns the exit code."""
-    from whisper_npu.runtime.engines.openvino.compile_cache import default_cache  # noqa: PLC0415
+    from whisper_npu.runtime.engines.compile_cache import default_cache  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.digests import default_memory  # noqa: PLC0415
 
     found = default_cache()

@@ -85,7 +85,7 @@ def compile_model(arguments: argparse.Namespace) -> int:
     from whisper_npu.npu.placement import PARTS  # noqa: PLC0415
     from whisper_npu.npu.static_backend import graph_names  # noqa: PLC0415
     from whisper_npu.npu.static_engine import OpenVINOEngine  # noqa: PLC0415
-    from whisper_npu.runtime.engines.openvino.compile_cache import default_cache  # noqa: PLC0415
+    from whisper_npu.runtime.engines.compile_cache import default_cache  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.folder import read_model_folder  # noqa: PLC0415
 
     if arguments.platform and arguments.device != "NPU":

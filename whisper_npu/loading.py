@@ -15,7 +15,7 @@ from whisper_npu.npu.placement import (
     parse_device,
 )
 from whisper_npu.npu.split_backend import SplitBackend
-from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache, default_cache
+from whisper_npu.runtime.engines.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.engines.openvino.compile_config import (
     CACHE_KINDS,
     PRECISIONS,

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
+from whisper_npu.runtime.engines.compile_cache import cache_directory
 from whisper_npu.runtime.engines.cpu_capabilities import require_precision
 from whisper_npu.runtime.engines.device_calls import DeviceCalls, hold
 from whisper_npu.runtime.engines.kv_cache import (
@@ -28,7 +29,6 @@ from whisper_npu.runtime.engines.kv_cache import (
     is_self_attention,
     past_name,
 )
-from whisper_npu.runtime.engines.openvino.compile_cache import cache_directory
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.graphs import contract_of, n_positions, read_trio
 from whisper_npu.runtime.engines.protocol import (

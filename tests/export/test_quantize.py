@@ -27,9 +27,9 @@ from whisper_npu.export.quantize import (
 )
 from whisper_npu.npu.devices import EMULATED
 from whisper_npu.npu.load_static import load_static
+from whisper_npu.runtime.engines.compile_cache import CompileCache
 from whisper_npu.runtime.engines.onnxruntime import OnnxRuntimeBackend
 from whisper_npu.runtime.engines.openvino import graphs
-from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 

@@ -19,7 +19,7 @@ from whisper_npu.npu.build_bundle import ensure_bundle
 from whisper_npu.npu.devices import EMULATED, EMULATED_LABEL
 from whisper_npu.npu.load_static import load_static
 from whisper_npu.npu.split_backend import SplitBackend
-from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
+from whisper_npu.runtime.engines.compile_cache import CompileCache
 from whisper_npu.runtime.engines.protocol import N_LOGITS
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.runtime.transcription.model import WhisperModel

@@ -11,8 +11,8 @@ import pytest
 from model_surgery import copy_folder
 
 from whisper_npu.npu.bundle import bundle_path, read_bundle
-from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache, Contents
-from whisper_npu.runtime.engines.openvino.compile_key import cache_key
+from whisper_npu.runtime.engines.compile_cache import CompileCache, Contents
+from whisper_npu.runtime.engines.compile_key import cache_key
 from whisper_npu.scripts import cache, compile_model
 
 

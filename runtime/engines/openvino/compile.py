@@ -16,18 +16,18 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
+from whisper_npu.runtime.engines.compile_cache import (
+    LIMIT_VARIABLE,
+    CompileCache,
+    Contents,
+)
+from whisper_npu.runtime.engines.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.engines.cpu_capabilities import processor
 from whisper_npu.runtime.engines.kv_cache import is_self_attention
 from whisper_npu.runtime.engines.memory import available_bytes, release_memory
 from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
 from whisper_npu.runtime.engines.openvino.alignment_queries import expose_queries
-from whisper_npu.runtime.engines.openvino.compile_cache import (
-    LIMIT_VARIABLE,
-    CompileCache,
-    Contents,
-)
 from whisper_npu.runtime.engines.openvino.compile_config import Plan
-from whisper_npu.runtime.engines.openvino.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
 from whisper_npu.runtime.model_folder.config import KVContract

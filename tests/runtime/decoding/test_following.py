@@ -10,7 +10,7 @@ from model_surgery import edit_manifest
 from other_threads import TASKS, run_program
 
 from whisper_npu import load_model
-from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
+from whisper_npu.runtime.engines.compile_cache import CompileCache
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.engines.protocol import NoAttention
 from whisper_npu.runtime.model_folder.folder import read_model_folder

@@ -22,10 +22,10 @@ from decoding_checks import (
 from model_surgery import copy_folder, edit_manifest, name_weights
 
 from whisper_npu import load_model
-from whisper_npu.runtime.engines import memory
+from whisper_npu.runtime.engines import compile_cache, memory
+from whisper_npu.runtime.engines.compile_cache import CompileCache
 from whisper_npu.runtime.engines.memory import forget_mapped
-from whisper_npu.runtime.engines.openvino import compile, compile_cache, graphs
-from whisper_npu.runtime.engines.openvino.compile_cache import CompileCache
+from whisper_npu.runtime.engines.openvino import compile, graphs
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.engines.openvino.int8_weights import GROUP, narrow_tables
 from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST, MANIFEST, read_model_folder

@@ -24,8 +24,8 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.engines.compile_key import CacheKey
 from whisper_npu.runtime.engines.memory import forget_mapped, map_file
-from whisper_npu.runtime.engines.openvino.compile_key import CacheKey
 from whisper_npu.runtime.model_folder.cache_folder import cache_folder
 from whisper_npu.runtime.model_folder.regular_files import open_regular
 

@@ -14,15 +14,14 @@ import pytest
 from openvino import opset13 as ops
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.engines import memory
-from whisper_npu.runtime.engines.openvino import compile_cache
-from whisper_npu.runtime.engines.openvino.compile_cache import (
+from whisper_npu.runtime.engines import compile_cache, memory
+from whisper_npu.runtime.engines.compile_cache import (
     CompileCache,
     Contents,
     compile_cached,
     default_cache,
 )
-from whisper_npu.runtime.engines.openvino.compile_key import cache_key
+from whisper_npu.runtime.engines.compile_key import cache_key
 
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -233,9 +232,9 @@ import sys
 import numpy as np, openvino as ov
 from pathlib import Path
 from openvino import opset13 as ops
-from whisper_npu.runtime.engines.openvino.compile_cache import (
+from whisper_npu.runtime.engines.compile_cache import (
     CompileCache, Contents, compile_cached)
-from whisper_npu.runtime.engines.openvino.compile_key import cache_key
+from whisper_npu.runtime.engines.compile_key import cache_key
 core = ov.Core()
 cache = CompileCache(Path(sys.argv[1]), 1 << 30)
 for i in range(int(sys.argv[2])):
