@@ -366,6 +366,7 @@ def test_wrong_command_lines_are_told_before_anything_is_measured(
     assert bench.loads == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["jiwer", "whisper_normalizer.basic", "matplotlib"])
 def test_missing_extra_is_one_line(bench, module) -> None:
     code = (

@@ -40,6 +40,7 @@ def recordings(tmp_path_factory):
 class TestRealGraphs:
     """The tiny random model, in f32: what it says is no text, but the same every time."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["sequential", "batched"])
     def test_together_they_say_what_each_says_alone(self, model, recordings, mode):
         options = {**OPTIONS, "mode": mode}
