@@ -1,6 +1,6 @@
-# Two commands do everything on a machine with Python 3.11, pip and make:
-#   make transcribe    sets up, exports the embedded model, transcribes the embedded recording
-#   make test          sets up and passes the tests
+# Two commands are enough on a machine with Python 3.11, pip and make:
+#   make transcribe    sets up, exports the built-in model, transcribes the built-in recording
+#   make test          sets up and runs the tests
 
 MODEL ?= tiny.en
 PRECISION ?= fp32
@@ -17,21 +17,22 @@ ASSETS := $(VENV)/.assets
 .PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers test test-fast fuzz lint format typecheck clean
 
 help:
-	@echo "make setup       a virtual environment with everything, and the embedded model and recording"
-	@echo "make transcribe  transcribe AUDIO (default: the embedded recording) with MODEL"
+	@echo "make setup       make a virtual environment, and fetch the built-in model and recording"
+	@echo "make transcribe  transcribe AUDIO (default: the built-in recording) with MODEL"
 	@echo "make export      export MODEL (default tiny.en: a name, hub id, folder or .pt file) to OUT"
 	@echo "                 in PRECISION (fp32, fp16 or int8; EXPORT_FLAGS: further options)"
-	@echo "make wer         word error rate of MODEL on REFERENCES (a TSV manifest or LibriSpeech folder)"
-	@echo "make bench-rtf   speed of MODEL on AUDIO, stage by stage (BENCH_FLAGS: further options)"
-	@echo "make bench-kv    what each kind of decoder cache costs and saves"
-	@echo "make bench-peers speed and accuracy beside other recognisers on REFERENCES"
+	@echo "make wer         measure the word error rate of MODEL on REFERENCES (a TSV manifest or"
+	@echo "                 LibriSpeech folder)"
+	@echo "make bench-rtf   measure the speed of MODEL on AUDIO (BENCH_FLAGS: further options)"
+	@echo "make bench-kv    measure the time and memory of each kind of decoder cache"
+	@echo "make bench-peers compare speed and accuracy with other recognisers on REFERENCES"
 	@echo "make test        run all tests"
-	@echo "make test-fast   run the tests of logic, in under two minutes"
+	@echo "make test-fast   run the tests that are not slow, in under two minutes"
 	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options)"
-	@echo "make lint        check style"
-	@echo "make format      put style right"
+	@echo "make lint        check style, and which room imports which"
+	@echo "make format      correct the style"
 	@echo "make typecheck   check types"
-	@echo "make clean       remove what these made, except the user's cache of assets"
+	@echo "make clean       remove the files of these commands, but not the user's cache of assets"
 	@echo
 	@echo "MODEL=$(MODEL) PRECISION=$(PRECISION) OUT=$(OUT)"
 
@@ -51,7 +52,7 @@ EXPORT_FLAGS ?=
 EXPORT = $(BIN)/python scripts/export_onnx.py $(MODEL) --precision $(PRECISION) --output $(OUT) \
 	$(EXPORT_FLAGS)
 
-# `export` is a word of make's own language: it must stand alone before its colon.
+# `export` is a keyword of make, so this target cannot have prerequisites on its line.
 export:
 	@$(MAKE) --no-print-directory $(INSTALLED)
 	$(EXPORT)
@@ -86,7 +87,7 @@ bench-peers:
 test: $(ASSETS)
 	$(BIN)/python -m pytest
 
-# Needs no assets. A file's tests stay in one process: they share what its fixtures make.
+# Needs no assets. All tests of a file run in one process, because they share its fixtures.
 JOBS ?= 2
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
@@ -95,8 +96,8 @@ FUZZ_FLAGS ?=
 fuzz: $(INSTALLED)
 	$(BIN)/python scripts/fuzz_audio.py $(FUZZ_FLAGS)
 
-# mypy and import-linter do not read package_dir of setup.cfg: show them the layout that an
-# installation has. import-linter follows no links.
+# mypy and import-linter do not read package_dir of setup.cfg, so they get a copy in the layout of
+# an installation. (import-linter follows no links.)
 LAYOUT := build/layout
 AS_INSTALLED = rm -rf $(LAYOUT) && mkdir -p $(LAYOUT) && cp -r whisper_npu $(LAYOUT) \
 	&& cp -r export runtime npu scripts $(LAYOUT)/whisper_npu

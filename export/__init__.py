@@ -1,1 +1,1 @@
-"""Checkpoint to verified ONNX model folder; the only place that imports torch."""
+"""Exports a checkpoint to a verified ONNX model folder; the only room that imports torch."""

@@ -1,4 +1,4 @@
-"""The certificate of a converted export: what the conversion costs in word error rate."""
+"""Certifies a converted export: measures how far the conversion raises the word error rate."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.model import WhisperModel
 
-# Greedy, and nothing drawn at random: both sides differ by their weights alone.
+# Greedy decoding, without random samples: the two sides differ only in their weights.
 OPTIONS = TranscribeOptions(temperature=(0.0,))
 INFERENCE_PRECISION: InferencePrecision = "f32"
-ENOUGH_WORDS = 1000  # one changed word in them is a tenth of a point
+ENOUGH_WORDS = 1000  # one changed word is then a tenth of a percentage point
 OWN_TEXT = "the text of the fp32 export"
 
 Progress = Callable[[str], None]
@@ -29,7 +29,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class WindowResult:
-    """What came out for a recording, and the code of its language."""
+    """The text of a recording, and the code of its language."""
 
     text: str
     language: str
@@ -40,12 +40,12 @@ def verify_accuracy(
 ) -> dict[str, Any]:
     """Transcribe the same recordings with the float32 graphs and the converted ones.
 
-    Both run in float32 arithmetic (but for what is 8-bit), with this program's own runtime.
+    Both run in this program's runtime, in float32 except for the 8-bit parts.
 
     Args:
         float_folder: The model folder that was converted.
-        folder: The result, its companions beside it.
-        conversion: What was asked for.
+        folder: The converted model folder, complete with tokenizer and configurations.
+        conversion: The requested conversion.
         progress: Called with one line per step.
 
     Returns:
@@ -116,7 +116,7 @@ def verify_accuracy(
 
 
 def _caveat(conversion: Conversion, recordings: Sequence[Path], words: int) -> str | None:
-    """Why a measurement tells little about other speech, or None."""
+    """The reason why a measurement tells little about other speech, or None."""
     seen = set()
     if conversion.precision == "int8":
         calibrated = conversion.calibration_audio or (asset_path(RECORDING),)
@@ -130,7 +130,7 @@ def _caveat(conversion: Conversion, recordings: Sequence[Path], words: int) -> s
 
 
 def _recordings(conversion: Conversion) -> tuple[list[Path], list[str] | None, str]:
-    """Recordings, what is said in them if that is known, and what to call that reference."""
+    """Recordings, their reference texts if they are known, and the name of the reference."""
     if conversion.wer_references is not None:
         references = read_references(conversion.wer_references)
         files = [reference.audio for reference in references]

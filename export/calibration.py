@@ -1,4 +1,4 @@
-"""The speech that shows the range of an encoder's values, as features."""
+"""Prepares the speech that calibrates an int8 encoder, as features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
 from whisper_npu.runtime.features.log_mel import HOP_LENGTH, log_mel_spectrogram
 
 RECORDING = "beckett"
-# Of the built-in recording: stretches of speech, in seconds, and how loud its noise floor is. The
-# features follow the loudness of the speech, so a level would show the encoder nothing new.
+# Cuts of the built-in recording, in seconds, and the noise levels that are added. The features are
+# scaled by the loudness of the speech, so other levels of speech would show the encoder nothing
+# new.
 CUTS = ((0.0, 10.2), (0.0, 4.6), (4.6, 10.2), (0.0, 2.4), (2.4, 7.0), (7.0, 10.2))
 NOISE_LEVELS = (0.0, 0.003, 0.03)  # root mean square, of a full scale of 1
 SEED = 0
@@ -25,22 +26,22 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Windows `(1, n_mels, n_frames)`, float32, and what they are, in words."""
+    """Windows `(1, n_mels, n_frames)`, float32, and their description in words."""
 
     windows: tuple[Float32, ...]
     description: str
 
 
 def calibration_windows(files: Sequence[Path], dimensions: Dimensions) -> Calibration:
-    """Cut recordings into the model's windows, each used to its end and filled up with silence.
+    """Cut recordings into the model's windows; the last window is padded with silence.
 
     Args:
-        files: Recordings; none: the built-in one, in several cuts, clean and in noise.
-        dimensions: The model's.
+        files: Recordings; if empty, several cuts of the built-in one, clean and with noise.
+        dimensions: The sizes of the model.
 
     Raises:
         AudioError: A file cannot be read.
-        ExportError: The built-in recording cannot be had.
+        ExportError: The built-in recording cannot be fetched.
     """
     size = dimensions.n_frames * HOP_LENGTH
     if files:

@@ -1,4 +1,4 @@
-"""Any Whisper checkpoint, in any of its forms, as one float32 PyTorch model with its companions."""
+"""Loads a Whisper checkpoint of any form as a float32 PyTorch model with its small files."""
 
 import warnings
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class Checkpoint:
     source: Source
 
     def alignment_settings(self) -> AlignmentSettings:
-        """What the alignment graph takes from the two configurations."""
+        """The settings of the alignment graph, from the two configurations."""
         return read_settings(
             check_json(self.generation_config, GenerationConfig, GENERATION_CONFIG),
             check_json(self.model.config.to_dict(), ModelConfig, CONFIG),
@@ -110,7 +110,7 @@ def load_checkpoint(
 
 
 def dimensions_of(config: WhisperConfig) -> Dimensions:
-    """The sizes a transformers configuration describes."""
+    """The sizes in a transformers configuration."""
     return Dimensions(
         n_mels=config.num_mel_bins,
         n_audio_ctx=config.max_source_positions,
@@ -137,7 +137,7 @@ def _load_ctranslate2(folder: Path, source: Source, progress: Progress | None) -
         )
         if settings.get(theirs)
     }
-    # Its lang_ids are not used: in English-only models they are off by one (tiny.en's start at zh).
+    # Its lang_ids are not used: English-only models have them off by one (tiny.en's start at zh).
     tokenizer = tokenizer_of_folder(folder)
     if tokenizer is None:
         tokenizer = standard_tokenizer(dimensions.n_vocab, eot=ctranslate2.end_of_text(folder))
@@ -153,17 +153,17 @@ def _load_openai(path: Path, source: Source, progress: Progress | None) -> Check
 def standard_tokenizer(
     n_vocab: int, progress: Progress | None = None, *, eot: int | None = None
 ) -> bytes:
-    """The tokenizer.json openai/whisper pairs with a vocabulary of this size.
+    """The tokenizer.json that openai/whisper uses for a vocabulary of this size.
 
     Args:
         n_vocab: Rows of the embedding.
         progress: See `load_checkpoint`.
-        eot: The end of a text, where a configuration says; an English-only model's vocabulary may
-            have been padded to any size.
+        eot: The end-of-text token, if a configuration states it; the vocabulary of an English-only
+            model may be padded to any size.
 
     Raises:
         CheckpointError: No released model has a vocabulary of this size.
-        AssetError: The built-in asset that carries it cannot be fetched.
+        AssetError: The built-in asset that holds the file cannot be fetched.
     """
     if n_vocab == ENGLISH_VOCABULARY or (eot == ENGLISH_EOT and n_vocab > ENGLISH_VOCABULARY):
         return (fetch("tiny.en", progress) / "tokenizer.json").read_bytes()
@@ -184,7 +184,7 @@ def _assemble(
     source: Source,
     progress: Progress | None,
 ) -> Checkpoint:
-    """A checkpoint from bare weights; its transformers configuration follows from their sizes."""
+    """A checkpoint from weights alone; their sizes give its transformers configuration."""
     special = read_special_tokens(tokenizer_json, dimensions.n_vocab)
     config = WhisperConfig(  # type: ignore[no-untyped-call]
         vocab_size=dimensions.n_vocab,
@@ -218,7 +218,7 @@ def _rows(weights: Weights, name: str, source: Source) -> int:
 def _build_model(
     config: WhisperConfig, weights: Weights, source: Source
 ) -> WhisperForConditionalGeneration:
-    """A model that takes the given tensors as its parameters, without a second copy of them."""
+    """A model with the given tensors as its parameters; the tensors are not copied."""
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)
@@ -268,7 +268,7 @@ def _load_hf_folder(folder: Path, source: Source, progress: Progress | None) -> 
 
 def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGeneration:
     verbosity = transformers_logging.get_verbosity()
-    # What it would warn about is an error below.
+    # The warnings that transformers would print are errors below.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
@@ -279,10 +279,10 @@ def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGener
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
-                ignore_mismatched_sizes=True,  # so that they are listed, and refused below
+                ignore_mismatched_sizes=True,  # lists them, so that they are refused below
                 output_loading_info=True,
             )
-    except Exception as error:  # the libraries raise whatever the files make them
+    except Exception as error:  # damaged files make the libraries raise anything
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"cannot load the weights of {source.argument}: {reason}; a truncated file or a damaged"
@@ -305,7 +305,7 @@ def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGener
 
 
 def _name(mismatched: str | tuple[str, object, object]) -> str:
-    """A mismatched key's name: some loaders of transformers list it with both shapes."""
+    """The name of a mismatched tensor; some loaders of transformers list it with both shapes."""
     return mismatched if isinstance(mismatched, str) else mismatched[0]
 
 

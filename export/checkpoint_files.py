@@ -1,7 +1,7 @@
 """The small files of a checkpoint, read and checked before torch is imported.
 
-A checkpoint comes from anywhere. What is wrong with its files is one line that names the file and
-the field, and costs no ten seconds of importing libraries.
+A checkpoint may come from anywhere. An error in its files becomes one line that names the file and
+the field, before libraries are imported for ten seconds.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ ARCHITECTURES = ("WhisperForConditionalGeneration", "WhisperModel")
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HF_INDEXES = tuple(f"{name}.index.json" for name in HF_WEIGHTS)
 MEND = "mend it, or get the checkpoint again"
-_LEAST_BYTES = 1  # of a number in a file of weights
+_LEAST_BYTES = 1  # smallest size of a number in a file of weights
 _MOST_LAYERS = 1024
 
 Schema = TypeVar("Schema")
@@ -27,7 +27,7 @@ Schema = TypeVar("Schema")
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """`config.json`: what PyTorch's layers take beside their sizes."""
+    """`config.json`: the settings of PyTorch's layers besides their sizes."""
 
     activation_function: str | None = None
     scale_embedding: bool | None = None
@@ -40,7 +40,7 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class PreprocessorConfig:
-    """`preprocessor_config.json`: the sizes in it, which must fit the model."""
+    """`preprocessor_config.json`: the sizes, which must fit the model."""
 
     feature_size: Size | None = None
     nb_max_frames: Size | None = None
@@ -62,7 +62,7 @@ class CTranslate2Settings:
 
 @dataclass(frozen=True)
 class WeightIndex:
-    """`model.safetensors.index.json`: which file each tensor is in."""
+    """`model.safetensors.index.json`: the file of each tensor."""
 
     weight_map: dict[str, str]
 
@@ -77,19 +77,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_json(content: object, schema: type[Schema], name: Path | str) -> Schema:
-    """JSON values as a schema; see `checked`.
+    """JSON values checked by a schema; see `checked`.
 
     Raises:
-        CheckpointError: A field has another type, or a value out of range.
+        CheckpointError: A field has a wrong type or a value out of range.
     """
     return checked(content, schema, name, error=CheckpointError, advice=MEND)
 
 
 def read_checked(path: Path, schema: type[Schema]) -> dict[str, Any]:
-    """The object in a JSON file, which fits a schema.
+    """The object in a JSON file, checked by a schema.
 
     Raises:
-        CheckpointError: It does not, or cannot be read.
+        CheckpointError: The file does not fit the schema, or cannot be read.
     """
     content = read_json(path)
     check_json(content, schema, path)
@@ -100,8 +100,8 @@ def check_architecture(config_path: Path, argument: str) -> ModelConfig:
     """The configuration of a Whisper speech recogniser.
 
     Raises:
-        CheckpointError: It describes something else, or nothing that can be; the message names the
-            architecture or the field.
+        CheckpointError: The configuration is of another architecture, or contradicts itself; the
+            message names the architecture or the field.
     """
     content = read_checked(config_path, LayerConfig)
     config = check_json(content, ModelConfig, config_path)
@@ -128,10 +128,10 @@ def check_architecture(config_path: Path, argument: str) -> ModelConfig:
 
 
 def read_index(path: Path) -> list[str]:
-    """The files of weights that an index names, each once; empty if there is no index.
+    """The files of weights in an index, each once; empty if there is no index.
 
     Raises:
-        CheckpointError: It is damaged, or names a file of another folder.
+        CheckpointError: The index is damaged, or names a file of another folder.
     """
     if not path.is_file():
         return []
@@ -143,10 +143,11 @@ def read_index(path: Path) -> list[str]:
 
 
 def check_huggingface_folder(folder: Path, argument: str) -> None:
-    """Check what can be checked of a Hugging Face folder without reading its weights.
+    """Check a Hugging Face folder as far as possible without reading its weights.
 
     Raises:
-        CheckpointError: It is no Whisper, lacks weights, or these are too small for its sizes.
+        CheckpointError: The model is no Whisper, has no weights, or weights too small for its
+            sizes.
     """
     config = check_architecture(folder / CONFIG, argument)
     read_checked(folder / GENERATION_CONFIG, GenerationConfig)
@@ -167,7 +168,7 @@ def check_huggingface_folder(folder: Path, argument: str) -> None:
 
 
 def _n_parameters(config: ModelConfig) -> int:
-    """The numbers in the largest matrices of a model; 0 for those whose size is not stated."""
+    """The number of values in a model's largest matrices; 0 for a matrix of unknown size."""
     width = config.d_model or 0
     tables = (config.vocab_size or 0) + (config.max_target_positions or 0)
     encoder = 4 * width + 2 * (config.encoder_ffn_dim or 0)

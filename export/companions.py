@@ -1,4 +1,4 @@
-"""The small files beside the weights: tokenizer.json, generation and preprocessor configuration."""
+"""Completes the files beside the weights: tokenizer, generation and preprocessor settings."""
 
 import warnings
 from collections.abc import Callable
@@ -22,11 +22,11 @@ SAMPLE_RATE = 16000  # Hz
 HOP_LENGTH = 160  # samples between frames: 10 ms
 N_FFT = 400  # samples in a frame: 25 ms
 _MULTILINGUAL_KEYS = ("is_multilingual", "lang_to_id", "task_to_id", "language", "task")
-MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms: openai/whisper lets speech start within 1 s
+MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms: in openai/whisper speech starts within 1 s
 
 
 def tokenizer_of_folder(folder: Path) -> bytes | None:
-    """A folder's tokenizer.json, converted from vocab.json and merges.txt if need be.
+    """A folder's tokenizer.json, or its conversion from vocab.json and merges.txt.
 
     Returns:
         The file's content, or None if the folder has no tokenizer.
@@ -40,7 +40,7 @@ def tokenizer_of_folder(folder: Path) -> bytes | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tokenizer = WhisperTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises whatever the content makes it
+    except Exception as error:  # damaged content makes the library raise anything
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"cannot read the tokenizer in {folder}: {reason}") from error
     return str(tokenizer.backend_tokenizer.to_str()).encode()
@@ -52,13 +52,13 @@ def complete_generation_config(
     dimensions: Dimensions,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Generation settings with everything a decoder needs; what is `known` stays as it is.
+    """Generation settings with everything that a decoder needs; the `known` settings stay.
 
-    But for languages and tasks: of an English-only model, where another's settings were taken over,
-    they are left out.
+    One exception: languages and tasks are removed from the settings of an English-only model, which
+    may have been copied from a multilingual model.
 
-    Without known alignment heads all heads of the decoder's upper half are taken. Distilled models
-    often keep their teacher's; those are not believed.
+    Without known alignment heads all heads of the decoder's upper half are taken. Alignment heads
+    that the model does not have, which distilled models often keep from their teacher, are ignored.
 
     Args:
         known: The checkpoint's settings, which fit `GenerationConfig`.
@@ -96,7 +96,7 @@ def complete_generation_config(
     else:
         defaults["lang_to_id"] = special.languages
         defaults["task_to_id"] = special.tasks
-        # Without a task transformers' generate() leaves its token out, and base then loops.
+        # Without a task transformers' generate() leaves the task token out, and base then loops.
         defaults["task"] = "transcribe"
     for key, function in (
         ("suppress_tokens", suppressed_tokens),
@@ -139,7 +139,7 @@ def preprocessor_config(dimensions: Dimensions, known: dict[str, Any]) -> dict[s
     }
     settings.pop(
         "mel_filters", None
-    )  # old folders carry the whole matrix; it follows from the rest
+    )  # old folders hold the whole matrix, which follows from the other settings
     for key, value in required.items():
         if settings[key] != value:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The precision an export is asked for, and what belongs to it. Imports nothing heavy."""
+"""The requested precision of an export and its options. Imports no heavy library."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,23 +11,23 @@ from whisper_npu.export.manifest import describe_file
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 MAX_WER_INCREASE = 0.3  # percentage points
-REVISION = 1  # raise it when the same float graphs would convert to different ones
+REVISION = 1  # raise it when the same float graphs would convert to other graphs
 
 _FOR_WER = {"jiwer": "jiwer", "whisper-normalizer": "whisper_normalizer"}
-_FOR_INT8 = ("nncf", "onnxruntime-openvino")  # NNCF runs the graphs it calibrates there
+_FOR_INT8 = ("nncf", "onnxruntime-openvino")  # NNCF calibrates by ONNX Runtime
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """How weights are stored and computed with, and how the loss is measured.
+    """How weights are stored and computed, and how the loss of accuracy is measured.
 
     Attributes:
         precision: `fp32`: as PyTorch; `fp16`: weights stored in half precision; `int8`: weights in
             8 bits, the encoder's arithmetic too.
-        calibration_audio: recordings that show `int8` the range of the encoder's values; none: the
-            built-in one.
-        wer_references: recordings and what is said in them, to measure word error rates on; None:
-            the text of the fp32 graphs stands for what is said.
+        calibration_audio: recordings that show `int8` the range of the encoder's values; empty for
+            the built-in recording.
+        wer_references: recordings with reference texts, for the word error rate; None takes the
+            text of the fp32 graphs as the reference.
         max_wer_increase: percentage points by which the error rate may rise.
     """
 
@@ -37,10 +37,10 @@ class Conversion:
     max_wer_increase: float = MAX_WER_INCREASE
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Refuse values that contradict each other.
 
         Raises:
-            UsageError: a value is unknown, or has no use with the others.
+            UsageError: a value is unknown, or has no use together with the others.
         """
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}; give {', '.join(PRECISIONS)}")
@@ -54,7 +54,7 @@ class Conversion:
             )
 
     def identity(self) -> dict[str, Any]:
-        """What two conversions must have in common to give the same, for the manifest.
+        """Everything that decides the result of a conversion, for the manifest.
 
         Raises:
             AudioError: A calibration recording cannot be read.
@@ -73,13 +73,13 @@ class Conversion:
         return identity
 
     def require_libraries(self, *, verify: bool) -> None:
-        """Find out before minutes of work that a library is missing.
+        """Check before minutes of work that no library is missing.
 
         Args:
             verify: Whether error rates will be measured.
 
         Raises:
-            ExportError: One is; says which extra has it.
+            ExportError: A library is missing; the message names the extra that has it.
         """
         if self.precision == "int8":
             for name in _FOR_INT8:

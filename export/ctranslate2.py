@@ -33,10 +33,10 @@ DTYPES: dict[int, Any] = {
     2: np.int16,
     3: np.int32,
     4: np.float16,
-    BFLOAT16: np.uint16,  # numpy has no bfloat16: the raw halves are widened when they are read
+    BFLOAT16: np.uint16,  # numpy has no bfloat16: its 16 bits are widened while they are read
 }
 CONV_KERNEL = 3  # both of the encoder's convolutions
-CONV_RANKS = (3, 2)  # in some versions inputs and kernel are one axis
+CONV_RANKS = (3, 2)  # some versions merge inputs and kernel into one axis
 MAX_RANK = 8
 
 Weights = dict[str, torch.Tensor]
@@ -44,7 +44,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Variables:
-    """The variables of a model.bin, mapped from the file, dequantized one by one on demand."""
+    """The variables of a mapped model.bin, each dequantized on demand."""
 
     path: Path
     arrays: dict[str, NDArray[Any]]
@@ -61,10 +61,10 @@ class Variables:
         return int(stored.reshape(()))
 
     def shape(self, name: str, *ranks: int) -> tuple[int, ...]:
-        """The stored shape of a variable, which has one of `ranks` as its number of axes.
+        """The stored shape of a variable; its number of axes must be one of `ranks`.
 
         Raises:
-            CheckpointError: It is missing, or has another rank.
+            CheckpointError: The variable is missing, or has another rank.
         """
         shape = self._get(name).shape
         if len(shape) not in ranks:
@@ -73,10 +73,10 @@ class Variables:
         return shape
 
     def float32(self, name: str, *ranks: int) -> NDArray[np.float32]:
-        """A variable as a fresh float32 array, dequantized if it was stored as int8 or int16.
+        """A variable as a new float32 array, dequantized if it was stored as int8 or int16.
 
         Raises:
-            CheckpointError: It is missing, has another rank, or its scales do not fit.
+            CheckpointError: The variable is missing, has another rank, or scales that do not fit.
         """
         self.shape(name, *ranks)
         return self._widened(name)
@@ -112,7 +112,7 @@ class Variables:
 
 
 class _Cursor:
-    """Sequential reads from a buffer that end in a clear error where it is too short."""
+    """Sequential reads from a buffer; a buffer that is too short is a clear error."""
 
     def __init__(self, path: Path, buffer: memoryview) -> None:
         self.path = path
@@ -152,7 +152,7 @@ def read_variables(path: Path) -> Variables:
         Its variables by name, aliases resolved.
 
     Raises:
-        CheckpointError: Unreadable, truncated, or of another architecture.
+        CheckpointError: The file is unreadable, truncated, or of another architecture.
     """
     try:
         with path.open("rb") as file:
@@ -166,7 +166,7 @@ def read_variables(path: Path) -> Variables:
         raise CheckpointError(
             f"{path} holds a CTranslate2 '{spec}' (version {version}), not a Whisper model ({SPEC})"
         )
-    cursor.integer("I")  # the spec's revision: Whisper's variables kept their names through all
+    cursor.integer("I")  # the spec's revision: all revisions have the same names for Whisper
     arrays: dict[str, NDArray[Any]] = {}
     bfloat16 = set()
     for _ in range(cursor.integer("I")):
@@ -204,7 +204,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def end_of_text(folder: Path) -> int | None:
-    """The place of `<|endoftext|>` in CTranslate2's list of tokens; None if there is no list."""
+    """The index of `<|endoftext|>` in CTranslate2's list of tokens; None if there is no list."""
     for name, read in (("vocabulary.json", json.loads), ("vocabulary.txt", str.splitlines)):
         path = folder / name
         if path.is_file():
@@ -220,7 +220,7 @@ def read_weights(folder: Path) -> tuple[Dimensions, Weights]:
     """Read a CTranslate2 folder's weights under their Hugging Face names, in float32.
 
     Raises:
-        CheckpointError: Truncated, of another architecture, or incomplete.
+        CheckpointError: The folder is truncated, of another architecture, or incomplete.
     """
     variables = read_variables(folder / "model.bin")
     return _dimensions(variables), _convert(variables)
@@ -262,7 +262,7 @@ def _convert(variables: Variables) -> Weights:
         weights[name] = torch.from_numpy(np.ascontiguousarray(array))
 
     def linear(source: str, *targets: str) -> None:
-        """One stored layer becomes its stacked parts; a k_proj has no bias in Whisper."""
+        """Split one stored layer into its stacked parts; Whisper's k_proj has no bias."""
         parts = len(targets)
         stacked, bias = (
             variables.float32(f"{source}/weight", 2),

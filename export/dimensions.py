@@ -1,4 +1,4 @@
-"""The sizes of a Whisper model, under the names openai/whisper gives them."""
+"""The sizes of a Whisper model, with openai/whisper's names."""
 
 from dataclasses import asdict, dataclass
 
@@ -31,7 +31,7 @@ class Dimensions:
         return self.n_text_state // self.n_text_head
 
     def contradiction(self) -> str | None:
-        """Why no model can have these sizes, or None."""
+        """The reason why no model can have these sizes, or None."""
         for width, heads, side in (
             (self.n_audio_state, self.n_audio_head, "encoder"),
             (self.n_text_state, self.n_text_head, "decoder"),

@@ -51,7 +51,8 @@ def download(
         The snapshot's folder and its commit.
 
     Raises:
-        CheckpointError: Missing, gated, no Whisper, or neither a network nor a cached copy.
+        CheckpointError: The repository is missing, gated or no Whisper, or there is neither a
+            network nor a cached copy.
     """
 
     def get(name: str) -> Path:
@@ -74,7 +75,7 @@ def download(
         if _optional(get, name) is not None:
             break
     else:
-        get(HF_WEIGHTS[0])  # says whether it is missing there or only out of reach
+        get(HF_WEIGHTS[0])  # tells a missing file from a missing network
     return config.parent, config.parent.name
 
 
@@ -86,12 +87,12 @@ def _optional(get: Callable[[str], Path], name: str) -> Path | None:
 
 
 class _MissingFileError(CheckpointError):
-    """The repository, or without a network its cached copy, has no such file."""
+    """The repository has no such file, or without a network its cached copy has none."""
 
 
 def _download_file(repository: str, name: str, revision: str | None, token: str | None) -> Path:
     at = f" at revision {revision}" if revision else ""
-    # Without a network the hub's client logs a page per attempt; the error below is enough.
+    # Without a network the hub's client logs a page per attempt; the error below says enough.
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The export's certificate: what was exported, from what, by what, and how it was verified."""
+"""The export's certificate: source, versions, files, and the result of the verification."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from whisper_npu.version import __version__
 
 MANIFEST = "export_manifest.json"
 FORMAT = 1
-REVISION = 3  # raise it when the same source would export to different graphs or files
+REVISION = 3  # raise it when the same source would export to other graphs or files
 LIBRARIES = {
     "torch": "torch",
     "transformers": "transformers",
@@ -28,13 +28,13 @@ NOT_VERIFIED = "not verified"
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what an export depends on, read without importing it."""
+    """Versions of the libraries that an export depends on, read without importing them."""
     versions = {name: version(distribution) for name, distribution in LIBRARIES.items()}
     return {**versions, "python": platform.python_version()}
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, str | int]]:
-    """The sha256 and size in bytes of every file of a folder but the manifest."""
+    """The sha256 and size in bytes of every file of a folder except the manifest."""
     return {
         path.name: describe_file(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST
     }
@@ -52,15 +52,15 @@ def write_manifest(
     parity: dict[str, Any],
     precision: dict[str, Any],
 ) -> None:
-    """Write the certificate of a folder that holds everything else already.
+    """Write the certificate of a folder that holds all other files already.
 
     Args:
         folder: The model folder.
-        source: What was exported.
+        source: The exported checkpoint.
         dimensions: The model's sizes.
-        parity: What `verify_parity` found: of the float graphs, where they were converted after.
-        precision: The `precision`, and of another than fp32 the `conversion` that was asked for,
-            what was done to the `graphs`, and its `accuracy`.
+        parity: The result of `verify_parity` for the float graphs, before any conversion.
+        precision: The `precision`. For a precision other than fp32 also the requested
+            `conversion`, the changes to the `graphs`, and the `accuracy`.
     """
     content = {
         "format": FORMAT,
@@ -79,7 +79,7 @@ def write_manifest(
 
 
 def refresh_file(folder: Path, name: str) -> None:
-    """Record one file anew in the certificate of a folder; a folder without one stays without.
+    """Update one file in the certificate of a folder; a folder without certificate stays as it is.
 
     Raises:
         ExportError: The certificate cannot be written.
@@ -92,7 +92,7 @@ def refresh_file(folder: Path, name: str) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The certificate of a folder, or None if it has none of ours."""
+    """The certificate of a folder, or None if this program wrote none."""
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -102,10 +102,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def verify_files(folder: Path) -> None:
-    """Check that every file of an export is there, unchanged.
+    """Check that every file of an export is there and unchanged.
 
     Raises:
-        ExportError: No manifest, or a file that is missing, added to it or changed; names the file.
+        ExportError: The manifest is missing, or a file is missing, added or changed; the message
+            names the file.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -126,14 +127,14 @@ def is_up_to_date(
     precision: str = "fp32",
     conversion: dict[str, Any] | None = None,
 ) -> bool:
-    """Whether a folder holds, unchanged, what exporting `source` now would produce.
+    """Whether a folder holds, unchanged, the files that an export of `source` would make now.
 
     Args:
         folder: The model folder.
         source: The source with its digest or commit.
-        verified: Whether it must carry a parity certificate.
-        precision: What its weights must be stored in.
-        conversion: What the conversion to that precision must have been asked for.
+        verified: Whether the folder must have a parity certificate.
+        precision: The precision that its weights must have.
+        conversion: The options that its conversion must have had.
     """
     manifest = read_manifest(folder)
     if manifest is None:

@@ -1,4 +1,4 @@
-"""Turns a checkpoint into a verified model folder: its ONNX graphs and their companions."""
+"""Turns a checkpoint into a verified model folder: ONNX graphs, tokenizer, configurations."""
 
 import contextlib
 import json
@@ -54,9 +54,9 @@ def export_model(
 ) -> Path:
     """Export a checkpoint to a model folder.
 
-    Everything is written to a hidden folder beside `out_dir`, verified there, and renamed into
-    place: whatever stops the export, `out_dir` holds either what it held before or the whole new
-    model. An `out_dir` that is up to date already is left alone.
+    The files are written to a hidden folder beside `out_dir`, verified there, and renamed into
+    place. If something stops the export, `out_dir` holds either its old content or the whole new
+    model. An `out_dir` that is up to date is left as it is.
 
     Args:
         source: Asset name, checkpoint folder or file, or hub id (see `load_checkpoint`).
@@ -65,11 +65,11 @@ def export_model(
             says "not verified".
         revision: Branch, tag or commit of a hub id.
         token: Access token for a gated hub id.
-        parity_audio: Recordings to compare transcripts on, up to date or not; by default the
-            built-in one.
-        conversion: The precision and what belongs to it; by default fp32. Another is made from the
-            float graphs once these are verified, and its word error rate is measured.
-        force: Export again what is up to date, and replace the export of another model.
+        parity_audio: Recordings whose transcripts are compared, even if `out_dir` is up to date; by
+            default the built-in recording.
+        conversion: The precision and its options; by default fp32. Other precisions are converted
+            from the verified float graphs, and their word error rate is measured.
+        force: Export even if `out_dir` is up to date, and replace another model's export.
         progress: Called with one line per step.
 
     Returns:
@@ -79,13 +79,13 @@ def export_model(
         AudioError: A recording cannot be read.
         CheckpointError: The source cannot be read.
         AssetError: A built-in asset cannot be fetched.
-        ParityError: The graphs do not reproduce PyTorch.
-        ExportError: `out_dir` holds something else, or cannot be written; a library is missing; or
-            the conversion costs more accuracy than is allowed.
+        ParityError: The graphs differ from PyTorch.
+        ExportError: `out_dir` holds other files, or cannot be written; a library is missing; or
+            the word error rate rises more than is allowed.
         UsageError: A revision for a source that has none, or references that cannot be read.
     """
     out = Path(out_dir).expanduser()
-    if out.name in ("", ".."):  # the place is renamed, so it needs a name
+    if out.name in ("", ".."):  # a folder is renamed to it, so it needs a name
         out = out.resolve()
     report = _Steps(progress)
     conversion = conversion or Conversion()
@@ -98,7 +98,7 @@ def export_model(
     }
     if found.kind is not SourceKind.HUB:
         found = with_digest(found)
-    force = force or bool(parity_audio)  # a certificate on these recordings is asked for
+    force = force or bool(parity_audio)  # the user wants a certificate for these recordings
     if not force and is_up_to_date(out, found, verified=verify, **wanted):
         report(f"{out} is up to date with {source}; --force exports it again")
         return out
@@ -111,8 +111,7 @@ def export_model(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out, waiting=waiting):
-            # Only now is the commit known that a hub's branch name stands for, and what another
-            # program may have exported meanwhile.
+            # Only now are the commit of a hub's branch and the exports of other programs known.
             if not force and is_up_to_date(out, checkpoint.source, verified=verify, **wanted):
                 report(f"{out} is up to date with {source}; --force exports it again")
                 return out
@@ -137,7 +136,7 @@ def _export(
     verify: bool,
     wanted: dict[str, Any],
 ) -> None:
-    """Write a model folder beside its place, verify it there, and rename it."""
+    """Write a model folder beside its final place, verify it, and rename it."""
     with tempfile.TemporaryDirectory(prefix=prefix(out), dir=out.parent) as work:
         folder = Path(work) / "model"
         folder.mkdir()
@@ -155,15 +154,15 @@ def _export(
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None = None) -> None:
-    """Write the trio, its shared weights and the alignment graph into an existing folder.
+    """Write the three graphs, their shared weights and the alignment graph into a folder.
 
     Raises:
         ExportError: The exporter failed.
     """
     report = progress or (lambda _line: None)
     with tempfile.TemporaryDirectory(prefix="raw-", dir=folder.parent) as raw:
-        # optimum saves the model's generation settings, strictly; ours are written by
-        # write_companions as the checkpoint has them.
+        # optimum checks and saves the model's generation settings; write_companions writes the
+        # checkpoint's settings instead.
         checkpoint.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         try:
             with _quiet():
@@ -173,7 +172,7 @@ def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None
                     task=TASK,
                     opset=OPSET,
                     no_post_process=True,  # post-processing would add a merged decoder
-                    do_validation=False,  # parity.py validates, at real shapes and strictly
+                    do_validation=False,  # parity.py validates strictly, at real shapes
                 )
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -188,7 +187,7 @@ def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None
 def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the tokenizer and the configuration files into an existing folder."""
     config = checkpoint.model.config.to_diff_dict()
-    config.pop("_name_or_path", None)  # a path of this machine
+    config.pop("_name_or_path", None)  # holds a path of this machine
     config["architectures"] = ["WhisperForConditionalGeneration"]
     for name, content in (
         ("config.json", config),
@@ -201,7 +200,7 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_vad(folder: Path, report: Progress) -> None:
-    """Put the speech detector beside the graphs, so that the folder needs no network later."""
+    """Write the speech detector's graph into the folder, so that no network is needed later."""
     try:
         detector = fetch("silero-vad", report)
     except AssetError as error:
@@ -218,17 +217,17 @@ def convert(
     *,
     verify: bool,
 ) -> tuple[Path, dict[str, Any]]:
-    """Make a folder of another precision beside a finished float one.
+    """Make a folder of another precision beside a finished float folder.
 
     Returns:
-        The new folder, and what the manifest says of it.
+        The new folder, and its entries for the manifest.
 
     Raises:
         AudioError: A recording cannot be read.
-        ExportError: It cannot be made, or costs more accuracy than is allowed.
+        ExportError: The folder cannot be made, or the word error rate rises more than is allowed.
         UsageError: The references cannot be read.
     """
-    # Slow to import, and the float export does without.
+    # Slow to import, and not needed for a float export.
     from whisper_npu.export.accuracy import verify_accuracy  # noqa: PLC0415
     from whisper_npu.export.calibration import calibration_windows  # noqa: PLC0415
     from whisper_npu.export.quantize import CONVERTED, convert_graphs  # noqa: PLC0415
@@ -273,9 +272,9 @@ def _size(checkpoint: Checkpoint) -> str:
 
 
 def _name_logits_axis(model: onnx.ModelProto) -> None:
-    """Give the logits the sequence axis of the input ids.
+    """Name the sequence axis of the logits like that of the input ids.
 
-    The exporter traces the cached decoder with one token and so names the axis "1", though several
+    The exporter traces the cached decoder with one token and names the axis "1", although several
     tokens may be fed.
     """
     inputs = {value.name: value for value in model.graph.input}
@@ -287,7 +286,7 @@ def _name_logits_axis(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the tracer has to say about every Python branch it passes."""
+    """Silence the tracer's warnings about Python branches."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     disabled = logging.root.manager.disable

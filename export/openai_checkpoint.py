@@ -13,9 +13,9 @@ from whisper_npu.export.dimensions import Dimensions
 
 Weights = dict[str, torch.Tensor]
 
-_MOST_SHARED = 2  # times that stored numbers may be used: tied embeddings are
+_MOST_SHARED = 2  # uses of a stored number at most: tied embeddings have two
 
-# openai/whisper's module names (model.py) and transformers' for the same parameters.
+# Module names of openai/whisper (model.py), and transformers' names of the same parameters.
 RENAMES = (
     (r"^(encoder|decoder)\.blocks\.", r"model.\1.layers."),
     (r"^(encoder|decoder)\.", r"model.\1."),
@@ -41,15 +41,15 @@ def read_weights(path: Path) -> tuple[Dimensions, Weights]:
     """Read a `.pt` file's weights under their Hugging Face names, in float32.
 
     Args:
-        path: A file with `dims` and `model_state_dict`, as openai/whisper publishes and saves them.
+        path: A file with `dims` and `model_state_dict`, as openai/whisper writes it.
 
     Raises:
-        CheckpointError: Truncated, not a checkpoint, or not openai/whisper's.
+        CheckpointError: The file is truncated, no checkpoint, or not openai/whisper's.
     """
     _check_not_compressed(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler raises whatever the content makes it
+    except Exception as error:  # damaged content makes the unpickler raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"cannot read {path} as a .pt checkpoint: {reason}; it may be truncated or of another"
@@ -67,10 +67,10 @@ def read_weights(path: Path) -> tuple[Dimensions, Weights]:
 
 
 def _check_not_compressed(path: Path) -> None:
-    """Refuse an archive that unfolds to more than it holds; torch.save compresses nothing."""
+    """Refuse a compressed archive, which may expand without limit; torch.save never compresses."""
     try:
         if not zipfile.is_zipfile(path):
-            return  # torch.load will say what is wrong with it
+            return  # torch.load will name the error
         with zipfile.ZipFile(path) as archive:
             unfolded = sum(entry.file_size for entry in archive.infolist())
         size = path.stat().st_size
@@ -86,9 +86,9 @@ def _check_not_compressed(path: Path) -> None:
 
 
 def _check_tensors(path: Path, state: Any) -> None:
-    """Check that weights are tensors which hold what their shapes say.
+    """Check that weights are tensors with as many stored numbers as their shapes need.
 
-    A tensor's strides may repeat a few stored numbers to any size.
+    Strides could repeat a few stored numbers to any size.
     """
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: its 'model_state_dict' is no dictionary of tensors")
@@ -116,7 +116,7 @@ def _check_tensors(path: Path, state: Any) -> None:
 
 
 def _check_layers(path: Path, dimensions: Dimensions, state: dict[str, torch.Tensor]) -> None:
-    """Check the sizes that decide how much a model is, before one is built."""
+    """Check the sizes that decide how large a model is, before the model is built."""
     for side, stated in (
         ("encoder", dimensions.n_audio_layer),
         ("decoder", dimensions.n_text_layer),

@@ -1,8 +1,8 @@
-"""The parity certificate: an exported model folder computes what its PyTorch model computes.
+"""Certifies that an exported model folder computes the same as its PyTorch model.
 
-First each graph by itself, at real shapes: names, axes, shapes, values. Then the three together, as
-a decoder uses them: greedy transcripts of recordings, and one decode forced on to the text limit,
-must choose PyTorch's token at every step.
+First each graph is checked by itself, at real shapes: names, axes, shapes, values. Then the three
+graphs decode together: greedy transcripts of recordings, and one decode that is forced to the text
+limit, must choose PyTorch's token at every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from whisper_npu.export.parity_graph import (
     expected_interface,
 )
 
-BATCH = 2  # rows of the reference; cases use its first rows
+BATCH = 2  # rows of the reference; a case uses the first ones
 ALIGNED_TOKENS = 64  # PyTorch returns the attention of every head: 500 MB for the largest model
 SEED = 0
 
@@ -46,7 +46,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Case:
-    """A call of a decoder: batch rows, tokens already in the cache, tokens fed."""
+    """A call of a decoder: number of rows, of tokens in the cache, and of tokens fed."""
 
     batch: int
     past: int
@@ -58,9 +58,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Reference:
-    """PyTorch's one pass over `n_text_ctx` random tokens.
+    """The result of one PyTorch pass over `n_text_ctx` random tokens.
 
-    Attention is causal, so a slice of it is what any shorter past must give.
+    Attention is causal, so a slice of the result is the reference for any shorter past.
 
     Shapes: ids `(BATCH, n_text_ctx)`, hidden `(BATCH, n_audio_ctx, n_audio_state)`, logits `(BATCH,
     n_text_ctx, n_vocab)`, each cache tensor `(BATCH, heads, length, head_dim)`.
@@ -75,7 +75,7 @@ class Reference:
 
 @dataclass
 class Decode:
-    """A greedy decode in progress: its tokens, and the states that go with them."""
+    """A greedy decode in progress: its tokens and their states."""
 
     name: str
     window: Window
@@ -91,24 +91,25 @@ def verify_parity(
     audio_files: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compare a model folder with the PyTorch model it was exported from.
+    """Compare a model folder with its PyTorch model.
 
-    The graphs run one after another on OpenVINO's CPU in float32, so that a large model is compiled
-    only once and never three times at once. Tokens are compared with one uncached PyTorch pass over
-    each finished sequence: if PyTorch's argmax after every prefix is the token that follows, its
-    own greedy decode is that sequence.
+    The graphs run one after another on OpenVINO's CPU in float32, so that a large model is never
+    compiled three times at once. Tokens are compared with one uncached PyTorch pass over each
+    finished sequence: if PyTorch's argmax after every prefix is the next token, PyTorch's own
+    greedy decode is that sequence.
 
     Args:
         folder: The graphs and their weights.
-        checkpoint: The model they were exported from.
-        audio_files: Recordings to transcribe; fewer than three are joined by the built-in one.
+        checkpoint: The model that was exported.
+        audio_files: Recordings to transcribe; the built-in recording is added to fewer than three.
         progress: Called with one line per step.
 
     Returns:
         The certificate, for the manifest.
 
     Raises:
-        ParityError: Any difference; the message has the graph, the place and both sides.
+        ParityError: The graphs differ from PyTorch; the message has the graph, the place and both
+            values.
         AudioError: A recording cannot be read.
     """
     report = progress or (lambda _line: None)
@@ -165,7 +166,7 @@ def verify_parity(
 
 
 class GreedyChoice:
-    """The prompt and the suppression rules of a checkpoint, the same for both sides."""
+    """The prompt and the suppression rules of a checkpoint, used for both sides."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.generation_config
@@ -184,7 +185,7 @@ class GreedyChoice:
 
         Args:
             logits: `(n_vocab,)`.
-            start: Whether it is the first after the prompt.
+            start: Whether it is the first token after the prompt.
             forced: Whether the text must not end.
         """
         allowed = logits.copy()
@@ -271,7 +272,8 @@ def _check_alignment(
 ) -> None:
     """Compare the alignment graph with PyTorch's own attentions and probabilities.
 
-    Both are shares of 1, most of them tiny: so the tolerance is a share of their largest.
+    All values are between 0 and 1 and most are tiny, so the tolerance is a share of the largest
+    one.
     """
     settings = checkpoint.alignment_settings()
     heads, eot = settings.heads, settings.eot
@@ -343,7 +345,7 @@ def _continue(decoder: Graph, decode: Decode, choice: GreedyChoice, n_text_ctx: 
 
 
 def _compare_tokens(checkpoint: Checkpoint, decode: Decode, choice: GreedyChoice) -> int:
-    """Compare a decode with PyTorch's choice after each of its prefixes; return how many."""
+    """Compare a decode with PyTorch's choice after each prefix; return the number of prefixes."""
     hidden = checkpoint.model.model.encoder(torch.from_numpy(decode.window.features))
     output = checkpoint.model(
         encoder_outputs=hidden,

@@ -1,4 +1,4 @@
-"""The speech that exported graphs and PyTorch both transcribe when they are compared."""
+"""Prepares the speech for comparing exported graphs with PyTorch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from whisper_npu.export.assets import fetch
 from whisper_npu.runtime.audio.stream import load_audio
 
 RECORDING = "beckett"
-LEAST = 3  # recordings
-SPLIT = 4.6  # seconds: a pause of the built-in recording, which gives it two halves
+LEAST = 3  # recordings that are needed
+SPLIT = 4.6  # seconds: a pause, at which the built-in recording is cut into halves
 SYNTHETIC_SECONDS = (4, 11, 30)
 
 Samples = NDArray[np.float32]
@@ -31,7 +31,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ParityAudio:
-    """All windows, and whether any of them is synthetic instead of recorded speech."""
+    """All windows, and whether any window is synthetic sound instead of speech."""
 
     windows: tuple[Window, ...]
     synthetic: bool
@@ -44,13 +44,13 @@ def parity_audio(
 ) -> ParityAudio:
     """Cut recordings into windows and compute their features with transformers' extractor.
 
-    Fewer than three files are joined by the built-in recording, whole and in halves. Where that
-    cannot be fetched, sound made by formula takes its place.
+    If there are fewer than three files, the built-in recording is added, whole and in halves. If it
+    cannot be fetched, synthetic sound replaces it.
 
     Args:
         files: Recordings of any length; each is used to its end.
         preprocessor_config: The model's preprocessor_config.json.
-        progress: Called with one line if the built-in recording cannot be had.
+        progress: Called with one line if the built-in recording cannot be fetched.
 
     Raises:
         AudioError: A file cannot be read.
@@ -89,7 +89,7 @@ def _built_in(rate: int) -> list[tuple[str, Samples]]:
 
 
 def _synthetic(rate: int) -> list[tuple[str, Samples]]:
-    """Harmonics of a gliding pitch that swell and fade like syllables, over a little noise."""
+    """Harmonics of a gliding pitch, with the loudness of syllables, and a little noise."""
     recordings = []
     for seed, seconds in enumerate(SYNTHETIC_SECONDS):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""An exported graph on OpenVINO's CPU in float32, and the checks a single graph must pass."""
+"""Runs an exported graph on OpenVINO's CPU in float32, and compares its outputs."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 
-# Both sides compute in float32 but add in another order: 6e-5 of an output's largest value was
-# measured for tiny.en and base (docs/export.md), and depth may add to it. A wrong weight, mask or
-# position moves it by more than a hundredth. The tolerance lies between.
+# Both sides compute in float32 but add in another order. The largest difference for tiny.en and
+# base was 6e-5 of an output's largest value (docs/export.md); deeper models may have more. A wrong
+# weight, mask or position moves an output by more than a hundredth. The tolerance lies between the
+# two.
 RELATIVE_TOLERANCE = 5e-4
-SMALLEST_SCALE = 1.0  # where all values of an output are below it, the tolerance is absolute
+SMALLEST_SCALE = 1.0  # the tolerance is absolute for an output whose values are all below it
 
 ENCODER = "encoder_model"
 DECODER = "decoder_model"
@@ -49,7 +50,7 @@ def cache_names(prefix: str, side: str, layers: int) -> list[str]:
 
 
 def expected_interface(graph: str, dimensions: Dimensions) -> Interface:
-    """What optimum's trio looks like; the sequence axis of every cache (2) is dynamic."""
+    """The interface of optimum's three graphs; axis 2 of every cache, the sequence, is dynamic."""
     batch = sequence = None
     layers = dimensions.n_text_layer
     cache: Axes = (batch, dimensions.n_text_head, sequence, dimensions.head_dim)
@@ -75,7 +76,7 @@ def expected_interface(graph: str, dimensions: Dimensions) -> Interface:
 
 
 def alignment_interface(dimensions: Dimensions, n_heads: int) -> Interface:
-    """What the alignment graph looks like (`alignment.py`)."""
+    """The interface of the alignment graph (`alignment.py`)."""
     ids: Axes = (None, None)
     return Interface(
         {"input_ids": ids, "encoder_hidden_states": (None, None, dimensions.n_audio_state)},
@@ -106,7 +107,7 @@ class Graph:
         """Run the graph once.
 
         Raises:
-            ParityError: It cannot run on inputs of these shapes.
+            ParityError: The graph cannot run on inputs of these shapes.
         """
         try:
             with nullcontext() if self._has_run else one_thread():
@@ -142,10 +143,10 @@ class Graph:
 
 
 class Differences:
-    """Compares outputs with PyTorch's and keeps the largest differences seen.
+    """Compares outputs with PyTorch's and keeps the largest differences.
 
-    `largest` is by graph and output, absolute; `largest_relative` is the share of the scale of its
-    output, to be read against `RELATIVE_TOLERANCE`.
+    `largest` has absolute differences by graph and output. `largest_relative` is a share of the
+    output's scale, to be compared with `RELATIVE_TOLERANCE`.
     """
 
     def __init__(self) -> None:
@@ -164,15 +165,15 @@ class Differences:
         """Check shapes, then values, of every expected output.
 
         Args:
-            graph: What was run.
-            case: On what; for the message.
-            outputs: The graph's.
-            expected: PyTorch's.
-            smallest_scale: Where all values of an output are below it, the tolerance is a share of
-                this instead of theirs.
+            graph: The name of the graph.
+            case: A description of its inputs, for the message.
+            outputs: The outputs of the graph.
+            expected: The outputs of PyTorch.
+            smallest_scale: The tolerance of an output is a share of its largest value, or of this
+                number if all values are below it.
 
         Raises:
-            ParityError: One differs; the message has the place and both sides.
+            ParityError: An output differs; the message has the place and both values.
         """
         for name, wanted in expected.items():
             got = outputs[name]

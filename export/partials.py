@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all, and what killed programs left of them.
+"""Makes folders that appear whole or not at all, and cleans up after killed programs.
 
-A folder is made under a hidden name beside its place and renamed at the end. Whoever makes one
-holds a lock that the operating system takes back from a program that dies; so whoever holds the
+A folder is made under a hidden name beside its final place and renamed at the end. The program that
+makes it holds a lock, which the operating system releases if the program dies. So the holder of the
 lock knows that every unfinished folder for that place is abandoned.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from glob import escape
 from pathlib import Path
 
-REPLACED = "replaced"  # inside an unfinished folder: what was in the place before
+REPLACED = "replaced"  # inside an unfinished folder: the old content of the final place
 _MOMENT = 2.0  # seconds: longer than two renames take
 
 
 def prefix(place: Path) -> str:
-    """What the names of unfinished folders for a place begin with."""
+    """The beginning of the names of unfinished folders for a place."""
     return f".{place.name}.partial-"
 
 
@@ -25,16 +25,16 @@ def prefix(place: Path) -> str:
 def locked(
     place: Path, *, timeout: float = -1, waiting: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Hold a place, so that nobody else makes it.
+    """Lock a place, so that no other program makes it.
 
     Args:
-        place: the folder to be made; the folder that it lies in exists.
-        timeout: seconds to wait for its holder; negative: as long as it takes.
-        waiting: called once if somebody else holds it.
+        place: the folder to be made; its parent folder exists.
+        timeout: seconds to wait for the lock; negative for no limit.
+        waiting: called once if another program holds the lock.
 
     Raises:
-        TimeoutError: somebody else still holds it.
-        OSError: the folder it lies in cannot be written to.
+        TimeoutError: another program still holds the lock.
+        OSError: the parent folder cannot be written to.
     """
     from filelock import FileLock, Timeout  # noqa: PLC0415 - a twentieth of a second, rarely needed
 
@@ -48,19 +48,18 @@ def locked(
     try:
         yield
     finally:
-        if os.name != "nt":  # whoever waits notices that the file has gone, and makes it again
+        if os.name != "nt":  # a waiting program notices that the file is gone, and makes it again
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 def tidy(place: Path) -> None:
-    """Put back or remove what killed programs left of a place, unless somebody makes it now.
+    """Remove unfinished folders of killed programs, unless a program is making the place now.
 
-    What was taken out of the place to make room for its successor returns, if the successor never
-    came.
+    If a program was killed after it moved the old content away, the old content returns.
 
     Raises:
-        OSError: the folder it lies in cannot be written to.
+        OSError: the parent folder cannot be written to.
     """
     if not unfinished(place):
         return
@@ -72,7 +71,7 @@ def tidy(place: Path) -> None:
 
 
 def clean(place: Path) -> None:
-    """The same for a place that the caller holds."""
+    """The same as `tidy`, for a place that the caller has locked."""
     for folder in unfinished(place):
         old = folder / REPLACED
         if old.is_dir() and not place.exists():
@@ -86,11 +85,11 @@ def unfinished(place: Path) -> list[Path]:
 
 
 def move_into_place(folder: Path, place: Path) -> None:
-    """Rename a finished folder; what was in its place stays until it is there.
+    """Rename a finished folder; the old content stays in place until then.
 
     Args:
-        folder: in an unfinished folder, which takes up what was in the place.
-        place: where it goes.
+        folder: the finished folder, inside an unfinished folder that receives the old content.
+        place: the final place.
     """
     old = folder.with_name(REPLACED)
     had_old = place.exists()
@@ -98,7 +97,7 @@ def move_into_place(folder: Path, place: Path) -> None:
         place.replace(old)
     try:
         folder.replace(place)
-    except BaseException:  # an interrupt, too, must not cost the old folder
+    except BaseException:  # not even an interrupt may lose the old folder
         if had_old:
             old.replace(place)
         raise

@@ -6,9 +6,9 @@
 | int8      | weights and activations 8-bit, by NNCF, but    | weights int8, one scale per output  |
 |           | for the convolutions: fp16 weights             | channel; activations stay float     |
 
-Inputs and outputs stay float32. All graphs go on sharing one data file: what is stored is a
-function of the float weight alone, so that weights which were shared are shared again. Tables of
-positions stay float32: runtimes cut them to the length of a window, and look for a plain constant.
+Inputs and outputs stay float32. All graphs still share one data file: the stored form depends only
+on the float weight, so shared weights stay shared. Tables of positions stay float32, because
+runtimes cut them to the length of a window and look for a plain constant.
 """
 
 import contextlib
@@ -56,10 +56,10 @@ def convert_graphs(
         progress: Called with one line per step.
 
     Returns:
-        What was done to which graph, in words, for the manifest.
+        The changes to each graph, in words, for the manifest.
 
     Raises:
-        ExportError: A graph has no weights this knows, or NNCF failed.
+        ExportError: A graph has no weights of a known form, or NNCF failed.
     """
     report = progress or (lambda _line: None)
     done: dict[str, str] = {}
@@ -96,19 +96,22 @@ def convert_graphs(
 def quantize_encoder(path: Path, windows: Sequence[Float32]) -> onnx.ModelProto:
     """The encoder with 8-bit weights and activations, calibrated on `windows`.
 
-    The convolutions are left out: that costs 3 % of the encoder's speed, but with them the hidden
-    states of tiny.en were 5.1 % off instead of 3.3 % (root mean square, 5 recordings).
+    The convolutions keep float weights. This costs 3 % of the encoder's speed. With 8-bit
+    convolutions the error of tiny.en's hidden states was 5.1 % instead of 3.3 % (root mean square,
+    5 recordings).
 
     Raises:
         ExportError: NNCF failed.
         ModelError: The graph's weights are missing, or outside its folder.
     """
-    # Read when the library is imported: no usage statistics are sent from here.
+    # The library reads this when it is imported: it then sends no usage statistics.
     os.environ.setdefault("NNCF_CI", "1")
     with _quiet():
         import nncf  # noqa: PLC0415 - slow to import, needed for this only
 
-        external_files(path)  # all of them in the folder; the next line reads whatever is named
+        external_files(
+            path
+        )  # refuses files outside the folder, because the next line reads all files
         model = onnx.load(path)
         try:
             quantized: onnx.ModelProto = nncf.quantize(
@@ -121,7 +124,7 @@ def quantize_encoder(path: Path, windows: Sequence[Float32]) -> onnx.ModelProto:
             )
         except (
             RuntimeError,
-            ValueError,  # of protobuf: a model above 2 GB
+            ValueError,  # protobuf's error for a model above 2 GB
             nncf.errors.InternalError,
             nncf.errors.UnsupportedModelError,
             nncf.errors.ValidationError,
@@ -134,19 +137,19 @@ def quantize_encoder(path: Path, windows: Sequence[Float32]) -> onnx.ModelProto:
 def quantize_weights(model: onnx.ModelProto, folder: Path) -> int:
     """Store the matrices of a graph as int8 with a float32 scale per output channel, in place.
 
-    A `DequantizeLinear` stands where the matrix was. OpenVINO's CPU plugin multiplies the stored
-    integers directly (`FullyConnectedCompressed`), which halves what a step reads from memory even
-    against bfloat16. Symmetric, because a zero point was seen to cost a tenth of the step.
+    A `DequantizeLinear` replaces the matrix. OpenVINO's CPU plugin multiplies the stored integers
+    directly (`FullyConnectedCompressed`), so a step reads half as much memory as with bfloat16. The
+    scales are symmetric, because a zero point cost a tenth of the step.
 
     Args:
         model: The graph.
-        folder: Where its external weights lie.
+        folder: The folder of its external weights.
 
     Returns:
-        How many matrices.
+        The number of matrices.
 
     Raises:
-        ExportError: There is none.
+        ExportError: The graph has no matrices.
     """
     uses = _Uses(model.graph)
 
@@ -156,7 +159,7 @@ def quantize_weights(model: onnx.ModelProto, folder: Path) -> int:
             return None
         values = read_tensor(tensor, folder).astype(np.float32)
         quantized, scales = round_matrix(values, axis)
-        # ONNX Runtime moves conversions about, and takes one without a zero point for uint8.
+        # ONNX Runtime moves conversions, and takes a conversion without a zero point for uint8.
         zeros = np.zeros(scales.shape, np.int8)
         parts = {"int8": quantized, "scale": scales, "zero": zeros}
         names = [f"{tensor.name}_{part}" for part in parts]
@@ -175,14 +178,15 @@ def quantize_weights(model: onnx.ModelProto, folder: Path) -> int:
 def halve_weights(model: onnx.ModelProto, folder: Path) -> int:
     """Store the float weights of matrix products and convolutions as float16, in place.
 
-    All others, and any that half precision cannot hold, become inline float32 weights.
+    All other weights, and weights outside the range of half precision, become inline float32
+    weights.
 
     Args:
         model: The graph.
-        folder: Where its external weights lie.
+        folder: The folder of its external weights.
 
     Returns:
-        How many weights are float16.
+        The number of float16 weights.
     """
     uses = _Uses(model.graph)
 
@@ -206,7 +210,7 @@ def halve_weights(model: onnx.ModelProto, folder: Path) -> int:
 
 
 class _Uses:
-    """What the constants of a graph are used for."""
+    """Finds out how the constants of a graph are used."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
@@ -222,9 +226,9 @@ class _Uses:
         return "other" not in found and found != {"table"}
 
     def output_axis(self, tensor: TensorProto) -> int | None:
-        """The axis that counts the outputs of a matrix; None if it is not one of products alone.
+        """The output axis of a matrix; None if the matrix has other uses than products.
 
-        A table that is both looked up and multiplied, the token embedding, is one.
+        The token embedding, which is looked up and multiplied, counts as a matrix of products.
         """
         if len(tensor.dims) != MATRIX_RANK or not self.is_multiplied(tensor):
             return None
@@ -256,7 +260,7 @@ def _replace_weights(
     graph: onnx.GraphProto,
     convert: Callable[[TensorProto], tuple[list[TensorProto], onnx.NodeProto] | None],
 ) -> int:
-    """Put other constants, and a node that makes the old one of them, in a constant's place."""
+    """Replace a constant by other constants and a node that computes the old one."""
     kept: list[TensorProto] = []
     front: list[onnx.NodeProto] = []
     for tensor in graph.initializer:

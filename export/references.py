@@ -1,4 +1,4 @@
-"""What was really said: reference transcripts from TSV manifests and LibriSpeech folders."""
+"""Reads reference transcripts from TSV manifests and LibriSpeech folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ _TRANSCRIPTS = "*.trans.txt"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One recording and what is said in it.
+    """One recording and its reference text.
 
     Attributes:
-        name: What reports call the recording: as the manifest has it, or its LibriSpeech id.
-        audio: Where it is.
+        name: The recording's name in reports: from the manifest, or its LibriSpeech id.
+        audio: The path of the recording.
         text: The words spoken; empty for a recording without speech.
     """
 
@@ -28,10 +28,10 @@ class Reference:
 def read_references(path: Path) -> list[Reference]:
     """Read a TSV manifest, or a LibriSpeech folder with all folders below it.
 
-    Whether the recordings exist is not looked at: reading them tells, one by one.
+    The recordings are not opened here, so a missing recording is found later.
 
     Raises:
-        UsageError: Nothing is there, it cannot be read, a line is malformed, or it is empty.
+        UsageError: The path does not exist, cannot be read, has a malformed line, or is empty.
     """
     references = _read_librispeech(path) if path.is_dir() else _read_manifest(path)
     if not references:
@@ -40,7 +40,7 @@ def read_references(path: Path) -> list[Reference]:
 
 
 def _read_manifest(path: Path) -> list[Reference]:
-    """Lines of `audio<TAB>reference`, the audio relative to the manifest; a header may lead."""
+    """Lines of `audio<TAB>reference`, with paths relative to the manifest; a header is allowed."""
     references: list[Reference] = []
     for number, line in _lines(path):
         audio, tab, text = line.partition("\t")
@@ -58,7 +58,7 @@ def _read_manifest(path: Path) -> list[Reference]:
 
 
 def _read_librispeech(folder: Path) -> list[Reference]:
-    """Transcripts of LibriSpeech's layout: `1688-142285.trans.txt` has `1688-142285-0000 TEXT`."""
+    """Transcripts in LibriSpeech's layout: `1688-142285.trans.txt` has `1688-142285-0000 TEXT`."""
     transcripts = sorted(folder.rglob(_TRANSCRIPTS))
     if not transcripts:
         manifests = ", ".join(str(manifest) for manifest in sorted(folder.glob("*.tsv")))
@@ -75,7 +75,7 @@ def _read_librispeech(folder: Path) -> list[Reference]:
 
 
 def _find_audio(folder: Path, name: str) -> Path:
-    """The recording `name` of any format; LibriSpeech's own FLAC before all others."""
+    """The recording `name` of any format; FLAC, LibriSpeech's own format, comes first."""
     for suffix in (".flac", *sorted(MEDIA_SUFFIXES)):
         audio = folder / f"{name}{suffix}"
         if audio.is_file():
@@ -96,7 +96,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{path}, line {number}: not UTF-8; save the file as UTF-8") from None
-    # Not splitlines(): a form feed or U+2028 inside a sentence ends no line.
+    # Not splitlines(), which also splits at a form feed or U+2028 inside a sentence.
     lines = enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
     return [(number, line) for number, line in lines if line.strip()]
 

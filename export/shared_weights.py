@@ -1,8 +1,8 @@
 """Stores every weight of several ONNX graphs once, in one external data file beside them.
 
-The two decoders repeat each other's weights, and each holds the token embedding a second time,
-transposed, as the output projection: written one by one the graphs take 2.8 times the memory of the
-parameters.
+The two decoders have the same weights, and each has the token embedding twice: the output
+projection is the transposed embedding. Written one by one, the graphs take 2.8 times the memory of
+the parameters.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from whisper_npu.errors import ExportError
 from whisper_npu.runtime.model_folder.external_data import data_file, map_tensor
 
 DATA_FILE = "model.onnx_data"
-ALIGNMENT = 4096  # bytes: a page, so that each tensor can be mapped by itself
-INLINE_BELOW = 1024  # bytes: shape constants must be readable without the data file
+ALIGNMENT = 4096  # bytes: one page, so that each tensor can be mapped by itself
+INLINE_BELOW = 1024  # bytes: shape constants stay readable without the data file
 MATRIX_RANK = 2
 
 Key = tuple[int, tuple[int, ...], bytes]  # data type, shape, digest of the content
@@ -29,7 +29,7 @@ Key = tuple[int, tuple[int, ...], bytes]  # data type, shape, digest of the cont
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor lies in the data file."""
+    """The place of a tensor in the data file."""
 
     name: str
     data_type: int
@@ -39,14 +39,14 @@ class _Stored:
 
 
 class _Store:
-    """The data file while it is written: each distinct tensor once, page-aligned."""
+    """Writes the data file: each distinct tensor once, aligned to pages."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.tensors: dict[Key, _Stored] = {}
 
     def add(self, name: str, array: NDArray[np.generic], data_type: int) -> tuple[_Stored, bool]:
-        """Store an array unless it, or its exact transpose, is stored already.
+        """Store an array, unless the array or its exact transpose is stored already.
 
         Returns:
             The stored tensor, and whether the array is its transpose.
@@ -77,8 +77,8 @@ def share_weights(
         edit: Applied to each graph before it is written.
 
     Raises:
-        ExportError: A graph this cannot handle (subgraphs with weights of their own), or a
-            reference that does not lie within the data file.
+        ExportError: A graph has subgraphs with weights, which are not supported, or a reference
+            outside the data file.
     """
     with (target / DATA_FILE).open("wb") as file:
         store = _Store(file)
@@ -97,7 +97,7 @@ def check_references(path: Path) -> None:
     """Check that every external tensor of a graph lies within its data file.
 
     Raises:
-        ExportError: One does not.
+        ExportError: A tensor lies outside.
         ModelError: The data file is missing, or outside the graph's folder.
     """
     graph = onnx.load(path, load_external_data=False).graph
@@ -123,8 +123,8 @@ def _share_graph(model: onnx.ModelProto, path: Path, store: _Store) -> None:
             raise ExportError(f"{path.name}: the node {node.name} holds a graph of its own")
     initializers = list(graph.initializer)
     del graph.initializer[:]
-    # A gathered table keeps its own layout; it is the multiplied copy that becomes a transpose,
-    # because runtimes fold one into a matrix product but would store a gathered one again.
+    # A table for lookups keeps its layout, and its multiplied copy becomes a transpose: runtimes
+    # fold a transpose into a matrix product, but would store the table of a lookup again.
     gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"}
     placed: dict[_Stored, str] = {}
     aliases: list[onnx.NodeProto] = []
@@ -135,14 +135,14 @@ def _share_graph(model: onnx.ModelProto, path: Path, store: _Store) -> None:
             continue
         stored, is_transpose = store.add(tensor.name, array, tensor.data_type)
         if is_transpose:
-            # Another graph may hold the stored layout: then this one refers to it by a new name.
+            # Another graph may have the stored layout; this graph then refers to it by a new name.
             source = placed.setdefault(stored, f"{tensor.name}_transposed")
             aliases.append(onnx.helper.make_node("Transpose", [source], [tensor.name], perm=[1, 0]))
         elif stored in placed:
             aliases.append(onnx.helper.make_node("Identity", [placed[stored]], [tensor.name]))
         else:
             placed[stored] = tensor.name
-        tensor.ClearField("raw_data")  # a large model's weights are not held twice
+        tensor.ClearField("raw_data")  # so that a large model's weights are in memory only once
     graph.initializer.extend(_external(name, stored) for stored, name in placed.items())
     nodes = list(graph.node)
     del graph.node[:]
@@ -159,7 +159,7 @@ def _external(name: str, stored: _Stored) -> onnx.TensorProto:
 
 
 def read_tensor(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
-    """A tensor's values; external ones are mapped, not read.
+    """A tensor's values; external values are mapped, not read.
 
     Raises:
         ModelError: The data file is missing, or outside the graph's folder.
@@ -179,7 +179,7 @@ def _key(array: NDArray[np.generic], data_type: int) -> Key:
 
 
 def _pieces(array: NDArray[np.generic], rows: int = 1024) -> Iterator[NDArray[np.generic]]:
-    """An array's content in C order, a few rows at a time: a transpose is never copied whole."""
+    """An array's content in C order, a few rows at a time, so that no transpose is copied whole."""
     if array.ndim == 0:
         yield np.ascontiguousarray(array)
         return

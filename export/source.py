@@ -1,4 +1,4 @@
-"""What the argument of an export names: decided without importing torch or touching a network."""
+"""Finds the checkpoint that an argument names, without importing torch or using a network."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from whisper_npu.export.checkpoint_files import HF_INDEXES, HF_WEIGHTS, check_hu
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
 
 MODEL_ASSETS = tuple(name for name, asset in ASSETS.items() if asset.kind == "model")
-# What openai/whisper and faster-whisper call models that are on the hub.
+# Names of openai/whisper and faster-whisper for models on the hub.
 HUB_NAMES = {
     "tiny": "openai/whisper-tiny",
     "base.en": "openai/whisper-base.en",
@@ -38,7 +38,7 @@ CONTENT_SUFFIXES = (".json", ".txt", ".safetensors", ".bin", ".pt")
 
 
 class SourceKind(StrEnum):
-    """The forms a checkpoint comes in."""
+    """The supported forms of a checkpoint."""
 
     ASSET = "asset"
     HUB = "hub"
@@ -49,11 +49,11 @@ class SourceKind(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint comes from.
+    """The source of a checkpoint.
 
-    `path` is the folder or file (None for an asset or hub id not fetched yet), `revision` the hub's
-    commit or the asset's version, `sha256` the digest of what determines the export, `short` what
-    the user called a hub id.
+    `path` is the folder or file (None for an asset or hub id that is not fetched yet), `revision`
+    the hub's commit or the asset's version, `sha256` the digest of the files that decide the
+    export, and `short` the user's name for a hub id.
     """
 
     argument: str
@@ -84,11 +84,11 @@ class Source:
 
 
 def find_source(argument: str, revision: str | None = None) -> Source:
-    """Decide what `argument` names.
+    """Find the checkpoint that `argument` names.
 
-    An asset name comes first (write `./base` for a folder of that name), then anything that exists
-    or looks like a path, then a key of `HUB_NAMES`, and only what is left and has the form
-    `owner/name` is a hub id: a mistyped path is never sent to a hub.
+    The order is: the name of an asset (write `./base` for a folder of that name); a path that
+    exists, or a text that looks like a path; a key of `HUB_NAMES`; a hub id of the form
+    `owner/name`. So a mistyped path is never sent to a hub.
 
     Args:
         argument: Asset name, path of a folder or `.pt` file, `small`, `turbo` and so on, or hub
@@ -96,8 +96,8 @@ def find_source(argument: str, revision: str | None = None) -> Source:
         revision: Branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: It names nothing, or a folder or file of no known form.
-        UsageError: A revision was given for something that has none.
+        CheckpointError: The argument names nothing, or a folder or file of an unknown form.
+        UsageError: A revision was given for a source that has none.
     """
     source = _find(argument)
     if revision is not None and source.kind is not SourceKind.HUB:
@@ -109,17 +109,17 @@ def find_source(argument: str, revision: str | None = None) -> Source:
 
 
 def check_source(source: Source) -> None:
-    """Find out what is wrong with a checkpoint as far as its small files tell.
+    """Check the small files of a checkpoint.
 
     Raises:
-        CheckpointError: It is no Whisper, or not whole.
+        CheckpointError: The checkpoint is no Whisper, or files are missing.
     """
     if source.kind is SourceKind.HF_FOLDER and source.path is not None:
         check_huggingface_folder(source.path, source.argument)
 
 
 def with_digest(source: Source) -> Source:
-    """Add the sha256 of a local source's content; other kinds carry theirs or their commit."""
+    """Add the sha256 of a local source's content; other kinds have a sha256 or a commit already."""
     if source.sha256 is not None or source.path is None or source.kind is SourceKind.HUB:
         return source
     if source.path.is_file():

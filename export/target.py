@@ -1,4 +1,4 @@
-"""The place that an export goes to: looked at before torch is imported."""
+"""Checks the target folder of an export before torch is imported."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from whisper_npu.runtime.model_folder.json_files import checked
 
 
 def prepare_target(out: Path, source: Source, *, force: bool) -> None:
-    """Put back or remove what killed exports left, and see that nothing is lost by this one.
+    """Clean up after killed exports, and check that this export overwrites no other files.
 
     Args:
         out: The model folder to write.
-        source: What is exported.
-        force: Whether the export of another model may be replaced.
+        source: The checkpoint to export.
+        force: Whether another model's export may be replaced.
 
     Raises:
-        ExportError: `out` holds something else, or cannot be written.
+        ExportError: `out` holds other files, or cannot be written.
     """
     if out.parent.is_dir():
         try:
@@ -47,7 +47,7 @@ def prepare_target(out: Path, source: Source, *, force: bool) -> None:
 
 
 def _is_same(before: ManifestSource, source: Source) -> bool:
-    """Whether both are the same checkpoint, or a former state of it."""
+    """Whether both are the same checkpoint, perhaps in an earlier state."""
     if before.argument == source.argument:
         return True
     if source.sha256 is not None and before.sha256 == source.sha256:

@@ -1,4 +1,4 @@
-"""What a Whisper tokenizer says about decoding: special tokens, languages, suppressed tokens."""
+"""Reads special tokens, languages and suppressed tokens from a Whisper tokenizer."""
 
 import json
 import re
@@ -13,24 +13,24 @@ from whisper_npu.export.checkpoint_files import MEND
 from whisper_npu.runtime.text.byte_decoder import parse_tokenizer
 from whisper_npu.runtime.text.multilingual import is_multilingual
 
-# What openai/whisper's Tokenizer.non_speech_tokens never lets through, because it annotates sound
-# instead of being spoken: single characters, then groups, one per word.
+# Symbols of openai/whisper's Tokenizer.non_speech_tokens, which annotate sound and are not spoken:
+# single characters, then groups, one per word.
 SYMBOLS = [
     *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
     *["<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))"],
     *["[[", "]]", "{{", "}}", "♪♪", "♪♪♪"],
 ]
-MUSIC = list("♩♪♫♬♭♮♯")  # their UTF-8 bytes begin alike: the first token is banned alone
+MUSIC = list("♩♪♫♬♭♮♯")  # their UTF-8 begins with the same bytes: the first token is suppressed
 LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
-NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # large-v3's name and that of all before it
+NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # the name in large-v3, and in all earlier models
 ENGLISH_VOCABULARY = 51864
 MULTILINGUAL_VOCABULARY = 51865
-CANTONESE_VOCABULARY = 51866  # large-v3 and its kin
+CANTONESE_VOCABULARY = 51866  # large-v3 and models made from it
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token ids that steer decoding; English-only models have no `languages` and `tasks`."""
+    """Ids of the special tokens; English-only models have no `languages` and `tasks`."""
 
     eot: int
     sot: int
@@ -52,11 +52,11 @@ def read_special_tokens(
 
     Args:
         tokenizer_json: The file's content.
-        n_vocab: Rows of the model's embedding; fine-tunes may have more than there are tokens.
+        n_vocab: Rows of the model's embedding; fine-tunes may have more rows than tokens.
         stated: `is_multilingual` of the model's generation configuration; see `is_multilingual`.
 
     Raises:
-        CheckpointError: A token Whisper needs is missing, or lies outside the vocabulary.
+        CheckpointError: A token that Whisper needs is missing or outside the vocabulary.
     """
     ids = _added_tokens(tokenizer_json)
     required = ("<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|translate|>")
@@ -93,9 +93,9 @@ def read_special_tokens(
 
 
 def suppressed_tokens(tokenizer_json: bytes, special: SpecialTokens) -> list[int]:
-    """The tokens openai/whisper suppresses at every step (`suppress_tokens="-1"`, decoding.py)."""
+    """The tokens that openai/whisper suppresses at every step (`suppress_tokens="-1"`)."""
     encode = _encoder(tokenizer_json)
-    # A hyphen or quote may stand inside a word, not at its start.
+    # A hyphen or quote is allowed inside a word, not at its start.
     found = {encode(" -")[0], encode(" '")[0], *special.controls}
     for symbol in (*SYMBOLS, *MUSIC):
         for tokens in (encode(symbol), encode(f" {symbol}")):
@@ -112,7 +112,7 @@ def begin_suppressed_tokens(tokenizer_json: bytes, special: SpecialTokens) -> li
 def with_cantonese(tokenizer_json: bytes) -> bytes:
     """Large-v3's tokenizer from the older multilingual one: `<|yue|>` after the last language.
 
-    The ids of all special tokens behind it move up by one.
+    The ids of all special tokens after it rise by one.
     """
     content: dict[str, Any] = json.loads(tokenizer_json)
     ids = {token["content"]: token["id"] for token in content["added_tokens"]}

@@ -1,4 +1,4 @@
-"""Word error rates: text normalised as the Whisper paper does, edits counted."""
+"""Computes word error rates of texts that are normalised as in the Whisper paper."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Metric:
     Attributes:
         language: Code of the language of the references.
         name: `WER`, or `CER` for languages written without spaces between words.
-        unit: What is counted: `words` or `characters`.
-        normalizer: `english` or `basic`: which of Whisper's two normalisers.
-        normalize: Applies it; the units of what it returns are separated by spaces.
+        unit: The counted unit: `words` or `characters`.
+        normalizer: The normaliser of Whisper: `english` or `basic`.
+        normalize: Applies the normaliser; spaces separate the units of its result.
     """
 
     language: str
@@ -33,8 +33,8 @@ class Metric:
 def metric_for(language: str) -> Metric:
     """The metric for text in `language`, a code such as `en`, after appendix C of the paper.
 
-    English: Whisper's English normaliser. Others: the basic one; where words are not spaced, it
-    splits the text into graphemes, and the error rate is of characters.
+    English has Whisper's English normaliser, other languages the basic one. For languages without
+    spaces between words the text is split into graphemes, and the rate counts characters.
     """
     if language == "en":
         return Metric(language, "WER", "words", "english", EnglishTextNormalizer())
@@ -47,7 +47,7 @@ def metric_for(language: str) -> Metric:
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """Counts of words (or characters) of a reference and of the edits that led to a hypothesis."""
+    """Number of words (or characters) of a reference, and of the edits to a hypothesis."""
 
     substitutions: int
     deletions: int
@@ -61,12 +61,12 @@ class Edits:
 
     @property
     def rate(self) -> float | None:
-        """Errors per 100 words; None where no word was to be said."""
+        """Errors per 100 words; None if the references have no words."""
         return 100 * self.errors / self.words if self.words else None
 
 
 def total(counts: Sequence[Edits]) -> Edits:
-    """The edits of a corpus: every word counts the same, whatever the length of its recording."""
+    """The edits of a corpus; every word counts the same in recordings of any length."""
     return Edits(
         sum(edits.substitutions for edits in counts),
         sum(edits.deletions for edits in counts),

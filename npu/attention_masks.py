@@ -1,6 +1,6 @@
-"""Masks on a decoder's attention scores: what hides positions that are not there yet, or no audio.
+"""Masks a decoder's attention scores, to hide positions without a token or without audio.
 
-Where a mask goes is found by walking from a state to the softmax over its scores.
+The place of a mask is found by walking from a state to the softmax over its scores.
 """
 
 import numpy as np
@@ -13,15 +13,15 @@ from whisper_npu.runtime.engines.kv_cache import is_cross_attention
 MASKED = np.float32(np.finfo(np.float16).min)
 """What hidden positions are lowered by: the NPU computes in half precision."""
 
-# What lies between a state and the softmax over it, whichever way attention was exported.
+# Operators between a state and the softmax over its scores, in every known form of export.
 _SCORE_OPERATORS = {"Transpose", "MatMul", "Mul", "Div", "Add", "Cast", "Identity", "Reshape"}
 
 
 def mask_scores(graph: Graph, state: str, mask: str) -> None:
-    """Let the scores over `state` be lowered by `mask` instead of the exported mask, if any.
+    """Add `mask` to the scores over `state`, in place of the exported mask if there is one.
 
     Raises:
-        ModelError: from the state no softmax is reached.
+        ModelError: no softmax is reached from the state.
     """
     path = _softmax_path(graph, state)
     tensor = state
@@ -35,15 +35,15 @@ def mask_scores(graph: Graph, state: str, mask: str) -> None:
 
 
 def mask_audio(graph: Graph, length_name: str, n_audio_ctx: int) -> None:
-    """Hide the cross-attention states behind the audio.
+    """Hide the cross-attention states after the end of the audio.
 
     Args:
-        graph: a decoder's; changed in place.
-        length_name: of the new input that holds how many positions are audio, int64 `(1,)`.
-        n_audio_ctx: positions the states have.
+        graph: a decoder graph; changed in place.
+        length_name: name of the new input for the number of audio positions, int64 `(1,)`.
+        n_audio_ctx: number of positions of the states.
 
     Raises:
-        ModelError: from a state no softmax is reached.
+        ModelError: no softmax is reached from a state.
     """
     length = graph.add_input(length_name, onnx.TensorProto.INT64, (1,))
     indices = np.arange(n_audio_ctx, dtype=np.int64)[None, None, None]

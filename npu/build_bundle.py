@@ -1,4 +1,4 @@
-"""Makes the bundle of static graphs for a model folder; atomic, and nothing to do when up to date.
+"""Makes the bundle of static graphs for a model folder, in one step, if it is not up to date.
 
 Needs the `onnx` package (extra `npu`), not torch.
 """
@@ -43,20 +43,20 @@ def ensure_bundle(
     windows: tuple[int, ...] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """The model's bundle, made now if it is missing, damaged or out of date.
+    """The model's bundle; a missing, damaged or outdated bundle is made now.
 
     Args:
         folder: the model.
         weights: `lossless`, `f16` or `int8`.
-        windows: seconds of the shorter windows the encoder is to take too; None for those of
-            the bundle there is.
-        progress: is given a line of text per graph.
+        windows: lengths of further, shorter encoder windows in seconds; None keeps the windows of
+            the existing bundle.
+        progress: called with a line of text per graph.
 
     Raises:
         ModelError: the folder differs from its certificate, its graphs do not have the structure
-            of a Whisper export or their weights are not finite, or the `onnx` package, which is
-            needed to make a bundle, is not installed.
-        UsageError: `weights` is no format, or a window is no shorter than the model's.
+            of a Whisper export or their weights are not finite, or the `onnx` package, which
+            makes the bundle, is not installed.
+        UsageError: `weights` is no known format, or a window is not shorter than the model's.
     """
     if weights not in bundles.WEIGHT_FORMATS:
         raise UsageError(f"weights is {weights!r}; give {', '.join(bundles.WEIGHT_FORMATS)}")
@@ -85,7 +85,7 @@ def ensure_bundle(
             "folder to where it can be written"
         ) from None
     try:
-        temporary.chmod(path.parent.stat().st_mode)  # mkdtemp's own is for one user alone
+        temporary.chmod(path.parent.stat().st_mode)  # mkdtemp allows access to one user only
         _build(temporary, folder, recipe, progress)
         if bundles.recipe(folder, weights, windows) != recipe:
             raise ModelError(f"{folder.path} was changed while its graphs were read; start again")
@@ -149,7 +149,7 @@ def _write(
     weights: "WeightFormat",
     progress: Progress | None,
 ) -> dict[str, object]:
-    """Write the graphs and their weights; returns what the manifest says about them."""
+    """Write the graphs and their weights; return their entries for the manifest."""
     import onnx  # noqa: PLC0415
 
     from whisper_npu.npu.weight_store import WeightStore  # noqa: PLC0415
@@ -177,14 +177,14 @@ def _write(
 
 
 def _replace(path: Path, temporary: Path) -> None:
-    """Put a finished bundle in place of the old one, which another process may just have done."""
+    """Replace the old bundle by a finished one; another process may do the same at that moment."""
     old = temporary.with_name(f"{temporary.name}-old")
     try:
         if path.exists():
             path.rename(old)
         temporary.rename(path)
     except OSError as error:
-        # Two processes made the same bundle: whichever came first is as good.
+        # Two processes made the same bundle: the first one is kept.
         content = bundles.read_manifest(path)
         if content is None or not bundles.is_intact(path, content):
             raise ModelError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,7 +1,7 @@
-"""The bundle of static graphs inside a model folder: `<model>/npu/<weights>/`.
+"""Reads the bundle of static graphs inside a model folder: `<model>/npu/<weights>/`.
 
-Reading one needs no onnx, and reads the weights once, to compare them with the manifest
-(`content_memory`); `build_bundle` makes one.
+This needs no onnx. The weights are read once, to compare them with the manifest. `build_bundle`
+makes bundles.
 """
 
 import json
@@ -21,14 +21,14 @@ FOLDER = "npu"
 MANIFEST = "npu_manifest.json"
 DATA_FILE = "weights.bin"
 FORMAT = 2
-REVISION = 3  # raise it when the same source would make different graphs
+REVISION = 3  # raise it when the same source would make other graphs
 _SHORT_BUCKETS = (4, 32, 128)
 
 ENCODER = "encoder"
 CROSS = "cross"
 PREFILL = "prefill"
 STEP = "step"
-STEP_ROWS = (1, 4)  # four rows at once take twice as long as one: weights are read once
+STEP_ROWS = (1, 4)  # four rows take only twice as long as one, because weights are read once
 ALIGN = "align"
 
 WEIGHT_FORMATS = ("lossless", "f16", "int8")
@@ -43,8 +43,8 @@ class StaticGraph:
 
     Attributes:
         name: `encoder_3000`, `cross_3000`, `prefill_4`, `step_1`.
-        path: its file.
-        sha256: of the file; with the data file's it identifies the graph.
+        path: the file.
+        sha256: digest of the file; together with the data file's it identifies the graph.
         inputs: shapes of the inputs.
         outputs: shapes of the outputs.
     """
@@ -58,17 +58,17 @@ class StaticGraph:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Static graphs of a model and what they were made for.
+    """The static graphs of a model, and their settings.
 
     Attributes:
         path: the folder.
         weights: `lossless`, `f16` or `int8`.
-        frames: window lengths the encoder takes, shortest first; the last is the whole window.
-        buckets: prompt lengths with a graph of their own, shortest first.
-        step_rows: how many rows the step graphs take, fewest first.
-        data_sha256: of the data file.
-        sizes: of the model, by the names of `static_graphs.Sizes`: `n_mels`, `n_text_ctx`, ...
-        graphs: by name.
+        frames: window lengths of the encoder graphs, shortest first; the last is the whole window.
+        buckets: token numbers of the prefill graphs, smallest first.
+        step_rows: row numbers of the step graphs, smallest first.
+        data_sha256: digest of the data file.
+        sizes: the model's, by the names of `static_graphs.Sizes`: `n_mels`, `n_text_ctx`, ...
+        graphs: the graphs by name.
     """
 
     path: Path
@@ -81,27 +81,28 @@ class Bundle:
     graphs: dict[str, StaticGraph]
 
     def identity(self, name: str) -> str:
-        """A digest of everything graph `name` computes: its structure and its weights."""
+        """A digest of the structure and the weights of graph `name`."""
         return f"{self.graphs[name].sha256}-{self.data_sha256}"
 
 
 def bundle_path(folder: Path, weights: str) -> Path:
-    """Where the bundle of a model folder lies."""
+    """The path of a model folder's bundle."""
     return folder / FOLDER / weights
 
 
 def buckets(n_text_ctx: int) -> tuple[int, ...]:
-    """Prompt lengths worth a graph of their own, shortest first.
+    """Token numbers of the prefill graphs, smallest first.
 
-    The start sequence alone; a short and a long prompt; and the longest the reference makes of the
-    text before: half the context less one, `<|startofprev|>` and the start sequence.
+    There is one for the start sequence alone, for a short and a long prompt, and for the longest
+    prompt that openai/whisper makes of the text before: half the context less one,
+    `<|startofprev|>` and the start sequence.
     """
     longest = n_text_ctx // 2 + N_LOGITS
     return (*(size for size in _SHORT_BUCKETS if size < longest), longest)
 
 
 def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recipe:
-    """Everything that decides what a bundle holds."""
+    """Everything that decides the content of a bundle."""
     return {
         "format": FORMAT,
         "revision": REVISION,
@@ -115,7 +116,7 @@ def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recip
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """What a bundle's manifest says, whether or not its files are as it says; None without one."""
+    """The content of a bundle's manifest, or None if there is none; files are not checked."""
     try:
         content = json.loads((path / MANIFEST).read_bytes())
         windows = content["recipe"]["windows"]
@@ -126,7 +127,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def is_intact(path: Path, content: dict[str, Any]) -> bool:
-    """Whether a bundle's files are those that its manifest states the sha256 of."""
+    """Whether the files of a bundle have the sha256 of its manifest."""
     try:
         stated = {f"{name}.onnx": graph["sha256"] for name, graph in content["graphs"].items()}
         stated[DATA_FILE] = content["data_sha256"]
@@ -142,7 +143,7 @@ def read_bundle(path: Path) -> Bundle:
     """Read the manifest of a bundle, and compare its files with it.
 
     Raises:
-        ModelError: there is none, it is incomplete or changed, or not of this format.
+        ModelError: the bundle is missing, incomplete, changed, or of another format.
     """
     content = read_manifest(path)
     remedy = f"make it again with `whisper-npu compile {path.parent.parent}`"
@@ -162,7 +163,7 @@ def read_bundle(path: Path) -> Bundle:
         for name, entry in content["graphs"].items()
     }
     for graph in graphs.values():
-        external_files(graph.path)  # none of them outside the bundle
+        external_files(graph.path)  # refuses files outside the bundle
     return Bundle(
         path=path,
         weights=made_for["weights"],

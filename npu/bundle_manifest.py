@@ -1,4 +1,4 @@
-"""What the manifest of a bundle must say for the bundle to be read."""
+"""The schema of a bundle's manifest."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ _Shapes = dict[str, tuple[Index, ...]]
 
 @dataclass(frozen=True)
 class BundleRecipe:
-    """What a bundle was made for."""
+    """The settings of a bundle."""
 
     weights: str
     buckets: tuple[Size, ...]

@@ -1,8 +1,8 @@
-"""What a device name means here: which plugin compiles, with which options, and what it is called.
+"""Resolves a device name on this machine: the plugin, its options, and the label in results.
 
-OpenVINO's NPU plugin runs without an NPU when its work is sent to the CPU, and even then reports
-`EXECUTION_DEVICES: NPU`. So the proof of a real NPU is the plugin's list of devices, and emulation
-is a device of its own whose name says so wherever it is shown.
+OpenVINO's NPU plugin runs without an NPU if its work is sent to the CPU, and even then reports
+`EXECUTION_DEVICES: NPU`. Therefore only the plugin's list of devices proves a real NPU, and
+emulation is a separate device, whose label says so everywhere.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NPU = "NPU"
 EMULATED = "NPU_EMULATED"
 EMULATED_LABEL = "NPU (emulated on CPU)"
 
-# OpenVINO's NPU plugin with every subgraph on the CPU, unpartitioned.
+# OpenVINO's NPU plugin with every subgraph on the CPU, not partitioned.
 _EMULATION = {
     "NPU_USE_NPUW": "YES",
     "NPUW_DEVICES": "CPU",
@@ -30,15 +30,15 @@ _ELEMENT_TYPES = ("f32", "bf16", "f16")
 
 @dataclass(frozen=True)
 class Target:
-    """A device as graphs are compiled for it.
+    """A device that graphs are compiled for.
 
     Attributes:
-        name: as the user gives it: `NPU`, `NPU_EMULATED`, `CPU`.
+        name: the user's name for it: `NPU`, `NPU_EMULATED`, `CPU`.
         plugin: the OpenVINO device.
-        runs_on: the OpenVINO device that does the work.
-        label: what results and reports call it.
-        precision: the arithmetic it computes in.
-        options: for compiling and loading.
+        runs_on: the OpenVINO device that computes.
+        label: its name in results and reports.
+        precision: the precision of the computation.
+        options: OpenVINO's, for compiling and loading.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Target:
 
 
 def npu_devices(core: ov.Core) -> list[str]:
-    """The real NPUs OpenVINO finds; empty without one, whatever the plugin can emulate."""
+    """The real NPUs that OpenVINO finds; empty if there is none, even if the plugin can emulate."""
     try:
         return list(core.get_property(NPU, "AVAILABLE_DEVICES"))
     except RuntimeError:  # no NPU plugin
@@ -58,16 +58,16 @@ def npu_devices(core: ov.Core) -> list[str]:
 
 
 def resolve(core: ov.Core, device: str, precision: str = "auto", threads: int = 0) -> Target:
-    """The target for static graphs that a device name and a precision mean.
+    """The target for static graphs of a device name and a precision.
 
     Args:
-        core: set up for the target: emulation is configured through it.
+        core: receives the settings of the target, for emulation.
         device: `NPU`, `NPU.<n>`, `NPU_EMULATED` or `CPU`.
         precision: `auto`, `f32`, `bf16`, `f16`.
-        threads: processor threads where the processor computes; 0 leaves it to OpenVINO.
+        threads: processor threads if the processor computes; 0 leaves the choice to OpenVINO.
 
     Raises:
-        DeviceError: there is no such device here.
+        DeviceError: this machine has no such device.
         UsageError: the device does not compute in that precision, or has no threads to set.
     """
     if device == EMULATED:
@@ -84,10 +84,10 @@ def resolve(core: ov.Core, device: str, precision: str = "auto", threads: int = 
 
 
 def require_npu(core: ov.Core, device: str = NPU) -> None:
-    """Refuse a device that is no real NPU here.
+    """Refuse a device that is no real NPU of this machine.
 
     Raises:
-        DeviceError: names the command that finds out why.
+        DeviceError: the device is none; the message names the command that finds the reason.
     """
     found = npu_devices(core)
     if not found:
@@ -100,14 +100,14 @@ def require_npu(core: ov.Core, device: str = NPU) -> None:
 
 
 def resolve_platform(core: ov.Core, platform: str) -> Target:
-    """The target for compiling ahead of time for an NPU that need not be here.
+    """The target for compiling ahead of time for the NPU of another machine.
 
     Args:
-        core: that will compile.
+        core: the core that will compile.
         platform: the NPU's number, such as `4000`.
 
     Raises:
-        DeviceError: there is no compiler to do it with; says what is missing.
+        DeviceError: the compiler is missing; the message says how to get it.
     """
     try:
         core.get_property(NPU, "NPU_COMPILER_VERSION")
@@ -123,7 +123,7 @@ def resolve_platform(core: ov.Core, platform: str) -> Target:
 
 
 def core_for(device: str) -> ov.Core:
-    """What compiles for a device that is to be resolved."""
+    """The OpenVINO core for a device, before the device is resolved."""
     return emulation_core() if device == EMULATED else openvino_core()
 
 
@@ -139,8 +139,8 @@ def _npu(core: ov.Core, device: str, precision: str, threads: int) -> Target:
 
 def _emulated(core: ov.Core, precision: str, threads: int) -> Target:
     chosen = "f32" if precision == "auto" else _check_processor(core, precision)
-    # The plugin hands these to the CPU when it compiles but not when it loads a compiled graph, so
-    # the core is told as well.
+    # The plugin passes these options to the CPU when it compiles, but not when it loads a compiled
+    # graph, so the core gets them as well.
     processor: dict[str, Any] = {"INFERENCE_PRECISION_HINT": chosen}
     if threads:
         processor["INFERENCE_NUM_THREADS"] = str(threads)

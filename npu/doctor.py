@@ -1,7 +1,7 @@
-"""Says what an NPU needs, what of it is missing here, and how to get it.
+"""Finds what an NPU needs and this machine lacks, and says how to get it.
 
-Checks go from the hardware up. The first that fails is the cause; what rests on it is then marked
-as not applicable, so that one missing thing is not reported six times.
+The checks go from the hardware up. The first failed check is the cause. Checks that depend on it
+are marked as not applicable, so that one missing part is not reported six times.
 """
 
 import importlib.metadata
@@ -38,10 +38,10 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        name: what was looked at.
+        name: the subject of the check.
         status: `passed`, `failed` or `n/a`.
-        detail: what was found.
-        fix: what to do, exactly; empty unless it failed.
+        detail: the result.
+        fix: instructions to mend it; empty unless the check failed.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, and what follows from them.
+    """All findings, and the conclusion.
 
     Attributes:
         findings: in the order of the checks.
         usable: whether `--device NPU` would run here.
-        verdict: what it would do, in a sentence.
+        verdict: the result of `--device NPU` here, in a sentence.
     """
 
     findings: tuple[Finding, ...]
@@ -66,7 +66,7 @@ class Diagnosis:
 
 
 class Engine(Protocol):
-    """What OpenVINO shows of the NPU."""
+    """OpenVINO's view of the NPU."""
 
     def version(self) -> str:
         """OpenVINO's version."""
@@ -77,20 +77,20 @@ class Engine(Protocol):
         ...
 
     def devices(self) -> list[str]:
-        """The NPUs the plugin finds."""
+        """The NPUs that the plugin finds."""
         ...
 
     def compiler(self) -> str:
-        """The version of the compiler the plugin loads; empty if it loads none."""
+        """The version of the compiler that the plugin loads; empty if it loads none."""
         ...
 
     def run(self, device: str) -> str:
-        """Compile and run a small static graph; an empty text, or what went wrong."""
+        """Compile and run a small static graph; return an empty text, or the error."""
         ...
 
 
 def diagnose(host: Host, engine: Engine, distributions: Callable[[], set[str]]) -> Diagnosis:
-    """Walk through everything an NPU needs.
+    """Check everything that an NPU needs.
 
     Args:
         host: the machine.

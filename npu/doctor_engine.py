@@ -1,4 +1,4 @@
-"""What OpenVINO really shows of the NPU, for the doctor."""
+"""Asks the installed OpenVINO about the NPU, for the doctor."""
 
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from whisper_npu.errors import DeviceError
 from whisper_npu.npu.devices import NPU, npu_devices, resolve
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 
-_TOLERANCE = 0.05  # half precision, sums of 64
+_TOLERANCE = 0.05  # for sums of 64 values in half precision
 
 
 class OpenVINOEngine:
@@ -29,15 +29,15 @@ class OpenVINOEngine:
         return bool(self._property("SUPPORTED_PROPERTIES"))
 
     def devices(self) -> list[str]:
-        """The NPUs the plugin finds."""
+        """The NPUs that the plugin finds."""
         return npu_devices(self._core)
 
     def compiler(self) -> str:
-        """The version of the compiler the plugin loads; empty if it loads none."""
+        """The version of the compiler that the plugin loads; empty if it loads none."""
         return self._property("NPU_COMPILER_VERSION")
 
     def run(self, device: str) -> str:
-        """Compile and run a small static graph; an empty text, or what went wrong."""
+        """Compile and run a small static graph; return an empty text, or the error."""
         random = np.random.default_rng(0)
         weights = random.standard_normal((64, 64)).astype(np.float32)
         values = ops.parameter([1, 64], np.float32, name="values")
@@ -47,7 +47,7 @@ class OpenVINOEngine:
         scores = feed @ weights
         expected = np.exp(scores - scores.max())
         expected /= expected.sum()
-        core = ov.Core()  # a device may change the core's settings
+        core = ov.Core()  # a new one, because a device may change the core's settings
         try:
             target = resolve(core, device)
             compiled = core.compile_model(model, target.plugin, target.options)

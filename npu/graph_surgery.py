@@ -1,8 +1,8 @@
-"""Edits ONNX graphs: fix shapes, fold what depends on shapes alone, cut, rewire.
+"""Edits ONNX graphs: fixes shapes, folds nodes that depend only on shapes, cuts, rewires.
 
-Weights are kept out of the graph meanwhile: each large initializer is a stub that names its shape
-and type, its values an array beside it (mapped from disk where the source keeps them in an external
-file), so that a model of several gigabytes is edited as fast as a small one.
+During the edit the weights are outside the graph. Each large initializer is a stub with shape and
+type, and its values are an array beside the graph (mapped from disk if the source has an external
+file). So a model of several gigabytes is edited as fast as a small one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,10 +28,10 @@ _FOLD_BELOW = 1 << 16  # elements: shape arithmetic is folded, weights are not
 
 
 class Graph:
-    """One ONNX graph under the knife.
+    """One ONNX graph that is being edited.
 
     Attributes:
-        name: what errors call it: its file name.
+        name: its file name, for errors.
         proto: the model, its large initializers without values.
         weights: the values of the large initializers, by name.
     """
@@ -48,7 +48,7 @@ class Graph:
         return nodes
 
     def copy(self) -> "Graph":
-        """A graph to edit apart from this one; the weights are shared."""
+        """A copy of the graph that can be edited separately; the weights are shared."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         return Graph(self.name, proto, dict(self.weights))
@@ -94,20 +94,20 @@ class Graph:
         return name
 
     def insert(self, before: onnx.NodeProto, *nodes: onnx.NodeProto) -> None:
-        """Put nodes in front of another, so that the order stays topological."""
+        """Insert nodes before another node, so that the order stays topological."""
         position = next(i for i, node in enumerate(self.nodes) if node is before)
         for offset, node in enumerate(nodes):
             self.proto.graph.node.insert(position + offset, node)
 
     def replace_uses(self, old: str, new: str) -> None:
-        """Let every reader of `old` read `new`."""
+        """Make every node that reads `old` read `new`."""
         for node in self.nodes:
             for index, tensor in enumerate(node.input):
                 if tensor == old:
                     node.input[index] = new
 
     def rename(self, old: str, new: str) -> None:
-        """Give a computed tensor another name, everywhere."""
+        """Rename a computed tensor everywhere."""
         self.replace_uses(old, new)
         for node in self.nodes:
             for index, tensor in enumerate(node.output):
@@ -118,7 +118,7 @@ class Graph:
         """Fix the inputs' shapes.
 
         Raises:
-            ModelError: an input has no shape given, or contradicts it.
+            ModelError: an input is missing in `shapes`, or contradicts its shape.
         """
         for value in self.proto.graph.input:
             if value.name not in shapes:
@@ -141,14 +141,14 @@ class Graph:
         return name
 
     def set_outputs(self, names: Iterable[str]) -> None:
-        """Make these tensors the outputs, and drop whatever they do not need."""
+        """Make these tensors the outputs, and remove all nodes that they do not need."""
         del self.proto.graph.output[:]
         for name in names:
             self.proto.graph.output.append(onnx.ValueInfoProto(name=name))
         self.prune()
 
     def prune(self) -> None:
-        """Drop nodes, inputs and constants that no output needs."""
+        """Remove nodes, inputs and constants that no output needs."""
         needed = set(self.outputs)
         kept = []
         for node in reversed(self.nodes):
@@ -169,12 +169,12 @@ class Graph:
         self.weights = {name: values for name, values in self.weights.items() if name in needed}
 
     def fold_shapes(self) -> None:
-        """Replace everything that depends on shapes alone by constants.
+        """Replace every tensor that depends only on shapes by a constant.
 
-        Needs static input shapes. Afterwards every tensor's shape is written down in the graph.
+        This needs static input shapes. Afterwards the graph states the shape of every tensor.
 
         Raises:
-            ModelError: a shape stays unknown; names the tensor.
+            ModelError: a shape stays unknown; the message names the tensor.
         """
         self._inline_constant_nodes()
         self._drop_identities()
@@ -286,8 +286,8 @@ def read_graph(path: Path) -> Graph:
     """Read an ONNX file for editing.
 
     Raises:
-        ModelError: the file or its external weights cannot be read, the weights lie outside the
-            file's folder, or it holds subgraphs.
+        ModelError: the file or its external weights cannot be read, the weights are outside the
+            file's folder, or the graph has subgraphs.
     """
     try:
         with open_regular(path) as stream:
@@ -338,7 +338,7 @@ def _stub(name: str, shape: Sequence[int], data_type: int) -> onnx.TensorProto:
 
 
 def _copy(message: Any) -> Any:
-    """A copy that survives the deletion of the repeated field the message lies in."""
+    """A copy that stays valid after the deletion of the repeated field of the message."""
     duplicate = type(message)()
     duplicate.CopyFrom(message)
     return duplicate

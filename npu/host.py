@@ -1,6 +1,7 @@
-"""What the operating system shows of an NPU: bus, kernel module, device node, libraries.
+"""Reads the operating system's view of an NPU: bus, kernel module, device node, libraries.
 
-Everything is read below a root that tests replace by a simulated tree; nothing is executed.
+All files are read below a root folder, which tests replace by a simulated tree. Nothing is
+executed.
 """
 
 import os
@@ -37,7 +38,7 @@ def parse_version(text: str) -> Version:
 
 @dataclass(frozen=True)
 class User:
-    """Who asks: what permissions are judged by."""
+    """The user whose permissions are checked."""
 
     uid: int
     groups: frozenset[int]
@@ -52,14 +53,14 @@ def this_user() -> User:
 
 @dataclass(frozen=True)
 class Host:
-    """A machine as its files show it.
+    """A machine, described by its files.
 
     Attributes:
-        root: where its file system begins.
+        root: the root folder of its file system.
         system: `Linux`, `Windows`, or another name.
-        release: of the kernel.
-        machine: of the processor: `x86_64`, `AMD64`.
-        user: who asks.
+        release: the kernel's version.
+        machine: the processor's type: `x86_64`, `AMD64`.
+        user: the user whose permissions are checked.
     """
 
     root: Path = Path("/")
@@ -70,7 +71,7 @@ class Host:
 
     @property
     def in_container(self) -> bool:
-        """Whether this is a container, where devices must be passed in."""
+        """Whether this is a container, which gets devices only if they are passed in."""
         return (self.root / ".dockerenv").exists() or (self.root / "run/.containerenv").exists()
 
     def pci_npus(self) -> list[str]:
@@ -94,7 +95,7 @@ class Host:
         return sorted(found)
 
     def device_nodes(self) -> list[Path]:
-        """Nodes of accelerators."""
+        """Device nodes of accelerators."""
         return sorted((self.root / "dev/accel").glob("accel*"))
 
     def may_use(self, node: Path) -> bool:
@@ -110,7 +111,7 @@ class Host:
         return any(applies and status.st_mode & bits == bits for bits, applies in needed.items())
 
     def group_name(self, gid: int) -> str:
-        """Name of a group; its number where it has none."""
+        """The name of a group, or its number if it has no name."""
         for line in _read(self.root / "etc/group").splitlines():
             fields = line.split(":")
             if len(fields) > 2 and fields[2] == str(gid):
@@ -118,7 +119,7 @@ class Host:
         return str(gid)
 
     def libraries(self, pattern: str) -> list[Path]:
-        """Shared libraries where the system looks for them."""
+        """Shared libraries in the system's library folders."""
         folders = _LIBRARY_FOLDERS if self.system == LINUX else (_SYSTEM32,)
         return sorted(path for folder in folders for path in (self.root / folder).glob(pattern))
 
@@ -127,7 +128,7 @@ class Host:
         return sorted((self.root / _DRIVER_STORE).glob(f"npu*/{pattern}"))
 
     def windows_driver_version(self) -> Version:
-        """The newest installed NPU driver; empty if none is."""
+        """The version of the newest installed NPU driver; empty if there is none."""
         versions = []
         for file in self.driver_store("*.inf"):
             content = file.read_bytes()
@@ -140,7 +141,7 @@ class Host:
 
 
 def library_version(path: Path) -> Version:
-    """The version in the name a library's link leads to: `libze_intel_npu.so.1.17.0`."""
+    """The version in the file name of a library's link target: `libze_intel_npu.so.1.17.0`."""
     _, _, suffix = path.resolve().name.partition(".so.")
     return parse_version(suffix)
 

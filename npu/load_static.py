@@ -1,4 +1,4 @@
-"""Loads a model's static graphs on OpenVINO or ONNX Runtime: all that only an NPU's users need."""
+"""Loads a model's static graphs on OpenVINO or ONNX Runtime; only users of an NPU need this."""
 
 import logging
 
@@ -30,7 +30,7 @@ def load_static(
     cache: CompileCache | None = None,
     parts: tuple[str, ...] = PARTS,
 ) -> StaticBackend:
-    """Load the static graphs of a model, made now if need be; see `load_backend`.
+    """Load the static graphs of a model, and make them first if needed; see `load_backend`.
 
     Args:
         folder: the model.
@@ -38,10 +38,10 @@ def load_static(
         backend: `openvino` or `onnxruntime`.
         kv_cache: `auto` or `static`.
         precision: arithmetic.
-        threads: processor threads, where the processor computes.
-        weights: how the graphs keep weights.
-        cache: of compiled graphs; None for the user's.
-        parts: which of `encoder` and `decoder` will be asked for.
+        threads: processor threads, if the processor computes.
+        weights: format of the stored weights: `lossless`, `f16` or `int8`.
+        cache: the cache of compiled graphs; None for the user's.
+        parts: the parts that will be used, of `encoder` and `decoder`.
     """
     if kv_cache not in STATIC_CACHES:
         raise UsageError(
@@ -51,7 +51,7 @@ def load_static(
     if backend == ONNXRUNTIME:
         return _load_static_onnxruntime(folder, device, precision, threads, weights, parts)
     core = core_for(device)
-    target = resolve(core, device, precision, threads)  # before any work is done
+    target = resolve(core, device, precision, threads)  # fails before any work is done
     bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
     at_once, names = graph_names(bundle, parts)
     engine: Engine = OpenVINOEngine(
@@ -79,7 +79,7 @@ def _load_static_onnxruntime(
 
     if device == EMULATED:
         raise UsageError("ONNX Runtime cannot emulate an NPU; give --backend openvino")
-    arithmetic(device, precision)  # before any work is done
+    arithmetic(device, precision)  # fails before any work is done
     if device == NPU:
         require_npu(openvino_core())
     bundle = ensure_bundle(folder, weights=weights, progress=logger.info)

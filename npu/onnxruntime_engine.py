@@ -1,4 +1,4 @@
-"""Runs the graphs of a bundle on ONNX Runtime; the counterpart of `static_engine`."""
+"""Runs the graphs of a bundle on ONNX Runtime, as `static_engine` does on OpenVINO."""
 
 from threading import Lock
 
@@ -12,7 +12,7 @@ _INTEGERS = ("input_ids", "cache_position", "logit_positions", "audio_length")
 
 
 class OnnxRuntimeRequest:
-    """Inputs and outputs of one run of a graph at a time."""
+    """One run of a graph at a time, with its inputs and outputs."""
 
     def __init__(self, session: GraphSession) -> None:
         self._session = session
@@ -24,11 +24,11 @@ class OnnxRuntimeRequest:
         self._outputs: dict[str, Array] = {}
 
     def buffer(self, name: str) -> Array:
-        """An input's memory."""
+        """The memory of an input."""
         return self._inputs[name]
 
     def share(self, name: str, source: Request, output: str) -> None:
-        """Let an input be another request's output."""
+        """Use another request's output as an input."""
         self._shared[name] = (source, output)
 
     def run(self) -> None:
@@ -54,7 +54,7 @@ class OnnxRuntimeEngine:
         at_once: list[str],
         names: list[str],
     ) -> None:
-        """Load the graphs that are needed at once; the others when they are asked for."""
+        """Load the graphs that are needed at once; other graphs are loaded on first use."""
         self._bundle = bundle
         self._device = device
         self._precision = arithmetic(device, precision)
@@ -67,16 +67,16 @@ class OnnxRuntimeEngine:
 
     @property
     def placements(self) -> dict[str, str]:
-        """The device that executes each graph."""
+        """The device that executes each graph, by name."""
         return dict.fromkeys(self._free, f"{self._device} (ONNX Runtime)")
 
     @property
     def precision(self) -> str:
-        """The arithmetic the device computes in."""
+        """The precision of the device's computation."""
         return self._precision
 
     def take(self, graph: str) -> OnnxRuntimeRequest:
-        """A request nobody else uses; loads the graph if need be."""
+        """A request for the caller alone; loads the graph if needed."""
         with self._lock:
             if self._free[graph]:
                 return self._free[graph].pop()
@@ -91,7 +91,7 @@ class OnnxRuntimeEngine:
             return OnnxRuntimeRequest(self._sessions[graph])
 
     def give(self, graph: str, request: Request) -> None:
-        """Give a request back."""
+        """Return a request for others to use."""
         if isinstance(request, OnnxRuntimeRequest):
             with self._lock:
                 self._free[graph].append(request)

@@ -1,8 +1,8 @@
-"""The operators static graphs may use, each with the OpenVINO operation it becomes.
+"""Lists the ONNX operators that static graphs may use, and their OpenVINO operations.
 
-OpenVINO documents the NPU plugin's operations per device ("Supported Operations", the NPU column,
-and the operation sets of the NPU compiler); a graph with any other operator is refused when it is
-made, not when it is compiled on somebody's laptop.
+OpenVINO documents the operations of the NPU plugin ("Supported Operations", the NPU column, and the
+operation sets of the NPU compiler). A graph with another operator is refused when it is made, so
+that it does not fail later on the target machine.
 """
 
 from collections.abc import Mapping
@@ -47,10 +47,10 @@ SUPPORTED: Mapping[str, str] = {
 
 
 def check_operators(graph: str, operators: set[str]) -> None:
-    """Refuse a graph with an operator the NPU plugin does not document.
+    """Refuse a graph with an operator that the NPU plugin does not document.
 
     Raises:
-        ModelError: names the operators.
+        ModelError: there are such operators; the message names them.
     """
     unknown = sorted(operators - SUPPORTED.keys())
     if unknown:

@@ -1,8 +1,8 @@
 """Decides which device runs the encoder and which the decoder, and says why.
 
-An explicit device is an order: it runs there or not at all. `AUTO` looks at what is there, measures
-each candidate once on the model itself, and remembers the outcome until the machine, a driver,
-OpenVINO or the model changes, or the device fails.
+An explicit device is an order: the model runs there or not at all. `AUTO` measures each candidate
+of the machine once, with the model itself. It remembers the fastest until the machine, a driver,
+OpenVINO or the model changes, or until the device fails.
 """
 
 import hashlib
@@ -30,18 +30,18 @@ PARTS = (ENCODER_PART, DECODER_PART)
 
 AUTO = "AUTO"
 GPU = "GPU"
-PROBE_TOKENS = 24  # what a window of speech makes a decoder write, roughly
+PROBE_TOKENS = 24  # roughly the tokens of a window of speech
 _MEMORY = "placements.json"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Which device runs what.
+    """The devices of the encoder and the decoder.
 
     Attributes:
         encoder: device of the encoder.
         decoder: device of the decoder.
-        reason: why, for people; empty for an explicit choice.
+        reason: the reason in words; empty for an explicit choice.
     """
 
     encoder: str
@@ -50,17 +50,17 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """How it is written on the command line."""
+        """The placement in the notation of the command line."""
         if self.encoder == self.decoder:
             return self.encoder
         return f"encoder={self.encoder},decoder={self.decoder}"
 
 
 def parse_device(text: str) -> Placement:
-    """The placement a device name orders: `NPU`, or `encoder=NPU,decoder=CPU`.
+    """The placement that a device name means: `NPU`, or `encoder=NPU,decoder=CPU`.
 
     Raises:
-        UsageError: it is written in neither way.
+        UsageError: the text has neither form.
     """
     if "=" not in text:
         return Placement(text, text)
@@ -73,7 +73,7 @@ def parse_device(text: str) -> Placement:
 
 
 def candidates(core: ov.Core) -> list[Placement]:
-    """What `AUTO` chooses from on this machine, most promising first."""
+    """The placements that `AUTO` measures on this machine, the most promising first."""
     found = []
     if npu_devices(core):
         found += [Placement(NPU, NPU), Placement(NPU, CPU)]
@@ -83,10 +83,10 @@ def candidates(core: ov.Core) -> list[Placement]:
 
 
 def machine(core: ov.Core) -> list[str]:
-    """What a remembered decision depends on: OpenVINO, the devices and their drivers."""
+    """The facts that a remembered decision depends on: OpenVINO, the devices, their drivers."""
     facts = [ov.get_version()]
     for device in core.available_devices:
-        with suppress(RuntimeError):  # a device that does not tell
+        with suppress(RuntimeError):  # a device without this property
             supported = core.get_property(device, "SUPPORTED_PROPERTIES")
             names = [name for name in supported if name.endswith("DRIVER_VERSION")]
             for name in ("FULL_DEVICE_NAME", *sorted(names)):
@@ -103,14 +103,14 @@ def choose(
     """The fastest placement and the model loaded on it.
 
     Args:
-        options: to choose from.
+        options: the placements to choose from.
         load: loads the model on a placement.
-        facts: what the decision depends on; with other facts it is taken anew.
-        memory: the file that remembers decisions; None for the user's.
+        facts: facts that the decision depends on; if they change, it is made again.
+        memory: the file of remembered decisions; None for the user's.
 
     Raises:
         DeviceError: no placement works.
-        WhisperNpuError: the model or the options are to blame for it.
+        WhisperNpuError: the model or the options are wrong.
     """
     if len(options) == 1:
         only = Placement(options[0].encoder, options[0].decoder, "the only device OpenVINO finds")
@@ -146,20 +146,20 @@ def choose(
     if not measured:
         errors = list(refused.values())
         if not any(isinstance(error, DeviceError) for error in errors):
-            raise errors[0]  # it is not the devices' fault
+            raise errors[0]  # not a fault of the devices
         reasons = "; ".join(f"{name}: {error}" for name, error in refused.items())
         raise DeviceError(f"no device runs this model: {reasons}")
     _, best, backend = min(measured, key=lambda item: item[0])
     times = ", ".join(f"{option.name} {seconds:.2f} s" for seconds, option, _ in measured)
     chosen = Placement(best.encoder, best.decoder, f"fastest for a window of speech ({times})")
-    if remembered is None:  # else the next start measures the one that failed again
+    if remembered is None:  # else the next start measures the failed device again
         _remember(file, key, chosen)
     logger.info("AUTO runs on %s: %s", chosen.name, chosen.reason)
     return chosen, backend
 
 
 def probe(backend: Backend, repeats: int = 2) -> float:
-    """Seconds for one window: the encoder, and `PROBE_TOKENS` steps. The best of `repeats`."""
+    """Seconds for one window: encoder and `PROBE_TOKENS` steps; the shortest of `repeats` runs."""
     features = np.zeros((1, backend.n_mels, 2 * backend.n_audio_ctx), np.float32)
     token = np.zeros((1, 1), np.int64)
     times = []

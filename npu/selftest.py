@@ -1,8 +1,9 @@
-"""What a deployer runs on the target machine: does this device decode as the model should?
+"""Checks on the target machine that a device decodes correctly.
 
-Files are compared with the export's certificate, and tokens with a reference, recorded where the
-model was exported or computed here on the CPU in exact arithmetic. The other checks compare the
-device with itself: whatever was decoded before or beside it, a recording must give the same tokens.
+Files are compared with the export's certificate, and tokens with a reference. The reference was
+recorded on the machine of the export, or is computed here on the CPU in f32. The other checks
+compare the device with itself: a recording must give the same tokens, whatever is decoded before it
+or at the same time.
 """
 
 import json
@@ -29,7 +30,7 @@ Recordings = Mapping[str, Float32Array]
 
 _PROMPT = "A prompt of some length, with names such as Beckett, Godot and Krapp, that goes before."
 
-# One greedy pass per window, whatever comes out: a fallback would hide a difference.
+# One greedy pass per window, without fallback, which would hide a difference.
 _PLAIN: dict[str, Any] = {
     "temperature": (0.0,),
     "no_speech_threshold": None,
@@ -44,9 +45,9 @@ class Check:
     """The outcome of one check.
 
     Attributes:
-        name: what was checked.
-        passed: whether it holds; None where it does not apply to this model.
-        detail: what was compared, or the first difference.
+        name: the subject of the check.
+        passed: whether the check passed; None if it does not apply to this model.
+        detail: the compared things, or the first difference.
     """
 
     name: str
@@ -56,12 +57,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Reference:
-    """Tokens the recordings must give, and where they come from.
+    """The tokens that recordings must give, and their source.
 
     Attributes:
-        tokens: by recording.
-        source: what decoded them, in words.
-        graphs: digest of the graphs and weights that did; None where it was not recorded.
+        tokens: the tokens by recording.
+        source: a description of the decoder that made them.
+        graphs: digest of its graphs and weights; None if it was not recorded.
     """
 
     tokens: dict[str, Tokens]
@@ -81,7 +82,7 @@ def decode(model: WhisperModel, recording: Float32Array, **options: Any) -> Toke
 
 
 def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> str | None:
-    """Where two sequences part, in words; None if they are equal."""
+    """The first difference between two sequences, in words; None if they are equal."""
     for step, (want, got) in enumerate(zip(expected, found, strict=False)):
         if want != got:
             return f"differs at step {step}: {got!r} instead of {want!r}"
@@ -92,14 +93,14 @@ def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> str | Non
 
 
 def make_reference(model: WhisperModel, recordings: Recordings) -> Reference:
-    """Tokens as `model` decodes them; use the CPU in exact arithmetic."""
+    """The tokens that `model` decodes; the model should be on the CPU in f32."""
     source = f"{model.backend.device}, {model.backend.precision}"
     tokens = {name: decode(model, audio) for name, audio in recordings.items()}
     return Reference(tokens, source, model.folder.graphs_digest())
 
 
 def write_reference(folder: Path, reference: Reference) -> Path:
-    """Record a reference in a model folder, to go with it to the target machine."""
+    """Write a reference into a model folder, which takes it to the target machine."""
     path = folder / REFERENCE
     content = asdict(reference)
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -110,7 +111,7 @@ def read_reference(folder: Path) -> Reference | None:
     """The reference recorded in a model folder; None if there is none.
 
     Raises:
-        ModelError: it is damaged.
+        ModelError: the reference is damaged.
     """
     path = folder / REFERENCE
     try:
@@ -129,12 +130,12 @@ def run(model: WhisperModel, recordings: Recordings, reference: Reference) -> It
     """Check a model on its device, one check after another.
 
     Args:
-        model: loaded on the device.
+        model: the model on the device to check.
         recordings: at least two, float32 samples at 16 kHz by name.
-        reference: tokens for each of them.
+        reference: the tokens of each recording.
 
     Raises:
-        UsageError: there are fewer than two recordings, or one without a reference.
+        UsageError: there are fewer than two recordings, or a recording without a reference.
     """
     missing = recordings.keys() - reference.tokens.keys()
     if len(recordings) < 2 or missing:
@@ -171,8 +172,8 @@ def run(model: WhisperModel, recordings: Recordings, reference: Reference) -> It
 def check_weights(folder: ModelFolder, reference: Reference) -> Check:
     """Compare a folder's files with the export's certificate and with the reference's weights.
 
-    Without either, damaged weights cannot be told from good ones: tokens that are computed from the
-    folder itself agree with it.
+    Without both, damaged weights are not found: tokens that are computed from damaged weights agree
+    with these weights.
 
     Raises:
         ModelError: a file differs from its certificate.
@@ -199,9 +200,9 @@ def compare_transcript(model: WhisperModel, path: Path, expected: Tokens) -> Che
     """Compare another runtime's transcript with the reference of the same recording.
 
     Args:
-        model: for its tokenizer.
-        path: openai/whisper's JSON (tokens are compared if it has them), or plain text.
-        expected: the reference's tokens.
+        model: the model with the tokenizer.
+        path: openai/whisper's JSON (its tokens are compared if it has them), or plain text.
+        expected: the tokens of the reference.
 
     Raises:
         UsageError: the file cannot be read.
@@ -217,7 +218,7 @@ def compare_transcript(model: WhisperModel, path: Path, expected: Tokens) -> Che
     segments = content.get("segments", []) if isinstance(content, dict) else []
     tokens = [token for segment in segments for token in segment.get("tokens", [])]
     timestamps = model.tokenizer.special.timestamp_begin
-    if tokens:  # another runtime may keep timestamps elsewhere
+    if tokens:  # timestamps are left out: another runtime may place them elsewhere
         wanted = [token for token in expected if token < timestamps]
         found = [token for token in tokens if token < timestamps]
         return _same(f"transcript {path.name}", wanted, found, "tokens")
@@ -246,7 +247,7 @@ def _language_switch(model: WhisperModel, recording: Float32Array, expected: Tok
 
 
 def _context_limit(model: WhisperModel) -> Check:
-    """Fill the decoder's context to the last position; one more must be refused, not decoded."""
+    """Fill the decoder's context to the last position; one more token must be refused."""
     backend = model.backend
     name = f"{backend.n_text_ctx}-token limit"
     features = np.zeros((1, backend.n_mels, 2 * backend.n_audio_ctx), np.float32)

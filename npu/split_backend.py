@@ -1,4 +1,4 @@
-"""A model whose encoder runs on one device and whose decoder on another."""
+"""Joins an encoder on one device and a decoder on another to one model."""
 
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.protocol import (
@@ -27,55 +27,55 @@ class SplitBackend(SingleStream):
 
     @property
     def n_mels(self) -> int:
-        """Mel bands the encoder takes."""
+        """Number of mel bands of the features."""
         return self._encoder.n_mels
 
     @property
     def n_audio_ctx(self) -> int:
-        """Positions the encoder gives for a window."""
+        """Number of encoder positions of a window."""
         return self._encoder.n_audio_ctx
 
     @property
     def window_frames(self) -> tuple[int, ...]:
-        """Lengths of windows that both take, shortest first."""
+        """Frame numbers of the windows that both take, shortest first."""
         decoder = self._decoder.window_frames
         return tuple(frames for frames in self._encoder.window_frames if frames in decoder)
 
     @property
     def n_text_ctx(self) -> int:
-        """Positions the decoder has."""
+        """Number of decoder positions."""
         return self._decoder.n_text_ctx
 
     @property
     def n_vocab(self) -> int:
-        """Tokens the decoder chooses from."""
+        """Number of tokens in the vocabulary."""
         return self._decoder.n_vocab
 
     @property
     def device(self) -> str:
-        """Where each part runs."""
+        """The devices of both parts."""
         return f"encoder on {self._encoder.device}, decoder on {self._decoder.device}"
 
     @property
     def placements(self) -> dict[str, str]:
-        """The device that executes each part."""
+        """The device that executes each part, by name."""
         return {"encoder": self._encoder.device, "decoder": self._decoder.device}
 
     @property
     def kv_cache(self) -> str:
-        """Where the decoder keeps past states."""
+        """The decoder's kind of key/value cache."""
         return self._decoder.kv_cache
 
     @property
     def precision(self) -> str:
-        """The arithmetic of each part."""
+        """The precision of both parts."""
         if self._encoder.precision == self._decoder.precision:
             return self._decoder.precision
         return f"encoder {self._encoder.precision}, decoder {self._decoder.precision}"
 
     @property
     def is_exact(self) -> bool:
-        """Where both are."""
+        """Whether both parts compute exactly."""
         return self._encoder.is_exact and self._decoder.is_exact
 
     def encode(self, features: Float32Array) -> Float32Array:
@@ -87,5 +87,5 @@ class SplitBackend(SingleStream):
         return self._decoder.start(audio, rows_per_window)
 
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
-        """What the tokens attend to; see `Backend.align`."""
+        """The attention of the tokens; see `Backend.align`."""
         return self._decoder.align(audio, tokens)

@@ -1,8 +1,8 @@
-"""Decodes with the static graphs of a bundle: fixed shapes outside, any prompt and batch inside.
+"""Decodes any prompt and batch with the fixed-shape graphs of a bundle.
 
-Token rows are decoded in lanes: a lane is a request of a step graph for one row or several, with
-buffers for the whole context, written in place. A session takes lanes, clears them, and gives them
-back.
+Token rows are decoded in lanes. A lane is a request of a step graph for one or several rows, with
+buffers for the whole context that are written in place. A session takes lanes, clears them, and
+returns them.
 """
 
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ LOGITS = "logits"
 
 
 def present_name(past: str) -> str:
-    """The output that holds the new states of input `past`."""
+    """The name of the output with the new states of input `past`."""
     return past.replace("past_key_values.", "present.", 1)
 
 
 def graph_names(bundle: Bundle, parts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The graphs of some parts that every transcription needs, and all graphs of theirs."""
+    """The graphs that every transcription needs of these parts, and all graphs of the parts."""
     whole, shortest = bundle.frames[-1], bundle.buckets[0]
     encoders = [name for name in bundle.graphs if name.startswith(f"{bundles.ENCODER}_")]
     decoders = [name for name in bundle.graphs if name not in encoders]
@@ -58,7 +58,7 @@ class StaticBackend(SingleStream):
     """A bundle of static graphs on an engine. Safe to use from several threads."""
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        """Decode with the graphs of `bundle`, which `engine` runs."""
+        """Decode with the graphs of `bundle`; `engine` runs them."""
         self._bundle = bundle
         self._engine = engine
         self._lanes: dict[int, list[_Lane]] = {rows: [] for rows in bundle.step_rows}
@@ -66,47 +66,47 @@ class StaticBackend(SingleStream):
 
     @property
     def n_mels(self) -> int:
-        """Mel bands the encoder takes."""
+        """Number of mel bands of the features."""
         return self._bundle.sizes["n_mels"]
 
     @property
     def n_audio_ctx(self) -> int:
-        """Positions the encoder gives for a whole window."""
+        """Number of encoder positions of a whole window."""
         return self._bundle.sizes["n_audio_ctx"]
 
     @property
     def n_text_ctx(self) -> int:
-        """Positions the decoder has."""
+        """Number of decoder positions."""
         return self._bundle.sizes["n_text_ctx"]
 
     @property
     def n_vocab(self) -> int:
-        """Tokens the decoder chooses from."""
+        """Number of tokens in the vocabulary."""
         return self._bundle.sizes["n_vocab"]
 
     @property
     def window_frames(self) -> tuple[int, ...]:
-        """Lengths of windows the encoder takes, shortest first."""
+        """Frame numbers of the encoder's windows, shortest first."""
         return self._bundle.frames
 
     @property
     def device(self) -> str:
-        """The devices that execute the graphs."""
+        """The label of the devices that execute the graphs."""
         return ",".join(dict.fromkeys(self._engine.placements.values()))
 
     @property
     def placements(self) -> dict[str, str]:
-        """The device that executes each graph."""
+        """The device that executes each graph, by name."""
         return self._engine.placements
 
     @property
     def kv_cache(self) -> str:
-        """Past states lie in buffers for the whole context, written in place."""
+        """`static`: past states are in buffers for the whole context, written in place."""
         return "static"
 
     @property
     def precision(self) -> str:
-        """The arithmetic the device computes in."""
+        """The precision of the device's computation."""
         return self._engine.precision
 
     def encode(self, features: Float32Array) -> Float32Array:
@@ -144,7 +144,7 @@ class StaticBackend(SingleStream):
         return StaticSession(self, audio, rows_per_window)
 
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
-        """What the tokens of finished texts attend to; see `Backend.align`."""
+        """The attention of the tokens of finished texts; see `Backend.align`."""
         n_tokens = tokens.shape[1]
         name = f"{bundles.ALIGN}_{2 * audio.shape[1]}"
         if name not in self._bundle.graphs:
@@ -161,7 +161,7 @@ class StaticBackend(SingleStream):
                 request.buffer("encoder_hidden_states")[0] = hidden
                 ids = request.buffer(INPUT_IDS)
                 ids[0, :n_tokens] = row
-                ids[0, n_tokens:] = row[-1]  # any token: no real position looks that way
+                ids[0, n_tokens:] = row[-1]  # any token: no real position attends to it
                 request.run()
                 probabilities.append(
                     request.output("token_probabilities")[0, : n_tokens - 1].copy()
@@ -172,10 +172,10 @@ class StaticBackend(SingleStream):
         return np.stack(probabilities), np.stack(attentions)
 
     def take_lanes(self, n_rows: int) -> "list[_Lane]":
-        """Cleared lanes nobody else uses, for `n_rows` rows in all, the widest first."""
+        """Cleared lanes for the caller alone, for `n_rows` rows in all, the widest first."""
         lanes: list[_Lane] = []
         while n_rows > 0:
-            # A wide lane with idle rows is still cheaper than a narrow one for each.
+            # A wide lane with idle rows is cheaper than a narrow lane for each row.
             fitting = [rows for rows in self._bundle.step_rows if rows <= n_rows + n_rows // 2]
             rows = fitting[-1]
             lanes.append(self._take_lane(rows))
@@ -193,7 +193,7 @@ class StaticBackend(SingleStream):
         return lane
 
     def give_lane(self, lane: "_Lane") -> None:
-        """Give a lane back."""
+        """Return a lane for others to use."""
         with self._lock:
             self._lanes[lane.rows].append(lane)
 
@@ -202,7 +202,7 @@ class StaticBackend(SingleStream):
         return _CrossStates(self._engine, self._bundle, hidden)
 
     def prefill(self, tokens: Int64Array, cross: "_CrossStates", place: "_Place") -> Float32Array:
-        """Run up to the longest bucket of tokens `(n,)` as the first of a row.
+        """Run the first tokens `(n,)` of a row, at most as many as the longest prefill graph takes.
 
         Returns:
             float32 logits `(min(n, N_LOGITS), n_vocab)` of the last positions.
@@ -215,7 +215,7 @@ class StaticBackend(SingleStream):
             cross.attach(request)
             ids = request.buffer(INPUT_IDS)
             ids[0, :n_tokens] = tokens
-            ids[0, n_tokens:] = tokens[-1]  # any token: no real position looks that way
+            ids[0, n_tokens:] = tokens[-1]  # any token: no real position attends to it
             wanted = min(n_tokens, N_LOGITS)
             positions = request.buffer(LOGIT_POSITIONS)
             positions[:] = n_tokens - 1
@@ -228,7 +228,7 @@ class StaticBackend(SingleStream):
 
     @property
     def longest_prefill(self) -> int:
-        """Tokens a prefill takes at most."""
+        """The largest number of tokens of a prefill."""
         return self._bundle.buckets[-1]
 
 
@@ -246,11 +246,11 @@ class _CrossStates:
         self._request.run()
 
     def attach(self, request: Request, row: int = 0, rows: int = 1) -> None:
-        """Let a row of a decoder graph's request read these states."""
+        """Make a row of a decoder graph's request read these states."""
         for name in self._states:
             past = past_name(name)
             if self._has_shorter_windows or rows > 1:
-                # Behind `audio_length` the graph does not look.
+                # The graph ignores positions after `audio_length`.
                 request.buffer(past)[row, :, : self._length] = self._request.output(name)[0]
             else:
                 request.share(past, self._request, name)
@@ -263,7 +263,7 @@ class _CrossStates:
 
 
 class _Lane:
-    """A request of a step graph for some rows, and their buffers for the whole context."""
+    """A request of a step graph for some rows, with their buffers for the whole context."""
 
     def __init__(self, request: Request, bundle: Bundle, rows: int) -> None:
         graph = bundle.graphs[f"{bundles.STEP}_{rows}"]
@@ -272,7 +272,7 @@ class _Lane:
         self.rows = rows
 
     def clear(self) -> None:
-        """Forget the last session."""
+        """Clear the states of the last session."""
         for name in self._pasts:
             self.request.buffer(name)[:] = 0
 
@@ -288,7 +288,7 @@ class _Lane:
         return logits
 
     def fill(self, row: int, request: Request, n_new: int) -> None:
-        """Take up the first `n_new` states that a prefill returned."""
+        """Copy the first `n_new` states of a prefill into the row's buffers."""
         for name in self._pasts:
             new = request.output(present_name(name))
             self.request.buffer(name)[row, :, :n_new] = new[0, :, :n_new]
@@ -298,13 +298,13 @@ class _Lane:
         return {name: self.request.buffer(name)[row, :, :length].copy() for name in self._pasts}
 
     def replace(self, row: int, length: int, states: dict[str, Float32Array]) -> None:
-        """Let a row go on from another's states."""
+        """Replace a row's states by those of another row."""
         for name, state in states.items():
             self.request.buffer(name)[row, :, :length] = state
 
 
 class _Place(NamedTuple):
-    """Where a row of a session is decoded."""
+    """The lane and row in which a row of a session is decoded."""
 
     lane: _Lane
     row: int
@@ -371,10 +371,10 @@ class StaticSession(NoAttention):
             logits.append(lane.step(mine, self._length))
             start += lane.rows
         self._length += 1
-        return np.concatenate(logits)  # a copy: the lanes write theirs again
+        return np.concatenate(logits)  # a copy, because the lanes reuse their memory
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Make row `i` continue what was row `rows[i]`."""
+        """Make row `i` continue the old row `rows[i]`."""
         moved = {target: source for target, source in enumerate(rows) if target != source}
         states = {
             source: self._places[source].lane.states(self._places[source].row, self._length)
@@ -385,11 +385,11 @@ class StaticSession(NoAttention):
             place.lane.replace(place.row, self._length, states[source])
 
     def keep(self, rows: Sequence[int]) -> bool:
-        """All rows stay."""
+        """Keep all rows; returns False."""
         return False
 
     def close(self) -> None:
-        """Give lanes and requests back."""
+        """Return lanes and requests for others to use."""
         while self._lanes:
             self._backend.give_lane(self._lanes.pop())
         while self._cross:

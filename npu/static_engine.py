@@ -1,8 +1,8 @@
 """Runs the graphs of a bundle on OpenVINO, compiled or loaded from the cache.
 
-What every transcription needs is there when loading ends. The graphs for longer prompts and for
-word times are compiled then too, so that no transcription waits for a compiler, but are loaded when
-they are needed.
+Loading makes the graphs ready that every transcription needs. It also compiles the graphs for
+longer prompts and for word times, so that no transcription waits for a compiler; they are loaded
+when they are needed.
 """
 
 import logging
@@ -34,19 +34,19 @@ logger = logging.getLogger("whisper_npu")
 Progress = Callable[[str], None]
 Array = npt.NDArray[Any]
 
-# A compiler holds the graph, what it makes of it, and the blob.
+# A compiler holds the graph, its own form of it, and the compiled result.
 _MEMORY_PER_COMPILATION = 4  # times the bundle's weights
 
 
 class Request(Protocol):
-    """One run of a graph at a time, with inputs that stay as they are until written again."""
+    """One run of a graph at a time; an input keeps its values until it is written again."""
 
     def buffer(self, name: str) -> Array:
-        """An input's memory; what is written there is what the next run reads."""
+        """The memory of an input; the next run reads the values written there."""
         ...
 
     def share(self, name: str, source: "Request", output: str) -> None:
-        """Let an input be another request's output, without a copy."""
+        """Use another request's output as an input, without a copy."""
         ...
 
     def run(self) -> None:
@@ -63,20 +63,20 @@ class Engine(Protocol):
 
     @property
     def placements(self) -> dict[str, str]:
-        """The device that executes each graph."""
+        """The device that executes each graph, by name."""
         ...
 
     @property
     def precision(self) -> str:
-        """The arithmetic they compute in."""
+        """The precision of the computation."""
         ...
 
     def take(self, graph: str) -> Request:
-        """A request nobody else uses."""
+        """A request for the caller alone."""
         ...
 
     def give(self, graph: str, request: Request) -> None:
-        """Give a request back."""
+        """Return a request for others to use."""
         ...
 
 
@@ -89,13 +89,13 @@ class OpenVINORequest:
 
     @calling_device
     def buffer(self, name: str) -> Array:
-        """An input's memory."""
+        """The memory of an input."""
         values: Array = self.raw.get_tensor(name).data
         return values
 
     @calling_device
     def share(self, name: str, source: Request, output: str) -> None:
-        """Let an input be another request's output."""
+        """Use another request's output as an input."""
         if not isinstance(source, OpenVINORequest):
             raise TypeError("requests of two engines cannot share memory")
         self.raw.set_tensor(name, source.raw.get_tensor(output))
@@ -126,16 +126,16 @@ class OpenVINOEngine:
         names: Sequence[str],
         progress: Progress | None = None,
     ) -> None:
-        """Compile what is not in the cache, and load what is needed at once.
+        """Compile the graphs that are not in the cache, and load those needed at once.
 
         Args:
-            core: that `target` was resolved with.
+            core: the core that `target` was resolved with.
             bundle: the graphs.
             target: the device.
-            cache: where compiled graphs are kept; None compiles all now.
-            at_once: graphs to have loaded.
-            names: all graphs this engine will be asked for.
-            progress: is given a line per graph that is compiled.
+            cache: the cache of compiled graphs; None compiles all graphs now.
+            at_once: graphs to load now.
+            names: all graphs that may be used.
+            progress: called with a line per compiled graph.
 
         Raises:
             DeviceError: the device refuses a graph.
@@ -158,22 +158,22 @@ class OpenVINOEngine:
 
     @property
     def placements(self) -> dict[str, str]:
-        """The device that executes each graph."""
+        """The device that executes each graph, by name."""
         return dict.fromkeys(self._locks, self._target.label)
 
     @property
     def precision(self) -> str:
-        """The arithmetic the target computes in."""
+        """The precision of the target's computation."""
         return self._target.precision
 
     def take(self, graph: str) -> OpenVINORequest:
-        """A request nobody else uses; loads the graph if need be."""
-        self._calls.check()  # a lock may have been taken when the process was forked
+        """A request for the caller alone; loads the graph if needed."""
+        self._calls.check()  # a lock may have been held when the process was forked
         pool = self._pool(graph)
         return OpenVINORequest(pool.take(), pool.calls)
 
     def give(self, graph: str, request: Request) -> None:
-        """Give a request back."""
+        """Return a request for others to use."""
         if isinstance(request, OpenVINORequest):
             self._pool(graph).give(request.raw)
 
@@ -201,7 +201,7 @@ class OpenVINOEngine:
         self._pool(name)
 
     def _prepare(self, name: str) -> None:
-        """Have a graph compiled in the cache; loaded only if there is no cache to keep it."""
+        """Compile a graph into the cache; load it only if there is no cache."""
         compiled = self._compile(name)
         if not self.is_kept(name):
             with self._locks[name]:
@@ -242,7 +242,7 @@ def check_static(name: str, compiled: ov.CompiledModel) -> None:
     """Refuse a compiled graph with a shape that is not fixed.
 
     Raises:
-        DeviceError: names the tensor.
+        DeviceError: there is one; the message names the tensor.
     """
     for tensor in (*compiled.inputs, *compiled.outputs):
         if tensor.partial_shape.is_dynamic:
@@ -254,7 +254,7 @@ def _read(core: ov.Core, graph: StaticGraph) -> ov.Model:
 
 
 def _workers(bundle: Bundle) -> int:
-    """How many graphs to compile at once: one per processor core, while memory allows."""
+    """Number of graphs to compile at once: one per processor core, if memory allows."""
     weights = (bundle.path / DATA_FILE).stat().st_size
     affordable = available_bytes() // max(1, _MEMORY_PER_COMPILATION * weights)
     return int(np.clip(affordable, 1, os.cpu_count() or 1))

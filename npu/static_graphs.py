@@ -1,8 +1,7 @@
-"""Turns the three dynamic graphs of a Whisper export into graphs with static shapes alone.
+"""Turns the three dynamic graphs of a Whisper export into graphs with static shapes only.
 
-Nothing is looked up by a node's name: positions are found by the table they index, states by the
-inputs they come from, masks as `attention_masks` says. A pattern that is not there is an error that
-says which.
+Nothing is found by a node's name: positions are found by the table that they index, states by their
+inputs, masks as in `attention_masks`. A missing pattern is an error that names the pattern.
 
 | graph     | from to                                                                         |
 | --------- | ------------------------------------------------------------------------------- |
@@ -10,12 +9,12 @@ says which.
 | cross     | hidden states to the cross-attention states of every layer                      |
 | prefill   | up to `n` tokens and no past to logits of chosen positions and `n` new states   |
 | step      | one token and a buffer of the whole context to logits and its new states        |
-| align     | hidden states and a finished text to what word times are made from              |
+| align     | hidden states and a finished text to the attention for word times               |
 
-In `prefill` the tokens behind the real ones only follow them, so the causal mask hides them; their
-states are not taken up. In `step` the new state is written over the buffer's position inside the
-graph (`Where(index == cache_position, new, past)`), positions behind are masked, and the state is
-also returned, for the host to write into its buffer.
+In `prefill` the padding follows the real tokens, so the causal mask hides it, and its states are
+not used. In `step` the graph replaces the buffer's position by the new state (`Where(index ==
+cache_position, new, past)`) and masks the positions after it. It also returns the state, and the
+host writes it into its buffer.
 """
 
 import operator
@@ -39,7 +38,7 @@ FEATURES = "input_features"
 HIDDEN = "last_hidden_state"
 ENCODER_HIDDEN = "encoder_hidden_states"
 
-# What may lie between the logits' weights as they are stored and the product they are used in.
+# Operators that may lie between the stored weights of the logits and their product.
 _WEIGHT_OPERATORS = {"Transpose", "Identity", "Cast", "DequantizeLinear"}
 
 
@@ -49,7 +48,7 @@ class Sizes:
 
     Attributes:
         n_mels: mel bands of the features.
-        n_audio_ctx: positions the encoder gives for a whole window.
+        n_audio_ctx: positions of the encoder for a whole window.
         n_audio_state: width of the encoder.
         n_text_ctx: positions of the decoder.
         n_text_layer: layers of the decoder.
@@ -69,10 +68,10 @@ class Sizes:
 
 
 def read_sizes(encoder: Graph, decoder_with_past: Graph, n_text_ctx: int) -> Sizes:
-    """Sizes of the model the graphs belong to.
+    """Sizes of the graphs' model.
 
     Raises:
-        ModelError: one cannot be told.
+        ModelError: a size cannot be found.
     """
     n_mels = _input_dims(encoder, FEATURES)[1]
     key = _input_dims(decoder_with_past, "past_key_values.0.decoder.key")
@@ -98,7 +97,7 @@ def read_sizes(encoder: Graph, decoder_with_past: Graph, n_text_ctx: int) -> Siz
 
 
 def encoder_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
-    """The encoder for windows of `frames` frames; shorter ones take the first positions.
+    """The encoder for windows of `frames` frames; short windows use the first positions.
 
     Raises:
         ModelError: the graph is not a Whisper encoder.
@@ -120,12 +119,12 @@ def encoder_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
 
 
 def cross_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
-    """From hidden states to the cross-attention's `present.{i}.encoder.{key,value}`.
+    """The graph from hidden states to the cross-attention's `present.{i}.encoder.{key,value}`.
 
     Args:
         source: the graph of `decoder_model.onnx`.
         sizes: the model's.
-        frames: of the window.
+        frames: the length of the window.
 
     Raises:
         ModelError: the states depend on more than the audio.
@@ -152,16 +151,16 @@ def cross_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
 
 
 def prefill_graph(source: Graph, sizes: Sizes, n_tokens: int, *, audio_mask: bool = False) -> Graph:
-    """Up to `n_tokens` tokens on an empty past.
+    """The graph for up to `n_tokens` tokens on an empty past.
 
     Args:
         source: the graph of `decoder_with_past_model.onnx`.
         sizes: the model's.
-        n_tokens: tokens it takes; fewer are padded at the end.
+        n_tokens: the number of tokens; fewer tokens are padded at the end.
         audio_mask: whether an input `audio_length` hides the end of the cross-attention states.
     """
     graph = _without_nan_guards(source)
-    graph.set_outputs([LOGITS])  # what only the old outputs read would look like a second way
+    graph.set_outputs([LOGITS])  # else nodes for the old outputs would look like a second path
     _take_positions(graph, sizes, np.arange(n_tokens, dtype=np.int64)[None])
     causal = np.triu(np.full((n_tokens, n_tokens), MASKED, np.float32), 1)[None, None]
     mask = graph.add_constant("causal_mask", causal)
@@ -182,7 +181,7 @@ def prefill_graph(source: Graph, sizes: Sizes, n_tokens: int, *, audio_mask: boo
 
 
 def step_graph(source: Graph, sizes: Sizes, *, rows: int = 1, audio_mask: bool = False) -> Graph:
-    """One token of each row at `cache_position`, on buffers for the whole context."""
+    """The graph for one token of each row at `cache_position`, on buffers for the whole context."""
     graph = _without_nan_guards(source)
     graph.set_outputs([LOGITS])
     position = graph.add_input(CACHE_POSITION, onnx.TensorProto.INT64, (1,))
@@ -217,7 +216,7 @@ def step_graph(source: Graph, sizes: Sizes, *, rows: int = 1, audio_mask: bool =
 
 
 def alignment_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
-    """The alignment graph for one row of the whole context, which shorter texts are padded to."""
+    """The alignment graph for one row of the whole context; shorter texts are padded."""
     graph = _without_nan_guards(source)
     outputs = graph.outputs
     _free_dims(graph, INPUT_IDS)
@@ -262,10 +261,10 @@ def _finish_decoder(
 
 
 def _without_nan_guards(source: Graph) -> Graph:
-    """A copy whose attention is not guarded against rows that are masked throughout.
+    """A copy without the guard of attention against rows that are completely masked.
 
-    PyTorch's scaled dot-product attention is exported as `Where(IsNaN(weights), 0, weights)`. Our
-    masks are finite, so that no weight is ever not a number; and the NPU has no `IsNaN`.
+    PyTorch's scaled dot-product attention is exported as `Where(IsNaN(weights), 0, weights)`. The
+    masks of these graphs are finite, so no weight is NaN; and the NPU has no `IsNaN`.
     """
     graph = source.copy()
     tested = {node.output[0]: node.input[0] for node in graph.nodes if node.op_type == "IsNaN"}
@@ -287,7 +286,7 @@ def _input_dims(graph: Graph, name: str) -> list[int | None]:
 
 
 def _free_dims(graph: Graph, name: str) -> None:
-    """Let another size be given to an input whose sizes the export fixed."""
+    """Make the sizes of an input free that the export has fixed."""
     for value in graph.proto.graph.input:
         if value.name == name:
             for dim in value.type.tensor_type.shape.dim:
@@ -306,7 +305,7 @@ def _self_states(graph: Graph) -> list[str]:
 
 
 def _audio_position_add(graph: Graph) -> tuple[onnx.NodeProto, int]:
-    """Where the encoder adds its positions: the first Add of a table `(positions, state)`."""
+    """The node that adds the encoder's positions: the first Add of a table `(positions, state)`."""
     for node in graph.nodes:
         if node.op_type != "Add":
             continue
@@ -318,14 +317,14 @@ def _audio_position_add(graph: Graph) -> tuple[onnx.NodeProto, int]:
 
 
 def audio_positions(graph: Graph) -> tuple[int, int]:
-    """How many positions the encoder has, and how wide they are."""
+    """Number and width of the encoder's positions."""
     node, index = _audio_position_add(graph)
     dims = graph.initializers()[node.input[index]].dims
     return int(dims[-2]), int(dims[-1])
 
 
 def _logit_projection(graph: Graph) -> tuple[onnx.NodeProto, int]:
-    """The matrix product that makes the logits, and the size of the vocabulary."""
+    """The matrix product of the logits, and the size of the vocabulary."""
     product = graph.producer(LOGITS)
     while product is not None and product.op_type in ("Identity", "Cast"):
         product = graph.producer(product.input[0])
@@ -344,7 +343,7 @@ def _logit_projection(graph: Graph) -> tuple[onnx.NodeProto, int]:
 
 
 def _take_positions(graph: Graph, sizes: Sizes, positions: str | np.ndarray) -> None:
-    """Look the decoder's positions up by `positions` `(1, n)`, not by the past's length.
+    """Make the decoder look up its positions by `positions` `(1, n)`, not by the past's length.
 
     Raises:
         ModelError: no lookup in a table of `n_text_ctx` rows is found.
@@ -357,7 +356,7 @@ def _take_positions(graph: Graph, sizes: Sizes, positions: str | np.ndarray) -> 
     for node in graph.nodes:
         if node.op_type not in ("Gather", "Slice") or node.input[0] not in tables:
             continue
-        # The gathered rows keep the shape the graph goes on with: (1, n, state), or (n, state).
+        # The gathered rows keep the shape that the graph expects: (1, n, state) or (n, state).
         indices = positions
         if node.op_type == "Slice":
             flat = onnx.helper.make_node(
@@ -383,10 +382,10 @@ def _replace_by(graph: Graph, node: onnx.NodeProto, tensor: str) -> None:
 
 
 def _state_concat(graph: Graph, past: str) -> tuple[onnx.NodeProto, str]:
-    """Where `past` is joined to the new states, and the new states.
+    """The node that joins `past` to the new states, and the new states.
 
     Raises:
-        ModelError: there is not exactly one such place.
+        ModelError: there is not exactly one such node.
     """
     joins = [
         node
@@ -413,5 +412,5 @@ def _return_new_state(graph: Graph, concat: onnx.NodeProto, past: str, new: str)
 
 
 def operators(graph: Graph) -> set[str]:
-    """Operators the graph uses."""
+    """The operators of the graph."""
     return set(map(operator.attrgetter("op_type"), graph.nodes))

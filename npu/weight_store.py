@@ -1,7 +1,7 @@
-"""Writes the weights of several static graphs once, into one data file, in the format asked for.
+"""Writes the weights of several static graphs into one data file, in a given format.
 
 Graphs refer to the file as ONNX external data, which both OpenVINO and ONNX Runtime read. A weight
-that several graphs hold is stored once, and so is one that another graph holds transposed.
+that several graphs have is stored once, even if a graph has it transposed.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ WeightFormat = Literal["lossless", "f16", "int8"]
 
 ALIGNMENT = 64
 _MATRIX_RANK = 2
-_QUANTIZE_FROM = 64  # rows and columns; smaller matrices gain nothing
+_QUANTIZE_FROM = 64  # rows and columns; 8 bits do not help smaller matrices
 _LOOK_FOR_TRANSPOSE_FROM = 1 << 20  # elements: the token embedding
 
 
@@ -47,14 +47,14 @@ class WeightStore:
 
     @property
     def sha256(self) -> str:
-        """Of what was written so far."""
+        """The sha256 of the data written so far."""
         return self._digest.hexdigest()
 
     def place(self, graph: Graph) -> onnx.ModelProto:
-        """The graph, its large constants stored in the data file.
+        """Store a graph's large constants in the data file; return the graph that refers to them.
 
-        `lossless` keeps a tensor in half precision where no value changes by it, `f16` keeps all
-        so, and `int8` keeps matrices as 8-bit integers with one scale per output channel.
+        `lossless` stores a tensor in half precision if no value changes, `f16` stores all in half
+        precision, and `int8` stores matrices as 8-bit integers with one scale per output channel.
 
         Raises:
             ModelError: a weight holds NaN or an infinite value.
@@ -82,7 +82,7 @@ class WeightStore:
     def _place_float(
         self, proto: onnx.ModelProto, name: str, values: Array
     ) -> list[onnx.NodeProto]:
-        """Refer to the stored tensor, widened where it is stored in half precision."""
+        """Refer to the stored tensor; widen it if it is stored in half precision."""
         half = self._half(values) if values.dtype == np.float32 else None
         stored, is_transpose = self._add(name, values if half is None else half)
         steps: list[tuple[str, dict[str, Any]]] = []
@@ -115,7 +115,7 @@ class WeightStore:
         return [onnx.helper.make_node("DequantizeLinear", inputs, [name], axis=axis)]
 
     def _half(self, values: Array) -> Array | None:
-        """`values` in half precision if they are to be kept so."""
+        """`values` in half precision if they are stored so, else None."""
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
         if self._weights == "lossless":
@@ -125,7 +125,7 @@ class WeightStore:
     def _add(
         self, name: str, values: Array, *, look_for_transpose: bool = True
     ) -> tuple[_Stored, bool]:
-        """Store an array unless it, or its transpose, is stored already."""
+        """Store an array, unless the array or its transpose is stored already."""
         key = _key(values)
         if key in self._stored:
             return self._stored[key], False
@@ -176,7 +176,7 @@ def _require_finite(graph: Graph, name: str, values: Array) -> None:
 
 
 def _channel_axis(graph: Graph, name: str, values: Array) -> int | None:
-    """The axis of a matrix that has one scale per index; None for what is not quantized."""
+    """The axis of a matrix with one scale per index; None for a tensor that is not quantized."""
     if values.ndim != _MATRIX_RANK or values.dtype != np.float32:
         return None
     if min(values.shape) < _QUANTIZE_FROM:
@@ -186,7 +186,7 @@ def _channel_axis(graph: Graph, name: str, values: Array) -> int | None:
         node.op_type == "Transpose" or (node.op_type == "Gather" and node.input[0] == name)
         for node in readers
     ):
-        # A table of tokens, and the logits' weights: a scale per token. Positions stay exact.
+        # The token table and the logits' weights have a scale per token. Positions stay exact.
         return 0 if any(node.op_type == "Transpose" for node in readers) else None
     if all(node.op_type == "MatMul" and node.input[1] == name for node in readers):
         return 1

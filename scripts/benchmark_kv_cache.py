@@ -1,7 +1,7 @@
 """Measures the decoder's cache: `whisper-npu benchmark-kv-cache`, `scripts/benchmark_kv_cache.py`.
 
-Every kind of cache decodes the same tokens from the same window, in many lengths: how long it
-takes, what it computes, what it keeps. If any kind decodes other tokens, that is a failure.
+Every kind of cache decodes the same window in several lengths. The command measures time, amount of
+computation and size of the cache. It fails if two kinds decode different tokens.
 """
 
 import argparse
@@ -23,11 +23,11 @@ examples:
   whisper-npu benchmark-kv-cache --model base --json kv.json --plots pictures/ talk.flac
   whisper-npu benchmark-kv-cache --model tiny.en --kinds off,stateful --new-tokens 30,128
 
-The last line printed is the verdict: PASS or FAIL, and why.
+The last line printed is the verdict, PASS or FAIL, with its reason.
 
 exit codes:
   0  every kind decoded the same tokens
-  1  one did not, or could not be used
+  1  a kind decoded other tokens, or could not be used
   2  the command line is wrong
   3  the model or the device cannot be used
 """
@@ -37,7 +37,7 @@ def build_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(
         "benchmark-kv-cache",
-        description="Measure what each kind of decoder cache costs and saves.",
+        description="Measure the time and memory of each kind of decoder cache.",
         epilog=EPILOG,
         conflict_handler="resolve",  # --precision has another default here
     )
@@ -46,49 +46,59 @@ def build_parser() -> cli.Parser:
         "file",
         nargs="?",
         metavar="FILE",
-        help="recording whose first window is decoded (default: synthetic noise)",
+        help="recording whose first 30 s are decoded (default: synthetic noise)",
     )
     what = parser.add_argument_group("what to measure")
     what.add_argument(
         "--kinds",
         default=",".join(KINDS),
         metavar="LIST",
-        help="kinds of cache (default: %(default)s)",
+        help="kinds of cache to compare, separated by commas (default: %(default)s)",
     )
     what.add_argument(
         "--new-tokens",
         default=",".join(map(str, NEW_TOKENS)),
         metavar="LIST",
-        help="numbers of tokens to decode (default: %(default)s)",
+        help="numbers of tokens to decode, separated by commas (default: %(default)s)",
     )
     what.add_argument(
         "--precision",
         default="f32",
         choices=PRECISIONS,
-        help="arithmetic of every kind; only in f32 are equal tokens sure (default: %(default)s)",
+        help="number format of the computation; only f32 guarantees equal tokens "
+        "(default: %(default)s)",
     )
-    what.add_argument("--language", default="en", help="code or English name (default: en)")
+    what.add_argument(
+        "--language",
+        default="en",
+        help="language of the recording: a code or an English name (default: %(default)s)",
+    )
     what.add_argument(
         "--repeats",
         type=int,
         default=3,
         metavar="N",
-        help="counted runs, three times as many of short decodes (default: %(default)s)",
+        help="number of measured runs; short decodes run three times as often. More runs give "
+        "steadier figures (default: %(default)s)",
     )
     out = parser.add_argument_group("results")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write everything, tokens included")
-    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    out.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all results to FILE, tokens included"
+    )
+    out.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables to FILE as Markdown"
+    )
     out.add_argument(
         "--plots",
         type=Path,
         metavar="DIR",
-        help="write kv_cache_time.png and kv_cache_throughput.png there",
+        help="write kv_cache_time.png and kv_cache_throughput.png into this folder",
     )
     return parser
 
 
 def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Measure the kinds of cache of the command line; returns the exit code."""
     from whisper_npu.scripts.benchmarks.conditions import busy_warning, conditions, conditions_line  # noqa: PLC0415
     from whisper_npu.scripts.benchmarks.kv_cache_kinds import measure_kinds  # noqa: PLC0415
     from whisper_npu.scripts.benchmarks.kv_cache_report import (  # noqa: PLC0415

@@ -1,9 +1,9 @@
-"""Memory and time of recordings of several lengths, made up while they are read.
+"""Measures memory and time for recordings of several lengths, generated while they are read.
 
     python scripts/benchmark_memory.py --model models/tiny.en --content silence --hours 0.17 12
 
-Each length is transcribed in a process of its own. What is held should not grow with the length,
-and time should grow in proportion.
+Each length is transcribed in its own process. Memory should not grow with the length, and time
+should grow in proportion to it.
 """
 
 import argparse
@@ -18,15 +18,39 @@ CONTENTS = ("silence", "noise", "speech")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print a table."""
+    """Measure and print a table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="the model folder")
-    parser.add_argument("--content", choices=CONTENTS, default="silence")
-    parser.add_argument("--speech", type=Path, help="a recording, for --content speech")
-    parser.add_argument("--hours", type=float, nargs="+", default=[1 / 6, 12.0])
-    parser.add_argument("--mode", choices=("auto", "batched", "sequential"), default="auto")
-    parser.add_argument("--no-vad", action="store_true", help="without a speech detector")
-    parser.add_argument("--live", action="store_true", help="as live speech, half a second a time")
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument(
+        "--content",
+        choices=CONTENTS,
+        default="silence",
+        help="sound of the recordings; each kind uses memory in another way (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--speech", type=Path, help="recording that --content speech repeats; required for it"
+    )
+    parser.add_argument(
+        "--hours",
+        type=float,
+        nargs="+",
+        default=[1 / 6, 12.0],
+        help="lengths of the recordings (default: 10 minutes and 12 hours)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "batched", "sequential"),
+        default="auto",
+        help="how recordings are cut into windows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-vad", action="store_true", help="decode all audio, audio without speech too"
+    )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="transcribe as live speech, fed half a second at a time",
+    )
     wanted = parser.parse_args(arguments)
     if wanted.content == "speech" and wanted.speech is None:
         parser.error("--content speech needs --speech RECORDING")

@@ -1,8 +1,8 @@
 """Compares with other recognisers: `whisper-npu benchmark-peers`, `scripts/benchmark_peers.py`.
 
 OpenVINO GenAI, faster-whisper, whisper.cpp and transformers run the same checkpoint on the same
-recordings in processes of their own, taking turns with ours run by run. They are installed in an
-environment of their own, and the checkpoint is converted for each.
+recordings. Each runs in its own process, and all take turns with whisper-npu, run by run. They are
+installed in a separate environment. The checkpoint is converted for each of them.
 """
 
 import argparse
@@ -22,9 +22,9 @@ examples:
   whisper-npu benchmark-peers long.tsv utterances.tsv --model base --language en \\
       --peers openvino-genai-int8,faster-whisper-batched --json peers.json --plot peers.png
 
-Every manifest is a set of recordings with figures of its own. All decode greedily. Otherwise each
-recogniser is left at its own defaults; where it has to be asked for timestamps, it is asked only
-for recordings longer than 30 s, which it cannot do without them.
+Every manifest is one set of recordings and has its own figures. All recognisers decode greedily;
+their other options keep their defaults. A recogniser that gives timestamps only on request is asked
+for them only with recordings longer than 30 s, which it cannot transcribe without timestamps.
 
 {cli.EXIT_CODES}"""
 
@@ -41,54 +41,73 @@ def build_parser() -> cli.Parser:
         nargs="+",
         type=Path,
         metavar="REFERENCES",
-        help="TSV manifests (audio<TAB>reference) and LibriSpeech folders",
+        help="recordings with what is said in them: TSV manifests (audio<TAB>reference) and "
+        "LibriSpeech folders",
     )
     what = parser.add_argument_group("what to compare")
     what.add_argument(
         "--model",
         default=cli.DEFAULT_MODEL,
         metavar="DIR",
-        help="our model folder, or a built-in model (default: %(default)s)",
+        help="whisper-npu's model folder, or the name of a model (default: %(default)s)",
     )
     what.add_argument(
         "--checkpoint",
         metavar="SOURCE",
-        help="what it was exported from (default: what its manifest says)",
+        help="checkpoint that the model was exported from; the other recognisers get it, too "
+        "(default: the checkpoint in the model's manifest)",
     )
-    what.add_argument("--language", default="en", help="code (default: %(default)s)")
+    what.add_argument(
+        "--language",
+        default="en",
+        help="code of the language of the recordings (default: %(default)s)",
+    )
     what.add_argument(
         "--peers",
         default=",".join(PEERS),
         metavar="LIST",
-        help="which to compare with (default: %(default)s)",
+        help="recognisers to compare with, separated by commas (default: %(default)s)",
     )
     what.add_argument(
-        "--threads", type=int, default=0, help="for all; 0 leaves it to each (default)"
+        "--threads",
+        type=int,
+        default=0,
+        help="number of processor threads of each recogniser; 0 leaves each its own default "
+        "(default: %(default)s)",
     )
     what.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="counted runs (default: %(default)s)"
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="number of measured runs; more runs give steadier figures (default: %(default)s)",
     )
     what.add_argument(
         "--one-by-one",
         action="store_true",
-        help="let ours, too, begin a recording when the text of the one before it is there",
+        help="let whisper-npu, too, begin a recording only when the one before it has its text; by "
+        "default it decodes several recordings together",
     )
     what.add_argument(
         "--environment",
         type=Path,
         metavar="DIR",
-        help="virtual environment of the others, made there if it is not (default: in the user's "
-        "cache)",
+        help="virtual environment of the other recognisers, made if it does not exist (default: in "
+        "the user's cache)",
     )
     out = parser.add_argument_group("results")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write everything, texts included")
-    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    out.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all results to FILE, texts included"
+    )
+    out.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables to FILE as Markdown"
+    )
     out.add_argument("--plot", type=Path, metavar="FILE", help="draw the speeds (png, svg, pdf)")
     return parser
 
 
 def benchmark_peers(arguments: argparse.Namespace) -> int:
-    """Compare what the command line asks for; returns the exit code."""
+    """Compare the recognisers of the command line; returns the exit code."""
     with needing_the_extra("comparing accuracy"):
         from whisper_npu.scripts.benchmarks import peer_report as report  # noqa: PLC0415
     from whisper_npu.scripts.benchmarks.conditions import (  # noqa: PLC0415
@@ -147,7 +166,7 @@ def _peer_names(text: str) -> list[str]:
 
 
 def _set_name(path: Path, paths: Sequence[Path]) -> str:
-    """What reports call a manifest: its folder, since most are called references.tsv."""
+    """A manifest's name in reports: its folder, because most are called references.tsv."""
     short = path.name if path.is_dir() else path.resolve().parent.name
     alike = [other for other in paths if other.resolve().parent.name == short]
     return short if len(alike) <= 1 else str(path)

@@ -1,7 +1,7 @@
 """Measures speed: `whisper-npu benchmark`, `python scripts/benchmark_rtf.py`.
 
-How many seconds of audio a second of processing transcribes, where the time goes, how soon the
-first words come, and how much of the machine is used; any number of configurations side by side.
+It measures how many seconds of audio are transcribed per second, the time of each stage, the time
+to the first words, and how much of the machine is used, for any number of configurations.
 """
 
 import argparse
@@ -30,8 +30,8 @@ examples:
       --compare "kv-cache=concat mode=sequential" --json rtf.json --plot rtf.png
   whisper-npu benchmark --model base --lengths --roofline
 
-Times are from opening a file to its text; loading the model is not in them. The last line printed
-is the speed of the first configuration, as `RTFx: 187.3`.
+Times count from opening a file to its text, without loading the model. The last line printed is the
+speed of the first configuration, as `RTFx: 187.3`.
 
 {cli.EXIT_CODES}"""
 
@@ -47,7 +47,8 @@ def build_parser() -> cli.Parser:
         "files",
         nargs="*",
         metavar="FILE",
-        help="recordings and folders (default: those of --references, else the built-in one)",
+        help="recordings and folders (default: the recordings of --references, else the built-in "
+        "recording)",
     )
     what = parser.add_argument_group("what to measure")
     what.add_argument(
@@ -55,43 +56,52 @@ def build_parser() -> cli.Parser:
         action="append",
         default=[],
         metavar="TSV",
-        help="what is said in the recordings (audio<TAB>reference, or a LibriSpeech folder): "
-        "gives the error rate beside the speed",
+        help="recordings with what is said in them: a TSV of audio<TAB>reference, or a LibriSpeech "
+        "folder. The word error rate is then shown beside the speed",
     )
     what.add_argument(
         "--lengths",
         nargs="*",
         metavar="SECONDS",
-        help="also measure recordings of these lengths, made from the others "
-        f"(default: {' '.join(f'{length:g}' for length in LENGTHS)})",
+        help="also measure recordings of these lengths, made from the given recordings, to see how "
+        f"speed depends on length ({' '.join(f'{length:g}' for length in LENGTHS)} if no number "
+        "follows)",
     )
     what.add_argument(
         "--compare",
         action="append",
         default=[],
         metavar="OPTIONS",
-        help='a further configuration: "precision=f32 mode=sequential" is the one given, with '
-        "these options changed",
+        help="also measure the configuration of the command line with these options changed, as in "
+        '"precision=f32 mode=sequential". Can be repeated',
     )
     what.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="counted runs (default: %(default)s)"
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="number of measured runs; more runs give steadier figures (default: %(default)s)",
     )
     add_one_by_one(what)
     what.add_argument(
         "--no-start",
         action="store_true",
-        help="leave out cold and warm start and peak memory, measured in processes of their own",
+        help="do not measure cold start, warm start and peak memory, which need separate processes",
     )
     what.add_argument(
         "--roofline",
         action="store_true",
-        help="measure this processor's peaks, and show each stage beside them",
+        help="also measure this processor's peak speeds and show each stage beside them",
     )
     out = parser.add_argument_group("results")
-    out.add_argument("--json", type=Path, metavar="FILE", help="write everything, texts included")
-    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     out.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the stages' times (png, svg, pdf)"
+        "--json", type=Path, metavar="FILE", help="write all results to FILE, texts included"
+    )
+    out.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables to FILE as Markdown"
+    )
+    out.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the times of the stages (png, svg, pdf)"
     )
     add_model_options(parser)
     add_decoding_options(parser)
@@ -99,7 +109,7 @@ def build_parser() -> cli.Parser:
 
 
 def benchmark_rtf(arguments: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
+    """Measure the configurations of the command line; returns the exit code."""
     lengths = separate_lengths(arguments)
     if arguments.repeats < 1:
         raise UsageError(f"--repeats is {arguments.repeats}; give 1 or more")

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.engines.openvino.compile_cache import CacheEntry
 
 EPILOG = """\
-The cache lies below $WHISPER_NPU_CACHE, else in the user's cache directory, and holds at most
-$WHISPER_NPU_CACHE_LIMIT GiB (default 8); what was used longest ago goes first. It can be deleted at
-any time: graphs are then compiled again at the next start.
+The cache is a folder in $WHISPER_NPU_CACHE, or else in the user's cache directory. It holds at
+most $WHISPER_NPU_CACHE_LIMIT GiB (default 8); when it is full, the graphs that were used longest
+ago are deleted. You can delete it at any time: graphs are then compiled again at the next start.
 
 examples:
-  whisper-npu cache                        list what is there, by model
+  whisper-npu cache                        list the compiled graphs of each model
   whisper-npu cache clear models/tiny.en   delete the graphs of one model (a folder, or its name)
   whisper-npu cache clear                  delete all graphs, and the remembered digests of files
 """
@@ -37,15 +37,21 @@ def build_parser() -> cli.Parser:
         nargs="?",
         choices=["list", "clear"],
         default="list",
-        help="what to do (default: %(default)s)",
+        help="list the graphs, or delete them to free disk space (default: %(default)s)",
     )
-    parser.add_argument("model", nargs="?", help="of one model alone: its folder, or its name")
-    parser.add_argument("--json", action="store_true", help="list as one JSON object")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="list or clear the graphs of one model only: its folder, or its name (default: all)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the list as one JSON object, for programs"
+    )
     return parser
 
 
 def cache(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks; returns the exit code."""
+    """List or clear the cache; returns the exit code."""
     from whisper_npu.runtime.engines.openvino.compile_cache import default_cache  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.digests import default_memory  # noqa: PLC0415
 
@@ -86,7 +92,7 @@ def _row(entry: "CacheEntry") -> dict[str, object]:
 
 
 def _print_by_model(entries: "Sequence[CacheEntry]") -> None:
-    """Each model's path, and below it a line per graph, last used first."""
+    """Print each model's path, and below it one line per graph, the last used graph first."""
     by_model: dict[str, list[CacheEntry]] = {}
     for entry in reversed(entries):
         model = "damaged, or of another version" if entry.contents is None else entry.contents.model
@@ -115,7 +121,7 @@ def _age(seconds: float) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text without control characters: names of folders may hold any."""
+    """`text` with its control characters escaped: names of folders may hold any character."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 

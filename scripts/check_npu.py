@@ -1,4 +1,4 @@
-"""Says what the NPU needs and what of it is missing here: `whisper-npu doctor`."""
+"""Finds what an NPU needs and this machine lacks: `whisper-npu doctor`."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ EPILOG = """\
 exit codes:
   0  --device NPU runs here
   2  the command line is wrong
-  3  --device NPU would exit with code 3 here; the first failed line is why, and how to mend it
+  3  --device NPU would exit with code 3 here; the first failed line says why, and how to mend it
 """
 
 
@@ -20,16 +20,18 @@ def build_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(
         "doctor",
-        description="Walk through everything an Intel NPU needs, from the hardware to a small "
-        "graph, and say how to get what is missing.",
+        description="Check everything that an Intel NPU needs, from the hardware to a small graph, "
+        "and say how to get the missing parts.",
         epilog=EPILOG,
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, for programs, instead of lines"
+    )
     parser.add_argument(
         "--root",
         type=Path,
         default=Path("/"),
-        help="read the machine's files below this folder, say of a mounted disk (default: /)",
+        help="read the machine's files below this folder, for example a mounted disk (default: /)",
     )
     return parser
 

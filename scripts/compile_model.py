@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from whisper_npu.npu.bundle import Bundle
 
 EPILOG = """\
-The static graphs are written into the model folder and go with it to the target machine, which then
-needs no onnx package. Compiled graphs are kept in the user's cache (`whisper-npu cache`).
+The static graphs are written into the model folder. Copy the folder to the target machine, which
+then needs no onnx package. Compiled graphs are kept in the user's cache (`whisper-npu cache`).
 
 examples:
-  whisper-npu compile models/tiny.en                       static graphs, and compile for this NPU
-  whisper-npu compile models/tiny.en --device none         static graphs alone
+  whisper-npu compile models/tiny.en                       make static graphs, compile for this NPU
+  whisper-npu compile models/tiny.en --device none         make static graphs only
   whisper-npu compile models/tiny.en --platform 4000       for another machine's NPU (Lunar Lake)
   whisper-npu compile models/tiny.en --weights f16 --windows 10 20
 
@@ -42,30 +42,38 @@ def build_parser() -> cli.Parser:
         epilog=EPILOG,
     )
     parser.add_argument(
-        "model", nargs="?", default=cli.DEFAULT_MODEL, help="model folder (default: %(default)s)"
+        "model",
+        nargs="?",
+        default=cli.DEFAULT_MODEL,
+        help="model folder, or name of a model (default: %(default)s)",
     )
     parser.add_argument(
         "--device",
         default="NPU",
-        help="NPU, NPU_EMULATED, CPU, or none to make the static graphs alone (default: NPU)",
+        help="device to compile for: NPU, NPU_EMULATED or CPU. none makes the static graphs and "
+        "compiles nothing, for a machine without the device (default: %(default)s)",
     )
     parser.add_argument(
         "--platform",
         choices=PLATFORMS,
-        help="compile for this NPU, which need not be here; needs OpenVINO's NPU compiler",
+        help="compile for another machine's NPU, of this platform; needs OpenVINO's NPU compiler "
+        "(default: this machine's NPU)",
     )
     parser.add_argument(
         "--weights",
         default="lossless",
         choices=["lossless", "f16", "int8"],
-        help="how weights are kept; lossless halves those that fit in 16 bits (default)",
+        help="number format of the stored weights. lossless stores in 16 bits the weights whose "
+        "values stay the same; f16 stores all in 16 bits; int8 stores matrices in 8 bits, which is "
+        "smallest and costs accuracy with tiny models (default: %(default)s)",
     )
     parser.add_argument(
         "--windows",
         nargs="*",
         type=int,
         metavar="SECONDS",
-        help="also make encoders for windows shorter than the model's (default: as before)",
+        help="also make encoders for these shorter windows, for recordings shorter than 30 s "
+        "(default: the windows of the static graphs that are there, if any)",
     )
     return parser
 

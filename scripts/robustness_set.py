@@ -1,6 +1,6 @@
-"""Makes the robustness set: recordings with the difficulties of real life from clean utterances.
+"""Makes the robustness set: clean utterances become recordings with difficulties of real life.
 
-Each part is one kind of difficulty. `docs/accuracy.md` lists the word error rates measured on it.
+Each part has one kind of difficulty. `docs/accuracy.md` lists the word error rates of each part.
 """
 
 import argparse
@@ -14,7 +14,7 @@ examples:
   python scripts/robustness_set.py references.tsv robustness/
   for part in robustness/*.tsv; do whisper-npu wer $part --model tiny.en --language en; done
 
-The utterances' names begin with their speaker's and a hyphen, as LibriSpeech's do.
+The name of an utterance begins with its speaker and a hyphen, as in LibriSpeech.
 
 {cli.EXIT_CODES}"""
 
@@ -23,22 +23,23 @@ def build_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(
         "robustness_set",
-        description="Make recordings with the difficulties of real life from clean utterances.",
+        description="Make recordings with difficulties of real life (noise, quiet speakers, pauses "
+        "and others) from clean utterances, to measure word error rates on.",
         epilog=EPILOG,
     )
     parser.add_argument(
         "references",
         type=Path,
-        help="a TSV manifest (audio<TAB>reference) or a LibriSpeech folder",
+        help="clean utterances: a TSV manifest (audio<TAB>reference) or a LibriSpeech folder",
     )
     parser.add_argument(
-        "out", type=Path, help="folder for the recordings, a manifest for each part"
+        "out", type=Path, help="folder to write the recordings and a manifest for each part to"
     )
     return parser
 
 
 def make(arguments: argparse.Namespace) -> int:
-    """Make the set the command line asks for; returns the exit code."""
+    """Make the robustness set; returns the exit code."""
     from whisper_npu.scripts.evaluation.robustness import (  # noqa: PLC0415 - slow to import
         parts,
         read_utterances,

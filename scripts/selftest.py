@@ -1,4 +1,4 @@
-"""Checks that a device decodes as the model should: `whisper-npu selftest MODEL --device NPU`."""
+"""Checks that a device decodes correctly: `whisper-npu selftest MODEL --device NPU`."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.transcription.model import WhisperModel
 
 EPILOG = """\
-Without --audio the built-in sample is taken, as a whole and cut in two.
+Without --audio the built-in sample is decoded, whole and in two halves.
 
 examples:
   whisper-npu selftest models/tiny.en --record            where the model was exported
@@ -26,8 +26,8 @@ examples:
   whisper-npu selftest models/tiny.en --audio a.wav b.wav --transcript a.wav=theirs.json
 
 exit codes:
-  0  everything is as it should be
-  1  something differs; each line says where first
+  0  every check passed
+  1  a check found a difference; its line names the first one
   2  the command line is wrong
   3  the model or the device cannot be used
 """
@@ -37,36 +37,57 @@ def build_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(
         "selftest",
-        description="Compare a device's tokens with a reference, and with themselves whatever was "
-        "decoded before or beside.",
+        description="Compare the tokens that a device decodes with a reference, and check that "
+        "they never depend on the recordings decoded before or at the same time.",
         epilog=EPILOG,
     )
     parser.add_argument(
-        "model", nargs="?", default=cli.DEFAULT_MODEL, help="model folder (default: %(default)s)"
+        "model",
+        nargs="?",
+        default=cli.DEFAULT_MODEL,
+        help="model folder, or name of a model (default: %(default)s)",
     )
-    parser.add_argument("--device", default="CPU", help="as for transcribe (default: %(default)s)")
-    parser.add_argument("--backend", default="openvino", help="openvino or onnxruntime")
+    parser.add_argument(
+        "--device",
+        default="CPU",
+        help="device to check, named as for `whisper-npu transcribe` (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backend",
+        default="openvino",
+        help="library that runs the graphs: openvino or onnxruntime (default: %(default)s)",
+    )
     parser.add_argument(
         "--precision",
         default="auto",
-        help="as for transcribe, but that auto is f32 on the CPU: others may choose other tokens",
+        help="precision to check, as for `whisper-npu transcribe`; auto is f32 on the CPU, because "
+        "other precisions may rightly choose other tokens (default: %(default)s)",
     )
     parser.add_argument(
-        "--audio", nargs="+", type=Path, default=[], metavar="FILE", help="two recordings or more"
+        "--audio",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="two or more recordings to decode (default: the built-in sample)",
     )
     parser.add_argument(
         "--record",
         action="store_true",
-        help="record the reference in the model folder (from the CPU, in f32), and check nothing",
+        help="write the reference into the model folder and check nothing. The CPU computes it in "
+        "f32; do this on the machine of the export",
     )
     parser.add_argument(
         "--transcript",
         action="append",
         default=[],
         metavar="RECORDING=FILE",
-        help="compare another runtime's transcript (JSON or text) of a recording, and nothing else",
+        help="check only another runtime's transcript (JSON or text) of a recording. Can be "
+        "repeated",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, for programs, instead of lines"
+    )
     return parser
 
 

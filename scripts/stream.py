@@ -14,7 +14,7 @@ from whisper_npu.scripts.common.decoding_options import (
     decoding_options,
 )
 
-# Spelt out, so that `--help` loads no engine.
+# Repeated here, so that `--help` does not load an engine.
 SAMPLE_FORMATS = ("s16le", "s32le", "f32le")
 
 EPILOG = """\
@@ -26,9 +26,9 @@ examples:
   ffmpeg -loglevel error -f dshow -i audio=Microphone -f s16le -ar 16000 -ac 1 - | \\
     whisper-npu stream
 
-Text is printed sentence by sentence, once it is certain not to change; on a terminal, the sentence
-being spoken flows below. The end of the input or Ctrl-C ends the session: the rest is transcribed,
-the exit code is 0. Ctrl-C once more stops at once.
+A sentence is printed when it is certain not to change. On a terminal, the sentence that is being
+spoken is shown below. The end of the input or Ctrl-C ends the session: the rest is transcribed, and
+the exit code is 0. A second Ctrl-C stops at once.
 
 exit codes:
   0    the input was transcribed to its end
@@ -46,35 +46,46 @@ def build_parser() -> cli.Parser:
         "stream",
         description="Transcribe speech from standard input while it is being spoken.",
         epilog=EPILOG,
-        allow_abbrev=False,  # --mode of `transcribe` would be taken for --model
+        allow_abbrev=False,  # argparse would take --mode of `transcribe` for --model
     )
     audio = parser.add_argument_group(
-        "input", "raw samples, or a WAV stream, which speaks for itself"
+        "input", "raw samples, or a WAV stream, whose header says the format, rate and channels"
     )
-    audio.add_argument("--format", choices=SAMPLE_FORMATS, help="of samples (default: s16le)")
-    audio.add_argument("--rate", type=_positive, metavar="HZ", help="default: 16000")
     audio.add_argument(
-        "--channels", dest="n_channels", type=_positive, metavar="N", help="default: 1"
+        "--format", choices=SAMPLE_FORMATS, help="format of raw samples (default: s16le)"
+    )
+    audio.add_argument(
+        "--rate", type=_positive, metavar="HZ", help="sample rate of raw samples (default: 16000)"
+    )
+    audio.add_argument(
+        "--channels",
+        dest="n_channels",
+        type=_positive,
+        metavar="N",
+        help="number of channels of raw samples (default: 1)",
     )
     audio.add_argument(
         "--min-chunk",
         type=float,
         default=1.0,
         metavar="SECONDS",
-        help="new audio between two decodings: less is sooner, and more work (default: 1)",
+        help="seconds of new audio before the next decoding. A smaller value shows text sooner and "
+        "takes more work (default: 1)",
     )
     audio.add_argument(
         "--pause",
         type=float,
         default=0.5,
         metavar="SECONDS",
-        help="silence after which everything is certain (default: %(default)s)",
+        help="seconds of silence after which all text is final; a smaller value makes it final "
+        "sooner (default: %(default)s)",
     )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--json-lines",
         action="store_true",
-        help="print an object per line: committed text, and tentative text, which may change",
+        help="print one JSON object per line, for programs: committed text, which never changes, "
+        "and tentative text, which may change",
     )
     out.add_argument(
         "--save",
@@ -82,8 +93,8 @@ def build_parser() -> cli.Parser:
         action="append",
         default=[],
         metavar="FILE",
-        help="also write the text there, as txt, vtt, srt, tsv or json by its suffix; called "
-        "FILE's name with .partial in it until the input ends; can be repeated",
+        help="also write the text to FILE; its suffix chooses the format: txt, vtt, srt, tsv or "
+        "json. Until the input ends the name has .partial in it. Can be repeated",
     )
     add_model_options(parser)
     add_decoding_options(parser, live=True)
@@ -98,12 +109,12 @@ def _positive(text: str) -> int:
 
 
 def stream(arguments: argparse.Namespace) -> int:
-    """Transcribe standard input as it comes; returns the exit code."""
+    """Transcribe standard input while it arrives; returns the exit code."""
     options = decoding_options(arguments)
     if sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is a terminal: pipe audio into it; see --help")
     arriving = cli.standard_input()
-    # Heavy imports wait until the command line is known to be right.
+    # Heavy modules are imported after the command line has been checked.
     from whisper_npu.scripts.common.live_output import SavedFile  # noqa: PLC0415
     from whisper_npu.scripts.common.live_transcription import transcribe_live  # noqa: PLC0415
 

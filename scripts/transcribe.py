@@ -39,53 +39,59 @@ def build_parser() -> cli.Parser:
         "files",
         nargs="+",
         metavar="FILE",
-        help="recordings, folders (searched for recordings, however deep), or - for standard input",
+        help="recordings, folders (searched with all folders in them), or - for standard input",
     )
     add_model_options(parser)
     out = parser.add_argument_group("output")
     out.add_argument(
-        "-o", "--output-dir", metavar="DIR", help="write files there (default: the current folder)"
+        "-o",
+        "--output-dir",
+        metavar="DIR",
+        help="folder in which the files are written (default: the current folder)",
     )
     out.add_argument(
         "-f",
         "--output-format",
         metavar="FORMAT",
-        help="txt, vtt, srt, tsv, json, several separated by commas, or all "
-        "(default: nothing is written without --output-dir, all with it)",
+        help="formats of the files: txt, vtt, srt, tsv, json, several separated by commas, or all "
+        "(default: all with --output-dir; without it no file is written)",
     )
     out.add_argument(
         "--keep-suffix",
         action="store_true",
-        help="write talk.mp3.srt instead of talk.srt: for recordings called alike",
+        help="write talk.mp3.srt instead of talk.srt, for recordings that differ only in their "
+        "suffix",
     )
     cli.add_flag(
         out,
         "--highlight-words",
         default=False,
-        help="underline each word as it is spoken, in srt and vtt; needs --word-timestamps",
+        help="underline each word in srt and vtt while it is spoken; needs --word-timestamps "
+        "(default: %(default)s)",
     )
     for limit, what in (
         ("--max-line-width", "characters in a line of srt and vtt"),
-        ("--max-line-count", "lines in a cue, with --max-line-width"),
-        ("--max-words-per-line", "words in a cue, without --max-line-width"),
+        ("--max-line-count", "lines in a subtitle, together with --max-line-width"),
+        ("--max-words-per-line", "words in a subtitle, without --max-line-width"),
     ):
-        needs = f"{what}, at most; needs --word-timestamps"
+        needs = f"largest number of {what}; needs --word-timestamps (default: no limit)"
         out.add_argument(limit, type=int, metavar="N", help=needs)
     cli.add_flag(
         out,
         "--verbose",
         default=True,
-        help="print the text as it comes (default: True)",
+        help="print the text while it is decoded (default: True)",
     )
     out.add_argument(
         "--report",
         action="store_true",
-        help="say what became of every second: transcribed, silent, skipped or dropped, and why",
+        help="print what became of every second: transcribed, silent, skipped or dropped, and why",
     )
     out.add_argument(
         "--debug",
         action="store_true",
-        help="log the contract found, the cache's shapes step by step, and stage times",
+        help="log the key/value contract of the graphs, the cache's shapes at each step, and the "
+        "time of each stage",
     )
 
     add_decoding_options(parser)
@@ -93,8 +99,8 @@ def build_parser() -> cli.Parser:
 
 
 def transcribe(arguments: argparse.Namespace) -> int:
-    """Transcribe the files the command line names; returns the exit code."""
-    # Heavy imports wait until the command line is known to be right.
+    """Transcribe the files that the command line names; returns the exit code."""
+    # Heavy modules are imported after the command line has been checked.
     from whisper_npu.api import load_model  # noqa: PLC0415
     from whisper_npu.runtime.output.formats import expand_formats  # noqa: PLC0415
     from whisper_npu.runtime.output.names import check_names, check_output_dir  # noqa: PLC0415
@@ -120,7 +126,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if formats:
         check_names([(each.file, each.name) for each in recordings], folder, formats)
         check_output_dir(folder)
-    model_folder = cli.find_model(arguments.model)  # which tells of an export line by line
+    model_folder = cli.find_model(arguments.model)  # may export the model and print lines
     with Progress([each.file for each in recordings]) as progress:
         log_beside(progress, debug=arguments.debug)
         progress.status = f"loading {one_line(arguments.model)}"

@@ -10,7 +10,7 @@ with load_model("tiny.en", device="CPU") as model:
 from pathlib import Path
 
 if not (Path(__file__).parent / "runtime").is_dir():
-    # A checkout keeps the subpackages one level up, as folders of the repository.
+    # In a checkout the subpackages are one level up, as folders of the repository.
     __path__.append(str(Path(__file__).parent.parent))
 
 from importlib import import_module
@@ -82,7 +82,7 @@ __all__ = [
     "load_model",
 ]
 
-# Loaded on first use: `whisper-npu --help` has no need of an inference engine.
+# Loaded on first use, because `whisper-npu --help` needs no inference engine.
 _HOMES = {
     "AudioSource": "runtime.audio.stream",
     "Committed": "runtime.transcription.live",

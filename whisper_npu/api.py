@@ -1,4 +1,4 @@
-"""Where the layers meet: a model folder, a device and a kind of cache become a model."""
+"""Loads a model: joins a model folder, a device and a kind of cache."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -26,28 +26,29 @@ def load_model(
     """Load an exported model. Use it in a `with` block, or call its `close`, to free its memory.
 
     Args:
-        path: the model folder, or a model's name such as `tiny.en`, which is looked for as the
-            commands do (see `model_search.find_model`) and exported where it is nowhere.
-        device: `CPU`, `GPU`, `NPU`, `AUTO` (whichever proves fastest), `encoder=NPU,decoder=CPU`,
-            or `NPU_EMULATED`, the NPU's graphs on the CPU; in any case. Never replaced by another.
-        backend: what runs the graphs: `openvino` or `onnxruntime`.
+        path: the model folder, or a model's name such as `tiny.en`. A name is searched for as by
+            the commands (see `model_search.find_model`), and exported if it is not found.
+        device: `CPU`, `GPU`, `NPU`, `AUTO` (the fastest by measurement), `encoder=NPU,decoder=CPU`,
+            or `NPU_EMULATED` (the NPU's graphs on the CPU); upper or lower case. The device is
+            never replaced by another.
+        backend: library that runs the graphs: `openvino` or `onnxruntime`.
         kv_cache: where the decoder's past states are kept: `stateful` (by the device), `concat` or
             `static` (by the host), `off` (recomputed at each step); `auto` takes the fastest.
-        precision: arithmetic: `f32` reproduces PyTorch token by token; `bf16` and `f16` are faster
-            where the device has them; `int8` rounds matrices to 8 bits as they are loaded, and
-            computes the rest in bf16 or f32. `auto` is int8 for the stateful cache on a processor
-            that multiplies in it, f16 on an NPU, f32 otherwise; results say which it was.
+        precision: number format of the computation: `f32` reproduces PyTorch token by token; `bf16`
+            and `f16` are faster if the device has them; `int8` rounds matrices to 8 bits while they
+            are loaded, and computes the rest in bf16 or f32. `auto` is int8 for the stateful cache
+            on a processor that multiplies in 8 bits, f16 on an NPU, f32 elsewhere; results name it.
         threads: processor threads for inference; 0 for one per core.
 
     Raises:
         UsageError: an argument is not one of the above, or the device cannot follow it.
-        ModelError: the folder cannot be used, or there is none of that name.
+        ModelError: the folder cannot be used, or no model has that name.
         DeviceError: the device is missing or refuses the model.
     """
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
     folder = read_model_folder(find_model(os.fspath(path)))
-    # Compiling the graphs takes longest; what else a model needs is made ready meanwhile.
+    # Compiling the graphs takes longest; the model's other parts are loaded at the same time.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)
         detector = beside.submit(VoiceActivity, folder.path)

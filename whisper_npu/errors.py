@@ -1,10 +1,10 @@
-"""Every error this package raises on purpose.
+"""The errors of this package.
 
     WhisperNpuError
     ├── UsageError         options or arguments that cannot work (exit code 2)
     ├── AudioError         one recording cannot be read (exit code 1; a batch goes on)
     │   ├── AudioInputError a UsageError too: the object given as audio is of no known kind
-    │   └── GibberishError the model writes no text for it that can be believed
+    │   └── GibberishError the model writes nothing but repetitions
     ├── OutputError        a result cannot be written (exit code 1; a batch goes on)
     ├── ModelError         the model folder cannot be used (exit code 3)
     ├── DeviceError        the device cannot be used (exit code 3)
@@ -13,7 +13,7 @@
     └── ExportError        the export did not succeed (exit code 3)
         └── ParityError    the exported graphs differ from PyTorch
 
-Each message is one line that says what was wrong, with which file or option, and what to do.
+Each message is one line that names the error, the file or option, and what to do.
 """
 
 
@@ -36,18 +36,18 @@ class AudioError(WhisperNpuError):
 
 
 class AudioInputError(AudioError, UsageError):
-    """An object that cannot be audio: of a wrong type, or an array of a wrong shape or dtype.
+    """An object that is no audio: of a wrong type, or an array of a wrong shape or dtype.
 
-    It is a mistake of the program, and of one recording only: the others of a batch go on.
+    The mistake is the program's, but it concerns one recording only: the others of a batch go on.
     """
 
 
 class GibberishError(AudioError):
-    """A recording of which the model writes nothing but repetitions."""
+    """A recording for which the model writes nothing but repetitions."""
 
 
 class OutputError(WhisperNpuError):
-    """A result that cannot be written where it was wanted."""
+    """A result that cannot be written to its place."""
 
     exit_code = 1
 
@@ -57,7 +57,7 @@ class ModelError(WhisperNpuError):
 
 
 class DeviceError(WhisperNpuError):
-    """A device that is not there or cannot run the model."""
+    """A device that is missing or cannot run the model."""
 
 
 class AssetError(WhisperNpuError):

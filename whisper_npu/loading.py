@@ -1,4 +1,4 @@
-"""Makes the backend that a device name asks for: the one place that knows which needs what."""
+"""Chooses and loads the engine for a device name."""
 
 from typing import Literal, get_args
 
@@ -36,7 +36,7 @@ STATIC_CACHES = ("auto", "static")
 
 
 def uses_static_graphs(device: str) -> bool:
-    """Whether a device takes graphs with fixed shapes only."""
+    """Whether a device only takes graphs with fixed shapes."""
     return device == EMULATED or device.split(".", maxsplit=1)[0] == NPU
 
 
@@ -58,13 +58,13 @@ def load_backend(
         device: `CPU`, `GPU`, `NPU`, `NPU_EMULATED`, `AUTO`, or `encoder=NPU,decoder=CPU`.
         backend: `openvino` or `onnxruntime`.
         kv_cache: see `OpenVINOBackend`; `auto` takes the device's fastest.
-        precision: arithmetic; `auto` takes the device's.
-        threads: processor threads; 0 leaves it to OpenVINO.
-        weights: how static graphs keep weights: `lossless`, `f16` or `int8`.
-        cache: of compiled graphs; None for the user's.
+        precision: number format of the computation; `auto` takes the device's.
+        threads: processor threads; 0 leaves the choice to OpenVINO.
+        weights: format of the weights of static graphs: `lossless`, `f16` or `int8`.
+        cache: the cache of compiled graphs; None for the user's.
 
     Raises:
-        DeviceError: the device is not there, or refuses a graph; it is never replaced by another.
+        DeviceError: the device is missing, or refuses a graph; it is never replaced by another.
         ModelError: the folder cannot be used, or differs from its certificate.
         UsageError: options that the device cannot follow.
     """
@@ -85,7 +85,7 @@ def load_backend(
 
     def on_one(name: str, parts: tuple[str, ...]) -> Backend:
         if uses_static_graphs(name):
-            # Not at the top: programs on a CPU start faster without it.
+            # Imported here, because programs on a CPU start faster without it.
             from whisper_npu.npu.load_static import load_static  # noqa: PLC0415
 
             return load_static(
@@ -127,7 +127,7 @@ def load_backend(
 
 
 def _allows(placement: Placement, kv_cache: str, precision: str) -> bool:
-    """Whether a device can follow the options given, so that `AUTO` does not choose it in vain."""
+    """Whether a device supports the given options; `AUTO` leaves out devices that do not."""
     if precision == "int8" and {placement.encoder, placement.decoder} != {"CPU"}:
         return False
     if not any(map(uses_static_graphs, (placement.encoder, placement.decoder))):

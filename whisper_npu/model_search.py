@@ -1,4 +1,4 @@
-"""What a model's name means, for `load_model` and every command alike."""
+"""Finds the folder of a model name, for `load_model` and every command."""
 
 import logging
 from collections.abc import Callable
@@ -8,29 +8,29 @@ from whisper_npu.errors import ModelError
 
 logger = logging.getLogger("whisper_npu")
 
-MODELS = "models"  # the folder that `whisper-npu export` writes into
+MODELS = "models"  # folder that `whisper-npu export` writes to
 
 
 def find_model(name: str | Path, progress: Callable[[str], None] | None = None) -> Path:
     """The model folder that `name` means.
 
-    A path is taken as it is. A name is looked for in `models` below the current folder, where
-    `whisper-npu export` writes; below the checkout, if this is one, and in its `models`; and among
-    the models that were exported on first use. A model that is known by name (`tiny.en`, `small`,
-    `turbo`) and is nowhere is exported now, which needs the extra `[export]`.
+    A path is used as it is. A name is searched for in this order: in `models` of the current
+    folder, to which `whisper-npu export` writes; in the checkout and its `models`, if the program
+    runs from a checkout; among the models that were exported on first use. A known name (`tiny.en`,
+    `small`, `turbo`) that is found nowhere is exported now, which needs the extra `[export]`.
 
     Args:
         name: a folder, or a model's name.
         progress: called with one line per step of an export; by default the steps are logged.
 
     Raises:
-        ModelError: nothing of that name exists, or the extra is missing.
+        ModelError: no model has that name, or the extra is missing.
         WhisperNpuError: the export failed.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    # Only where no path was given: programs that give one start without it.
+    # Imported only if no path was given: programs that give a path start without it.
     from whisper_npu.export import assets, partials, source  # noqa: PLC0415
 
     exported = assets.cache_directory() / MODELS / name
@@ -38,13 +38,13 @@ def find_model(name: str | Path, progress: Callable[[str], None] | None = None) 
     for place in places:
         if place.parent.is_dir():
             try:
-                partials.tidy(place)  # an export that was killed may have taken it away
+                partials.tidy(place)  # a killed export may have moved the folder away
             except OSError as error:
                 logger.warning("cannot tidy up beside %s: %s", place, error.strerror or error)
         if place.is_dir():
             return place
     if path.exists():
-        return path  # whoever reads it says why it is no model folder
+        return path  # its reader says why it is no model folder
     if str(name) not in source.KNOWN_NAMES:
         looked = ", ".join(dict.fromkeys(str(place) for place in places))
         raise ModelError(

@@ -356,8 +356,6 @@ class Scheduler:
         self, together: Sequence[Batch], error: Exception, get_backend: Callable[[], Backend]
     ) -> None:
         """Set an error as the outcome of batches: of all that wait, where the device failed."""
-        if isinstance(error, RuntimeError | MemoryError):
-            error = self._calls.error(error)
         if isinstance(error, DeviceError):
             with self._changed:
                 lost, self._waiting = (*together, *self._waiting), []

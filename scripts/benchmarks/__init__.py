@@ -1,1 +1,1 @@
-"""What the benchmark commands measure and print."""
+"""The measurements and reports of the benchmark commands."""

@@ -1,4 +1,4 @@
-"""Damages recordings, decodes them, and says what became of each: a fault of ours, or not."""
+"""Damages recordings, decodes them, and gives a verdict on each."""
 
 import json
 import subprocess
@@ -18,13 +18,13 @@ from whisper_npu.scripts.benchmarks.audio_seeds import write_seeds
 from whisper_npu.scripts.common import cli
 
 READ, WARNED, REFUSED = "read", "read with warnings", "refused"
-# In FFmpeg's child: one file's error, but to be looked into.
+# Outcomes in FFmpeg's child process are the error of one file, but should be examined.
 CRASHED, HUNG, CANNOT = "FFmpeg crashed", "FFmpeg hung", "FFmpeg cannot decode"
 SIGNAL, HANG, TRACEBACK = "signal", "hang", "traceback"
 OUTCOMES = (READ, WARNED, REFUSED, CRASHED, HUNG, CANNOT, SIGNAL, HANG, TRACEBACK)
 FAULTS = (CRASHED, HUNG, CANNOT, SIGNAL, HANG, TRACEBACK)
 
-ISOLATED = "--isolated"  # tells the worker to leave FFmpeg in its child process
+ISOLATED = "--isolated"  # makes the worker run FFmpeg in its child process
 
 _WORKER = "whisper_npu.scripts.benchmarks.audio_fuzzing_worker"
 _FILES_PER_COMMAND = 50
@@ -32,7 +32,7 @@ _FILES_PER_COMMAND = 50
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a file, and a line on it."""
+    """The outcome of a file, and a line that describes it."""
 
     path: Path
     outcome: str
@@ -44,13 +44,14 @@ def write_files(
 ) -> list[Path]:
     """Write damaged copies of recordings of every kind.
 
-    The same seed damages the same places; encoders put the time and random numbers into some files.
+    The same seed damages the same places. Files still differ, because some encoders write the time
+    and random numbers.
 
     Args:
-        folder: an existing one.
-        number: of files.
-        seed: of the damage.
-        recordings: what to damage beside recordings made here.
+        folder: an existing folder.
+        number: the number of files.
+        seed: the seed of the damage.
+        recordings: recordings to damage in addition to the generated ones.
     """
     sources = folder / "sources"
     sources.mkdir()
@@ -68,15 +69,14 @@ def write_files(
 def find_verdicts(
     files: Sequence[Path], *, jobs: int, limit: float, isolated: bool, model: str | None
 ) -> Iterator[Verdict]:
-    """Decode files in several jobs at once; yields what became of each, in order.
+    """Decode files in several jobs at once; yields the verdict on each, in order.
 
     Args:
-        files: what to decode.
-        jobs: how many at once.
+        files: the files to decode.
+        jobs: the number of jobs.
         limit: seconds for each file.
         isolated: see `decode`.
-        model: a model folder to run the files through `whisper-npu transcribe`; None to decode
-            them only.
+        model: a model folder for `whisper-npu transcribe`; None only decodes the files.
     """
     size = _FILES_PER_COMMAND if model else -(-len(files) // (4 * jobs))
     parts = [files[start : start + size] for start in range(0, len(files), size)]
@@ -92,12 +92,12 @@ def find_verdicts(
 
 
 def decode(files: Sequence[Path], limit: float, *, isolated: bool) -> Iterator[Verdict]:
-    """Decode files in worker processes, many in each: a new one only where one has died.
+    """Decode files in a worker process, which is replaced only if it dies.
 
     Args:
-        files: what to decode.
-        limit: seconds for each.
-        isolated: whether FFmpeg has a child process of its own, as in the product.
+        files: the files to decode.
+        limit: seconds for each file.
+        isolated: whether FFmpeg runs in its child process, as in `transcribe`.
     """
     waiting = deque(files)
     command = _worker_command(isolated=isolated)
@@ -119,7 +119,7 @@ def _worker_command(*, isolated: bool) -> list[str]:
 
 
 def _ask(worker: "subprocess.Popen[str]", path: Path, limit: float) -> tuple[str, bool]:
-    """A worker's line on a file, empty if it died; whether it was killed for taking too long."""
+    """The worker's line on a file, empty if it died; and whether it was killed at the limit."""
     late = Event()
 
     def kill() -> None:
@@ -138,7 +138,7 @@ def _ask(worker: "subprocess.Popen[str]", path: Path, limit: float) -> tuple[str
 
 
 def transcribe(files: Sequence[Path], model: str, limit: float) -> list[Verdict]:
-    """Run files through the command line; where that fails, halve them until the file is found."""
+    """Run files through the command line; after a failure halve them until the file is found."""
     command = [sys.executable, "-m", "whisper_npu.scripts.transcribe", *map(str, files)]
     command += ["--model", model]
     try:
@@ -158,7 +158,7 @@ def transcribe(files: Sequence[Path], model: str, limit: float) -> list[Verdict]
 
 
 def _fault_of(done: "subprocess.CompletedProcess[str]", files: Sequence[Path]) -> tuple[str, str]:
-    """What is wrong with a run of the command line, as an outcome and a text; empty if nothing."""
+    """The fault of a run of the command line, as outcome and text; empty if there is none."""
     if done.returncode < 0:
         return SIGNAL, f"exit code {done.returncode}"
     for outcome in (CRASHED, HUNG, CANNOT):

@@ -1,6 +1,6 @@
 """Decodes the files that standard input names, one after the other, and writes a verdict on each.
 
-`audio_fuzzing` starts it as a process of its own: damaged files may crash the decoders.
+`audio_fuzzing` starts it as a separate process, because damaged files may crash the decoders.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from whisper_npu.scripts.common import cli
 def work(*, isolated: bool) -> int:
     """Decode the files that standard input names, and write a verdict on each."""
     ffmpeg_child.limit_resources()
-    answers = os.fdopen(os.dup(1), "w")  # what C code prints must not get between
+    answers = os.fdopen(os.dup(1), "w")  # separate from the output of C code
     os.dup2(2, 1)
     with contextlib.ExitStack() as stack:
         if not isolated:
@@ -66,7 +66,7 @@ def _judge(name: str) -> tuple[str, str]:
 
 
 class _Unprotected:
-    """FFmpeg in this process, so that what it dies of is seen."""
+    """FFmpeg in this process, so that its crashes are seen."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class _Unprotected:
 
 @contextlib.contextmanager
 def _without_memory_error() -> Iterator[None]:
-    """The limit of memory makes FFmpeg refuse a file, as in its child process."""
+    """Turn the limit of memory into a refusal of the file, as in FFmpeg's child process."""
     try:
         yield
     except MemoryError:

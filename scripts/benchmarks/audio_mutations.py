@@ -1,10 +1,10 @@
-"""Damages files as disks, networks, broken programs and attackers do, for `fuzz_audio`."""
+"""Damages files like disks, networks, broken programs and attackers, for `fuzz_audio`."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_HEADER = 512  # bytes in which sizes, rates and counts are likely to stand
+_HEADER = 512  # bytes that probably hold sizes, rates and counts
 _VALUES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**20, 2**31 - 1, 2**31, 2**32 - 1)
 _MOST_AT_ONCE = 3
 
@@ -52,7 +52,7 @@ def _overwrite(content: bytearray, _: bytes, random: Random) -> bytearray:
 
 
 def _set_field(content: bytearray, _: bytes, random: Random) -> bytearray:
-    """A number of 1, 2, 4 or 8 bytes becomes one that programs stumble over."""
+    """Replace a number of 1, 2, 4 or 8 bytes by a number that often breaks programs."""
     start, size = _place(content, random, _HEADER), 1 << int(random.integers(4))
     value = _VALUES[random.integers(len(_VALUES))] % (1 << 8 * size)
     field = value.to_bytes(size, "little" if random.integers(2) else "big")
@@ -62,7 +62,7 @@ def _set_field(content: bytearray, _: bytes, random: Random) -> bytearray:
 
 
 def _set_chunk_size(content: bytearray, _: bytes, random: Random) -> bytearray:
-    """The number before or behind a four-letter code: the sizes of RIFF, IFF, CAF and MP4."""
+    """Replace the number before or after a four-letter code: sizes of RIFF, IFF, CAF and MP4."""
     codes = [
         place
         for place in range(min(len(content) - 8, 4 * _HEADER))
@@ -97,7 +97,7 @@ def _insert(content: bytearray, _: bytes, random: Random) -> bytearray:
 
 
 def _splice(content: bytearray, other: bytes, random: Random) -> bytearray:
-    """The start of one recording, and the rest of another."""
+    """Join the start of one recording and the rest of another."""
     return content[: _place(content, random)] + other[_place(other, random) :]
 
 

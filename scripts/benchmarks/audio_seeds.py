@@ -1,4 +1,4 @@
-"""Small valid recordings of every container and codec at hand, for `fuzz_audio` to damage."""
+"""Makes small valid recordings of every available container and codec, for `fuzz_audio`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 
 _SECONDS = 0.7
 
-# Of libsndfile: suffix, format, subtype.
+# libsndfile's kinds: suffix, format, subtype.
 _SOUNDFILE = (
     ("wav", "WAV", "PCM_16"),
     ("wav", "WAV", "PCM_U8"),
@@ -46,7 +46,7 @@ _SOUNDFILE = (
 
 @dataclass(frozen=True)
 class _Encoding:
-    """What FFmpeg writes: its names for the container and the codec."""
+    """A kind that FFmpeg writes, by FFmpeg's names of the container and the codec."""
 
     suffix: str
     muxer: str
@@ -109,12 +109,12 @@ _ENCODINGS = (
 
 
 def write_seeds(folder: Path) -> list[Path]:
-    """Write every kind of recording this machine's libraries can encode, and return their paths."""
+    """Write every kind of recording that this machine's libraries encode; return the paths."""
     return [*_write_with_soundfile(folder), *_write_with_ffmpeg(folder)]
 
 
 def _buzz(rate: int) -> npt.NDArray[np.float32]:
-    """Something with the pitch and syllables of a voice."""
+    """A buzz with the pitch and syllables of a voice."""
     time = np.arange(round(_SECONDS * rate)) / rate
     harmonics = [np.sin(2 * np.pi * 150 * k * time + k * k) / k for k in range(1, 12)]
     syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 3.1 * time)

@@ -1,4 +1,4 @@
-"""Under what conditions figures were measured: when, on what kind of machine, with what."""
+"""Records the conditions of a measurement: date, machine, versions."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.version import __version__
 
 _PACKAGES = ("openvino", "numpy")
-_BUSY = 0.5  # load per core from which on other programs disturb a measurement
+_BUSY = 0.5  # load per core at which other programs disturb a measurement
 
 
 def n_cores() -> int:
@@ -22,11 +22,11 @@ def n_cores() -> int:
 
 
 def conditions(threads: int, packages: Sequence[str] = _PACKAGES) -> dict[str, Any]:
-    """The conditions, as JSON takes them.
+    """The conditions, as values for JSON.
 
     Args:
-        threads: As asked for; 0 is one per core.
-        packages: Whose versions matter.
+        threads: The requested threads; 0 is one per core.
+        packages: Packages whose versions matter.
     """
     core = openvino_core()
     versions = {"whisper-npu": __version__, "python": platform.python_version()}
@@ -57,7 +57,7 @@ def conditions_line(found: dict[str, Any]) -> str:
 
 
 def busy_warning(found: dict[str, Any]) -> str | None:
-    """A line of warning if other programs used the machine when measuring began."""
+    """A warning if other programs used the machine at the start of the measurement, or None."""
     load = found["load_average"]
     if load is None or load <= _BUSY * found["cores"]:
         return None

@@ -1,4 +1,4 @@
-"""Drives `engine_runner.py`: a recogniser in a process of its own, clean of everything else."""
+"""Drives `engine_runner.py`, which runs one recogniser in a separate process."""
 
 import contextlib
 import json
@@ -21,12 +21,12 @@ RUNNER = Path(__file__).with_name("engine_runner.py")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a list of recordings.
+    """The result for a list of recordings.
 
     Attributes:
-        texts: In order.
-        seconds: From a file to its text, per recording.
-        peak_bytes: Memory the process has held at most so far; None where that is not told.
+        texts: Texts, in order.
+        seconds: Seconds from a file to its text, per recording.
+        peak_bytes: Peak memory of the process so far; None if the system does not tell.
     """
 
     texts: tuple[str, ...]
@@ -35,10 +35,10 @@ class Answer:
 
 
 class EngineProcess:
-    """A recogniser loaded in a process of its own. A context manager that ends it.
+    """A recogniser loaded in a separate process. A context manager that ends it.
 
     Attributes:
-        versions: Of the packages it consists of.
+        versions: Versions of its packages.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class EngineProcess:
         python: str | Path = sys.executable,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it and wait until the model is loaded.
+        """Start the process and wait until the model is loaded.
 
         Args:
-            job: What `engine_runner.py` is to load.
+            job: The job of `engine_runner.py`.
             python: The Python that has the recogniser.
-            environment: Variables over those of this process.
+            environment: Environment variables in addition to those of this process.
 
         Raises:
-            DeviceError: It did not start; the message has its last words.
+            DeviceError: The process did not start; the message has its last output.
         """
         self._name = str(job["engine"])
         self.started = time.perf_counter()
         self._complaints = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            # -P: the files beside the runner must not pass for modules of the recogniser.
+            # -P: the recogniser must not import the files beside the runner.
             [str(python), "-P", str(RUNNER), json.dumps(dict(job))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -81,11 +81,11 @@ class EngineProcess:
         """Transcribe 16 kHz mono WAV files, given all at once.
 
         Raises:
-            DeviceError: It failed.
+            DeviceError: The recogniser failed.
         """
         if self._process.stdin is None:
             raise ValueError("standard input is a pipe")
-        with contextlib.suppress(BrokenPipeError):  # it has ended: its answer tells why
+        with contextlib.suppress(BrokenPipeError):  # the process has ended: its answer says why
             self._process.stdin.write(json.dumps([str(file) for file in files]) + "\n")
             self._process.stdin.flush()
         answer = self._answer()
@@ -108,7 +108,7 @@ class EngineProcess:
         """End the process; a second call does nothing."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # it has ended already
+                with contextlib.suppress(BrokenPipeError):  # the process has ended already
                     pipe.close()
         try:
             self._process.wait(timeout=10)
@@ -131,11 +131,11 @@ class EngineProcess:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A recogniser started for one recording.
+    """A start of a recogniser for one recording.
 
     Attributes:
-        seconds: From the start of its process to the text.
-        peak_bytes: Memory it has held at most; None where that is not told.
+        seconds: Seconds from the start of its process to the text.
+        peak_bytes: Its peak memory; None if the system does not tell.
     """
 
     seconds: float
@@ -152,7 +152,7 @@ def start_once(
     """Start a recogniser, transcribe `files`, and end it.
 
     Raises:
-        DeviceError: It failed.
+        DeviceError: The recogniser failed.
     """
     with EngineProcess(job, python=python, environment=environment) as process:
         answer = process.transcribe(files)

@@ -1,10 +1,10 @@
-"""Runs one speech recogniser in a process of its own, for the benchmarks to drive.
+"""Runs one speech recogniser in a separate process, for the benchmarks.
 
-Imports nothing but the standard library and the recogniser, so that the Python of a peer's virtual
-environment can run this very file. The job comes as JSON in the first argument; then every line on
-standard input is a list of WAV files (16 kHz, mono, 16 bit) to transcribe. Each answer is one line
-of JSON on standard output: first when the model is loaded, then after every list. Whatever a
-recogniser prints itself goes to standard error.
+It imports only the standard library and the recogniser, so that the Python of a peer's virtual
+environment can run this file. The first argument is the job, as JSON. Every line of standard input
+is a list of WAV files (16 kHz, mono, 16 bit) to transcribe. Each answer is one line of JSON on
+standard output: first when the model is loaded, then after every list. The recogniser's own output
+goes to standard error.
 """
 
 import json
@@ -22,15 +22,15 @@ TranscriptionSession = dict[str, Any]
 Transcribe = Callable[[list[str]], Iterable[str]]
 """Takes files, gives the text of each as it comes."""
 
-WINDOW = 30.0  # seconds that Whisper hears at once: longer recordings need timestamps
+WINDOW = 30.0  # seconds of a window: longer recordings need timestamps
 _RATE = 16_000
 
 
 def peak_memory() -> int | None:
-    """Bytes of memory this process has held at most; None where the system does not tell.
+    """Peak memory of this process in bytes; None if the system does not tell.
 
-    Linux's `ru_maxrss` begins with what the parent held when it started this process, so the
-    process's own high-water mark is asked for first.
+    Linux's `ru_maxrss` begins with the memory of the parent at the start of this process, so the
+    process's own peak is read first.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -59,7 +59,7 @@ def _is_long(samples: Any) -> bool:
 
 
 def _each(transcribe: Callable[[str], str]) -> Transcribe:
-    """For engines that take one file at a time."""
+    """Adapts an engine that takes one file at a time."""
     return lambda paths: (transcribe(path) for path in paths)
 
 

@@ -1,4 +1,4 @@
-"""Writes a Whisper checkpoint in whisper.cpp's format (its models/convert-pt-to-ggml.py).
+"""Writes a Whisper checkpoint in whisper.cpp's format (models/convert-pt-to-ggml.py there).
 
 Little-endian: a magic number; eleven int32 sizes; the mel filter bank; the text tokens in order of
 their ids; then every tensor with its number of dimensions, name length, type, dimensions from the
@@ -48,7 +48,7 @@ _RENAMED = (
 def write_ggml(
     weights: Mapping[str, Array], sizes: Mapping[str, int], tokenizer_json: bytes, path: Path
 ) -> None:
-    """Write a checkpoint with matrices in float16, as whisper.cpp's own converter does.
+    """Write a checkpoint with float16 matrices, as whisper.cpp's converter does.
 
     Args:
         weights: Float32 arrays by Hugging Face's names, without the tied projection.
@@ -72,7 +72,7 @@ def write_ggml(
 
 
 def ggml_name(name: str) -> str:
-    """openai/whisper's name, which whisper.cpp uses, for Hugging Face's."""
+    """The name of openai/whisper and whisper.cpp for a name of Hugging Face."""
     for theirs, ours in _RENAMED:
         name = name.replace(theirs, ours)
     return name
@@ -80,7 +80,7 @@ def ggml_name(name: str) -> str:
 
 def _write_tensor(file: BinaryIO, name: str, values: Array) -> None:
     if name in {"encoder.conv1.bias", "encoder.conv2.bias"}:
-        values = values.reshape(-1, 1)  # added to every position
+        values = values.reshape(-1, 1)  # whisper.cpp adds it to every position
     exact = values.ndim < 2 or name.endswith(("bias", "positional_embedding"))
     kind, dtype = (_F32, "<f4") if exact else (_F16, "<f2")
     encoded = name.encode()
@@ -91,7 +91,7 @@ def _write_tensor(file: BinaryIO, name: str, values: Array) -> None:
 
 
 def text_tokens(tokenizer_json: bytes) -> list[bytes]:
-    """The bytes of every text token, in order of their ids; special tokens follow behind them."""
+    """The bytes of every text token, in order of their ids, which are below all special tokens."""
     content = json.loads(tokenizer_json)
     special = {token["content"] for token in content["added_tokens"]}
     to_byte = _bytes_by_character()
@@ -104,7 +104,7 @@ def text_tokens(tokenizer_json: bytes) -> list[bytes]:
 def _bytes_by_character() -> dict[str, int]:
     """The byte that each character of a byte-level BPE stands for (GPT-2's encoder.py).
 
-    Printable bytes stand for themselves; the others are moved behind the first 256 characters.
+    Printable bytes stand for themselves; other bytes have characters after the first 256.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,8 +1,8 @@
 """Measures every kind of decoder cache on the same window and the same tokens.
 
-Decoding is forced: the end of text is suppressed, so that every kind decodes exactly as many tokens
-as are asked for. Time is from the encoded window to the last token: preparing the cross-attention
-and the prompt are in it, encoding is not.
+Decoding is forced: the end of text is suppressed, so that every kind decodes the same number of
+tokens. Time counts from the encoded window to the last token: it includes the prompt and preparing
+the cross-attention, but not encoding.
 """
 
 import time
@@ -25,10 +25,10 @@ from whisper_npu.scripts.benchmarks.spread import Spread, ratios, spread
 
 BASELINE = "off"
 
-_SHORT = 30  # tokens up to which a decode is over so soon that one more is no loss
-_MORE = 3  # times as many runs of short ones
-_PEAK_TOKENS = 8  # in a row whose speed is the peak
-_EARLY, _NEAR = 32, 8  # the time per token early on is that around here, plus and minus
+_SHORT = 30  # tokens up to which a decode is so short that more runs cost little
+_MORE = 3  # factor for the runs of short decodes
+_PEAK_TOKENS = 8  # tokens in a row over which the peak speed is measured
+_EARLY, _NEAR = 32, 8  # the early time per token is measured at token 32, plus and minus 8
 _SYNTHETIC_SEED = 0
 
 
@@ -37,9 +37,9 @@ class Decode:
     """One forced decode.
 
     Attributes:
-        tokens: What was decoded.
-        seconds: From the encoded window to the last token.
-        marks: Seconds at which each token was there.
+        tokens: The decoded tokens.
+        seconds: Seconds from the encoded window to the last token.
+        marks: Seconds at which each token was decoded.
     """
 
     tokens: tuple[int, ...]
@@ -48,7 +48,7 @@ class Decode:
 
     @property
     def steps(self) -> tuple[float, ...]:
-        """Seconds per token from the second on; the first waits for the prompt as well."""
+        """Seconds per token from the second token on; the first also waits for the prompt."""
         return tuple(
             after - before for before, after in zip(self.marks, self.marks[1:], strict=False)
         )
@@ -56,15 +56,15 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one decode computed and kept, counted; see `kv_counting.Counts`.
+    """Counted work and memory of one decode; see `kv_counting.Counts`.
 
     Attributes:
         self_positions: Token positions computed.
         cross_positions: Audio positions computed.
-        self_bytes: Kept at the end for the self-attention.
-        cross_bytes: Kept for the cross-attention.
-        bytes_per_token: By which the self-attention states grow per token.
-        resident_per_token: By which the process grows per token; None where not told.
+        self_bytes: Bytes of self-attention states at the end.
+        cross_bytes: Bytes of cross-attention states.
+        bytes_per_token: Growth of the self-attention states per token.
+        resident_per_token: Growth of the process per token; None if the system does not tell.
     """
 
     self_positions: int
@@ -81,9 +81,9 @@ class Cell:
 
     Attributes:
         n_tokens: New tokens.
-        decodes: Counted runs that gave as many.
-        attempts: Runs tried.
-        cost: What one run computed and kept.
+        decodes: Counted runs that gave all tokens.
+        attempts: Number of runs.
+        cost: Work and memory of one run.
     """
 
     n_tokens: int
@@ -98,12 +98,12 @@ class Cell:
 
     @property
     def token_seconds(self) -> float:
-        """Decode time by tokens, median."""
+        """Decode time per token, median."""
         return self.seconds.median / self.n_tokens
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens by decode time, median."""
+        """Tokens per second of decode time, median."""
         return self.n_tokens / self.seconds.median
 
     @cached_property
@@ -113,7 +113,7 @@ class Cell:
 
     @property
     def peak_tokens_per_second(self) -> float:
-        """Speed over the fastest tokens in a row."""
+        """Tokens per second over the fastest tokens in a row."""
         n = min(_PEAK_TOKENS, len(self.steps))
         if not n:
             return self.tokens_per_second
@@ -121,7 +121,7 @@ class Cell:
 
     @property
     def success_rate(self) -> float:
-        """Runs that gave all tokens, by runs tried."""
+        """Share of the runs that gave all tokens, 0 to 1."""
         return len(self.decodes) / self.attempts if self.attempts else 0.0
 
 
@@ -131,9 +131,9 @@ class Kind:
 
     Attributes:
         name: `off`, `concat`, `static` or `stateful`.
-        precision: Arithmetic it ran in.
-        error: Why it could not be used; None if it could.
-        cells: By number of new tokens.
+        precision: Precision of the computation.
+        error: The reason why it could not be used; None if it could.
+        cells: Cells by number of new tokens.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Kind:
 
     @property
     def late_to_early(self) -> float | None:
-        """Time per token at the end of the longest decode by that around the 32nd token."""
+        """Time per token at the end of the longest decode, divided by the time at token 32."""
         if self.longest is None or len(self.longest.steps) < 2 * (_EARLY + _NEAR):
             return None
         steps = self.longest.steps
@@ -174,20 +174,20 @@ class Kind:
 
 
 def speed_up(cell: Cell, baseline: Cell) -> Spread:
-    """How many times as fast as no cache, over pairs of runs."""
+    """The factor of speed against no cache, over pairs of runs."""
     pairs = list(zip(baseline.decodes, cell.decodes, strict=False))
     return ratios([off.seconds for off, _ in pairs], [mine.seconds for _, mine in pairs])
 
 
 def synthetic_window(model: WhisperModel) -> Float32Array:
-    """Features of a window of noise, `(n_mels, frames)`: the time does not depend on the sound."""
+    """Features of a noise window, `(n_mels, frames)`; decode time does not depend on the sound."""
     shape = (model.backend.n_mels, 2 * model.backend.n_audio_ctx)
     noise = np.random.default_rng(_SYNTHETIC_SEED).standard_normal(shape, np.float32)
     return normalize(noise)
 
 
 def room(model: WhisperModel, language: str) -> int:
-    """New tokens that the decoder's context holds behind the prompt."""
+    """Number of new tokens that the decoder's context holds after the prompt."""
     prompt, _ = initial_tokens(
         model.tokenizer, model.vocabulary, _options(model, language, 1), model.backend.n_text_ctx
     )
@@ -221,7 +221,7 @@ def decode(model: WhisperModel, audio: Float32Array, language: str, n_tokens: in
 
 
 def count(model: WhisperModel, audio: Float32Array, language: str, n_tokens: int) -> Cost:
-    """Decode once more, and count what that computes and keeps."""
+    """Decode once more, and count its work and memory."""
     with counting() as counts:
         decode(model, audio, language, n_tokens)
     return Cost(
@@ -252,16 +252,16 @@ def measure(
     """Fill the cells of every kind, the kinds alternating run by run.
 
     Args:
-        models: By kind of cache, loaded.
+        models: Loaded models by kind of cache.
         encoded: The encoded window by kind.
-        kinds: Where the figures go.
+        kinds: Receive the figures.
         language: Code of the language.
         new_tokens: Numbers of tokens.
         repeats: Counted runs of long decodes; short ones run more often.
         on_decode: Called after each decode.
     """
     names = list(models)
-    for name in names:  # the first decodes of a program are slower
+    for name in names:  # a warm-up, because the first decodes of a program are slower
         decode(models[name], encoded[name], language, min(new_tokens))
         decode(models[name], encoded[name], language, min(new_tokens))
     for n_tokens in new_tokens:
@@ -287,12 +287,12 @@ def measure(
 
 
 def runs_of(n_tokens: int, repeats: int) -> int:
-    """Counted runs of a decode of that length."""
+    """Number of measured runs of a decode of that length."""
     return repeats * (_MORE if n_tokens <= _SHORT else 1)
 
 
 def n_decodes(n_kinds: int, new_tokens: Sequence[int], repeats: int) -> int:
-    """How often `measure` calls `on_decode`."""
+    """Number of times that `measure` calls `on_decode`."""
     return n_kinds * sum(runs_of(n, repeats) + 1 for n in new_tokens)
 
 
@@ -301,9 +301,9 @@ class Difference:
     """Two kinds that decoded different tokens.
 
     Attributes:
-        n_tokens: In the decode of that length.
-        kind: The kind that differs from the first.
-        position: Where, from 0.
+        n_tokens: Length of the decode.
+        kind: The kind that differs from the first kind.
+        position: Position of the first different token, from 0.
     """
 
     n_tokens: int
@@ -312,7 +312,7 @@ class Difference:
 
 
 def find_difference(kinds: Sequence[Kind]) -> Difference | None:
-    """The first place where any run of any kind differs from the others; None if all agree."""
+    """The first difference between runs of any kinds; None if all agree."""
     oracle: dict[int, tuple[int, ...]] = {}
     for kind in kinds:
         for n_tokens, cell in kind.cells.items():

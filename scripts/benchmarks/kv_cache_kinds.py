@@ -25,7 +25,7 @@ from whisper_npu.scripts.benchmarks.kv_cache_figures import (
 def measure_kinds(
     arguments: argparse.Namespace, folder: Path, names: Sequence[str], new_tokens: Sequence[int]
 ) -> tuple[list[Kind], str]:
-    """The figures of every kind, and which kind `auto` takes.
+    """The figures of every kind, and the kind that `auto` takes.
 
     A kind that cannot be used has its `error`.
 
@@ -38,7 +38,7 @@ def measure_kinds(
     Raises:
         AudioError: The recording cannot be read.
         ModelError: No kind can be used.
-        UsageError: So many tokens do not fit in the decoder's context.
+        UsageError: The tokens do not fit in the decoder's context.
     """
 
     def load(kind: Any) -> WhisperModel:  # argparse has checked it
@@ -90,7 +90,7 @@ def measure_kinds(
 
 
 def _window(model: WhisperModel, file: str | None) -> Float32Array:
-    """Features of the window that is decoded, `(n_mels, frames)`.
+    """Features of the window to decode, `(n_mels, frames)`.
 
     Raises:
         AudioError: The recording cannot be read.

@@ -1,4 +1,4 @@
-"""What benchmark_kv_cache.py measured, as text, Markdown, JSON and plots."""
+"""Reports the results of benchmark_kv_cache.py as text, Markdown, JSON and plots."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,8 +20,8 @@ from whisper_npu.scripts.common.tables import markdown_table, text_table
 Table = Callable[[Sequence[str], Sequence[Sequence[str]], int], str]
 
 _KIB = 1 << 10
-_TOLD = (128, 256)  # lengths the verdict tells of, besides the shortest and the longest
-_CLOSE = 1.05  # medians nearer than this are not told apart
+_TOLD = (128, 256)  # lengths in the verdict, besides the shortest and the longest
+_CLOSE = 1.05  # medians within this factor count as equal
 
 
 def cell_table(kinds: Sequence[Kind], table: Table = text_table) -> str:
@@ -54,7 +54,7 @@ def _figures(kinds: Sequence[Kind], cell: Cell) -> list[str]:
         str(cost.cross_positions),
         f"{cost.self_bytes / _KIB:.0f}",
         f"{cost.cross_bytes / _KIB:.0f}",
-        f"{abs(cost.bytes_per_token) / _KIB:.1f}",  # a fit to a constant may be -0
+        f"{abs(cost.bytes_per_token) / _KIB:.1f}",  # the fit to a constant may give -0
         success,
     ]
 
@@ -84,7 +84,7 @@ def growth_table(kinds: Sequence[Kind], table: Table = text_table) -> str:
 
 
 def against_off(kinds: Sequence[Kind], cell: Cell) -> Spread | None:
-    """How many times as fast as no cache a cell is; None where that was not measured."""
+    """The factor of speed of a cell against no cache; None if that was not measured."""
     for kind in kinds:
         baseline = kind.cells.get(cell.n_tokens)
         if kind.name == BASELINE and baseline is not None and baseline.decodes:
@@ -111,10 +111,10 @@ def slower_lengths(kinds: Sequence[Kind], name: str) -> dict[int, str]:
 
 
 def verdict(kinds: Sequence[Kind], auto: str) -> tuple[bool, str]:
-    """Whether every kind worked and decoded the same tokens, and all that matters in one line.
+    """Whether every kind worked and decoded the same tokens, and a line with the main figures.
 
     Args:
-        kinds: What was measured.
+        kinds: The measured kinds.
         auto: The kind that `--kv-cache auto` takes.
     """
     difference = find_difference(kinds)
@@ -163,7 +163,7 @@ def _difference_line(found: Difference) -> str:
 
 
 def markdown(kinds: Sequence[Kind], found: dict[str, Any], auto: str, subject: str) -> str:
-    """Everything as a Markdown document."""
+    """All results as a Markdown document."""
     parts = ["# The decoder's cache", f"{subject}. {conditions_line(found)}."]
     parts += [cell_table(kinds, markdown_table), growth_table(kinds, markdown_table)]
     return "\n\n".join([*parts, verdict(kinds, auto)[1]]) + "\n"
@@ -172,7 +172,7 @@ def markdown(kinds: Sequence[Kind], found: dict[str, Any], auto: str, subject: s
 def to_json(
     kinds: Sequence[Kind], found: dict[str, Any], auto: str, subject: str
 ) -> dict[str, Any]:
-    """Everything as JSON takes it."""
+    """All results as values for JSON."""
     passed, line = verdict(kinds, auto)
     return {
         "passed": passed,

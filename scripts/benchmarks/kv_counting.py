@@ -1,8 +1,8 @@
-"""Counts what decoding really computes and keeps, at the inference requests themselves.
+"""Counts the work and memory of decoding at the inference requests.
 
-A cache is worth what it saves, so nothing here follows from a formula: every request's inputs are
-looked at as it runs. The token positions fed to a decoder graph are those whose keys and values its
-self-attention computes; the positions of encoded audio fed to it are those of the cross-attention.
+The counts come from the inputs of every request that runs, not from a formula. The self-attention
+computes keys and values for the token positions that are fed to a decoder graph, the
+cross-attention for the positions of encoded audio that are fed to it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,15 +25,15 @@ from whisper_npu.runtime.engines.kv_cache import (
 
 @dataclass
 class Counts:
-    """What was computed and kept since counting began.
+    """Work and memory since counting began.
 
     Attributes:
         self_positions: Token positions whose self-attention keys and values were computed.
         cross_positions: Audio positions whose cross-attention keys and values were computed.
-        self_bytes: Of the self-attention states kept after each decoder graph that ran.
-        cross_bytes: Of the cross-attention states kept.
-        resident: Memory of the whole process after each decoder graph that ran, in bytes; empty
-            where the system does not tell.
+        self_bytes: Bytes of self-attention states after each run of a decoder graph.
+        cross_bytes: Bytes of cross-attention states.
+        resident: Memory of the whole process after each run of a decoder graph, in bytes; empty if
+            the system does not tell.
     """
 
     self_positions: int = 0
@@ -44,7 +44,7 @@ class Counts:
     _host_bytes: int | None = None
 
     def started(self, request: ov.InferRequest) -> None:
-        """A request is about to run."""
+        """Count a request that is about to run."""
         for name, tensor in _inputs(request):
             if name == "input_ids":
                 self.self_positions += tensor.size
@@ -52,7 +52,7 @@ class Counts:
                 self.cross_positions += tensor.shape[0] * tensor.shape[1]
 
     def finished(self, request: ov.InferRequest) -> None:
-        """A request has run."""
+        """Count a request that has run."""
         inputs = _inputs(request)
         if not any(name == "input_ids" for name, _ in inputs):
             return
@@ -66,14 +66,14 @@ class Counts:
             self.resident.append(memory)
 
     def updated(self, cache: ConcatCache | StaticCache) -> None:
-        """A cache on the host has taken up new states."""
+        """Count a cache on the host that has received new states."""
         self._host_bytes = cache.n_bytes
         if self.self_bytes:
             self.self_bytes[-1] = cache.n_bytes
 
 
 def _inputs(request: ov.InferRequest) -> list[tuple[str, ov.Tensor]]:
-    """Inputs of the decoder's graphs by the name we know them by."""
+    """Inputs of the decoder's graphs, by name."""
     found = []
     for port in request.model_inputs:
         for name in port.get_names():
@@ -84,7 +84,7 @@ def _inputs(request: ov.InferRequest) -> list[tuple[str, ov.Tensor]]:
 
 
 def resident_memory() -> int | None:
-    """Bytes of memory this process holds; None where the system does not tell."""
+    """Memory of this process in bytes; None if the system does not tell."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -96,7 +96,7 @@ def resident_memory() -> int | None:
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Count what every OpenVINO request in this process does meanwhile. Slow: not for timing."""
+    """Count the work of every OpenVINO request in this process. Slow: not for timing."""
     counts = Counts()
     infer, start_async, wait = (
         getattr(ov.InferRequest, name) for name in ("infer", "start_async", "wait")
@@ -104,12 +104,12 @@ def counting() -> Iterator[Counts]:
 
     def counted_infer(request: ov.InferRequest, *args: Any, **kwargs: Any) -> Any:
         result = infer(request, *args, **kwargs)
-        counts.started(request)  # its inputs may have come with the call
+        counts.started(request)  # its inputs may be arguments of the call
         counts.finished(request)
         return result
 
     def counted_start(request: ov.InferRequest, *args: Any, **kwargs: Any) -> Any:
-        counts.started(request)  # while it runs, nobody may look at its inputs
+        counts.started(request)  # its inputs must not be read while it runs
         return start_async(request, *args, **kwargs)
 
     def counted_wait(request: ov.InferRequest) -> Any:

@@ -1,4 +1,4 @@
-"""Measures memory and time over recordings of any length, made up while they are read."""
+"""Measures memory and time for recordings of any length, generated while they are read."""
 
 import io
 import struct
@@ -16,19 +16,19 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.live import LiveTranscriber
 from whisper_npu.scripts.benchmarks.engine_runner import peak_memory
 
-_PERIOD = 60 * SAMPLE_RATE  # samples after which made-up audio begins again
+_PERIOD = 60 * SAMPLE_RATE  # samples after which generated audio repeats
 _HEADER = 44  # bytes of a WAV file before its samples
-_NOISE = 0.01  # of full scale
-_SPOKEN = 10 * SAMPLE_RATE  # samples of speech in each period, silence behind it
+_NOISE = 0.01  # share of full scale
+_SPOKEN = 10 * SAMPLE_RATE  # samples of speech in each period, before silence
 
 Pcm = npt.NDArray[np.int16]
 
 
 class EndlessWav(io.RawIOBase):
-    """A WAV file that says the same minute again and again, and lies nowhere."""
+    """A WAV file in no folder that repeats the same minute."""
 
     def __init__(self, minute: Pcm, n_samples: int) -> None:
-        """Make the file of `n_samples` samples at 16 kHz out of a minute of them."""
+        """Make a file of `n_samples` samples at 16 kHz that repeats `minute`."""
         self._minute = minute.tobytes()
         n_bytes = 2 * n_samples
         sizes = (_HEADER - 8 + n_bytes, 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16, n_bytes)
@@ -38,24 +38,24 @@ class EndlessWav(io.RawIOBase):
         self._place = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Move to a position; return it."""
         self._place = (0, self._place, self._end)[whence] + offset
         return self._place
 
     def tell(self) -> int:
-        """The place."""
+        """The position."""
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """The next bytes, up to the end of a minute."""
+        """Read the next bytes, at most up to the end of a minute."""
         into = memoryview(buffer)
         room = min(len(into), self._end - self._place)
         if self._place < _HEADER:
@@ -69,7 +69,7 @@ class EndlessWav(io.RawIOBase):
 
 
 def minute_of(content: str, speech: Path | None) -> Pcm:
-    """A minute of audio: silence, noise, or ten seconds of speech and silence behind them."""
+    """A minute of audio: silence, noise, or ten seconds of speech before silence."""
     samples = np.zeros(_PERIOD, np.float32)
     if content == "noise":
         samples += _NOISE * np.random.default_rng(0).standard_normal(_PERIOD).astype(np.float32)
@@ -80,7 +80,7 @@ def minute_of(content: str, speech: Path | None) -> Pcm:
 
 
 def measure(model: str, minute: Pcm, hours: float, options: TranscribeOptions, live: bool) -> str:
-    """Transcribe so many hours; a line of the table."""
+    """Transcribe a recording of `hours`; return a line of the table."""
     map_large_blocks()  # as the commands do
     loaded = load_model(model)
     n_samples = int(3600 * hours * SAMPLE_RATE)

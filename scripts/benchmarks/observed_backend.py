@@ -1,6 +1,6 @@
-"""A backend that notes what is asked of it: when the first token came, and how much work it was.
+"""A backend that records its calls: the time of the first token, and the amount of work.
 
-It goes between a model and its backend; everything else passes through untouched.
+It stands between a model and its backend, and passes all calls on unchanged.
 """
 
 import time
@@ -17,7 +17,7 @@ from whisper_npu.runtime.engines.protocol import (
 )
 from whisper_npu.runtime.transcription.model import WhisperModel
 
-PREFILL, DECODER = "prefill", "decoder"  # as the stages of a transcription are called
+PREFILL, DECODER = "prefill", "decoder"  # names of the stages of a transcription
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Step:
 
     Attributes:
         stage: `prefill` for the first step of a session, else `decoder`.
-        rows: Token rows decoded side by side.
+        rows: Token rows that are decoded together.
         tokens: New tokens per row.
-        past: Tokens before them.
+        past: Tokens before the new ones.
         audio_ctx: Positions of encoded audio that each row attends to.
         projected: Positions per row projected to the vocabulary.
     """
@@ -43,14 +43,14 @@ class Step:
 
 @dataclass
 class Observations:
-    """What was asked of a backend since `clear`.
+    """The calls of a backend since `clear`.
 
     Attributes:
-        windows: Positions of encoded audio that each encoded window gave.
-        projected: The same of each window whose cross-attention was prepared.
+        windows: Encoder positions of each encoded window.
+        projected: Encoder positions of each window whose cross-attention was prepared.
         steps: Steps of the decoder.
-        first_token: When the first token of a text could be chosen (`time.perf_counter`); a
-            session of one step is language detection and has none.
+        first_token: Time at which the first token of a text could be chosen (`time.perf_counter`);
+            a session of one step is language detection and has none.
     """
 
     windows: list[int] = field(default_factory=list)
@@ -85,7 +85,7 @@ class _ObservedSession:
         self._seen.steps.append(Step(stage, rows, n_new, past, self._audio_ctx, projected))
         if self._first_step is None:
             self._first_step = time.perf_counter()
-        elif self._seen.first_token is None:  # a token follows: a text is decoded
+        elif self._seen.first_token is None:  # a second step: the session decodes a text
             self._seen.first_token = self._first_step
         return logits
 
@@ -119,7 +119,7 @@ class _ObservedBackend:
 
 
 def observe(model: WhisperModel) -> tuple[WhisperModel, Observations]:
-    """The same model, and where what its backend is asked to do is noted."""
+    """The same model with an observed backend, and the record of its calls."""
     seen = Observations()
     backend = cast("Backend", _ObservedBackend(model.backend, seen))
     return WhisperModel(model.folder, backend), seen

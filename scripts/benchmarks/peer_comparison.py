@@ -1,4 +1,4 @@
-"""Runs recognisers in turns on the same recordings, each in a process of its own."""
+"""Runs recognisers in turns on the same recordings, each in a separate process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,17 +24,17 @@ from whisper_npu.scripts.evaluation import wer
 
 OURS = "whisper-npu"
 
-_WARM_UP = 1  # uncounted runs and starts, which also fill caches of compiled graphs
+_WARM_UP = 1  # runs and starts that are not measured; they also fill caches of compiled graphs
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A recogniser as it is started.
+    """A recogniser, and how it is started.
 
     Attributes:
-        name: What reports call it.
+        name: Its name in reports.
         python: The Python that has it.
-        job: What `engine_runner.py` is told.
+        job: The job of `engine_runner.py`.
     """
 
     name: str
@@ -43,21 +43,21 @@ class Contestant:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables it is started with."""
+        """Environment variables of its process."""
         return {} if self.name == OURS else OFFLINE
 
 
 @dataclass
 class SetResult:
-    """What came of one set of recordings.
+    """The results of one set of recordings.
 
     Attributes:
-        name: Of the set.
-        recordings: In order.
+        name: Name of the set.
+        recordings: Recordings, in order.
         audio_seconds: Their length.
-        metric: How texts are compared.
-        one_by_one: Whether ours, too, was given one recording after another.
-        answers: Counted runs by contestant, in order of time.
+        metric: The metric of their texts.
+        one_by_one: Whether whisper-npu, too, got one recording after another.
+        answers: Measured runs by contestant, in order of time.
     """
 
     name: str
@@ -68,15 +68,15 @@ class SetResult:
     answers: dict[str, list[Answer]] = field(default_factory=dict)
 
     def rtfx_runs(self, name: str) -> list[float]:
-        """Audio time by processing time, run by run."""
+        """Seconds of audio per second of processing, for each run."""
         return [self.audio_seconds / sum(answer.seconds) for answer in self.answers[name]]
 
     def rtfx(self, name: str) -> Spread:
-        """Audio time by processing time."""
+        """Seconds of audio per second of processing."""
         return spread(self.rtfx_runs(name))
 
     def ratio(self, name: str) -> Spread:
-        """How many times as fast ours is as `name`, over the runs of the same round."""
+        """The factor of whisper-npu's speed against `name`, over runs of the same round."""
         return ratios(self.rtfx_runs(OURS), self.rtfx_runs(name))
 
     def edits(self, name: str) -> list[wer.Edits]:
@@ -89,14 +89,14 @@ class SetResult:
 
 @dataclass
 class Result:
-    """What came of all sets.
+    """The results of all sets.
 
     Attributes:
-        contestants: Those that worked, ours first.
-        sets: In order.
+        contestants: Contestants that did not fail, whisper-npu first.
+        sets: Results of the sets, in order.
         starts: Starts for a short recording, by contestant, in order of time.
-        versions: Of packages, by contestant.
-        peak_bytes: Memory each held at most, over all sets; None where not told.
+        versions: Versions of packages, by contestant.
+        peak_bytes: Peak memory by contestant over all sets; None if the system does not tell.
     """
 
     contestants: list[str]
@@ -110,18 +110,18 @@ class Result:
         return spread(start.seconds for start in self.starts[name])
 
     def start_ratio(self, name: str) -> Spread:
-        """How many times as long `name` takes to start as ours."""
+        """The factor of the start time of `name` against whisper-npu's."""
         mine = [start.seconds for start in self.starts[OURS]]
         return ratios([start.seconds for start in self.starts[name]], mine)
 
     @cached_property
     def peers(self) -> list[str]:
-        """All but ours."""
+        """Names of all contestants except whisper-npu."""
         return [name for name in self.contestants if name != OURS]
 
 
 def n_runs(n_contestants: int, n_sets: int, repeats: int) -> int:
-    """How often `compare` calls `on_run` if nothing fails."""
+    """Number of times that `compare` calls `on_run` if nothing fails."""
     return n_contestants * (n_sets + 1) * (repeats + _WARM_UP)
 
 
@@ -135,22 +135,22 @@ def compare(
     on_run: Callable[[], object],
     on_failure: Callable[[str, WhisperNpuError], None],
 ) -> Result:
-    """Let all contestants transcribe all sets, taking turns, and start up in turns.
+    """Make all contestants transcribe all sets in turns, and start in turns.
 
-    A peer that fails is left out; if ours fails, there is nothing to compare.
+    A peer that fails is left out. If whisper-npu fails, the comparison fails.
 
     Args:
-        contestants: Ours first.
+        contestants: The contestants, whisper-npu first.
         sets: Recordings with references by the set's name.
-        repeats: Counted runs.
+        repeats: Number of measured runs.
         language: Code of the language of the references.
-        folder: Where audio is written as 16 kHz WAV, so that all read the same samples.
+        folder: Receives the audio as 16 kHz WAV, so that all read the same samples.
         on_run: Called after each run.
         on_failure: Called for each contestant that is left out.
 
     Raises:
         AudioError: A recording cannot be read.
-        DeviceError: Ours failed.
+        DeviceError: whisper-npu failed.
     """
     results: list[SetResult] = []
     files: dict[str, list[Path]] = {}

@@ -1,4 +1,4 @@
-"""The recognisers that a command line compares, ready to be started and compared in turns."""
+"""Prepares the recognisers of a command line, and compares them in turns."""
 
 import argparse
 import sys
@@ -27,10 +27,10 @@ from whisper_npu.scripts.common.console import one_line
 
 
 def make_ours(arguments: argparse.Namespace) -> Contestant:
-    """Ours, ready to be started.
+    """whisper-npu as a contestant.
 
     Raises:
-        ModelError: There is no such model folder.
+        ModelError: The model folder does not exist.
     """
     job = {
         "engine": "whisper-npu",
@@ -45,7 +45,7 @@ def make_ours(arguments: argparse.Namespace) -> Contestant:
 def make_contestants(
     arguments: argparse.Namespace, names: Sequence[str]
 ) -> tuple[list[Contestant], bool]:
-    """Ours and every peer ready to be started, and whether any had to be left out.
+    """whisper-npu and every peer as contestants, and whether a peer was left out.
 
     Raises:
         AssetError: The environment cannot be made.
@@ -87,13 +87,13 @@ def compare_with_progress(
     """Run `compare` with a progress bar; a recogniser that fails is a line on standard error.
 
     Args:
-        contestants: Ours first.
+        contestants: The contestants, whisper-npu first.
         sets: Recordings by the name of their set.
         arguments: The command line; `repeats` and `language` are read.
-        folder: For temporary files.
+        folder: A folder for temporary files.
 
     Raises:
-        DeviceError: Ours failed.
+        DeviceError: whisper-npu failed.
     """
     total = n_runs(len(contestants), len(sets), arguments.repeats)
     with tqdm(total=total, unit="run", disable=None) as bar:

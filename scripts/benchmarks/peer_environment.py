@@ -1,4 +1,4 @@
-"""A virtual environment with the recognisers that ours is compared with, apart from ours."""
+"""Makes a separate virtual environment with the other recognisers."""
 
 import os
 import subprocess
@@ -19,22 +19,22 @@ REQUIREMENTS = (
     "faster-whisper>=1.2",
     "pywhispercpp>=1.5",
 )
-# Nothing is fetched from a hub: every model is converted from the checkpoint at hand.
+# Nothing is fetched from a hub: every model is converted from the given checkpoint.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 _WORKS = "import optimum.intel, transformers.models.whisper.modeling_whisper"
 _PIP_RETRIES = "2"
-_TOLD = 3  # last lines of a failed program that are repeated
+_TOLD = 3  # last lines of a failed program that an error repeats
 
 
 class PeerEnvironment:
-    """The environment in `folder`, made when it is not there."""
+    """The environment in `folder`, which is made if it does not exist."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
-        """Make it or complete it.
+        """Make or complete the environment.
 
         Raises:
-            AssetError: It cannot be made, or a package cannot be installed.
+            AssetError: The environment cannot be made, or a package cannot be installed.
         """
         self.folder = folder
         self._programs = folder / ("Scripts" if os.name == "nt" else "bin")
@@ -48,7 +48,7 @@ class PeerEnvironment:
         progress("installing the other recognisers, where they are missing")
         self._pip("install", "--retries", _PIP_RETRIES, *REQUIREMENTS)
         if not self._works():
-            # It comes with nncf, built for another torch, and keeps transformers from loading.
+            # A dependency of nncf, built for another torch; it keeps transformers from loading.
             self._pip("uninstall", "--yes", "torchvision")
 
     def _pip(self, command: str, *arguments: str) -> None:
@@ -60,7 +60,7 @@ class PeerEnvironment:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def program(self, name: str) -> str:
-        """The path of a command that a package brought."""
+        """The path of a command that a package installed."""
         return str(self._programs / (f"{name}.exe" if os.name == "nt" else name))
 
     def run(self, command: Sequence[str], *, offline: bool = True) -> None:
@@ -68,10 +68,10 @@ class PeerEnvironment:
 
         Args:
             command: The program and its arguments.
-            offline: Keep it from looking at a hub.
+            offline: Keep the program from using a hub.
 
         Raises:
-            AssetError: It failed; the message has its last words.
+            AssetError: The program failed; the message has its last output.
         """
         result = subprocess.run(
             list(command),

@@ -1,4 +1,4 @@
-"""The checkpoint of one of our model folders, converted to the forms that the peers read."""
+"""Converts a model folder's checkpoint to the forms that the peers read."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from whisper_npu.scripts.benchmarks.peer_environment import PeerEnvironment, Pro
 if TYPE_CHECKING:
     from whisper_npu.export.checkpoint import Checkpoint
 
-# Run by the peers' Python: what transformers adds to a folder that has only tokenizer.json.
+# Run by the peers' Python: completes the tokenizer files of a folder with only tokenizer.json.
 _SAVE_PROCESSOR = """
 import sys
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizerFast
@@ -38,14 +38,14 @@ class PeerModels:
         """Find the checkpoint.
 
         Args:
-            environment: Where the converters are, and the results go.
+            environment: The environment of the converters and the results.
             model: The folder exported from the checkpoint.
-            source: The checkpoint, as the export takes it; None for what the manifest says.
+            source: The checkpoint, as for the export; None for the manifest's.
             progress: Called with one line per step.
 
         Raises:
-            UsageError: It is not known which checkpoint the folder was exported from.
-            CheckpointError: The checkpoint is not there any more.
+            UsageError: The checkpoint of the folder is unknown.
+            CheckpointError: The checkpoint no longer exists.
         """
         self._environment = environment
         self._progress = progress
@@ -62,7 +62,7 @@ class PeerModels:
         self._checkpoint: Checkpoint | None = None
 
     def path(self, form: str) -> Path:
-        """The model in one form, converted now if it is not there.
+        """The model in one form; it is converted now if it does not exist.
 
         Args:
             form: `huggingface`, `openvino-fp32`, `openvino-int8`, `ctranslate2` or `ggml`.
@@ -70,7 +70,7 @@ class PeerModels:
         Raises:
             AssetError: A converter failed.
             CheckpointError: The checkpoint cannot be read.
-            UsageError: It is not the one the model folder was exported from.
+            UsageError: The model folder was exported from another checkpoint.
         """
         target = self._folder / form
         file = target / "ggml-model.bin" if form == "ggml" else target
@@ -83,7 +83,7 @@ class PeerModels:
             "ctranslate2": self._write_ctranslate2,
             "ggml": self._write_ggml,
         }
-        # Converted from the folder of another form, whose own progress comes first.
+        # This form is converted from another form, whose progress is shown first.
         if form in {"openvino-fp32", "openvino-int8"} or (
             form == "ctranslate2" and not self._is_ctranslate2()
         ):
@@ -166,7 +166,7 @@ class PeerModels:
 
 
 def _token_names(tokenizer_json: bytes, n_vocab: int) -> list[str]:
-    """Names of all tokens in order of their ids; those the tokenizer does not name get one."""
+    """Names of all tokens in order of their ids; tokens without a name get one."""
     content = json.loads(tokenizer_json)
     names = {number: word for word, number in content["model"]["vocab"].items()}
     names |= {token["id"]: token["content"] for token in content["added_tokens"]}

@@ -1,4 +1,4 @@
-"""What benchmark_peers.py measured, as text, Markdown, JSON and a plot."""
+"""Reports the results of benchmark_peers.py as text, Markdown, JSON and a plot."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +18,7 @@ _MIB = 1 << 20
 
 
 def versions_line(result: Result) -> str:
-    """All packages compared, each once."""
+    """The versions of all compared packages, in one line."""
     packages = {
         package: number
         for versions in result.versions.values()
@@ -28,7 +28,7 @@ def versions_line(result: Result) -> str:
 
 
 def set_line(compared: SetResult) -> str:
-    """What was transcribed."""
+    """A line on the recordings of a set."""
     runs = len(compared.answers[OURS])
     how = "one after another"
     if not compared.one_by_one:
@@ -63,7 +63,7 @@ def set_table(result: Result, compared: SetResult, table: Table = text_table) ->
 
 
 def start_line(result: Result) -> str:
-    """What was started."""
+    """A line on the recording of the starts."""
     runs = len(result.starts[OURS])
     return (
         f"start: from the start of the process to the text of {START_CLIP:g} s of audio, caches "
@@ -107,7 +107,7 @@ def verdicts(result: Result) -> list[str]:
 
 
 def markdown(result: Result, found: dict[str, Any], model: str) -> str:
-    """Everything as a Markdown document."""
+    """All results as a Markdown document."""
     parts = [f"# {model} beside other recognisers"]
     parts.append(f"{conditions_line(found)}; {versions_line(result)}.")
     for compared in result.sets:
@@ -117,7 +117,7 @@ def markdown(result: Result, found: dict[str, Any], model: str) -> str:
 
 
 def to_json(result: Result, found: dict[str, Any], model: str) -> dict[str, Any]:
-    """Everything as JSON takes it."""
+    """All results as values for JSON."""
     return {
         "model": model,
         "conditions": found,
@@ -158,7 +158,7 @@ def _set(result: Result, compared: SetResult) -> dict[str, Any]:
 
 
 def draw(result: Result, path: Path, model: str) -> None:
-    """Draw the speed of every recogniser on every set, its error rate beside it.
+    """Draw the speed and error rate of every recogniser on every set.
 
     Raises:
         UsageError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""The recognisers ours is compared with, each in one of its settings."""
+"""Lists the other recognisers, each with its settings."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Peer:
-    """A recogniser in one of its settings.
+    """A recogniser with its settings.
 
     Attributes:
-        name: What reports and `--peers` call it.
-        engine: As `engine_runner.py` calls it.
-        form: The model it reads; see `PeerModels.path`.
-        settings: What else its job has.
+        name: Its name in reports and in `--peers`.
+        engine: Its name in `engine_runner.py`.
+        form: The form of its model; see `PeerModels.path`.
+        settings: The other entries of its job.
     """
 
     name: str

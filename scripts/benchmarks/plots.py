@@ -1,4 +1,4 @@
-"""The kinds of plots that the benchmarks draw, in the style of `plots`."""
+"""Draws the benchmarks' plots, in the style of `common.plots`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from whisper_npu.scripts.common.plots import PALETTE, new_figure, save
 
-_BAR = 0.6  # of the height between two bars
+_BAR = 0.6  # height of a bar, as a share of the distance between bars
 _MARKERS = "osD^vPX"
 _GREY = "#bbbbbb"
-_SEEN = 0.005  # share of a bar that a part must have to be told apart
+_SEEN = 0.005  # share of a bar from which a part is drawn separately
 REST = "everything else"
 
 
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Bars that belong together: a value, its spread, and what to write beside it, by name."""
+    """A group of bars: by name, a value, its spread and its label."""
 
     label: str
     values: dict[str, tuple[float, float, float]]
@@ -44,7 +44,7 @@ class Group:
 def stacked_bars(
     bars: Sequence[Bar], path: Path, *, title: str, subtitle: str, x_label: str
 ) -> None:
-    """Draw bars of parts, the first on top, small parts together as `REST`.
+    """Draw bars of parts, the first on top; small parts are joined as `REST`.
 
     Raises:
         UsageError: The file cannot be written.
@@ -69,7 +69,7 @@ def stacked_bars(
 
 
 def _largest(bars: Sequence[Bar]) -> list[str]:
-    """The parts that are largest in any bar, as many as there are colours, in their own order."""
+    """The largest parts of any bar, one per colour, in their order."""
     names = list(dict.fromkeys(name for bar in bars for name in bar.parts if name != REST))
     shares = {
         name: max(bar.parts.get(name, 0.0) / (sum(bar.parts.values()) or 1.0) for bar in bars)

@@ -1,4 +1,4 @@
-"""Recordings for the benchmarks: what is measured, of which length, with which words."""
+"""Finds, cuts and writes the recordings of the benchmarks."""
 
 import wave
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Samples = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A file to transcribe, and what is said in it if that is known."""
+    """A file to transcribe, and its reference text if it is known."""
 
     name: str
     path: Path
@@ -26,9 +26,9 @@ class Recording:
 def find_recordings(
     paths: Sequence[str | Path], manifests: Sequence[str | Path]
 ) -> list[Recording]:
-    """The files and folders in `paths`, with the words that `manifests` give for them.
+    """The recordings in `paths`, with their references in `manifests`.
 
-    Without any path, all recordings of the manifests.
+    Without paths these are all recordings of the manifests.
 
     Raises:
         AudioError: A folder holds no audio.
@@ -46,7 +46,7 @@ def find_recordings(
 
 
 def of_length(samples: Samples, seconds: float) -> Samples:
-    """The first `seconds` of a recording that is repeated as often as that takes."""
+    """The first `seconds` of a recording, which is repeated if it is shorter."""
     return np.resize(samples, round(seconds * SAMPLE_RATE))
 
 

@@ -1,8 +1,8 @@
-"""How near each stage comes to what the machine can do at all.
+"""Compares each stage with the peak speeds of the machine.
 
-Williams, Waterman & Patterson 2009, "Roofline: an insightful visual performance model for
-multicore architectures": a computation takes at least its operations by the machine's peak
-throughput, and at least the bytes it must read by the memory's bandwidth.
+Williams, Waterman & Patterson 2009, "Roofline: an insightful visual performance model for multicore
+architectures": the least time of a computation is its operations divided by the machine's peak
+throughput, or the bytes that it must read divided by the memory's bandwidth, whichever is longer.
 """
 
 import time
@@ -22,16 +22,16 @@ from whisper_npu.scripts.benchmarks.observed_backend import Observations, Step
 
 ENCODER, PROJECTION = "encoder", "cross-attention projection"
 
-_SIDE = 2048  # of the square matrices whose product is timed: large enough to reach the peak
-_VECTOR_SIDE = 8192  # of the matrix read for the bandwidth: 256 MiB, beyond any cache
-_SECONDS = 0.5  # spent on each measurement at least
+_SIDE = 2048  # side of the square matrices of the timed product: large enough for the peak
+_VECTOR_SIDE = 8192  # side of the matrix read for the bandwidth: 256 MiB, beyond any cache
+_SECONDS = 0.5  # least duration of each measurement
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16", "int8": "INT8"}
 _ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the processor reaches through OpenVINO.
+    """The peak speeds of the processor, measured through OpenVINO.
 
     Attributes:
         flops: Operations per second of a matrix product by precision; an addition and a
@@ -64,9 +64,9 @@ def _product(rows: int, side: int, *, quantized: bool) -> ov.Model:
     left = ops.parameter([rows, side], np.float32, name="left")
     right = ops.constant(random.standard_normal((side, side), np.float32))
     factors = [left, right]
-    if quantized:  # the pattern that OpenVINO turns into arithmetic on 8-bit integers
+    if quantized:  # OpenVINO turns this pattern into arithmetic on 8-bit integers
         low, high = ops.constant(np.float32(-4)), ops.constant(np.float32(4))
-        levels = (256, 255)  # weights are symmetric round 0
+        levels = (256, 255)  # weights are symmetric around 0
         factors = [
             ops.fake_quantize(each, low, high, low, high, n)
             for each, n in zip(factors, levels, strict=True)
@@ -75,7 +75,7 @@ def _product(rows: int, side: int, *, quantized: bool) -> ov.Model:
 
 
 def _shortest(core: ov.Core, model: ov.Model, precision: str, threads: int) -> float:
-    """Seconds of the fastest of many runs: others only show what else the machine did."""
+    """Seconds of the fastest of many runs; slower runs were disturbed by other programs."""
     config: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
@@ -107,27 +107,27 @@ class Work:
         return sum(self.flops.values())
 
     def arithmetic_seconds(self, machine: Machine) -> float:
-        """The least time the operations take."""
+        """The least seconds for the operations."""
         return sum(count / machine.flops[name] for name, count in self.flops.items())
 
     def memory_seconds(self, machine: Machine) -> float:
-        """The least time it takes to read the bytes."""
+        """The least seconds for reading the bytes."""
         return self.n_bytes / machine.bandwidth
 
     def seconds(self, machine: Machine) -> float:
-        """The least time it takes."""
+        """The least seconds of the work."""
         return max(self.arithmetic_seconds(machine), self.memory_seconds(machine))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a Whisper model that its work follows from, and what it is computed in.
+    """Sizes and precisions of a Whisper model, from which its work follows.
 
     Attributes:
-        numbers: Precision of all but matrices in 8 bits.
+        numbers: Precision of everything except 8-bit matrices.
         matrices: Precision of products with the decoder's matrices.
-        window_matrices: The same of those that encode windows and project their states.
-        encoder_attention: The same of those in the encoder's attention.
+        window_matrices: Precision of products that encode windows and project their states.
+        encoder_attention: Precision of products in the encoder's attention.
     """
 
     n_mels: int
@@ -144,11 +144,11 @@ class Sizes:
 
     @property
     def _decoder_weights(self) -> int:
-        """Of one layer's matrices: six of attention, without those for the audio's; and the MLP."""
+        """Weights of one layer's matrices: six of attention, without the audio's, and the MLP."""
         return 6 * self.n_state**2 + 2 * self.n_state * self.decoder_ffn
 
     def encoder(self, audio_ctx: int) -> Work:
-        """Encoding a window of `2 * audio_ctx` frames; its weights are read once."""
+        """The work of encoding a window of `2 * audio_ctx` frames; weights are read once."""
         d, ctx, layers = self.n_state, audio_ctx, self.encoder_layers
         filters = 3 * d * (self.n_mels + d)
         convolutions = 2 * (2 * ctx) * 3 * self.n_mels * d + 2 * ctx * 3 * d * d
@@ -164,16 +164,16 @@ class Sizes:
         )
 
     def projection(self, audio_ctx: int) -> Work:
-        """Keys and values of the cross-attention for one window."""
+        """The work of the cross-attention's keys and values for one window."""
         weights = self.decoder_layers * 2 * self.n_state**2
         return self._work(
             0, 2 * audio_ctx * weights, self.window_matrices, n_numbers=0, n_weights=weights
         )
 
     def step(self, step: Step) -> Work:
-        """One step of the decoder: weights are read once, keys and values once per row.
+        """The work of one decoder step: weights are read once, keys and values once per row.
 
-        Self-attention's states, which are few, count as if they were cross-attention's.
+        Self-attention has few states; they count like cross-attention's.
         """
         d = self.n_state
         tokens = step.rows * step.tokens
@@ -200,7 +200,7 @@ class Sizes:
 
 
 def precisions(precision: str) -> tuple[str, str]:
-    """What a backend's `precision` says of matrix products and of all else."""
+    """The precisions of matrix products and of everything else, from a backend's `precision`."""
     matrices, _, numbers = precision.partition("+")
     return matrices, numbers or matrices
 
@@ -209,7 +209,7 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
     """Sizes of a model folder.
 
     Raises:
-        ModelError: Its config.json does not tell.
+        ModelError: The folder's config.json lacks them.
     """
     names = {
         "n_mels": "num_mel_bins",
@@ -225,7 +225,7 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
     if missing:
         raise ModelError(f"{folder.path / 'config.json'} lacks {', '.join(missing)}: no roofline")
     matrices, numbers = precisions(precision)
-    # Rounded when they are loaded, the encoder's attention keeps its own (`int8_weights`).
+    # If matrices are rounded at load, the encoder's attention keeps its precision (`int8_weights`).
     is_stored = folder.manifest.get("precision") == "int8"
     stays_whole = matrices != numbers and not is_stored and is_faster_whole(numbers)
     return Sizes(
@@ -239,16 +239,16 @@ def read_sizes(folder: ModelFolder, precision: str) -> Sizes:
 
 @dataclass(frozen=True)
 class StageRoof:
-    """A stage beside the machine's peak.
+    """A stage compared with the machine's peak.
 
     Attributes:
         stage: Its name.
-        seconds: What it took.
-        share: Of all processing time, 0 to 1.
-        flops: Operations per second it reached; None where its work is not known.
-        bandwidth: Bytes per second it read at least; None likewise.
-        roof_seconds: The least it would take on this machine; None likewise.
-        bound: `arithmetic` or `memory`: which of the two it would then wait for.
+        seconds: Its time.
+        share: Its share of all processing time, 0 to 1.
+        flops: Its operations per second; None if its work is unknown.
+        bandwidth: Bytes per second that it read at least; None if its work is unknown.
+        roof_seconds: Its least time on this machine; None if its work is unknown.
+        bound: The limit of the least time: `arithmetic` or `memory`.
     """
 
     stage: str
@@ -261,20 +261,20 @@ class StageRoof:
 
     @property
     def above(self) -> float:
-        """Seconds more than the least; all of them where the least is not known."""
+        """Seconds above the least time; all seconds if the least time is unknown."""
         return self.seconds - (self.roof_seconds or 0.0)
 
 
 def roofline(
     stages: dict[str, float], seen: Observations, sizes: Sizes, machine: Machine
 ) -> list[StageRoof]:
-    """Every stage beside the machine's peak in the precisions it ran in.
+    """Every stage compared with the machine's peak in the stage's precisions.
 
     Args:
         stages: Seconds by stage of one run.
         seen: The work of that run.
-        sizes: Of the model.
-        machine: Its peaks.
+        sizes: The model's sizes.
+        machine: The machine's peaks.
     """
     work: dict[str, list[Work]] = {
         ENCODER: [sizes.encoder(ctx) for ctx in seen.windows],

@@ -25,16 +25,16 @@ OTHER = "everything else"
 
 @dataclass(frozen=True)
 class Configuration:
-    """A model as it is to be loaded and used.
+    """A model to be loaded and used with some options.
 
     Attributes:
-        label: What reports call it: the options that set it apart.
+        label: Its name in reports: the options that differ from other configurations.
         folder: The model folder.
         load: Arguments of `load_model` besides the folder and `threads`.
         threads: Processor threads; 0 for one per core.
-        options: How to transcribe.
-        one_by_one: Whether a recording waits for the text of the one before it; otherwise windows
-            of several recordings are decoded together.
+        options: The options of the transcription.
+        one_by_one: Whether a recording waits for the text of the recording before it; otherwise
+            windows of several recordings are decoded together.
     """
 
     label: str
@@ -50,12 +50,12 @@ class Loaded:
     """A configuration ready to run.
 
     Attributes:
-        configuration: What was asked for.
-        model: Loaded, and observed.
-        seen: What the model's backend is asked to do.
-        options: As the model follows them.
-        settings: What really runs: model, device, kv_cache, precision, mode and, in `files`,
-            whether recordings are decoded together.
+        configuration: The requested configuration.
+        model: The loaded model, whose backend is observed.
+        seen: The recorded calls of the backend.
+        options: The options that the model really uses.
+        settings: The settings that really run: model, device, kv_cache, precision, mode and, in
+            `files`, whether recordings are decoded together.
     """
 
     configuration: Configuration
@@ -69,7 +69,7 @@ def load(configuration: Configuration) -> Loaded:
     """Load a configuration.
 
     Raises:
-        WhisperNpuError: It cannot be.
+        WhisperNpuError: The configuration cannot be loaded.
     """
     from whisper_npu.api import load_model  # noqa: PLC0415 - tests put a stand-in there
 
@@ -89,17 +89,17 @@ def load(configuration: Configuration) -> Loaded:
 
 @dataclass(frozen=True)
 class Run:
-    """All recordings transcribed once.
+    """One run over all recordings.
 
     Attributes:
-        audio_seconds: Their length.
+        audio_seconds: Length of the recordings.
         seconds: Time from the first file to the last text, reading included.
-        stages: Seconds by stage, and what is left over as `OTHER`.
+        stages: Seconds by stage, and the rest as `OTHER`.
         tokens: Tokens in the results, timestamps included.
-        first_token: Seconds from a file to the first token, per recording where known; of
-            recordings decoded together, for the first.
-        first_segment: The same to the first segment, of those that have one.
-        texts: Per recording.
+        first_token: Seconds from a file to the first token, for each recording with a known time;
+            for recordings decoded together only for the first.
+        first_segment: Seconds from a file to the first segment, for recordings with segments.
+        texts: Texts of the recordings.
     """
 
     audio_seconds: float
@@ -112,12 +112,12 @@ class Run:
 
     @property
     def rtfx(self) -> float:
-        """Audio time by processing time."""
+        """Seconds of audio per second of processing."""
         return self.audio_seconds / self.seconds
 
     @property
     def token_seconds(self) -> float:
-        """Time per token, in the stages that work token by token."""
+        """Seconds per token, in the stages that work token by token."""
         spent = sum(
             seconds
             for stage, seconds in self.stages.items()
@@ -128,13 +128,13 @@ class Run:
 
 @dataclass
 class Measurement:
-    """All counted runs of one configuration.
+    """All measured runs of one configuration.
 
     Attributes:
         loaded: The configuration.
-        runs: In order of time; those of other configurations were in between.
-        cold: The program started with nothing compiled before; None if not measured.
-        warm: The program started again.
+        runs: Runs in order of time; runs of other configurations were in between.
+        cold: A start of the program without compiled graphs; None if not measured.
+        warm: A second start of the program; None if not measured.
     """
 
     loaded: Loaded
@@ -144,22 +144,22 @@ class Measurement:
 
     @cached_property
     def rtfx(self) -> Spread:
-        """Audio time by processing time."""
+        """Seconds of audio per second of processing."""
         return spread(run.rtfx for run in self.runs)
 
     @property
     def rtf(self) -> float:
-        """Processing time by audio time, median."""
+        """Seconds of processing per second of audio, median."""
         return 1 / self.rtfx.median
 
     @property
     def tokens_per_second(self) -> Spread:
-        """Tokens by processing time."""
+        """Tokens per second of processing."""
         return spread(run.tokens / run.seconds for run in self.runs)
 
     @property
     def token_seconds(self) -> Spread:
-        """Time per token; see `Run.token_seconds`."""
+        """Seconds per token; see `Run.token_seconds`."""
         return spread(run.token_seconds for run in self.runs)
 
     @property
@@ -185,14 +185,14 @@ class Measurement:
         }
 
     def against(self, first: "Measurement") -> Spread:
-        """How many times as fast as another configuration, over pairs of runs."""
+        """The factor of speed against another configuration, over pairs of runs."""
         pairs = zip(self.runs, first.runs, strict=True)
         mine, theirs = zip(*((a.rtfx, b.rtfx) for a, b in pairs), strict=True)
         return ratios(mine, theirs)
 
 
 def alternate(n_configurations: int, repeats: int) -> Iterator[int]:
-    """Places of configurations in the order they run: every other round goes backwards."""
+    """Indices of configurations in the order of their runs; every other round goes backwards."""
     for repeat in range(repeats):
         places = range(n_configurations)
         yield from places if repeat % 2 == 0 else reversed(places)
@@ -204,12 +204,12 @@ def measure(
     repeats: int,
     on_run: Callable[[Loaded], None],
 ) -> list[Measurement]:
-    """Transcribe all recordings `repeats` times in every configuration, after once to warm up.
+    """Transcribe all recordings `repeats` times in every configuration, after one warm-up run.
 
     Args:
-        configurations: Loaded: loading is not in the times.
-        recordings: What to transcribe.
-        repeats: Counted runs, 1 or more.
+        configurations: Loaded configurations; times do not include loading.
+        recordings: The recordings to transcribe.
+        repeats: Number of measured runs, 1 or more.
         on_run: Called after each run, warm-ups included.
 
     Raises:
@@ -278,7 +278,7 @@ def run_once(loaded: Loaded, recordings: Sequence[Recording]) -> Run:
 
 
 def job(configuration: Configuration, options: TranscribeOptions) -> dict[str, Any]:
-    """What `engine_runner.py` is told to load the configuration in a process of its own."""
+    """The job with which `engine_runner.py` loads the configuration in a separate process."""
     return {
         "engine": "whisper-npu",
         "model": str(configuration.folder),

@@ -1,4 +1,4 @@
-"""Configurations to compare, as a command line names them; loads nothing but their options."""
+"""Reads the configurations to compare from a command line; loads no models."""
 
 import argparse
 import re
@@ -21,20 +21,20 @@ AS_GIVEN = "as given"
 
 
 def add_one_by_one(parser: "argparse._ActionsContainer") -> None:
-    """Add `--one-by-one`, which `--compare` may change, too."""
+    """Add `--one-by-one`, which `--compare` may change as well."""
     parser.add_argument(
         "--one-by-one",
         action="store_true",
-        help="let each recording wait for the text of the one before it (by default windows of "
-        "several recordings are decoded together, as `transcribe` does)",
+        help="begin a recording only when the one before it has its text. By default windows of "
+        "several recordings are decoded together, as `transcribe` does",
     )
 
 
 def separate_lengths(arguments: argparse.Namespace) -> list[float]:
-    """Lengths asked for; what follows `--lengths` and is no number is a file.
+    """The lengths of `--lengths`; a word after `--lengths` that is no number is a file.
 
     Args:
-        arguments: The command line; `files` gets what `lengths` holds too much.
+        arguments: The command line; words of `lengths` that are files are moved to `files`.
 
     Raises:
         UsageError: A length is no number above 0.
@@ -56,7 +56,7 @@ def separate_lengths(arguments: argparse.Namespace) -> list[float]:
 
 
 class _OptionParser(argparse.ArgumentParser):
-    """Turns what argparse would exit with into our own error."""
+    """Raises `UsageError` where argparse would end the program."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"--compare: {message}")

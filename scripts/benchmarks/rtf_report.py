@@ -1,4 +1,4 @@
-"""What benchmark_rtf.py measured, as text, Markdown and JSON."""
+"""Reports the results of benchmark_rtf.py as text, Markdown and JSON."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,13 +23,13 @@ _GIGA = 1e9
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The error rate that a speed was reached at.
+    """The error rate that belongs to a speed.
 
     Attributes:
         name: `WER` or `CER`.
         rate: Percent over all recordings with references; None if they have no words.
-        interval: That holds it with 95 % confidence, if there is one.
-        recordings: With references.
+        interval: Its 95 % confidence interval, or None.
+        recordings: Number of recordings with references.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Accuracy:
 def accuracy(
     recordings: Sequence[Recording], texts: Sequence[str], language: str
 ) -> Accuracy | None:
-    """The error rate of texts; None where no recording has a reference."""
+    """The error rate of texts; None if no recording has a reference."""
     metric = wer.metric_for(language)
     edits = [
         wer.compare(recording.reference, text, metric).edits
@@ -58,10 +58,10 @@ class Workload:
     """Recordings measured in every configuration.
 
     Attributes:
-        name: What reports call them.
-        recordings: What was transcribed.
-        measurements: One per configuration.
-        accuracies: Likewise; None where there are no references.
+        name: Its name in reports.
+        recordings: The transcribed recordings.
+        measurements: One measurement per configuration.
+        accuracies: One accuracy per configuration; None without references.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Workload:
 
     @property
     def accuracy_note(self) -> str | None:
-        """What is not known of the accuracy; None where all of it is."""
+        """A note on recordings of unknown accuracy; None if there are none."""
         checked = self.accuracies[0].recordings if self.accuracies[0] else 0
         if not checked:
             return UNCHECKED
@@ -97,7 +97,7 @@ class Workload:
 
 
 def speed_table(workload: Workload, table: Table = text_table) -> str:
-    """One row per configuration; with several, how many times as fast as the first."""
+    """One row per configuration; several also have the factor of speed against the first."""
     settings = list(workload.measurements[0].loaded.settings)
     header = ["configuration", *settings, "RTFx", "RTF", "error rate", "tokens/s", "ms/token"]
     header += ["first token ms", "first segment ms"]
@@ -138,7 +138,7 @@ def stage_table(workload: Workload, table: Table = text_table) -> str:
 
 
 def start_table(measurements: Sequence[Measurement], table: Table = text_table) -> str:
-    """Start-up and memory, each in a process of its own."""
+    """Start-up and memory, each measured in a separate process."""
     header = ["configuration", "cold start s", "warm start s", "peak memory MiB"]
     rows = [
         [
@@ -153,7 +153,7 @@ def start_table(measurements: Sequence[Measurement], table: Table = text_table) 
 
 
 def roof_table(stages: Sequence[StageRoof], table: Table = text_table) -> str:
-    """Every stage beside the machine's peak."""
+    """One row per stage, compared with the machine's peak."""
     header = ["stage", "s", "% of time", "GFLOP/s", "GB/s", "least s", "% of peak", "waits for"]
     rows = []
     for stage in stages:
@@ -175,7 +175,7 @@ def machine_line(machine: Machine) -> str:
 
 
 def next_line(stages: Sequence[StageRoof]) -> str:
-    """The stage with the most time to gain."""
+    """A line on the stage with the most time above its least time."""
     stage = max(stages, key=lambda each: each.above)
     return (
         f"most to gain: {stage.stage}, {stage.above:.3f} s above the least of "
@@ -189,7 +189,7 @@ def markdown(
     machine: Machine | None,
     roofs: Sequence[StageRoof],
 ) -> str:
-    """Everything as a Markdown document."""
+    """All results as a Markdown document."""
     parts = ["# Speed", conditions_line(found) + "."]
     for workload in workloads:
         parts += [f"## {workload.name}", workload.description + "."]
@@ -210,7 +210,7 @@ def to_json(
     machine: Machine | None,
     roofs: Sequence[StageRoof],
 ) -> dict[str, Any]:
-    """Everything as JSON takes it; `rtfx` is that of the first workload and configuration."""
+    """All results as values for JSON; `rtfx` is of the first workload and configuration."""
     first = workloads[0]
     checked = first.accuracies[0]
     return {
@@ -300,10 +300,10 @@ def show(
     """Print the tables.
 
     Args:
-        workloads: What was measured; starts, if they were, with the first.
+        workloads: The measured workloads; the first has the starts, if they were measured.
         found: The conditions.
-        machine: Its peaks; None where the roofline was not asked for.
-        roofs: The stages beside the peaks.
+        machine: The machine's peaks; None without the roofline.
+        roofs: The stages compared with the peaks.
     """
     print(conditions_line(found))
     for workload in workloads:
@@ -321,7 +321,7 @@ def show(
 
 
 def draw(workload: Workload, path: Path) -> None:
-    """The stages of every configuration, stacked, per hour of audio.
+    """Draw the stages of every configuration, stacked, per hour of audio.
 
     Raises:
         UsageError: The file cannot be written.

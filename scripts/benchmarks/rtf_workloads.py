@@ -1,4 +1,4 @@
-"""What a benchmark measures: recordings, recordings of given lengths, starts, and the roofline."""
+"""Measures recordings, recordings of given lengths, starts, and the roofline."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,10 @@ def measure_workload(
     """Run every configuration on the recordings, in turns, with a progress bar.
 
     Args:
-        name: What reports call the workload.
+        name: The workload's name in reports.
         loaded: The configurations.
-        recordings: What to transcribe.
-        repeats: Counted runs of each.
+        recordings: The recordings to transcribe.
+        repeats: Number of measured runs of each.
 
     Raises:
         AudioError: A recording cannot be read.
@@ -50,14 +50,14 @@ def measure_lengths(
     repeats: int,
     folder: Path,
 ) -> Iterator[Workload]:
-    """The same on one recording of each length, made from the others.
+    """Run every configuration on one recording of each length, made from the given recordings.
 
     Args:
-        lengths: In seconds.
+        lengths: Lengths in seconds.
         loaded: The configurations.
-        recordings: What recordings of these lengths are made from.
-        repeats: Counted runs of each.
-        folder: Where they are written.
+        recordings: The recordings from which recordings of these lengths are made.
+        repeats: Number of measured runs of each.
+        folder: The folder to write them to.
     """
     for length in lengths:
         path = clip(recordings, length, folder / f"{length:g}.wav")
@@ -73,7 +73,7 @@ def measure_starts(measured: Measurement, recordings: Sequence[Recording]) -> No
         environment = {CACHE_VARIABLE: str(cache)}
         measured.cold = start_once(work, [audio], environment=environment)
         warm = start_once(work, [audio], environment=environment)
-        # Memory is that of the real work, which needs more than the clip does.
+        # Memory is measured with the real recordings, which need more than the clip.
         peak = start_once(
             work, [recording.path for recording in recordings], environment=environment
         )
@@ -89,7 +89,7 @@ def _empty_cache() -> Iterator[Path]:
 def measure_roofline(
     loaded: Loaded, recordings: Sequence[Recording]
 ) -> tuple[Machine, list[StageRoof]]:
-    """The machine's peaks, and the stages of one run more beside them.
+    """The machine's peaks, and the stages of one more run compared with them.
 
     Raises:
         UsageError: The model does not run on the processor alone.

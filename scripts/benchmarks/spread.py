@@ -1,4 +1,4 @@
-"""A figure measured several times: its median, and how far apart the runs were."""
+"""Summarises a figure that was measured several times."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ class Spread:
     n: int
 
     def to_dict(self) -> dict[str, float]:
-        """As JSON has it."""
+        """The spread as values for JSON."""
         return {
             "median": self.median,
             "lowest": self.lowest,
@@ -37,5 +37,5 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """How many times as large `values` are, pair by pair: runs that alternated belong together."""
+    """The spread of `values` divided by `others`, pair by pair, for runs that alternated."""
     return spread(value / other for value, other in zip(values, others, strict=True))

@@ -1,1 +1,1 @@
-"""What the commands share: options, errors, progress, signals."""
+"""Modules that several commands use: options, errors, progress, signals."""

@@ -1,4 +1,4 @@
-"""What the command-line programs share: option spelling, errors, exit codes, finding models."""
+"""Spelling of options, errors, exit codes and the search for models, for all commands."""
 
 import argparse
 import errno
@@ -44,7 +44,7 @@ _flags: set[str] = set()
 def add_flag(
     group: argparse._ArgumentGroup, name: str, *, help: str, default: bool | None = None
 ) -> None:
-    """Add an option of `True` or `False`, as openai/whisper has them; alone it is `True`."""
+    """Add an option that is `True` or `False`, as in openai/whisper; alone it is `True`."""
     _flags.add(name)
     group.add_argument(
         name,
@@ -58,10 +58,11 @@ def add_flag(
 
 
 def spell(arguments: Sequence[str]) -> list[str]:
-    """A command line as our parsers know it.
+    """A command line in the spelling of these parsers.
 
-    openai/whisper's underscores are hyphens: `--beam_size=5` is `--beam-size=5`. And a flag
-    standing alone does not take the file behind it for its value: `--word-timestamps talk.mp3`.
+    Underscores, which openai/whisper has, become hyphens: `--beam_size=5` is `--beam-size=5`. A
+    flag without a value gets `=True`, so that it does not take the file after it for its value:
+    `--word-timestamps talk.mp3`.
     """
     spelled: list[str] = []
     for i, argument in enumerate(arguments):
@@ -72,7 +73,8 @@ def spell(arguments: Sequence[str]) -> list[str]:
             name = name.replace("_", "-")
         is_flag = len(name) > 2 and any(flag.startswith(name) for flag in _flags)
         following = (*arguments[i + 1 : i + 2], "")[0].lower()
-        alone = not equals and following not in (*_TRUTHS, "none")  # which is neither, and refused
+        # "none" counts as a value, which the parser then refuses.
+        alone = not equals and following not in (*_TRUTHS, "none")
         spelled.append(f"{name}=True" if is_flag and alone else name + equals + value)
     return spelled
 
@@ -82,7 +84,7 @@ def run(
     parser: Parser,
     argv: Sequence[str] | None,
 ) -> int:
-    """Parse the command line and run `body`; our own errors become one line and an exit code."""
+    """Parse the command line and run `body`; an error becomes one line and an exit code."""
     spelled = spell(sys.argv[1:] if argv is None else argv)
     parser.check(spelled)
     arguments = parser.parse_args(spelled)
@@ -94,7 +96,7 @@ def run(
 
 
 def _tell(error: BaseException) -> int:
-    """Say in one line why the program ends; returns its exit code."""
+    """Print one line that says why the program ends; returns its exit code."""
     if isinstance(error, Terminated):
         print("terminated", file=sys.stderr)
         return error.exit_code
@@ -125,9 +127,9 @@ def _describe(error: OSError) -> str:
 
 
 def be_process(main: Callable[[], int]) -> NoReturn:
-    """Run a program as all there is in this process, and end it with the program's exit code."""
-    # OpenVINO imports its model converter if it can, and with it a web client for telemetry: a
-    # fifteenth of a second for what no command of ours uses.
+    """Run a program, and end this process with the program's exit code."""
+    # OpenVINO imports its model converter if it can, and with it a web client for telemetry. No
+    # command needs them, and the import takes a fifteenth of a second.
     sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
     map_large_blocks()
     console.guard_streams()
@@ -142,14 +144,14 @@ def be_process(main: Callable[[], int]) -> NoReturn:
             console.error(error)
         code = code or error.exit_code
     sys.stderr.flush()
-    os._exit(code)  # freeing a loaded model piece by piece takes a tenth of a second
+    os._exit(code)  # a normal exit would free the model first, which takes a tenth of a second
 
 
 def standard_input() -> BinaryIO:
-    """Standard input, in bytes.
+    """Standard input as a binary stream.
 
     Raises:
-        UsageError: it is closed, as it is for services.
+        UsageError: standard input is closed, as for services.
     """
     if sys.stdin is None:
         raise UsageError("standard input is closed: there is nothing to read audio from")
@@ -157,7 +159,7 @@ def standard_input() -> BinaryIO:
 
 
 def boolean(text: str) -> bool:
-    """An option's `True` or `False`, as openai/whisper spells it."""
+    """The value of an option that is `True` or `False`."""
     if text.lower() not in _TRUTHS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return _TRUTHS[text.lower()]
@@ -174,7 +176,7 @@ def optional(convert: Callable[[str], float]) -> Callable[[str], float | None]:
     def number(text: str) -> float | None:
         return None if text.lower() == "none" else convert(text)
 
-    number.__name__ = f"{convert.__name__} or None"  # what argparse calls it in errors
+    number.__name__ = f"{convert.__name__} or None"  # argparse's name for it in errors
     return number
 
 
@@ -182,7 +184,7 @@ def find_model(name: str) -> Path:
     """The model folder that `name` means; see `model_search`.
 
     Raises:
-        ModelError: nothing of that name exists.
+        ModelError: no model has that name.
         WhisperNpuError: the model is known, but its export failed.
     """
     return model_search.find_model(name, lambda line: print(line, file=sys.stderr, flush=True))

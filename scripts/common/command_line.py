@@ -1,4 +1,4 @@
-"""The parser of every program: its name as it was called, and one line for what it refuses."""
+"""The parser of every command, which reports a mistake in one line."""
 
 import argparse
 import difflib
@@ -13,7 +13,7 @@ EXIT_USAGE = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are told in one line, the likeliest meant option with it."""
+    """A command line; a mistake is one line, which names the option that was probably meant."""
 
     def __init__(self, command: str, **options: Any) -> None:
         """Make an empty command line.
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=program_name(command), **options)
 
     def check(self, arguments: Sequence[str]) -> None:
-        """Refuse a mistyped option, before argparse takes its value for something else."""
+        """Refuse a mistyped option before argparse misreads its value."""
         for argument in arguments:
             if argument == "--":
                 return
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         return [name for name in self._option_string_actions if name.startswith("--")]
 
     def _has(self, name: str) -> bool:
-        """Whether an option has that name, or one beginning with it where that is allowed."""
+        """Whether an option has that name, or begins with it if abbreviations are allowed."""
         names = self._all_names()
         return name in names or (self.allow_abbrev and any(n.startswith(name) for n in names))
 
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def program_name(command: str) -> str:
-    """The program as it was called: `whisper-npu COMMAND`, or the script that was run."""
+    """The program as the user called it: `whisper-npu COMMAND`, or the script."""
     called = Path(sys.argv[0] if sys.argv else "")
     if called.name == "__main__.py" and called.parent.name == "whisper_npu":
         return f"python -m whisper_npu {command}"
@@ -59,6 +59,6 @@ def program_name(command: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`: did you mean ...?` where a known name is much like a mistyped one; else nothing."""
+    """`: did you mean ...?` if a known name is similar to `name`; else an empty text."""
     alike = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {alike[0]}?" if alike else ""

@@ -1,4 +1,4 @@
-"""Live audio on its way in: read ahead by a thread."""
+"""Reads live audio ahead in a thread."""
 
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
@@ -8,13 +8,13 @@ import numpy as np
 
 from whisper_npu.runtime.audio.source import Samples
 
-_READ_AHEAD = 300  # blocks; a source that is no microphone waits
+_READ_AHEAD = 300  # blocks; a faster source than a microphone waits
 
 
 class Arrivals:
-    """Audio read ahead by a thread, so that no recorder has to wait for a decoding.
+    """Audio that a thread reads ahead, so that no recorder waits for a decoding.
 
-    An iterator over all that has arrived since the last time.
+    An iterator; each step gives all audio that arrived since the last step.
     """
 
     def __init__(self, blocks: Iterator[Samples]) -> None:
@@ -22,7 +22,8 @@ class Arrivals:
         self._blocks = blocks
         self._queue: SimpleQueue[Samples | Exception | None] = SimpleQueue()
         self._room = Semaphore(_READ_AHEAD)
-        # Nothing ends a read from a pipe into which nobody writes: the program must not wait.
+        # Nothing ends a read from a pipe without a writer, so the program must not wait for the
+        # thread.
         Thread(target=self._read, name="stream-input", daemon=True).start()
 
     def _read(self) -> None:
@@ -30,12 +31,12 @@ class Arrivals:
             for block in self._blocks:
                 self._room.acquire()
                 self._queue.put(block)
-        except Exception as error:  # whatever it is, the other thread raises it
+        except Exception as error:  # the other thread raises it
             self._queue.put(error)
         self._queue.put(None)
 
     def stop(self) -> None:
-        """End behind what has been read; may be called by a signal handler."""
+        """End after the audio that has been read; a signal handler may call this."""
         self._queue.put(None)
 
     def __iter__(self) -> Iterator[Samples]:

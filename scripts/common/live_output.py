@@ -1,4 +1,4 @@
-"""Live text on its way out: lines, JSON, and files that are whole at any time."""
+"""Writes live text: lines, JSON, and files that are complete at any time."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ _CLEAR = "\r\x1b[K"
 
 @dataclass(frozen=True)
 class Session:
-    """What is told of a session beside its text; names and units are those of `Transcription`."""
+    """Facts of a session besides its text; names and units are those of `Transcription`."""
 
     duration: float = 0.0
     model: str = ""
@@ -35,23 +35,23 @@ class Session:
 
 
 class LiveOutput(Protocol):
-    """Where the text of a session goes."""
+    """A destination for the text of a session."""
 
     def show(self, updates: Sequence[LiveUpdate], heard: float) -> None:
-        """Take up what is new, after so many seconds of audio."""
+        """Take the new text after `heard` seconds of audio."""
         ...
 
     def end(self) -> None:
-        """The session is over."""
+        """End the output; the session is over."""
         ...
 
 
 class JsonLines:
-    """Prints every update as an object on a line of its own."""
+    """Prints every update as one JSON object per line."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        # Elsewhere what cannot be shown would be spelled out as Python does it, which is no JSON.
+        # Other encodings would escape characters as Python does, which is no JSON.
         self._ascii = (out.encoding or "utf-8").lower().replace("-", "") != "utf8"
 
     def show(self, updates: Sequence[LiveUpdate], heard: float) -> None:
@@ -62,11 +62,11 @@ class JsonLines:
             print(json.dumps(fields, ensure_ascii=self._ascii), file=self._out, flush=True)
 
     def end(self) -> None:
-        """Nothing is left."""
+        """Do nothing: all text is printed."""
 
 
 class SentenceOutput:
-    """What joins committed words into sentences, for `write` to write one by one."""
+    """Joins committed words into sentences, and passes each sentence to `write`."""
 
     def __init__(self) -> None:
         self._sentences = LiveSentences()
@@ -77,7 +77,7 @@ class SentenceOutput:
         raise NotImplementedError
 
     def show(self, updates: Sequence[LiveUpdate], heard: float) -> None:
-        """Write the sentences that are complete."""
+        """Write the complete sentences."""
         for update in updates:
             if isinstance(update, Tentative):
                 self._tentative = update.text
@@ -89,13 +89,13 @@ class SentenceOutput:
                 self.write(sentence)
 
     def end(self) -> None:
-        """Write what is left."""
+        """Write the rest."""
         for sentence in self._sentences.end():
             self.write(sentence)
 
 
 class Lines(SentenceOutput):
-    """Prints a line per sentence; on a terminal, the sentence being spoken flows below them."""
+    """Prints one line per sentence; a terminal shows the current sentence below the lines."""
 
     def __init__(self, out: TextIO) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Lines(SentenceOutput):
         print(f"[{start} --> {end}] {sentence.text}", file=self._out)
 
     def show(self, updates: Sequence[LiveUpdate], heard: float) -> None:
-        """Print the sentences that are complete, and draw what follows them."""
+        """Print the complete sentences, and draw the text after them."""
         super().show(updates, heard)
         if self._redraws:
             text = _fit(escape((self._sentences.text + self._tentative).strip()))
@@ -122,7 +122,7 @@ class Lines(SentenceOutput):
         self._out.flush()
 
     def end(self) -> None:
-        """Print what is left."""
+        """Print the rest."""
         self._clear()
         super().end()
         self._out.flush()
@@ -136,19 +136,19 @@ class Lines(SentenceOutput):
 class SavedFile(SentenceOutput):
     """A file of any output format, written sentence by sentence.
 
-    It is called `talk.partial.srt` while the session lasts and takes its name at the end, so that
-    a file called `talk.srt` is complete. JSON, whose text stands first, is written at the end.
-    A context manager.
+    It is called `talk.partial.srt` during the session and renamed at the end, so a file called
+    `talk.srt` is complete. JSON begins with the whole text, so it is written at the end. A context
+    manager.
 
     Attributes:
-        session: tells what there is to tell of the session; set before the first sentence.
+        session: returns the facts of the session; set before the first sentence.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the file.
 
         Raises:
-            UsageError: the suffix is no format, or the file cannot be written.
+            UsageError: the suffix is no known format, or the file cannot be written.
         """
         super().__init__()
         self.path = path
@@ -159,7 +159,7 @@ class SavedFile(SentenceOutput):
         if path.is_dir():
             raise UsageError(f"--save {path}: is a folder; name a file")
         self._formatter = make_formatter(self._format)
-        self._in_json: list[Committed] = []  # which alone needs sentences again
+        self._in_json: list[Committed] = []  # only JSON needs all sentences at the end
         self._n_written = 0
         self.session: Callable[[], Session] = Session
         try:
@@ -169,7 +169,7 @@ class SavedFile(SentenceOutput):
         self._append(self._formatter.begin())
 
     def write(self, sentence: Committed) -> None:
-        """Write a sentence, so that it is in the file."""
+        """Write a sentence to the file at once."""
         self._n_written += 1
         if self._format == "json":
             self._in_json.append(sentence)
@@ -197,7 +197,7 @@ class SavedFile(SentenceOutput):
             self.partial.unlink()
 
     def _complete(self) -> None:
-        """Write what stands behind the last sentence."""
+        """Write the end of the file, after the last sentence."""
         if self._format == "json":
             self._append(json.dumps(_document(self._in_json, self.session())))
         else:
@@ -220,12 +220,12 @@ class SavedFile(SentenceOutput):
         return OutputError(f"{self.partial}: cannot be written: {error.strerror or error}")
 
 
-# What formats other than JSON are given at the end, of which they read nothing.
+# Formats other than JSON get this result at the end, and read nothing in it.
 _NOTHING = Transcription("", "", (), 0.0, "", "", "")
 
 
 def _segment(sentence: Committed) -> Segment:
-    """A sentence as formats take it, who read its times and its text."""
+    """A sentence as a segment for the formats, which read its times and its text."""
     return Segment(
         id=0,
         seek=0,
@@ -256,7 +256,7 @@ def _document(sentences: Sequence[Committed], session: Session) -> dict[str, Any
 
 
 def _fit(text: str) -> str:
-    """The end of a text, as much as a line of the terminal holds."""
+    """The end of a text that fits in a line of the terminal."""
     room = shutil.get_terminal_size().columns - 1
     kept = len(text)
     while kept:

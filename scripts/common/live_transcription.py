@@ -1,4 +1,4 @@
-"""A session of live speech: from bytes that arrive to text that is printed and saved."""
+"""Runs a session of live speech: reads bytes, prints and saves text."""
 
 import argparse
 import sys
@@ -24,13 +24,13 @@ def transcribe_live(
     arriving: BinaryIO,
     files: Sequence[SavedFile],
 ) -> tuple[str, ...]:
-    """Load the model and transcribe all that arrives; returns the warnings.
+    """Load the model and transcribe the arriving audio; returns the warnings.
 
     Args:
         arguments: the command line of `whisper-npu stream`.
-        options: how to transcribe.
-        arriving: the audio, in bytes.
-        files: where the text is saved, besides being printed.
+        options: the options of the transcription.
+        arriving: the audio, as a binary stream.
+        files: files that the text is saved in; it is always printed.
 
     Raises:
         AudioError: the input cannot be read.
@@ -39,7 +39,7 @@ def transcribe_live(
     """
     folder = cli.find_model(arguments.model)
     name, warnings = "standard input", list[str]()
-    # Buffered, it would wait until the buffer is full.
+    # A buffered stream would wait until the buffer is full.
     pipe = getattr(arriving, "raw", arriving)
     decoder = PcmDecoder(
         pipe,

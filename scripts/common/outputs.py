@@ -1,4 +1,4 @@
-"""Files that measurements are written to, checked before the measuring, not after."""
+"""Files for the results of measurements, checked before the measurement."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,14 +8,15 @@ from whisper_npu.errors import UsageError
 
 
 def check_outputs(files: Iterable[Path | None], plot: Path | None = None) -> None:
-    """Find out before hours of measuring that a result cannot be written.
+    """Check before hours of measuring that the results can be written.
 
     Args:
-        files: What is to be written; None where nothing was asked for.
-        plot: A picture, likewise.
+        files: Files to be written; None for a file that was not requested.
+        plot: Picture to be written, or None.
 
     Raises:
-        UsageError: A folder is missing, is named instead of a file, or the suffix is no picture's.
+        UsageError: A folder is missing or is given instead of a file, or the suffix is no
+            picture's.
     """
     for path in filter(None, (*files, plot)):
         if path.is_dir():
@@ -35,7 +36,7 @@ def write_text(path: Path, content: str) -> None:
         UsageError: The file cannot be written.
     """
     try:
-        # A file name that is not UTF-8 is spelled out, as JSON does it: `\\udcff`.
+        # Characters of a file name that are not UTF-8 are escaped as in JSON: `\\udcff`.
         path.write_text(content, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -43,10 +44,10 @@ def write_text(path: Path, content: str) -> None:
 
 @contextmanager
 def needing_the_extra(purpose: str) -> Iterator[None]:
-    """One clear line where a library of the `eval` extra is missing.
+    """Report a missing library of the `eval` extra in one line.
 
     Raises:
-        UsageError: It is.
+        UsageError: A library is missing.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Plots of measurements, drawn without a display; the file's suffix chooses the format."""
+"""Draws plots of measurements without a display; the file's suffix chooses the format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 
 from whisper_npu.errors import UsageError
 
-# Okabe & Ito's palette: told apart by the colour-blind too.
+# Okabe & Ito's palette, which colour-blind people can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 FORMATS = (".pdf", ".png", ".svg")
 _INK, _FAINT = "#222222", "#888888"
@@ -21,7 +21,7 @@ _SIZE = (8.0, 5.0)  # inches
 _DPI = 150
 _MARKERS = "osD^vPX"
 
-# Where a label may stand, in points from the point it names: near places first.
+# Places for a label, in points from its point; near places come first.
 _LABEL_PLACES = tuple(
     (dx, dy)
     for distance in (5, 14, 26, 40, 56)
@@ -31,7 +31,7 @@ _LABEL_PLACES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A measurement with a name; `interval` is the lowest and highest `y`, if they are known."""
+    """A measurement with a name; `interval` is the lowest and highest `y`, if known."""
 
     label: str
     x: float
@@ -40,17 +40,17 @@ class Point:
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file that no plot can be written to, before hours of measuring.
+    """Check before hours of measuring that a plot can be written to a file.
 
     Raises:
-        UsageError: Its suffix is none of a picture.
+        UsageError: The suffix is no picture format.
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"{path}: a plot is written as one of {', '.join(FORMATS)}")
 
 
 def split_labels(settings: Sequence[dict[str, str]]) -> tuple[str, list[str]]:
-    """What all settings share, and for each what sets it apart from the others."""
+    """The common part of all settings, and for each setting the part that differs."""
     names = list(settings[0]) if settings else []
     varying = [name for name in names if len({each[name] for each in settings}) > 1]
     shared = ", ".join(f"{settings[0][name]}" for name in names if name not in varying)
@@ -58,7 +58,7 @@ def split_labels(settings: Sequence[dict[str, str]]) -> tuple[str, list[str]]:
 
 
 def new_figure(title: str, subtitle: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """An empty plot in the style all of ours share."""
+    """An empty plot in the common style."""
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", pad=22, fontsize=13, fontweight="bold", color=_INK)
@@ -107,7 +107,7 @@ def scatter_with_intervals(
         axes.errorbar(
             point.x,
             point.y,
-            # A percentile interval may lie beside its estimate; a bar cannot be negative.
+            # A percentile interval need not contain its estimate; an error bar cannot be negative.
             yerr=[[max(0.0, point.y - low)], [max(0.0, high - point.y)]],
             fmt=_MARKERS[index // len(PALETTE) % len(_MARKERS)],
             color=PALETTE[index % len(PALETTE)],
@@ -124,9 +124,9 @@ def scatter_with_intervals(
 
 
 def _label(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Write each label beside its point, where it hides neither points nor other labels."""
-    FigureCanvasAgg(figure)  # the figure keeps it: labels are measured in its pixels
-    figure.draw_without_rendering()  # places are known once the plot has been laid out
+    """Write each label near its point, where it hides neither points nor other labels."""
+    FigureCanvasAgg(figure)  # the figure keeps the canvas: labels are measured in its pixels
+    figure.draw_without_rendering()  # positions are known after the layout
     frame = axes.get_window_extent()
     taken = [_pixels(axes, point) for point in points]
     for index, point in enumerate(points):
@@ -161,13 +161,13 @@ def _annotate(axes: Axes, point: Point, place: tuple[int, int], color: str) -> A
 
 
 def _pixels(axes: Axes, point: Point) -> Bbox:
-    """What a point and its interval cover."""
+    """The area of a point and its interval, in pixels."""
     low, high = point.interval or (point.y, point.y)
     (x, bottom), (_, top) = axes.transData.transform([(point.x, low), (point.x, high)])
     return Bbox.from_extents(x - 10, bottom - 10, x + 10, top + 10)
 
 
 def _overlap(one: Bbox, other: Bbox) -> float:
-    """Area two boxes share, in square pixels."""
+    """The common area of two boxes, in square pixels."""
     common = Bbox.intersection(one, other)
     return 0.0 if common is None else float(common.width * common.height)

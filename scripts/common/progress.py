@@ -1,4 +1,4 @@
-"""Progress over everything a program has to do: one bar on a terminal, else a line a minute."""
+"""Shows the progress of a batch: one bar on a terminal, else one line per minute."""
 
 import logging
 import sys
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.transcription.stream import TranscriptionStream
 
 _REDRAWN_EVERY = 0.25  # seconds
-_TOLD_EVERY = 60.0  # seconds: where no bar can be drawn
+_TOLD_EVERY = 60.0  # seconds between lines if there is no bar
 _BAR = "{percentage:3.0f}%|{bar:20}| {desc}"
 
 
 class Progress:
-    """How far a batch of recordings has come.
+    """The progress of a batch of recordings.
 
-    The length of a recording is known once it is opened; those of the others are estimated by the
-    sizes of their files. While windows are being decoded, which takes long where many are decoded
-    together, the bar goes on at the speed so far. A context manager.
+    The length of a recording is known when it is opened. Until then it is estimated from the size
+    of its file. Decoding many windows together takes long; meanwhile the bar moves at the speed so
+    far. A context manager.
     """
 
     def __init__(
@@ -37,23 +37,23 @@ class Progress:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is drawn yet.
+        """Prepare the progress; nothing is drawn yet.
 
         Args:
-            files: what is to be transcribed, `-` for standard input.
-            out: where to draw; standard error by default.
-            clock: seconds from any origin.
+            files: the recordings, `-` for standard input.
+            out: the stream to draw on; by default standard error.
+            clock: returns seconds from any origin.
         """
         self._out = sys.stderr if out is None else out
         self._clock = clock
         self._sizes = [_size(file) for file in files]
-        self._streams: list[TranscriptionStream | None] = []  # of those that were opened, in order
-        self._ended: dict[int, float] = {}  # seconds of audio in those that are over, by place
+        self._streams: list[TranscriptionStream | None] = []  # of the opened recordings, in order
+        self._ended: dict[int, float] = {}  # seconds of audio in finished recordings, by place
         self._n_failed = 0
         self.status = ""
         self._began = clock()
         self._decoding_since: float | None = None
-        self._last = (0.0, self._began)  # seconds done when that was last looked at, and since when
+        self._last = (0.0, self._began)  # seconds done at the last look, and its time
         self._shown = 0.0
         self._has_told = False
         self._lock = RLock()
@@ -64,7 +64,7 @@ class Progress:
         if self._out.isatty():
             from tqdm import tqdm  # noqa: PLC0415 - only imported where it is shown
 
-            tqdm.monitor_interval = 0  # it is drawn here
+            tqdm.monitor_interval = 0  # this class draws the bar
             file = _Drawing(self._out)
             self._bar = tqdm(total=1, file=file, bar_format=_BAR, dynamic_ncols=True, leave=False)
         Thread(target=self._repeat, name="progress", daemon=True).start()
@@ -83,27 +83,27 @@ class Progress:
             self.draw()
 
     def opened(self, stream: "TranscriptionStream | Exception") -> None:
-        """The next recording was opened, or could not be."""
+        """Note that the next recording was opened, or failed to open."""
         if self._decoding_since is None:
             self._decoding_since = self._clock()
         self._streams.append(None if isinstance(stream, Exception) else stream)
 
     def ended(self, place: int, seconds: float, *, failed: bool = False) -> None:
-        """The recording at a place among the files is over, with so many seconds of audio."""
+        """Note that the recording at `place` has ended, after `seconds` of audio."""
         self._ended[place] = seconds
-        self._streams[place] = None  # which holds its whole text
+        self._streams[place] = None  # frees the stream, which holds the whole text
         self._n_failed += failed
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Free the line of the bar for other text, which ends with a line end."""
+        """Clear the line of the bar for other text, which must end with a line end."""
         with self._lock:
             if self._bar is not None:
-                self._bar.clear()  # it is drawn again in a moment
+                self._bar.clear()  # it is drawn again soon
             yield
 
     def draw(self) -> None:
-        """Draw the bar anew, or tell in a line how far it is."""
+        """Draw the bar again, or print the progress in a line."""
         with self._lock:
             if self._over.is_set():
                 return
@@ -116,7 +116,7 @@ class Progress:
             print(f"{fraction:4.0%} {text}", file=self._out, flush=True)
 
     def summary(self) -> str | None:
-        """What was done, in a line; None where nobody has followed the progress: a short run."""
+        """The work done, in one line; None for a short run, which showed no progress."""
         if not (self._has_told or self._out.isatty()):
             return None
         audio, elapsed = sum(self._ended.values()), self._clock() - self._began
@@ -143,7 +143,7 @@ class Progress:
         return (min(1.0, done / total) if total else 0.0), ", ".join(filter(None, parts))
 
     def _seconds_done(self) -> float:
-        """Seconds of audio done; between two steps of the work, by the speed so far."""
+        """Seconds of audio done; between two steps they are estimated by the speed so far."""
         done = read = sum(self._ended.values())
         for stream in self._open_streams():
             done, read = done + stream.seconds_done, read + stream.seconds_read
@@ -157,7 +157,7 @@ class Progress:
         return self._shown
 
     def _seconds_in_all(self) -> float | None:
-        """Seconds of all recordings, as far as can be told; None: not at all."""
+        """Estimated seconds of all recordings; None if unknown."""
         lengths = dict(self._ended)
         for place, stream in enumerate(self._streams):
             length = None if stream is None else stream.duration_estimate
@@ -177,7 +177,7 @@ class Progress:
 
 
 def _size(file: Path) -> int | None:
-    """Bytes of a file, 0 where it is missing; None for standard input and other pipes."""
+    """Bytes of a file, 0 for a missing file; None for standard input and other pipes."""
     try:
         if str(file) == "-" or file.is_fifo():
             return None
@@ -187,7 +187,7 @@ def _size(file: Path) -> int | None:
 
 
 class _Drawing:
-    """A terminal to draw a bar on; what the bar says is escaped, what moves the cursor is not."""
+    """A terminal to draw a bar on; text of the bar is escaped, control characters are not."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._terminal = terminal
@@ -202,7 +202,7 @@ class _Drawing:
 
 
 class BesideProgress(logging.StreamHandler[TextIO]):
-    """Logs to standard error, on lines of its own."""
+    """Logs to standard error, on separate lines beside the progress."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(sys.stderr)
@@ -215,10 +215,10 @@ class BesideProgress(logging.StreamHandler[TextIO]):
 
 
 def log_beside(progress: Progress, *, debug: bool) -> None:
-    """Have the package log to standard error, on lines of its own beside the progress.
+    """Make the package log to standard error, on separate lines beside the progress.
 
     Args:
-        progress: what may stand on the line.
+        progress: the progress, whose bar is cleared for each line.
         debug: whether details are logged, too.
     """
     logger = logging.getLogger("whisper_npu")

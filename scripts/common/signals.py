@@ -1,4 +1,4 @@
-"""Signals that end a program: files that are half written are removed on the way out."""
+"""Handles signals that end a program, so that partial files are removed first."""
 
 import os
 import signal
@@ -10,15 +10,15 @@ from types import FrameType
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
-# A service manager's stop, and a terminal that is closed. Windows has no SIGHUP.
+# Sent by a service manager, and by a terminal that is closed. Windows has no SIGHUP.
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-# Seconds that a program may stay in native code, as a compiler is, which no signal reaches.
+# Seconds that native code such as a compiler may go on, in which Python handles no signal.
 _GRACE = 10.0
 
 
 class Terminated(BaseException):
-    """The program was told to end. Like KeyboardInterrupt it is no error that anybody handles."""
+    """The program was told to end; like KeyboardInterrupt it is no `Exception`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -27,7 +27,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Raise `Terminated` where the first SIGTERM or SIGHUP arrives; more of them are ignored.
+    """Raise `Terminated` at the first SIGTERM or SIGHUP; later ones are ignored.
 
     Signals that the caller handles or ignores (`nohup`) stay as they are.
     """
@@ -55,8 +55,8 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _ended_all_the_same(numbers: Sequence[int], handled: threading.Event) -> Iterator[None]:
-    """End the process where Python does not get to handle one of these signals in time."""
-    if sys.platform == "win32":  # whose pipes cannot be written to without waiting
+    """End the process if Python does not handle one of these signals in time."""
+    if sys.platform == "win32":  # its pipes have no writes without waiting
         yield
         return
     reader, writer = os.pipe()
@@ -80,7 +80,7 @@ def _ended_all_the_same(numbers: Sequence[int], handled: threading.Event) -> Ite
 
 @contextmanager
 def on_interrupt(action: Callable[[], None]) -> Iterator[None]:
-    """Have the first Ctrl-C call `action`; the second is as usual."""
+    """Make the first Ctrl-C call `action`; the second has its usual effect."""
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, before)

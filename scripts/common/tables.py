@@ -1,10 +1,10 @@
-"""Tables of figures for the terminal and for Markdown."""
+"""Formats tables of figures for the terminal and for Markdown."""
 
 from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
-    """Columns in line: the first `names` to the left, the rest, which are figures, to the right."""
+    """Aligned columns: the first `names` to the left, the figures after them to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
     for row in (header, *rows):

@@ -1,4 +1,4 @@
-"""A batch of recordings on its way to text: printed, written, and kept where it is stopped."""
+"""Transcribes a batch of recordings, and prints and writes their texts."""
 
 import argparse
 import contextlib
@@ -28,14 +28,14 @@ logger = logging.getLogger("whisper_npu")
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording to transcribe, and what its outputs are called; see `output_name`."""
+    """A recording to transcribe, and the name of its output files; see `output_name`."""
 
     file: Path
     name: str
 
 
 def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Recording], int]:
-    """The recordings the command line names, each once, and how many names stand for none."""
+    """The recordings that the command line names, each once, and the number of missing names."""
     from whisper_npu.runtime.audio.stream import list_audio_files  # noqa: PLC0415
     from whisper_npu.runtime.output.names import output_name  # noqa: PLC0415
 
@@ -56,7 +56,7 @@ def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Re
 
 
 class Batch:
-    """Recordings transcribed together, as the options of a command line want it."""
+    """Recordings that are transcribed together with the options of a command line."""
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class Batch:
         layout: "SubtitleOptions",
         progress: Progress,
     ) -> None:
-        """Begin nothing yet.
+        """Prepare the batch; nothing begins yet.
 
         Args:
-            recordings: in the order of their texts.
+            recordings: the recordings, in the order of their texts.
             arguments: `output_dir`, `verbose` and `report` are read.
-            formats: of the files to be written; none: nothing is written.
-            layout: of subtitles.
-            progress: told of every recording.
+            formats: formats of the files; if empty, no file is written.
+            layout: the layout of subtitles.
+            progress: shows the progress of every recording.
         """
         self._recordings = recordings
         self._arguments = arguments
@@ -88,11 +88,11 @@ class Batch:
         """Transcribe; a recording that fails is one line, and the others go on.
 
         Returns:
-            how many have failed.
+            the number of failed recordings.
         """
         streams = model.transcribe_all(self._sources(), options, on_open=self._opened)
         n_failed = 0
-        # Once it is stopped, there are fewer streams than recordings.
+        # After a stop there are fewer streams than recordings.
         for place, (recording, stream) in enumerate(zip(self._recordings, streams, strict=False)):
             if self._arguments.verbose and len(self._recordings) > 1:
                 self._print(f"==> {console.one_line(recording.file)} <==", sys.stdout)
@@ -109,18 +109,18 @@ class Batch:
                 self._progress.ended(place, read, failed=True)
                 self._print(f"error: {console.one_line(error)}", sys.stderr)
             if stream in self._streams:
-                self._streams.remove(stream)  # which holds its whole text
+                self._streams.remove(stream)  # frees the stream, which holds the whole text
         return n_failed
 
     def stop(self) -> None:
-        """Finish what is being decoded, and begin nothing else; for a signal handler."""
+        """Finish the windows being decoded, and begin no others; for a signal handler."""
         self.is_stopped = True
         for stream in list(self._streams):
             stream.stop()
         self._progress.status = "finishing what is being decoded (Ctrl-C stops at once)"
 
     def summarise(self) -> None:
-        """Tell what was done, where somebody has followed the progress."""
+        """Print the work done, if the progress was shown."""
         summary = self._progress.summary()
         if self.is_stopped:
             summary = f"{self._n_done} of {len(self._recordings)} files are done"
@@ -142,7 +142,7 @@ class Batch:
             stream.stop()
 
     def _transcribe(self, recording: Recording, stream: "TranscriptionStream") -> None:
-        """Show and write segments as they come, and say what there is to say of the whole."""
+        """Print and write segments while they are decoded, and report on the whole recording."""
         from whisper_npu.runtime.output.subtitles import format_timestamp  # noqa: PLC0415
 
         with self._outputs(recording) as outputs:
@@ -155,7 +155,7 @@ class Batch:
                         channel = "" if segment.channel is None else f"[{segment.channel}] "
                         self._print(f"[{start} --> {end}] {channel}{segment.text}", sys.stdout)
                 result = stream.result()
-            except AudioError:  # of its rest: what was read before is whole
+            except AudioError:  # the rest cannot be read; the text before it is complete
                 if outputs is not None and stream.partial_result().segments:
                     self._keep(recording, stream.partial_result(), outputs)
                 raise
@@ -187,7 +187,7 @@ class Batch:
     def _keep(
         self, recording: Recording, result: "Transcription", outputs: "OutputFiles | None"
     ) -> None:
-        """Keep the text of a recording that was stopped, and say where it is."""
+        """Keep the text of a stopped recording, and print its place."""
         if not result.segments:
             where = "nothing of it is transcribed yet"
         else:
@@ -205,7 +205,7 @@ class Batch:
 
 
 def report_lines(result: "Transcription") -> Iterator[str]:
-    """How the time of a recording is accounted for, and where it ran."""
+    """Lines on what became of a recording's time, and on the device."""
     for channel in result.coverage.channels or (None,):
         yield from _channel_lines(result, channel)
     ran = f"{result.device}, {result.precision}, {result.kv_cache} cache"
@@ -213,7 +213,7 @@ def report_lines(result: "Transcription") -> Iterator[str]:
 
 
 def _channel_lines(result: "Transcription", channel: str | None) -> Iterator[str]:
-    """How the time of one channel or track is accounted for, or of all there is."""
+    """Lines on what became of the time of one channel or track, or of the whole recording."""
     totals = result.coverage.seconds(channel)
     seconds = ", ".join(f"{fate} {total:.2f} s" for fate, total in totals.items())
     name = "" if channel is None else f"{channel}: "

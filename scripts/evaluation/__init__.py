@@ -1,1 +1,1 @@
-"""What `whisper-npu wer` measures and prints."""
+"""The measurements and reports of `whisper-npu wer`."""

@@ -1,4 +1,4 @@
-"""What real life does to speech: level, telephone, noise, music, tempo.
+"""Changes speech as real life does: level, telephone, noise, music, tempo.
 
 Samples are float32 `(n,)`, mono, 16 kHz, full scale at 1.
 """
@@ -18,7 +18,7 @@ def _rms(samples: npt.NDArray[np.floating]) -> float:
 
 
 def at_level(speech: Samples, decibels: float) -> Samples:
-    """Speech whose loudest sample is at so many dB of full scale, below 0."""
+    """Speech whose loudest sample is at `decibels` of full scale, below 0."""
     level: Samples = speech / np.abs(speech).max() * 10 ** (decibels / 20)
     return level
 
@@ -29,7 +29,7 @@ def as_16_bit(speech: Samples) -> Samples:
 
 
 def telephone(speech: Samples) -> Samples:
-    """8 kHz, 300 to 3400 Hz, mu-law (ITU-T G.711)."""
+    """Speech through a telephone: 8 kHz, 300 to 3400 Hz, mu-law (ITU-T G.711)."""
     narrow = soxr.resample(speech, SAMPLE_RATE, 8000)
     spectrum = np.fft.rfft(narrow)
     frequencies = np.fft.rfftfreq(len(narrow), 1 / 8000)
@@ -44,7 +44,7 @@ def telephone(speech: Samples) -> Samples:
 
 
 def with_noise(speech: Samples, decibels: float, rng: np.random.Generator) -> Samples:
-    """Speech in pink noise, so many dB above it."""
+    """Speech in pink noise, `decibels` above the noise."""
     spectrum = np.fft.rfft(rng.standard_normal(len(speech)))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     noise = np.fft.irfft(spectrum, len(speech))
@@ -53,7 +53,7 @@ def with_noise(speech: Samples, decibels: float, rng: np.random.Generator) -> Sa
 
 
 def with_music(speech: Samples, decibels: float) -> Samples:
-    """Speech over plucked chords, two a second, so many dB below it."""
+    """Speech over two plucked chords per second, which are `decibels` below the speech."""
     times = np.arange(len(speech)) / SAMPLE_RATE
     music = np.zeros(len(speech))
     chords = ((220.0, 261.6, 329.6), (174.6, 220.0, 261.6), (196.0, 246.9, 293.7))
@@ -70,7 +70,7 @@ def with_music(speech: Samples, decibels: float) -> Samples:
 
 
 def at_speed(speech: Samples, speed: float) -> Samples:
-    """The same at another tempo, the pitch kept, by FFmpeg's `atempo`."""
+    """Speech at another tempo with the same pitch, by FFmpeg's `atempo`."""
     graph = av.filter.Graph()
     source = graph.add_abuffer(sample_rate=SAMPLE_RATE, format="flt", layout="mono")
     tempo = graph.add("atempo", str(speed))

@@ -1,4 +1,4 @@
-"""Every configuration that a command line combines: loaded, and run over all recordings."""
+"""Loads every configuration of a command line, and runs it over all recordings."""
 
 import argparse
 import itertools
@@ -29,7 +29,7 @@ from whisper_npu.scripts.evaluation.word_errors import Failure, Run, Transcript,
 
 @dataclass(frozen=True)
 class Setup:
-    """A model as it is to be loaded."""
+    """The settings with which a model is loaded."""
 
     model: str
     device: str
@@ -45,7 +45,7 @@ class Setup:
 def measure(
     arguments: argparse.Namespace, references: Sequence[Reference]
 ) -> tuple[list[Run], int]:
-    """Transcribe everything in every configuration; returns the runs and the exit code.
+    """Transcribe all recordings in every configuration; returns the runs and the exit code.
 
     A configuration that fails is one line on standard error; the others go on.
 
@@ -54,11 +54,12 @@ def measure(
         UsageError: The decoding options are wrong.
     """
     modes = list(dict.fromkeys(arguments.mode or [TranscribeOptions.mode]))
-    options = {mode: _options(arguments, mode) for mode in modes}  # wrong ones are told at once
-    if arguments.max_wer is not None and not arguments.max_wer >= 0:  # NaN is not, either
+    options = {mode: _options(arguments, mode) for mode in modes}  # wrong options fail at once
+    if arguments.max_wer is not None and not arguments.max_wer >= 0:  # refuses NaN, too
         raise UsageError("--max-wer takes a percentage, 0 or more")
     setups = _setups(arguments)
-    folders = {setup.model: cli.find_model(setup.model) for setup in setups}  # none is missing
+    # A missing model fails before the first measurement.
+    folders = {setup.model: cli.find_model(setup.model) for setup in setups}
     names = _model_names(folders)
     runs: list[Run] = []
     exit_code = cli.EXIT_OK
@@ -67,7 +68,7 @@ def measure(
         for mode in modes:
             try:
                 model = model or _load(setup, folders[setup.model], arguments.threads)
-                settings = {  # what really runs, not what was asked for
+                settings = {  # the settings that really run, not the requested ones
                     "model": names[setup.model],
                     "backend": setup.backend,
                     "device": model.backend.device,
@@ -81,7 +82,7 @@ def measure(
                 console.error(f"{setup}, mode {mode}: {error}")
                 exit_code = max(exit_code, error.exit_code)
                 if model is None:
-                    break  # it would not load for the next mode either
+                    break  # it would not load for the other modes either
                 continue
             if run.failures:
                 exit_code = max(exit_code, cli.EXIT_SOME_FAILED)
@@ -93,7 +94,7 @@ def measure(
 
 
 def _setups(arguments: argparse.Namespace) -> list[Setup]:
-    """Every combination of what the command line repeats."""
+    """Every combination of the repeated options."""
     return [
         Setup(*choice)
         for choice in itertools.product(
@@ -116,7 +117,7 @@ def _load(setup: Setup, folder: Path, threads: int) -> WhisperModel:
 
 
 def _model_names(folders: dict[str, Path]) -> dict[str, str]:
-    """What reports call each model: its folder's name, or all that was typed if two are alike."""
+    """Names of the models in reports: the folder's name, or the whole argument if two are equal."""
     names = {model: folder.resolve().name for model, folder in folders.items()}
     return names if len(set(names.values())) == len(names) else {model: model for model in names}
 
@@ -126,14 +127,14 @@ def _options(arguments: argparse.Namespace, mode: str) -> TranscribeOptions:
 
 
 def common_language(runs: Sequence[Run]) -> str:
-    """The language whose normaliser compares all runs: given, or else the one heard most often.
+    """The language of the normaliser for all runs: the given one, or the most frequent one.
 
-    One for all, so that every configuration is measured against the same words.
+    All runs have the same normaliser, so that they are measured against the same words.
     """
     first = runs[0]
     if first.options.task == "translate":
         return "en"
-    # An English-only model has its language, though none was given to the others.
+    # An English-only model has a language, even if no language was given.
     given = [run.options.language for run in runs if run.options.language is not None]
     return given[0] if given else first.main_language()
 
@@ -142,7 +143,7 @@ def common_language(runs: Sequence[Run]) -> str:
 def _progress(
     description: str, n_recordings: int
 ) -> Iterator[Callable[[Transcript | Failure], None]]:
-    """A progress bar where standard error is a terminal, and a line for each failure anywhere."""
+    """Show a progress bar if standard error is a terminal, and print a line for each failure."""
     with tqdm(total=n_recordings, desc=description, unit="file", disable=None) as bar:
 
         def show(result: Transcript | Failure) -> None:

@@ -1,4 +1,4 @@
-"""Evaluations as text, Markdown and JSON. Error rates are percentages everywhere."""
+"""Reports evaluations as text, Markdown and JSON. All error rates are percentages."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ def description(settings: dict[str, str]) -> str:
 
 
 def conditions(evaluation: Evaluation) -> str:
-    """One line: what was compared and how, for every configuration alike."""
+    """One line on the recordings and options that all configurations share."""
     metric, run = evaluation.metric, evaluation.run
     options = ", ".join(
         f"{name}={value!r}"
         for name, value in changed(run.options).items()
-        if name not in {"language", *run.settings}  # told elsewhere
+        if name not in {"language", *run.settings}  # reported elsewhere
     )
     return (
         f"{len(run.transcripts)} recordings, {evaluation.audio_seconds:.1f} s, "
@@ -73,7 +73,7 @@ def files_table(evaluation: Evaluation, table: Table = text_table) -> str:
 
 
 def summary_table(evaluations: Sequence[Evaluation], table: Table = text_table) -> str:
-    """One row per configuration; with several, how each differs from the first."""
+    """One row per configuration; several also have the difference from the first."""
     metric = evaluations[0].metric
     header = ["model", *list(evaluations[0].run.settings)[1:], f"{metric.name} %"]
     header += ["95 % interval", "sub", "del", "ins", "empty", "truncated", "failed", "RTF", "RTFx"]
@@ -110,7 +110,7 @@ def worst(evaluation: Evaluation, n: int) -> list[tuple[str, str]]:
 
 
 def text_details(evaluation: Evaluation, n_worst: int) -> str:
-    """A configuration's recordings, the worst of them, and those that failed."""
+    """A configuration's recordings, its worst recordings, and its failures."""
     parts = [f"{description(evaluation.run.settings)}\n", files_table(evaluation)]
     for heading, alignment in worst(evaluation, n_worst):
         parts.append(f"\n{heading}\n\n{alignment}")
@@ -137,7 +137,7 @@ def markdown(evaluations: Sequence[Evaluation], n_worst: int) -> str:
 
 
 def to_json(evaluations: Sequence[Evaluation], references: Sequence[str]) -> dict[str, Any]:
-    """The whole evaluation, texts included, as JSON takes it."""
+    """The whole evaluation, texts included, as values for JSON."""
     metric = evaluations[0].metric
     return {
         "metric": metric.name,
@@ -235,15 +235,15 @@ def write(
     markdown_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """Write the files that are named.
+    """Write the requested files.
 
     Args:
-        evaluations: What was measured.
-        references: The manifests and folders the recordings came from.
-        worst: Recordings that Markdown shows aligned.
-        json_file: Everything, texts included.
-        markdown_file: The tables.
-        plot_file: Error rate against speed.
+        evaluations: The evaluations.
+        references: The manifests and folders of the recordings.
+        worst: Number of recordings that Markdown shows aligned.
+        json_file: File for all results, texts included, or None.
+        markdown_file: File for the tables, or None.
+        plot_file: File for the plot of error rate against speed, or None.
 
     Raises:
         UsageError: A file cannot be written.
@@ -260,7 +260,7 @@ def write(
 def above(evaluations: Sequence[Evaluation], limit: float | None) -> list[str]:
     """A line for each evaluation whose error rate, rounded as it is printed, is above the limit.
 
-    An error rate that has no value is not within any limit.
+    An evaluation without an error rate is above every limit.
     """
     lines = []
     for evaluation in evaluations:
@@ -276,7 +276,7 @@ def above(evaluations: Sequence[Evaluation], limit: float | None) -> list[str]:
 
 
 def draw(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Error rate against speed, one point per configuration, with its interval.
+    """Draw error rate against speed, one point with its interval per configuration.
 
     Raises:
         UsageError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""The parts of the robustness set: clean utterances joined and changed, one difficulty each."""
+"""Makes the parts of the robustness set: joins and changes clean utterances."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ _SEED = 20261128
 
 @dataclass(frozen=True)
 class Utterance:
-    """What one speaker says without a break.
+    """An utterance of one speaker.
 
     Attributes:
-        speaker: who.
+        speaker: the speaker's name.
         samples: float32 `(n,)`, mono, 16 kHz.
         text: the words.
     """
@@ -54,7 +54,7 @@ def read_utterances(references: Path) -> list[Utterance]:
     """The utterances of a manifest or LibriSpeech folder, in its order.
 
     Raises:
-        UsageError: the manifest cannot be read, or there are not two speakers.
+        UsageError: the manifest cannot be read, or has fewer than two speakers.
         AudioError: a recording cannot be read.
     """
     utterances = [
@@ -111,7 +111,7 @@ def _joined(
     gains: Sequence[float] = (),
     change: Callable[[Samples], Samples] | None = None,
 ) -> Recording:
-    """Utterances one after the other, `gaps` seconds behind each; a negative gap is an overlap."""
+    """Utterances one after the other, with `gaps` seconds after each; a negative gap overlaps."""
     starts, length = [], 0
     for number, each in enumerate(utterances):
         starts.append(length)
@@ -128,7 +128,7 @@ def _joined(
 
 
 def _two_levels(by_speaker: Sequence[Sequence[Utterance]]) -> Iterator[Recording]:
-    """A quiet speaker and then a loud one, in one window: 15 to 29 s."""
+    """A quiet speaker, then a loud speaker, in one window of 15 to 29 s."""
     for number in range(max(map(len, by_speaker))):
         for place, group in enumerate(by_speaker):
             following = by_speaker[(place + 1 + number % (len(by_speaker) - 1)) % len(by_speaker)]
@@ -150,7 +150,7 @@ def _turns(by_speaker: Sequence[Sequence[Utterance]]) -> Iterator[Recording]:
 
 
 def _overlapping(by_speaker: Sequence[Sequence[Utterance]]) -> Iterator[Recording]:
-    """Two speakers in turn, each beginning half a second before the other has ended."""
+    """Two speakers in turn; each begins half a second before the other ends."""
     for place, group in enumerate(by_speaker):
         others = [each for each in by_speaker if each is not group]
         other = others[(place + 1) % len(others)]

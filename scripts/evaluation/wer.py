@@ -1,4 +1,4 @@
-"""Word error rates in detail: what was lost where, and how sure the rate is."""
+"""Compares texts with references in detail, and computes confidence intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ _RESAMPLES = 10_000
 _RESAMPLES_AT_ONCE = 500  # keeps the matrix of draws small for thousands of recordings
 _SEED = 0
 
-# An output is truncated when this many words or characters in a row are missing from it, ...
+# An output is truncated if so many words or characters in a row are missing, ...
 _LOST_RUN = {"WER": 8, "CER": 20}
-# ... or it is shorter than this share of the reference, by at least so many (of two words, one may
-# be missing for other reasons).
+# ... or if it is shorter than this share of the reference, by at least so many words or characters
+# (one of two words may be missing for other reasons).
 _SHORT_SHARE = 0.5
 _SHORT_BY = {"WER": 4, "CER": 10}
 _ALIGNMENT_WIDTH = 100
@@ -41,10 +41,10 @@ class Comparison:
 
     Attributes:
         edits: The counts.
-        empty: Words were said, and none came out.
-        truncated: Some came out, but a stretch of the reference is missing: 8 words (20
+        empty: The reference has words, the hypothesis has none.
+        truncated: The hypothesis has words, but part of the reference is missing: 8 words (20
             characters) in a row, or more than half of all, at least 4 words (10 characters).
-        alignment: Reference above hypothesis, edits marked; empty if they agree.
+        alignment: Reference above hypothesis, with marked edits; empty if they agree.
     """
 
     edits: Edits
@@ -77,16 +77,16 @@ def compare(reference: str, hypothesis: str, metric: Metric) -> Comparison:
 def _alignment(output: jiwer.WordOutput) -> str:
     drawn = jiwer.visualize_alignment(output, show_measures=False, line_width=_ALIGNMENT_WIDTH)
     lines = [line.rstrip() for line in drawn.splitlines()[2:]]  # without "=== SENTENCE 1 ==="
-    # A stretch without edits leaves an empty line of marks.
+    # A part without edits has an empty line of marks.
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip("\n")
 
 
 def bootstrap_interval(counts: Sequence[Edits]) -> tuple[float, float] | None:
-    """Interval that holds the corpus error rate with 95 % confidence, in percent.
+    """The 95 % confidence interval of the corpus error rate, in percent.
 
-    The percentile bootstrap over recordings (Bisani & Ney 2004, "Bootstrap estimates for
-    confidence intervals in ASR performance evaluation"), with a fixed seed. None for fewer than
-    two recordings with words: they say nothing about their spread.
+    It is the percentile bootstrap over recordings (Bisani & Ney 2004, "Bootstrap estimates for
+    confidence intervals in ASR performance evaluation"), with a fixed seed. It is None for fewer
+    than two recordings with words, which have no spread.
     """
     if not _has_spread(counts):
         return None
@@ -96,10 +96,10 @@ def bootstrap_interval(counts: Sequence[Edits]) -> tuple[float, float] | None:
 def bootstrap_difference(
     counts: Sequence[Edits], baseline: Sequence[Edits]
 ) -> tuple[float, float] | None:
-    """Interval of the error rate of `counts` minus that of `baseline`, in percentage points.
+    """The interval of the error rate of `counts` minus that of `baseline`, in percentage points.
 
-    Both are of the same recordings in the same order and are drawn together, so that what makes a
-    recording hard for both cancels out: an interval without 0 in it is a real difference.
+    Both are of the same recordings in the same order and are drawn together, so the difficulty of a
+    recording cancels out. An interval without 0 shows a real difference.
     """
     if not _has_spread(counts):
         return None
@@ -111,14 +111,14 @@ def _has_spread(counts: Sequence[Edits]) -> bool:
 
 
 def _middle(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """What lies between the tails, for the confidence wanted."""
+    """The interval between the tails of a distribution, at 95 % confidence."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
 
 
 def _resampled_rates(counts: Sequence[Edits]) -> npt.NDArray[np.float64]:
-    """Error rates `(n,)` of corpora drawn with replacement; the same draws for the same sizes."""
+    """Error rates `(n,)` of corpora drawn with replacement; equal sizes have equal draws."""
     errors = np.array([edits.errors for edits in counts], dtype=np.float64)
     words = np.array([edits.words for edits in counts], dtype=np.float64)
     rng = np.random.default_rng(_SEED)
@@ -126,6 +126,6 @@ def _resampled_rates(counts: Sequence[Edits]) -> npt.NDArray[np.float64]:
     for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
         draws = rng.integers(len(counts), size=(_RESAMPLES_AT_ONCE, len(counts)))
         drawn_words = words[draws].sum(axis=1)
-        spoken = drawn_words > 0  # nothing but recordings without speech drawn: there is no rate
+        spoken = drawn_words > 0  # a corpus of recordings without speech has no rate
         rates.append(100 * errors[draws].sum(axis=1)[spoken] / drawn_words[spoken])
     return np.concatenate(rates)

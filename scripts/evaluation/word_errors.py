@@ -1,4 +1,4 @@
-"""One configuration of a model over many recordings: what it heard, how wrong, how fast."""
+"""Measures the errors and the speed of one configuration over many recordings."""
 
 import time
 from collections import Counter
@@ -13,21 +13,21 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.model import WhisperModel
 from whisper_npu.scripts.evaluation import wer
 
-_WARM_UP_SAMPLES = 45 * SAMPLE_RATE  # longer than a window: decoding them together is warm too
+_WARM_UP_SAMPLES = 45 * SAMPLE_RATE  # longer than a window, to warm up batches as well
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What came out for one recording.
+    """The transcript of one recording.
 
     Attributes:
-        reference: The recording and its words.
-        text: The words that came out.
+        reference: The recording and its reference text.
+        text: The decoded text.
         language: Code of the language, given or detected.
         audio_seconds: Length of the recording.
-        seconds: Work that it took, reading included; of what was decoded together, its share. With
-            several streams at work that is more than the time that went by.
-        warnings: What the transcription warned of.
+        seconds: Work for the recording, reading included, with its share of shared batches. With
+            several streams this is more than the elapsed time.
+        warnings: Warnings of the transcription.
     """
 
     reference: Reference
@@ -40,7 +40,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A recording that could not be transcribed, and why."""
+    """A recording that could not be transcribed, and the reason."""
 
     reference: Reference
     error: str
@@ -51,10 +51,10 @@ class Run:
     """All recordings transcribed in one configuration.
 
     Attributes:
-        settings: What really ran: model, device, kv_cache, precision, and the decode mode.
+        settings: The settings that really ran: model, device, kv_cache, precision, decode mode.
         options: The options of the transcriptions.
         transcripts: In the order of the references.
-        failures: Recordings that are not among them.
+        failures: Recordings that could not be transcribed.
         seconds: Time from the first file to the last text.
     """
 
@@ -65,7 +65,7 @@ class Run:
     seconds: float
 
     def main_language(self) -> str:
-        """The language most recordings are in."""
+        """The language of most recordings."""
         languages = Counter(transcript.language for transcript in self.transcripts)
         return languages.most_common(1)[0][0]
 
@@ -77,13 +77,13 @@ def transcribe_all(
     references: Sequence[Reference],
     on_result: Callable[[Transcript | Failure], None],
 ) -> Run:
-    """Transcribe every recording, windows of several of them decoded together, and time it.
+    """Transcribe every recording, with windows of several decoded together, and measure the time.
 
     Args:
-        model: A loaded model; loading is not in the times.
-        options: How to transcribe.
+        model: A loaded model; times do not include loading.
+        options: The options of the transcription.
         settings: See `Run`.
-        references: What to transcribe.
+        references: The recordings to transcribe.
         on_result: Called after each recording.
 
     Raises:
@@ -105,8 +105,8 @@ def transcribe_all(
             failures.append(Failure(reference, str(error)))
             on_result(failures[-1])
             continue
-        # Recordings are decoded together: most texts come at once, and the time between two of them
-        # says nothing.
+        # Recordings are decoded together, so most texts come at once, and the time between two
+        # texts has no meaning.
         seconds = sum(stream.times.seconds.values())
         transcripts.append(
             Transcript(
@@ -121,13 +121,13 @@ def transcribe_all(
 def _warm_up(
     model: WhisperModel, options: TranscribeOptions, references: Sequence[Reference]
 ) -> None:
-    """Transcribe the start of the first recording that can be read: first runs are slower."""
+    """Transcribe the start of the first readable recording, because first runs are slower."""
     for reference in references:
         try:
             with open_audio(reference.audio, block_samples=_WARM_UP_SAMPLES) as audio:
                 block = next(iter(audio))
         except AudioError:
-            continue  # told when its turn comes
+            continue  # reported later, when it is transcribed
         model.transcribe(block, options).result()
         return
 
@@ -150,16 +150,16 @@ class Evaluation:
 
     @property
     def rate(self) -> float | None:
-        """The corpus error rate in percent; None where no word was to be said."""
+        """The corpus error rate in percent; None if the references have no words."""
         return self.edits.rate
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """Where the corpus error rate lies with 95 % confidence."""
+        """The 95 % confidence interval of the corpus error rate, in percent."""
         return wer.bootstrap_interval(self._counts())
 
     def difference(self, baseline: "Evaluation") -> tuple[float, float] | None:
-        """Where its rate minus that of `baseline` lies; None if they read other recordings."""
+        """The interval of its rate minus that of `baseline`; None if their recordings differ."""
         if self._references() != baseline._references():
             return None
         return wer.bootstrap_difference(self._counts(), baseline._counts())
@@ -169,12 +169,12 @@ class Evaluation:
 
     @property
     def empty(self) -> int:
-        """Outputs without a word where words were said."""
+        """Number of outputs without words for references with words."""
         return sum(comparison.empty for comparison in self.comparisons)
 
     @property
     def truncated(self) -> int:
-        """Outputs that miss a stretch of what was said."""
+        """Number of outputs that lack a part of their reference."""
         return sum(comparison.truncated for comparison in self.comparisons)
 
     @property
@@ -184,17 +184,17 @@ class Evaluation:
 
     @property
     def seconds(self) -> float:
-        """Time that transcribing them took."""
+        """Seconds of transcribing them."""
         return self.run.seconds
 
     @property
     def rtf(self) -> float:
-        """Processing time by audio time."""
+        """Seconds of processing per second of audio."""
         return self.seconds / self.audio_seconds
 
     @property
     def rtfx(self) -> float:
-        """Audio time by processing time."""
+        """Seconds of audio per second of processing."""
         return self.audio_seconds / self.seconds
 
     def worst(self, n: int) -> list[tuple[Transcript, wer.Comparison]]:

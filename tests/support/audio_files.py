@@ -1,4 +1,4 @@
-"""Recordings for the tests, written where a test needs them: good, odd and broken ones."""
+"""Writes recordings for the tests: good, odd and broken ones."""
 
 import struct
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ RATE = 16_000
 
 
 def voice(seconds: float, rate: int = RATE) -> np.ndarray:
-    """A buzz with the pitch and syllables of a voice, float32; lossy codecs keep it well."""
+    """A float32 buzz with the pitch and syllables of a voice, which lossy codecs keep well."""
     time = np.arange(round(seconds * rate)) / rate
     buzz = sum(np.sin(2 * np.pi * 150 * k * time + k * k) / k for k in range(1, 12))
     syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 3.1 * time)
@@ -36,7 +36,7 @@ def write_with_ffmpeg(
         pictures = add_pictures(container) if video else None
         stream = container.add_stream(codec, rate=rate, layout="mono")
         if codec.startswith("wma"):
-            stream.bit_rate = 64_000  # its encoder knows no default
+            stream.bit_rate = 64_000  # the encoder has no default
         sample_format = stream.codec_context.codec.audio_formats[0].name
         resampler = av.AudioResampler(format=sample_format, layout="mono", rate=rate)
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="fltp", layout="mono")
@@ -178,7 +178,7 @@ def _write_with_jumps(path: Path, samples: np.ndarray, late) -> Path:
 
 
 def write_with_holes(path: Path, samples: np.ndarray, hole: float, number: int) -> Path:
-    """The same with as many holes, of `hole` seconds each, as there are pieces of 0.1 s."""
+    """The same with a hole of `hole` seconds after each of the first `number` pieces of 0.1 s."""
     return _write_with_jumps(path, samples, lambda index: hole * min(index, number))
 
 
@@ -201,7 +201,7 @@ def cut(source: Path, target: Path, share: float) -> Path:
 
 
 def spoil(source: Path, target: Path, size: int) -> Path:
-    """A copy with `size` bytes in the middle overwritten by noise."""
+    """A copy in which noise overwrites `size` bytes in the middle."""
     content = bytearray(source.read_bytes())
     middle = len(content) // 2
     content[middle : middle + size] = np.random.default_rng(0).bytes(size)
@@ -210,7 +210,7 @@ def spoil(source: Path, target: Path, size: int) -> Path:
 
 
 def wav_with_length(path: Path, samples: np.ndarray, announced: int) -> Path:
-    """16-bit WAV whose header announces any number of bytes, as recorders and pipes write it."""
+    """A 16-bit WAV whose header announces any number of bytes, as recorders and pipes do."""
     soundfile.write(path, samples, RATE, subtype="PCM_16")
     content = bytearray(path.read_bytes())
     content[4:8] = struct.pack("<I", min(announced + 36, 2**32 - 1))
@@ -220,7 +220,7 @@ def wav_with_length(path: Path, samples: np.ndarray, announced: int) -> Path:
 
 
 def bad_files(folder):
-    """Recordings that cannot be transcribed, and a word of what is said of each."""
+    """Recordings that cannot be transcribed, and a word of the error of each."""
     good = folder / "good.mp4"
     write_with_ffmpeg(good, voice(2.0), RATE, "aac")
     made = {"missing.wav": "no such file"}

@@ -1,6 +1,6 @@
-"""Writes CTranslate2 folders, the way its converters do: the opposite of export/ctranslate2.py.
+"""Writes CTranslate2 folders as CTranslate2's converters do; the opposite of export/ctranslate2.py.
 
-Written from CTranslate2's format, not from our reader, so that each checks the other.
+It follows CTranslate2's format, not export/ctranslate2.py, so that each checks the other.
 """
 
 import json
@@ -58,7 +58,7 @@ def variables_of(model) -> dict[str, np.ndarray]:
 
 
 def quantize(variables: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """What `ct2-transformers-converter --quantization KIND` stores."""
+    """The variables that `ct2-transformers-converter --quantization KIND` stores."""
     if kind == "float32":
         return variables
     stored = {}

@@ -1,6 +1,6 @@
-"""The equalities that hold for every kind of cache, as functions that tests call.
+"""Checks that every kind of cache must pass.
 
-They are functions so that a test can also show that a broken cache does not pass them.
+They are functions, so that a test can also show that a broken cache fails them.
 """
 
 from collections import Counter
@@ -19,11 +19,11 @@ from whisper_npu.runtime.engines.cpu_capabilities import (
 from whisper_npu.runtime.engines.protocol import N_LOGITS
 
 KINDS = ("concat", "static", "stateful", "off")
-TOLERANCE = 2e-3  # rounding reaches 6e-4 where attention is sharp; a wrong past, whole units
+TOLERANCE = 2e-3  # rounding reaches 6e-4 for sharp attention, a wrong past whole units
 HAS_BF16 = computes_in(ov.Core(), "CPU", "bf16")
 HAS_VNNI = multiplies_bytes()
 HAS_AMX = HAS_BF16 and is_faster_whole("bf16")
-# Every window becomes text, once, however improbable: a random model says nothing probable.
+# Every window becomes text, without fallback: all texts of a random model are improbable.
 PLAIN = {
     "language": "en",
     "without_timestamps": True,
@@ -70,7 +70,7 @@ def reference_logits(checkpoint, audio, tokens):
 
 
 def stepwise_logits(backend, audio, tokens, *, chunk=1, rows_per_window=1):
-    """A session's logits after each token: a prefill of `N_LOGITS`, then steps of `chunk`."""
+    """A session's logits after each token: `N_LOGITS` tokens at once, then steps of `chunk`."""
     session = backend.start(audio, rows_per_window)
     try:
         parts = [session.step(tokens[:, :N_LOGITS]).copy()]
@@ -84,13 +84,13 @@ def stepwise_logits(backend, audio, tokens, *, chunk=1, rows_per_window=1):
 
 
 def assert_equals_full_context(backend, audio, tokens, expected, *, chunk=1, rows_per_window=1):
-    """The logits after each token are those of one pass over the whole context."""
+    """Check that the logits after each token equal those of one pass over the whole context."""
     got = stepwise_logits(backend, audio, tokens, chunk=chunk, rows_per_window=rows_per_window)
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
 
 
 def assert_repeatable(model, recordings, **options):
-    """Twice the same, and A, B, A: results equal bit for bit, whatever was decoded in between."""
+    """Check that a recording's result is equal bit for bit, again and after other recordings."""
     options = options or PLAIN
     first = [model.transcribe(path, **options).result() for path in recordings]
     assert len({result.text for result in first}) == len(recordings), "they must differ to tell"
@@ -101,7 +101,7 @@ def assert_repeatable(model, recordings, **options):
 
 
 def assert_thread_safe(model, recordings, **options):
-    """Several threads at once get what one after another gives."""
+    """Check that several threads at once get the results of one thread after the other."""
     options = options or PLAIN
     alone = [model.transcribe(path, **options).result() for path in recordings]
 
@@ -115,17 +115,17 @@ def assert_thread_safe(model, recordings, **options):
 
 
 def products_of_int8(arithmetic):
-    """How many products of tiny.en's graphs run in which precision with `precision="int8"`."""
+    """The number of tiny.en's products per precision with `precision="int8"`."""
     if HAS_AMX:
         return {"encoder": {"bf16": 24}, "with_past": {"i8": 33}, "cross": {"bf16": 8}}
     return {"encoder": {"i8": 8, arithmetic: 16}, "with_past": {"i8": 33}, "cross": {"i8": 8}}
 
 
 def product_precisions(compiled):
-    """How many of a compiled graph's products with constants run in which precision.
+    """The number of a compiled graph's products with constants, per precision.
 
-    With a constant on the left, as in the projection of cross-attention states, the plugin has
-    another name for them.
+    The plugin has another name for a product with the constant on the left, as in the projection of
+    cross-attention states.
     """
     is_projection = compiled.inputs[0].get_any_name() == "encoder_hidden_states"
     kinds = {"FullyConnected", "MatMul"} if is_projection else {"FullyConnected"}

@@ -1,4 +1,4 @@
-"""A backend that says what a test tells it to, and remembers what it was asked.
+"""A backend that decodes the tokens that a test gives it, and records its calls.
 
 The tokenizer is the tiny Whisper's; no graph is run.
 """
@@ -26,13 +26,13 @@ SURE = 30.0  # logit of a scripted token; the others have 0
 
 @dataclass
 class Say:
-    """What the decoder says in one window.
+    """The output of the decoder for one window.
 
     Attributes:
-        tokens: sampled one after the other, then the end of text.
-        logit: of each token: low ones make an improbable text.
+        tokens: the tokens that are sampled one after the other, before the end of text.
+        logit: the logit of each token; low logits make an improbable text.
         no_speech: logit of `<|nospeech|>` after `<|startoftranscript|>`.
-        language: the language token that is likeliest after `<|startoftranscript|>`.
+        language: the likeliest language token after `<|startoftranscript|>`.
         certainty: logit of that token; the others have 0.
     """
 
@@ -45,14 +45,14 @@ class Say:
 
 @dataclass
 class Asked:
-    """One decoding session: how many rows it had, and every token it was fed."""
+    """One decoding session: its number of rows, and all tokens that it was fed."""
 
     rows: int
     tokens: list[list[int]] = field(default_factory=list)
 
 
 class FakeBackend(SingleStream):
-    """Says the next entry of `script` in each session that decodes, and the last one ever after."""
+    """Each session that decodes says the next entry of `script`; the last entry is repeated."""
 
     n_mels = 80
     n_audio_ctx = 1500
@@ -66,7 +66,7 @@ class FakeBackend(SingleStream):
         self.special = tokenizer.special
         self.n_vocab = self.special.timestamp_begin + 1501
         self.script = list(script)
-        self.windows = []  # features of every window that was encoded
+        self.windows = []  # features of every encoded window
         self.asked = []
         self.open_sessions = 0
 
@@ -144,7 +144,7 @@ def fake_model(folder, script, **generation):
 
 
 def scripted_model(folder, *script, **generation):
-    """The same, with `stamp(s)`, the token of a time."""
+    """The same as `fake_model`, with `stamp(s)`, which gives the token of a time."""
     model = fake_model(folder, script, **generation)
     begin = model.tokenizer.special.timestamp_begin
     model.stamp = lambda seconds: begin + round(seconds / 0.02)

@@ -1,7 +1,7 @@
-"""Speech that a simulated recogniser understands: second `k` is tone `k`, and means word `k`.
+"""Speech for a simulated recogniser: second `k` is tone `k`, which means word `k`.
 
-What the recogniser says depends on the audio it is given and on the tokens it goes on from, as with
-a real model: a word that has not been heard to its end is misheard.
+The text depends on the audio and on the prefix tokens, as with a real model: a word that is cut off
+becomes a wrong word.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from whisper_npu.runtime.transcription.model import WhisperModel
 _FIRST_BAND = 28  # below it, bands are too narrow to tell apart
 N_WORDS = 50
 _LETTERS = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (N_WORDS, 4))
-WORDS = tuple("".join(letters) for letters in _LETTERS)  # in which no one sees a loop
-WHOLE = 80  # frames of a word that make it understood
-_SPOKEN = 0.9  # of every second
+WORDS = tuple("".join(letters) for letters in _LETTERS)  # words that look like no loop
+WHOLE = 80  # frames of a word from which it is recognised correctly
+_SPOKEN = 0.9  # share of every second that is speech
 
 
 def speech(first, last):
@@ -42,7 +42,7 @@ def _tone(number):
 
 
 class LoudIsSpeech:
-    """A speech detector that goes by loudness, beyond what quiet audio is amplified to."""
+    """A speech detector by loudness; its threshold is above the level of amplified quiet audio."""
 
     def detector(self):
         return self
@@ -66,11 +66,11 @@ class Pitches(FakeBackend):
         return np.repeat(features.argmax(axis=1)[:, ::2, None], 4, axis=2).astype(np.float32)
 
 
-class AttentionRecorder(Pitches):
+class Listener(Pitches):
     """Says the words it hears."""
 
     def hear(self, audio, begun):
-        """What is said after tokens `begun` in a window encoded as `audio`."""
+        """The tokens after the prefix tokens `begun`, in a window encoded as `audio`."""
         bands = audio[0, :, 0].astype(int)
         heard = []  # number, first and last frame
         for place in np.flatnonzero(np.isin(bands, range(_FIRST_BAND, _FIRST_BAND + N_WORDS))):
@@ -114,5 +114,5 @@ class _ListenerSession(FakeSession):
 def listening_model(folder):
     """A model that understands `speech`."""
     model = fake_model(folder, [Say(())])
-    recorder = AttentionRecorder(model.tokenizer)
+    recorder = Listener(model.tokenizer)
     return WhisperModel(model.folder, recorder, model.tokenizer, LoudIsSpeech())

@@ -1,4 +1,4 @@
-"""Model folders as other exporters make them, cut out of one of ours."""
+"""Makes model folders like those of other exporters, from folders of this exporter."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def copy_folder(folder, target):
 
 
 def edit_manifest(folder, **changes):
-    """Change entries of the manifest; None removes one. The files are certified as they are now."""
+    """Change entries of the manifest (None removes one), and certify the files as they are now."""
     path = folder / MANIFEST
     files = [each for each in folder.iterdir() if each.is_file() and each != path]
     certified = {"files": {each.name: describe_file(each) for each in files}}
@@ -25,7 +25,7 @@ def edit_manifest(folder, **changes):
 
 
 def name_weights(folder, name):
-    """Let the three graphs keep their weights in a file of another name; without a manifest."""
+    """Rename the file of the three graphs' weights, and remove the manifest."""
     (folder / "model.onnx_data").rename(folder / name)
     for path in (folder / graph for graph in GRAPHS):
         model = onnx.load(path, load_external_data=False)
@@ -40,7 +40,7 @@ def name_weights(folder, name):
 
 
 def _rewire_present(folder, replacement):
-    """Replace what each `present.*.decoder.*` output gives; attention reads what it read before.
+    """Replace the value of each `present.*.decoder.*` output; attention reads the same as before.
 
     `replacement(name, past, new, joined)` returns the nodes that compute output `name` from the
     tensors of the past, of the new tokens, and of both joined.
@@ -67,7 +67,7 @@ def _rewire_present(folder, replacement):
 
 
 def make_delta(folder):
-    """Let `present.*` hold the new states only, as older exporters and the NPU's graphs do."""
+    """Make `present.*` hold only the new states, as older exporters and NPU graphs do."""
     _rewire_present(
         folder, lambda name, _past, new, _joined: [helper.make_node("Identity", [new], [name])]
     )
@@ -76,7 +76,7 @@ def make_delta(folder):
 
 
 def _through_nonzero(name, source):
-    """Nodes that pass `source` through unchanged in a way that hides its length from inference."""
+    """Nodes that pass `source` through unchanged, but hide its length from shape inference."""
     made = {part: f"{name}.{part}" for part in ("axes", "peak", "same", "where", "flat", "zero")}
     return [
         helper.make_node(
@@ -100,7 +100,7 @@ def _through_nonzero(name, source):
 
 
 def hide_lengths(folder, *, delta):
-    """Let the length of `present.*` depend on the data, and the manifest not say what it is."""
+    """Make the length of `present.*` depend on the data, and remove it from the manifest."""
     _rewire_present(
         folder,
         lambda name, _past, new, joined: _through_nonzero(name, new if delta else joined),
@@ -110,7 +110,7 @@ def hide_lengths(folder, *, delta):
 
 
 def return_nothing_known(folder):
-    """Let `present.*` hold past, new and past again: a contract nobody has."""
+    """Make `present.*` hold past, new and past states, which no contract has."""
     _rewire_present(
         folder,
         lambda name, past, _new, joined: [
@@ -122,7 +122,7 @@ def return_nothing_known(folder):
 
 
 def as_other_exporters_write(folder, *, one_file_per_graph):
-    """Each graph with weights of its own: inside the ONNX file, or in one data file beside it."""
+    """Give each graph its own weights: inside the ONNX file, or in one data file beside it."""
     models = {name: onnx.load(folder / name) for name in GRAPHS}
     (folder / "model.onnx_data").unlink()
     (folder / ALIGNMENT).unlink(missing_ok=True)
@@ -144,20 +144,20 @@ def as_other_exporters_write(folder, *, one_file_per_graph):
 
 
 def rename_first(path, side):
-    """Give a graph's first input or output another name."""
+    """Rename a graph's first input or output."""
     model = onnx.load(path, load_external_data=False)
     values = getattr(model.graph, side)
     before, values[0].name = values[0].name, "renamed"
     for node in model.graph.node:
         names = getattr(node, side)
         names[:] = ["renamed" if name == before else name for name in names]
-        # An output may be read inside the graph as well.
+        # Other nodes may read an output, too.
         node.input[:] = ["renamed" if name == before else name for name in node.input]
     path.write_bytes(model.SerializeToString())
 
 
 def drop_last_layers_states(path):
-    """Make a cached decoder one that returns no states of its last layer."""
+    """Remove the states of the last layer from a cached decoder's outputs."""
     model = onnx.load(path, load_external_data=False)
     last = max(value.name.split(".")[1] for value in model.graph.output if "." in value.name)
     kept = [value for value in model.graph.output if f".{last}." not in value.name]
@@ -167,7 +167,7 @@ def drop_last_layers_states(path):
 
 
 def write_encoder(path, width):
-    """Write an encoder for nothing, with states of any width."""
+    """Write a dummy encoder with states of any width."""
     shape = helper.make_tensor("shape", TensorProto.INT64, [3], [1, 1500, width])
     nodes = [
         helper.make_node("ReduceMean", ["input_features"], ["mean"], keepdims=1),

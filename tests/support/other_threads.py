@@ -1,4 +1,4 @@
-"""How long the other threads of a process have computed."""
+"""Measures how long the other threads of a process have computed."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ TASKS = Path("/proc/self/task")
 
 
 def run_program(code: str) -> float:
-    """Run a program that may import this module, and prints a number of seconds; returns it."""
+    """Run a program that prints a number of seconds; return the number."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -18,8 +18,8 @@ def run_program(code: str) -> float:
 
 
 def seconds_of_other_threads() -> float:
-    """Processor time of all threads but this one, taken once all of them sleep."""
-    own = str(os.getpid())  # of the main thread
+    """Processor time of all threads except this one, read when all of them sleep."""
+    own = str(os.getpid())  # also the id of the main thread
     late = time.monotonic() + 60
     while any(_is_running(task) for task in TASKS.iterdir() if task.name != own):
         assert time.monotonic() < late, "a thread never sleeps"

@@ -1,10 +1,10 @@
-"""A speech detector for tests: where it hears speech is known beforehand."""
+"""A speech detector for tests, with speech at known places."""
 
 import numpy as np
 
 
 class PausesEverySoOften:
-    """Hears speech, and a pause of a quarter of a second in every four."""
+    """Finds speech everywhere, except in a pause of a quarter of a second every four seconds."""
 
     heard = 0
 

@@ -1,7 +1,7 @@
-"""A tiny random Whisper with a tokenizer of its own: real structure, no download, exact runs.
+"""Makes a tiny random Whisper with its own tokenizer: real structure, no download, exact runs.
 
-Its weights are drawn so that greedy decoding gives varied tokens that depend on the audio and that
-end by themselves, as a trained model's do; default initialisation repeats one token for ever.
+Its weights are drawn so that greedy decoding gives varied tokens that depend on the audio and end
+by themselves, as with a trained model. The default initialisation repeats one token for ever.
 """
 
 import json
@@ -15,11 +15,11 @@ LANGUAGES = ("en", "zh", "de", "es", "fr")
 MERGES = 64
 ENGLISH_TEXT_TOKENS = 50_256  # GPT-2's
 EOT_SCALE = 1.8
-SEED = 1  # of several tried: its decodes end by themselves or run to the limit
+SEED = 1  # chosen so that decodes end by themselves or run to the limit
 
 
 def byte_characters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in byte order."""
+    """GPT-2's printable characters for the 256 bytes, in byte order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     table = {byte: chr(byte) for byte in printable}
@@ -43,7 +43,7 @@ def build_tokenizer_json(*, english: bool = False) -> bytes:
     """A byte-level BPE: 256 bytes, some merges of two letters, Whisper's special tokens.
 
     Args:
-        english: As many text tokens as English-only models have, most of them in no use.
+        english: Make as many text tokens as English-only models have; most are unused.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -119,14 +119,14 @@ def save_checkpoint(folder: Path, *, english: bool = False, padding: int = 0) ->
     """Write the tiny Whisper as a Hugging Face folder.
 
     Args:
-        folder: Where to.
+        folder: The folder to write.
         english: See `build_tokenizer_json`.
-        padding: Rows of the embedding that stand for no token.
+        padding: Number of embedding rows without a token.
     """
     tokenizer_json = build_tokenizer_json(english=english)
     build_model(tokenizer_json, padding=padding).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer_json)
-    # save_pretrained derives a bare one; without it the export must complete it from the tokenizer.
+    # save_pretrained writes a minimal one; without it the export completes it from the tokenizer.
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -134,7 +134,7 @@ def save_checkpoint(folder: Path, *, english: bool = False, padding: int = 0) ->
 
 
 def synthetic_speech(seed: int, seconds: float, rate: int = 16000) -> np.ndarray:
-    """A buzz that glides and pulses, different for each seed; float32 in [-1, 1]."""
+    """A buzz that glides and pulses, different for each seed; float32 `(n,)` in [-1, 1]."""
     random = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate)) / rate
     pitch = 90 + 60 * random.random() + 40 * np.sin(2 * np.pi * random.random() * time)

@@ -163,6 +163,41 @@ class TestRowsThatHaveEnded:
         ]
         assert windows == alone  # log probabilities too
 
+    def test_those_that_nobody_wants_end_where_they_are(self, tokenizer):
+        scripts = [tuple(range(5, 5 + n)) for n in (12, 9, 12)]
+        backend = Uneven(tokenizer, [Say(script) for script in scripts])
+        steps = []
+
+        def is_wanted():
+            steps.append(len(steps))
+            return [len(steps) < 3, True, len(steps) < 5]
+
+        windows = decode_windows(
+            backend,
+            tokenizer,
+            MULTILINGUAL,
+            np.zeros((3, 1500, 4), np.float32),
+            DecodingOptions(without_timestamps=True),
+            StageTimes(),
+            is_wanted=is_wanted,
+        )
+        assert [len(window.tokens) for window in windows] == [3, 9, 5]
+        assert windows[1].tokens == scripts[1]
+        assert backend.batches == [3] * 5 + [1] * 5  # rows leave when half have ended
+
+    def test_a_batch_that_nobody_wants_is_not_gone_on_with(self, tokenizer):
+        backend = Uneven(tokenizer, [Say(tuple(range(5, 30)))] * 2)
+        decode_windows(
+            backend,
+            tokenizer,
+            MULTILINGUAL,
+            np.zeros((2, 1500, 4), np.float32),
+            DecodingOptions(without_timestamps=True),
+            StageTimes(),
+            is_wanted=lambda: [False, False],
+        )
+        assert backend.batches == [2]
+
 
 class TestPrompt:
     def test_english_only_models_take_neither_language_nor_task(self, tokenizer):

@@ -250,7 +250,7 @@ class TestRecordings:
         [
             ({"languages": ("de", "Klingon")}, "unknown language 'Klingon'"),
             ({"languages": ("de", "cy")}, "no language token for welsh"),
-            ({"languages": ("de",), "language": "de"}, "give no language beside them"),
+            ({"languages": ("de",), "language": "de"}, "give no language with it"),
             ({"languages": ()}, "languages takes a list"),
             ({"languages": "de"}, "languages takes a list"),
         ],
@@ -296,7 +296,7 @@ class TestRecordings:
     def test_pauses_are_no_speech(self, model, mode, monkeypatch):
         result = []
         monkeypatch.setattr(
-            SpokenLanguage, "decode_requests", lambda self, seconds, found: result.append(seconds)
+            SpokenLanguage, "add_evidence", lambda self, seconds, found: result.append(seconds)
         )
         audio = np.concatenate([silence(2), voice("de", 0.5), silence(2), voice("de", 0.5)])
         model.transcribe(audio, mode=mode, without_timestamps=True).result()

@@ -12,7 +12,7 @@ from fake_backend import INVENT, Say, fake_model
 from pauses import PausesEverySoOften
 
 from whisper_npu import load_model
-from whisper_npu.errors import AudioError, UsageError
+from whisper_npu.errors import AudioError, DeviceError, UsageError
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.group import Group
@@ -151,6 +151,32 @@ class TestOneStream:
         with pytest.raises(UsageError, match="outside of the callback"):
             stream.result()
         assert asked == [True]
+
+    def test_a_callback_may_ask_for_another_text(self, model):
+        texts = []
+
+        def callback(_):
+            if not texts:
+                texts.append(None)
+                texts.append(model.transcribe(sounds(40)[0], **INVENT).text)
+
+        stream = model.transcribe(sounds(3)[0], on_partial=callback, **INVENT)
+        assert ends(lambda: stream.text) == "One two."
+        assert texts[1] == "One two. One two."
+
+    def test_a_failure_is_told_and_a_later_call_begins_anew(self, model):
+        start = model.backend.start
+
+        def fail(*_):
+            model.backend.start = start
+            raise DeviceError("FAKE failed to run the model: no power")
+
+        model.backend.start = fail
+        failed = model.transcribe(sounds(3)[0], **INVENT)
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="no power"):
+                _ = failed.text
+        assert model.transcribe(sounds(3)[0], **INVENT).text == "One two."
 
     @pytest.mark.slow
     def test_a_callback_may_close(self, model):

@@ -1,5 +1,7 @@
 """Several recordings at once, on real graphs: each says what it says alone."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import soundfile
 import tiny_whisper
@@ -162,6 +164,21 @@ class TestRealGraphs:
     def test_an_option_that_is_wrong_is_told_at_once(self, model, recordings):
         with pytest.raises(UsageError, match="nonsense"):
             model.transcribe_all(recordings, nonsense=1)
+
+    def test_company_changes_no_word(self, model, recordings):
+        """Of a short recording, encoded short: alone in a job, beside others, or beside a call."""
+        options = {**OPTIONS, "elastic": True}
+        (alone,) = model.transcribe_all(recordings[1:2], **options)
+        among = list(model.transcribe_all(recordings, **options))[1]
+        assert among.result().segments == alone.result().segments
+        by_itself = model.transcribe(recordings[1], **options).result()
+        with ThreadPoolExecutor(3) as callers:
+            every = [callers.submit(self.text_of, model, recordings[1], options) for _ in range(3)]
+            assert [each.result() for each in every] == [by_itself.segments] * 3
+
+    @staticmethod
+    def text_of(model, recording, options):
+        return model.transcribe(recording, **options).segments
 
     def test_silent_fill_does_not_depend_on_the_batch(self, model, recordings):
         """Windows of several lengths, encoded short, alone and together."""
