@@ -134,6 +134,7 @@ class TestTranscribe:
         _ = loaded(tiny_folder).transcribe(samples, **PLAIN, sample_len=3).text
         np.testing.assert_array_equal(samples, before)
 
+    @pytest.mark.slow
     def test_two_transcriptions_interleaved(self, tiny_folder, tiny_audio):
         """Segments taken in turns from two streams of one model are those of each alone."""
         model = loaded(tiny_folder, "stateful")
