@@ -29,6 +29,7 @@ MARKS = {
     "base_folder": ("real_weights", "slow"),
     "beckett": ("real_weights", "slow"),
     "real_asset": ("real_weights", "slow"),
+    "measured": ("slow",),  # a whole benchmark
 }
 
 

@@ -31,6 +31,7 @@ def test_importing_the_package_loads_next_to_nothing():
     assert not loaded & (HEAVY | ENGINE)
 
 
+@pytest.mark.slow
 def test_a_transcription_never_loads_a_training_library(tiny_folder, tiny_audio):
     loaded = modules_after(
         "from whisper_npu import load_model\n"

@@ -86,6 +86,7 @@ def test_recording_is_a_file(index: Path, monkeypatch) -> None:
     assert fetch("sound").read_bytes() == b"RIFF"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"first", b"first half, \0\0\0\0\0\0\0half"])
 def test_damaged_cache_is_fetched_again(model: Asset, content: bytes) -> None:
     """A file of the right size may be damaged, too; an export would certify it."""
@@ -154,6 +155,7 @@ def _fetch_in_a_process(asset: Asset) -> str:
     return str(fetch("toy"))
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_at_once(model: Asset) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:

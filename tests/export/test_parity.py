@@ -79,6 +79,7 @@ def test_good_export_is_certified(tiny_folder: Path) -> None:
     assert len(differences["decoder_with_past_model"]) == 1 + 2 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "part", "output"),
     [
@@ -101,12 +102,14 @@ def test_one_changed_weight_fails_with_both_sides(
     assert output in message
 
 
+@pytest.mark.slow
 def test_nan_fails(folder: Path, verify) -> None:
     _shift_one_weight(folder / ENCODER, "conv1.bias", float("nan"))
     with pytest.raises(ParityError, match="nan"):
         verify()
 
 
+@pytest.mark.slow
 def test_exchanged_names_fail(folder: Path, verify) -> None:
     """Key and value of one layer exchanged: names and shapes are right, values are not."""
     model = onnx.load(folder / WITH_PAST, load_external_data=False)
@@ -119,6 +122,7 @@ def test_exchanged_names_fail(folder: Path, verify) -> None:
         verify()
 
 
+@pytest.mark.slow
 def test_missing_output_is_named(folder: Path, verify) -> None:
     model = onnx.load(folder / DECODER, load_external_data=False)
     kept = [v for v in model.graph.output if v.name != "present.1.encoder.value"]
@@ -139,6 +143,7 @@ def test_fixed_axis_is_named(folder: Path, verify) -> None:
         verify()
 
 
+@pytest.mark.slow
 def test_delta_cache_fails_as_a_shape(folder: Path, verify) -> None:
     """A graph that returns only the new states where the joined cache is promised."""
     model = onnx.load(folder / WITH_PAST, load_external_data=False)
@@ -151,6 +156,7 @@ def test_delta_cache_fails_as_a_shape(folder: Path, verify) -> None:
         verify()
 
 
+@pytest.mark.slow
 def test_unreadable_graph_is_named(folder: Path, verify) -> None:
     path = folder / DECODER
     path.write_bytes(path.read_bytes()[:1000])
@@ -159,6 +165,7 @@ def test_unreadable_graph_is_named(folder: Path, verify) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_one_other_token_fails_with_both_sides(folder: Path, verify, monkeypatch) -> None:
     """Values within tolerance, but one token chosen otherwise: the case tolerances cannot see."""
     original = parity._continue
@@ -188,6 +195,7 @@ def test_suppressed_tokens_are_never_chosen(checkpoint: Checkpoint) -> None:
     assert choice(logits, start=False, forced=True) == 100
 
 
+@pytest.mark.slow
 def test_without_a_recording_synthetic_sound_is_used_and_said(checkpoint, monkeypatch) -> None:
     def fail(_name: str) -> Path:
         raise AssetError("no network")
@@ -214,6 +222,7 @@ def test_long_recordings_are_used_to_their_end(checkpoint, tmp_path: Path, monke
     assert names == ["long.wav from 0 s", "long.wav from 30 s", "long.wav from 60 s"]
 
 
+@pytest.mark.slow
 def test_external_data_is_what_the_graphs_read(folder: Path, verify) -> None:
     """A flipped bit pattern in the shared file reaches all graphs; the first one tells."""
     model = onnx.load(folder / ENCODER, load_external_data=False)

@@ -226,6 +226,7 @@ def _keep_audio(backend, hidden, real=static_backend.StaticBackend.project):
     return real(backend, backend.first_window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leak", ["states", "audio"])
 def test_the_leak_test_catches_a_leak(emulated, folder, tiny_audio, monkeypatch, leak):
     if leak == "states":

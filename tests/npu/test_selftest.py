@@ -56,6 +56,7 @@ def outcomes(model, recordings, reference):
     return {check.name: check for check in selftest.run(model, recordings, reference)}
 
 
+@pytest.mark.slow
 def test_a_right_device_passes(model, recordings, reference):
     assert reference.tokens["a"] != reference.tokens["b"]
     checks = outcomes(model, recordings, reference)
@@ -111,17 +112,20 @@ class Endless(Broken):
         return session
 
 
+@pytest.mark.slow
 def test_a_device_that_mixes_up_windows_fails(model, recordings, reference):
     checks = outcomes(WhisperModel(model.folder, Stale(model.backend)), recordings, reference)
     assert checks["A, B, A"].passed is False
     assert "differs at step" in checks["A, B, A"].detail
 
 
+@pytest.mark.slow
 def test_a_device_without_a_limit_fails(model, recordings, reference):
     checks = outcomes(WhisperModel(model.folder, Endless(model.backend)), recordings, reference)
     assert checks["448-token limit"].passed is False
 
 
+@pytest.mark.slow
 def test_other_tokens_fail_with_the_step(model, recordings, reference):
     wrong = dict(reference.tokens)
     wrong["a"] = (*wrong["a"][:2], 7)
@@ -205,6 +209,7 @@ def test_another_runtime_s_transcript(model, reference, tmp_path):
         selftest.compare_transcript(model, tmp_path / "none.json", expected)
 
 
+@pytest.mark.slow
 def test_the_command(tiny_folder, recordings, tmp_path, capsys):
     files = [str(write(tmp_path, name, samples)) for name, samples in recordings.items()]
     command = [str(tiny_folder), "--audio", *files]  # in f32, where nothing else is said

@@ -39,6 +39,7 @@ def contestant(name: str, folder: Path, **changes: object) -> Contestant:
     return Contestant(name, sys.executable, {**job, **changes})
 
 
+@pytest.mark.slow
 def test_contestants_take_turns_and_one_that_fails_is_left_out(
     tiny_folder, manifest, tmp_path
 ) -> None:
@@ -95,6 +96,7 @@ def test_if_ours_fails_there_is_nothing_to_compare(tiny_folder, manifest, tmp_pa
         )
 
 
+@pytest.mark.slow
 def test_everything_is_reported(tiny_folder, manifest, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(
         peer_contestants,

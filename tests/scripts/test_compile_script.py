@@ -37,6 +37,7 @@ def test_graphs_alone(folder, cache_folder, capsys):
     assert not cache_folder.exists()
 
 
+@pytest.mark.slow
 def test_compiled_once_listed_and_cleared(folder, capsys):
     assert compile_model.main([str(folder), "--device", "CPU"]) == 0
     first = capsys.readouterr().err

@@ -298,6 +298,7 @@ def test_words_invented_in_silence_come_first(bench, capsys) -> None:
     assert out.splitlines()[-1] == "WER: 100.00"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
 def test_plot(bench, suffix, start) -> None:
     out = bench.folder / f"out{suffix}"
@@ -366,6 +367,7 @@ def test_wrong_command_lines_are_told_before_anything_is_measured(
     assert bench.loads == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["jiwer", "whisper_normalizer.basic", "matplotlib"])
 def test_missing_extra_is_one_line(bench, module) -> None:
     code = (

@@ -47,6 +47,7 @@ def odd_worker(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_no_damaged_file_crashes_or_hangs_or_raises(tmp_path, capsys):
     code = main(["--files", str(N_FILES), "--jobs", "2", "--keep", str(tmp_path / "kept")])
     output = capsys.readouterr()
@@ -58,6 +59,7 @@ def test_no_damaged_file_crashes_or_hangs_or_raises(tmp_path, capsys):
     assert min(numbers[each] for each in ("read", "read with warnings", "refused")) > N_FILES / 10
 
 
+@pytest.mark.slow
 def test_the_same_with_ffmpeg_in_its_child(tmp_path):
     files = write_files(tmp_path, 40, seed=1)
     verdicts = list(decode(files, 60, isolated=True))

@@ -73,6 +73,7 @@ class TestLoadModel:
         with load_model(tiny_folder, device="cpu", kv_cache="concat") as model:
             assert model.backend.device == "CPU"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", KINDS)
     def test_results_name_the_cache_and_the_precision(self, tiny_folder, tiny_audio, kind):
         result = loaded(tiny_folder, kind).transcribe(tiny_audio[0], **PLAIN).result()
@@ -133,6 +134,7 @@ class TestTranscribe:
         _ = loaded(tiny_folder).transcribe(samples, **PLAIN, sample_len=3).text
         np.testing.assert_array_equal(samples, before)
 
+    @pytest.mark.slow
     def test_two_transcriptions_interleaved(self, tiny_folder, tiny_audio):
         """Segments taken in turns from two streams of one model are those of each alone."""
         model = loaded(tiny_folder, "stateful")

@@ -73,6 +73,7 @@ def as_installed(tmp_path):
     return package.parent
 
 
+@pytest.mark.slow
 def test_right_programs_check_and_wrong_ones_do_not(as_installed, tmp_path, monkeypatch):
     from mypy import api
 

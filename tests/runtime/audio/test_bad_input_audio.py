@@ -604,6 +604,7 @@ class TestBombs:
 class TestDamagedInside:
     """What follows the damage is read, too, and the damage is told."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", ["mp3", "flac", "ogg"])
     def test_both_sides_are_kept(self, tmp_path, suffix):
         noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE)

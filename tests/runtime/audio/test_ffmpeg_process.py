@@ -81,6 +81,7 @@ def test_memory_without_end_is_refused(good, broken):
         load_audio(good)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds this limit")
 def test_the_child_cannot_fill_the_memory(good, broken):
     broken("return [bytearray(1 << 30) for _ in range(3)]")

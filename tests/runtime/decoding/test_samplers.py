@@ -123,6 +123,7 @@ class TestBeams:
             StageTimes(),
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"without_timestamps": False}, {"sample_len": 200}])
     def test_one_beam_is_greedy(self, setting, options):
         greedy = self.decode(setting, **options)

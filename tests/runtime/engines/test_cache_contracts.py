@@ -62,6 +62,7 @@ class TestBothContracts:
         model = loaded(folders["delta"], kind)
         assert_equals_full_context(model.backend, audio[:batch], rows[:batch], expected[:batch])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", CACHED)
     def test_several_new_tokens_at_once(self, folders, audio, rows, expected, kind):
         model = loaded(folders["delta"], kind)
@@ -355,6 +356,7 @@ class TestBrokenCachesAreNoticed:
         with pytest.raises(AssertionError, match="Not equal to tolerance"):
             self.check(folders["accumulated"], "concat", audio, rows, expected)
 
+    @pytest.mark.slow
     def test_keeping_the_output_buffer(self, folders, audio, rows, expected, monkeypatch):
         monkeypatch.setattr(engine, "ConcatCache", ForgetsToCopy)
         with pytest.raises(AssertionError, match="Not equal to tolerance"):

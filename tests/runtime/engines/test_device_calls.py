@@ -97,6 +97,7 @@ class TestErrors:
         with pytest.raises(DeviceError, match=r"the speech detector .* failed to run"):
             detector.judge(chunks)()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kv_cache", ["stateful", "concat", "off"])
     def test_what_is_set_wrongly_is_told(self, tiny_folder, kv_cache):
         backend = load_model(tiny_folder, precision="f32", kv_cache=kv_cache).backend
@@ -176,6 +177,7 @@ assert begun.text == text
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 @pytest.mark.parametrize(
     ("device", "backend"), [("CPU", "openvino"), (EMULATED, "openvino"), ("CPU", "onnxruntime")]

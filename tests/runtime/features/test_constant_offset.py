@@ -23,6 +23,7 @@ def test_what_does_no_harm_stays_as_it_is(offset):
     assert (removed(samples) == samples).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [PIECE, 1600])
 @pytest.mark.parametrize("offset", [0.06, -0.3])
 def test_a_large_offset_goes(size, offset):

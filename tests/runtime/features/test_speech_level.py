@@ -34,6 +34,7 @@ def test_quiet_speech_is_amplified(speech, decibels):
     assert np.abs(normalize(quiet)[60:]).max() == pytest.approx(0.05, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.06, -0.3])
 def test_a_constant_offset_goes(speech, offset):
     spoilt = np.float32(0.1) * speech + np.float32(offset)

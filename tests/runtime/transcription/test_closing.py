@@ -28,6 +28,7 @@ def model(make, words):
 
 
 class TestStreams:
+    @pytest.mark.slow
     def test_a_block_closes_a_stream_and_its_file(self, model, tmp_path):
         path = tmp_path / "x.wav"
         soundfile.write(path, sound(36), SAMPLE_RATE)
@@ -41,6 +42,7 @@ class TestStreams:
         assert stream.partial_result().text == "One."
         path.unlink()  # Windows lets nobody delete a file that is open
 
+    @pytest.mark.slow
     def test_what_is_complete_stays(self, model):
         with model.transcribe(sound(36), **ENGLISH) as stream:
             text = stream.text
@@ -52,6 +54,7 @@ class TestStreams:
         with pytest.raises(ZeroDivisionError), model.transcribe(sound(36), **ENGLISH):
             _ = 1 / 0
 
+    @pytest.mark.slow
     def test_channels_close_together(self, model):
         both = np.stack((sound(36), sound(36, seed=1)), axis=1)
         with model.transcribe(both, **ENGLISH, channels="split") as stream:
@@ -74,6 +77,7 @@ class TestModels:
             _ = model.backend
         model.close()
 
+    @pytest.mark.slow
     def test_results_stay(self, model):
         with model:
             stream = model.transcribe(sound(36), **ENGLISH)
@@ -81,6 +85,7 @@ class TestModels:
         assert stream.text == text == "One. Two."
         assert stream.result().device == "FAKE"
 
+    @pytest.mark.slow
     def test_what_is_under_way_is_told_so(self, model):
         stream = model.transcribe(sound(36), **ENGLISH)
         segments = iter(stream)
@@ -92,6 +97,7 @@ class TestModels:
             _ = stream.text
         assert stream.partial_result().text == "One."
 
+    @pytest.mark.slow
     def test_recordings_not_yet_opened_are_not(self, model):
         streams = model.transcribe_all([sound(36)] * 40, **ENGLISH, batch_size=1)
         first = next(streams)
@@ -101,6 +107,7 @@ class TestModels:
         with pytest.raises(UsageError, match=CLOSED):
             _ = [each.text for each in streams]
 
+    @pytest.mark.slow
     def test_the_engine_is_let_go_of(self, model):
         with model:
             _ = model.transcribe(sound(36), **ENGLISH).text
@@ -108,6 +115,7 @@ class TestModels:
         gc.collect()
         assert engine() is None
 
+    @pytest.mark.slow
     def test_within_a_callback(self, model):
         seen = []
 
@@ -148,6 +156,7 @@ class TestTheHabitOfTwoNames:
         with pytest.raises(UsageError, match=r"not \(segments, info\)"):
             _segments, _ = model.transcribe(both, **ENGLISH, channels="split")
 
+    @pytest.mark.slow
     def test_everything_else_iterates(self, model):
         stream = model.transcribe(sound(36), **ENGLISH)
         texts = [segment.text for segment in stream]

@@ -158,6 +158,7 @@ class TestSeveral:
         assert min(result) > 90  # the other is no longer
         assert next(streams).text == several.transcribe(sounds[1], **self.OPTIONS).text
 
+    @pytest.mark.slow
     def test_one_given_up_costs_the_others_nothing(self, several, sounds):
         alone = several.transcribe(sounds[1], **self.OPTIONS).text
         streams = several.transcribe_all(sounds, **self.OPTIONS, batch_size=1)

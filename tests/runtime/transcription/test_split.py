@@ -55,6 +55,7 @@ def said(segments):
 
 
 class TestTwoSpeakers:
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["sequential", "batched"])
     def test_each_says_what_it_says_alone(self, model, sides, call, mode):
         left, right = (model.transcribe(side, **OPTIONS, mode=mode).result() for side in sides)
@@ -87,6 +88,7 @@ class TestTwoSpeakers:
         stream.result()
         assert len(batches) > first  # the first text was there long before the end
 
+    @pytest.mark.slow
     def test_among_other_recordings(self, model, sides, call):
         alone = [model.transcribe(each, **SPLIT).result() for each in (sides[0], call, sides[1])]
         streams = model.transcribe_all([sides[0], call, sides[1]], **SPLIT)

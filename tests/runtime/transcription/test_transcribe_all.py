@@ -42,6 +42,7 @@ def recordings(tmp_path_factory):
 class TestRealGraphs:
     """The tiny random model, in f32: what it says is no text, but the same every time."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["sequential", "batched"])
     def test_together_they_say_what_each_says_alone(self, model, recordings, mode):
         options = {**OPTIONS, "mode": mode}
@@ -65,6 +66,7 @@ class TestRealGraphs:
         assert stream.n_expected == expected
         stream.close()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch_size", [1, 16])
     def test_a_prefix_belongs_to_the_first_window_alone(self, model, recordings, batch_size):
         """Whatever shares its batch: what follows is what is said without a prefix."""
@@ -80,6 +82,7 @@ class TestRealGraphs:
         assert later
         assert [s.tokens for s in prefixed if s.seek > first] == [s.tokens for s in later]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options",
         [
@@ -114,12 +117,14 @@ class TestRealGraphs:
         assert complete
         assert complete == list(whole[: len(complete)])
 
+    @pytest.mark.slow
     def test_streams_change_nothing(self, model, recordings):
         options = {**OPTIONS, "mode": "batched"}
         one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
         many = [s.result() for s in model.transcribe_all(recordings, **options, batch_size=16)]
         assert [result.segments for result in many] == [result.segments for result in one]
 
+    @pytest.mark.slow
     def test_nor_do_they_where_windows_have_the_text_before_them(self, model, recordings):
         """Texts are long enough to be context, and windows with and without share rounds."""
         endless = range(model.tokenizer.special.eot, model.backend.n_vocab)
@@ -179,6 +184,7 @@ class TestRealGraphs:
     def text_of(model, recording, options):
         return model.transcribe(recording, **options).segments
 
+    @pytest.mark.slow
     def test_silent_fill_does_not_depend_on_the_batch(self, model, recordings):
         """Windows of several lengths, encoded short, alone and together."""
         options = {**OPTIONS, "mode": "batched", "elastic": True}

@@ -208,6 +208,7 @@ def test_a_batch_decodes_each_window_as_if_alone(model, audio):
         assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_no_speech_probability_is_that_after_sot(model, tiny_checkpoint, audio):
     special = model.tokenizer.special
     logits = reference_logits(
