@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
@@ -93,8 +94,8 @@ def build_parser() -> cli.Parser:
         action="append",
         default=[],
         metavar="FILE",
-        help="also write the text to FILE; its suffix chooses the format: txt, vtt, srt, tsv or "
-        "json. Until the input ends the name has .partial in it. Can be repeated",
+        help="also write the text to FILE; its suffix chooses the format: "
+        f"{', '.join(FORMATS)}. Until the input ends the name has .partial in it. Can be repeated",
     )
     add_model_options(parser)
     add_decoding_options(parser, live=True)

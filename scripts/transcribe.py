@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.console import one_line
 from whisper_npu.scripts.common.decoding_options import (
@@ -53,7 +54,7 @@ def build_parser() -> cli.Parser:
         "-f",
         "--output-format",
         metavar="FORMAT",
-        help="formats of the files: txt, vtt, srt, tsv, json, several separated by commas, or all "
+        help=f"formats of the files: {', '.join(FORMATS)}, several separated by commas, or all "
         "(default: all with --output-dir; without it no file is written)",
     )
     out.add_argument(

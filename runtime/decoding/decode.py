@@ -328,6 +328,7 @@ def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> Sample
 def _rules(
     tokenizer: Tokenizer, options: DecodingOptions, min_end_time: Sequence[float]
 ) -> list[LogitFilter]:
+    """All rules over logits, in the order in which they are applied: timestamps come last."""
     rules = [*forbidden_tokens(options), *timestamp_rules(tokenizer, options)]
     if any(min_end_time) and options.samples_timestamps:
         special = tokenizer.special

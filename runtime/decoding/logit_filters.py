@@ -1,7 +1,7 @@
-"""Rules that forbid tokens before one is chosen (openai/whisper, `decoding.py`).
+"""Rules that change logits before a token is chosen (openai/whisper, `decoding.py`).
 
-Each rule sets the logits of forbidden tokens to minus infinity, in place, for a whole batch.
-`tokens` holds what has been sampled so far, without the prompt: `(batch, n_sampled)`.
+Each rule works in place, for a whole batch; those here set the logits of forbidden tokens to minus
+infinity. `tokens` holds the prefix and the sampled tokens, without the prompt: `(batch, n)`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class LogitFilter(Protocol):
     """A rule over a batch of logits `(batch, n_vocab)`."""
 
     def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
-        """Forbid tokens in place."""
+        """Change the logits in place."""
         ...
 
 

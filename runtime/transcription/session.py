@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from threading import Event
 
 from whisper_npu.runtime.coverage import Coverage, Fate
@@ -40,6 +40,12 @@ logger = logging.getLogger("whisper_npu")
 
 _MODELS_LIST = -1  # among the tokens to be suppressed
 
+
+# Options that mean the same in `DecodingOptions`. The temperature is that of an attempt, and -1 among the tokens to suppress stands for the model's list.
+_SAME_NAME = (
+    {each.name for each in fields(DecodingOptions)}
+    & {each.name for each in fields(TranscribeOptions)}
+) - {"temperature", "suppress_tokens"}
 
 SPLITTABLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
 
@@ -239,20 +245,9 @@ class TranscriptionSession:
 
     def _decoding_options(self, prefix_tokens: Sequence[int], language: str) -> DecodingOptions:
         """How a window in that language is decoded."""
-        options = self.options
-        return replace(
-            self._suppressed(),
-            task=options.task,
-            language=language,
-            best_of=options.best_of,
-            beam_size=options.beam_size,
-            patience=options.patience,
-            length_penalty=options.length_penalty,
-            prefix_tokens=(*self._prefix(), *prefix_tokens),
-            without_timestamps=options.without_timestamps,
-            max_initial_timestamp=options.max_initial_timestamp,
-            sample_len=options.sample_len,
-        )
+        same = {name: getattr(self.options, name) for name in _SAME_NAME}
+        same |= {"language": language, "prefix_tokens": (*self._prefix(), *prefix_tokens)}
+        return replace(self._suppressed(), **same)
 
     def _prefix(self) -> tuple[int, ...]:
         """What the user wants the first transcript to begin with."""

@@ -4,6 +4,7 @@ An option that openai/whisper has, too, has the same name here.
 """
 
 import argparse
+from dataclasses import fields
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio_choices import CHANNEL_CHOICES
@@ -370,40 +371,16 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
     Raises:
         UsageError: a value is out of range, or two options contradict each other.
     """
-    return TranscribeOptions(
-        language=arguments.language,
-        languages=arguments.languages,
-        task=arguments.task,
-        multilingual=arguments.multilingual,
-        initial_prompt=arguments.initial_prompt,
-        hotwords=arguments.hotwords,
-        prefix=arguments.prefix,
-        word_timestamps=arguments.word_timestamps,
-        prepend_punctuations=arguments.prepend_punctuations,
-        append_punctuations=arguments.append_punctuations,
-        hallucination_silence_threshold=arguments.hallucination_silence_threshold,
-        without_timestamps=arguments.without_timestamps,
-        max_initial_timestamp=arguments.max_initial_timestamp,
-        mode=arguments.mode,
-        batch_size=arguments.batch_size,
-        elastic=arguments.elastic,
-        vad=arguments.vad,
-        vad_threshold=arguments.vad_threshold,
-        vad_min_silence=arguments.vad_min_silence,
-        audio_track=arguments.audio_track,
-        channels=arguments.channels,
-        condition_on_previous_text=arguments.condition_on_previous_text,
-        temperature=_ladder(arguments.temperature, arguments.temperature_increment_on_fallback),
-        compression_ratio_threshold=arguments.compression_ratio_threshold,
-        logprob_threshold=arguments.logprob_threshold,
-        no_speech_threshold=arguments.no_speech_threshold,
-        unheard_speech_threshold=arguments.unheard_speech_threshold,
-        suppress_tokens=_token_ids(arguments.suppress_tokens),
-        beam_size=arguments.beam_size,
-        best_of=arguments.best_of,
-        patience=arguments.patience,
-        length_penalty=arguments.length_penalty,
+    given = {
+        each.name: getattr(arguments, each.name)
+        for each in fields(TranscribeOptions)
+        if hasattr(arguments, each.name)
+    }
+    given["temperature"] = _ladder(
+        arguments.temperature, arguments.temperature_increment_on_fallback
     )
+    given["suppress_tokens"] = _token_ids(arguments.suppress_tokens)
+    return TranscribeOptions(**given)
 
 
 def _ladder(start: float, step: float | None) -> tuple[float, ...]:

@@ -187,3 +187,16 @@ class TestWithAModel:
         model = make(Say(()))
         with pytest.raises(UsageError, match=f"unknown option {name}.*{advice}"):
             model.transcribe(sound(1), **{name: 1})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, kind in get_type_hints(TranscribeOptions).items()
+        if kind in (int, float, int | None, float | None)
+    ],
+)
+def test_a_number_is_never_text(name):
+    with pytest.raises(UsageError, match=name):
+        TranscribeOptions(**{name: "2"})

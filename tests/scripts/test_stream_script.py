@@ -180,7 +180,7 @@ class TestOutput:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("talk.doc", "the suffix is not one of txt, vtt, srt, tsv, json"),
+            ("talk.doc", f"the suffix is not one of {', '.join(FORMATS)}"),
             ("none/talk.srt", "cannot be written: No such file or directory"),
             ("folder.srt", "is a folder; name a file"),
         ],

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from audio_files import RATE, Track, bad_files, cut, voice, write_film
 
+from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.scripts import main as console
 from whisper_npu.scripts.transcribe import main
 
-FORMATS = ("txt", "vtt", "srt", "tsv", "json")
 LINE = re.compile(r"\[(\d\d:)?\d\d:\d\d\.\d{3} --> (\d\d:)?\d\d:\d\d\.\d{3}\]  ?\S.*")
 # The tiny Whisper invents text: every window of sound becomes some.
 INVENT = [

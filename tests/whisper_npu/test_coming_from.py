@@ -8,7 +8,7 @@ import pytest
 from repository import ROOT
 
 from whisper_npu import TranscribeOptions
-from whisper_npu.runtime.options import unknown_option
+from whisper_npu.runtime.options import _ELSEWHERE, unknown_option
 
 PAGE = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 OPENAI_WHISPER = """
@@ -63,6 +63,7 @@ def test_the_error_of_every_other_name_knows_it():
     ours = {field.name for field in fields(TranscribeOptions)}
     for name in {*OPENAI_WHISPER.split(), *FASTER_WHISPER.split()} - ours - {"audio"}:
         assert "see docs/coming-from.md" in str(unknown_option(name)), name
+    assert not ours & set(_ELSEWHERE)
 
 
 def test_its_programs_run(tiny_en_folder, beckett, tmp_path, monkeypatch, capsys):
