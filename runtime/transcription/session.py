@@ -40,8 +40,8 @@ logger = logging.getLogger("whisper_npu")
 
 _MODELS_LIST = -1  # among the tokens to be suppressed
 
-
-# Options that mean the same in `DecodingOptions`. The temperature is that of an attempt, and -1 among the tokens to suppress stands for the model's list.
+# Options that mean the same in `DecodingOptions`. The temperature is that of an attempt, and -1
+# among the tokens to suppress stands for the model's list.
 _SAME_NAME = (
     {each.name for each in fields(DecodingOptions)}
     & {each.name for each in fields(TranscribeOptions)}
