@@ -149,4 +149,4 @@ def test_no_thread_is_left_spinning():
 
 def test_digital_silence_is_what_engines_are_told():
     features = log_mel_spectrogram(np.zeros(SAMPLE_RATE, np.float32), 80)
-    assert np.all(features == np.float32(SILENCE_FEATURE))
+    np.testing.assert_allclose(features, SILENCE_FEATURE, rtol=2e-7)  # rounded to float32

@@ -331,7 +331,7 @@ def edit_header(entry, edit):
 
 
 def forget_facts(entry):
-    edit_header(entry, lambda header: header.update(info={"dimensions": {}}))
+    edit_header(entry, lambda header: header.update(facts={"dimensions": {}}))
 
 
 def spoil_facts(entry):

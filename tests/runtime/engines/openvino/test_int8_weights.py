@@ -152,7 +152,7 @@ class TestBackend:
         self, tiny_folder, monkeypatch, flags, beside
     ):
         monkeypatch.setattr(cpu_capabilities, "processor_flags", lambda: flags)
-        monkeypatch.setattr(Plan, "_pick_arithmetic", lambda _self: beside)
+        monkeypatch.setattr(Plan, "_pick_compute_precision", lambda _self: beside)
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
         whole = "amx_bf16" in flags and beside == "bf16"
         options = backend._info.options
@@ -162,7 +162,7 @@ class TestBackend:
 
     def test_it_is_near_to_f32_but_rounded(self, tiny_folder, features, monkeypatch):
         """All else in f32, so that what is off is due to 8 bits."""
-        monkeypatch.setattr(Plan, "_pick_arithmetic", lambda _self: "f32")
+        monkeypatch.setattr(Plan, "_pick_compute_precision", lambda _self: "f32")
         backend = OpenVINOBackend(read_model_folder(tiny_folder), precision="int8")
         assert backend.precision == "int8+f32"
         exact = loaded(tiny_folder, "stateful").backend
