@@ -84,11 +84,12 @@ bench-peers:
 	@$(MAKE) --no-print-directory $(OUT)/export_manifest.json
 	$(BIN)/python scripts/benchmark_peers.py $(REFERENCES) --model $(OUT) $(BENCH_FLAGS)
 
-test: $(ASSETS)
-	$(BIN)/python -m pytest
-
-# Needs no assets. All tests of a file run in one process, because they share its fixtures.
+# All tests of a file run in one process, because they share its fixtures.
 JOBS ?= 2
+test: $(ASSETS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Needs no assets.
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 

@@ -135,14 +135,16 @@ def _exported(name: str) -> Path:
     from whisper_npu.export.source import find_source
 
     folder = ROOT / "models" / name
-    if is_up_to_date(folder, find_source(name), verified=True):
-        return folder
-    from whisper_npu.export.onnx_export import export_model
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_name(f".{name}.lock")):  # another process of this run may export it
+        if is_up_to_date(folder, find_source(name), verified=True):
+            return folder
+        from whisper_npu.export.onnx_export import export_model
 
-    try:
-        return export_model(name, folder)
-    except AssetError as error:
-        pytest.skip(f"no {name} weights (make setup fetches tiny.en's): {error}")
+        try:
+            return export_model(name, folder)
+        except AssetError as error:
+            pytest.skip(f"no {name} weights (make setup fetches tiny.en's): {error}")
 
 
 @pytest.fixture(scope="session")
