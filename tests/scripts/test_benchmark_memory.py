@@ -18,6 +18,7 @@ def test_a_minute_is_said_again_and_again():
     np.testing.assert_allclose(samples, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_line_for_each_length(tiny_folder, capfd):
     hours = ["0.001", "0.002"]
     assert main(["--model", str(tiny_folder), "--hours", *hours]) == 0

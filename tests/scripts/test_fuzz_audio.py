@@ -114,6 +114,7 @@ def test_usage(arguments, capsys):
 class TestTranscribe:
     """The same files through the command line."""
 
+    @pytest.mark.slow
     def test_a_batch(self, tmp_path, tiny_folder):
         good = write_with_ffmpeg(tmp_path / "good.m4a", voice(1.0), RATE, "aac")
         (tmp_path / "text.wav").write_text("words" * 100)

@@ -39,6 +39,7 @@ def in_process(*arguments, cwd=None, given=b""):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_standard_output(sound, tiny_folder):
     with Path("/dev/full").open("wb") as full:

@@ -23,6 +23,7 @@ def text(words):
     return Say(tuple(words(" something that was said")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "temperature"), [("loop", OPTIONS["temperature"]), ("chance", (0.0,))]
 )
@@ -35,6 +36,7 @@ def test_a_recording_of_nothing_else_is_refused_early(make, request, kind, tempe
     assert len(model.backend.asked) <= 18
 
 
+@pytest.mark.slow
 def test_one_text_is_enough_to_go_on_but_the_user_is_told(make, loop, text):
     model = make(text, loop)
     result = model.transcribe(
@@ -50,6 +52,7 @@ def test_a_good_text_says_nothing_of_it(make, text):
     assert result.warnings == ()
 
 
+@pytest.mark.slow
 def test_one_channel_of_several_is_not_refused(make, loop, tmp_path):
     """Music on one side of a call does not take the other side with it."""
     import numpy as np

@@ -112,6 +112,7 @@ def test_a_second_ctrl_c_stops_at_once(run, tmp_path):
     assert err[-1] == "interrupted"
 
 
+@pytest.mark.slow
 @UNIX
 def test_sigterm_stops_at_once_and_keeps_what_there_is(run, tmp_path):
     code, names, err = run(signal.SIGTERM)

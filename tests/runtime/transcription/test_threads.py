@@ -152,6 +152,7 @@ class TestOneStream:
             stream.result()
         assert asked == [True]
 
+    @pytest.mark.slow
     def test_a_callback_may_ask_for_another_text(self, model):
         texts = []
 
@@ -274,6 +275,7 @@ class TestRealGraphs:
             streams = model.transcribe_all(recordings, **self.OPTIONS)
             assert list(pool.map(lambda stream: stream.segments, streams)) == expected
 
+    @pytest.mark.slow
     def test_transcriptions_side_by_side(self, tiny_folder):
         model = load_model(tiny_folder, precision="f32")
         recordings = sounds(3, 40, 7, 65)

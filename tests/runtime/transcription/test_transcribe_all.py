@@ -169,6 +169,7 @@ class TestRealGraphs:
         with pytest.raises(UsageError, match="nonsense"):
             model.transcribe_all(recordings, nonsense=1)
 
+    @pytest.mark.slow
     def test_company_changes_no_word(self, model, recordings):
         """Of a short recording, encoded short: alone in a job, beside others, or beside a call."""
         options = {**OPTIONS, "elastic": True}
