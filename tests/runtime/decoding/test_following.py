@@ -128,6 +128,6 @@ class TestFollowing:
         session = backend.start(audio)
         session.step(tokens)
         assert not session.record_attention()
-        with pytest.raises(RuntimeError, match="followed"):
+        with pytest.raises(RuntimeError, match="recorded no attention"):
             session.attention(0, 10, 1)
         session.close()

@@ -87,7 +87,7 @@ def peak_bytes(model, minutes, options, second):
     """Bytes held at most while three seconds of sound and so many minutes behind it are read."""
     stream = model.transcribe(np.zeros(1, np.float32), language="en", **options)
     loud = speech(0, 1)
-    stream._job.features._blocks = blocks((loud, 3), (second, 60 * minutes))
+    stream._session.features._blocks = blocks((loud, 3), (second, 60 * minutes))
     tracemalloc.start()
     try:
         result = stream.result()
