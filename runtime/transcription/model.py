@@ -1,7 +1,7 @@
 """A loaded model, and a transcription under way."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from math import isfinite
@@ -208,7 +208,8 @@ class WhisperModel:
         """Transcribe recordings, windows of several of them decoded together: much the fastest way.
 
         Args:
-            recordings: see `transcribe`. They are opened some way ahead.
+            recordings: see `transcribe`. They are opened some way ahead. A list of one recording is
+                transcribed as `transcribe` does it.
             options: how to transcribe, all of them.
             sample_rate: see `transcribe`.
             on_open: called with each stream, or error, as soon as its recording is opened, in
@@ -224,10 +225,11 @@ class WhisperModel:
             UsageError: an option is unknown or does not fit the model.
         """
         wanted = self.resolve(options, **changes)
+        is_alone = isinstance(recordings, Sized) and len(recordings) == 1
 
         def open_stream(recording: AudioSource, group: Group) -> RecordingStream | MergedStream:
             try:
-                stream = self._open(recording, wanted, sample_rate, is_alone=False)
+                stream = self._open(recording, wanted, sample_rate, is_alone=is_alone)
             except AudioError as error:
                 if on_open is not None:
                     on_open(error)

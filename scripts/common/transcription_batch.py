@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
@@ -90,7 +90,10 @@ class Batch:
         Returns:
             the number of failed recordings.
         """
-        streams = model.transcribe_all(self._sources(), options, on_open=self._opened)
+        sources: Iterable[Path | BinaryIO] = self._sources()
+        if len(self._recordings) == 1:
+            sources = list(sources)  # a recording by itself is encoded shorter
+        streams = model.transcribe_all(sources, options, on_open=self._opened)
         n_failed = 0
         # After a stop there are fewer streams than recordings.
         for place, (recording, stream) in enumerate(zip(self._recordings, streams, strict=False)):

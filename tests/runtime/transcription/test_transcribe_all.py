@@ -192,3 +192,28 @@ class TestRealGraphs:
         one = [model.transcribe(path, **options, batch_size=1).result() for path in recordings]
         many = [s.result() for s in model.transcribe_all(recordings, **options, batch_size=3)]
         assert [result.segments for result in many] == [result.segments for result in one]
+
+
+@pytest.mark.parametrize("in_a_list", [True, False])
+def test_one_recording_in_a_list_is_encoded_as_by_itself(tiny_folder, monkeypatch, in_a_list):
+    """Not filled up for company that it has not: a start took a sixth longer."""
+    from whisper_npu import load_model
+
+    model = load_model(tiny_folder)
+    lengths = []
+    encode = model.backend.encode
+
+    def watched(features):
+        lengths.append(features.shape[2])
+        return encode(features)
+
+    sound = tiny_whisper.synthetic_speech(0, 5)
+    options = {**OPTIONS, "vad": False}
+    monkeypatch.setattr(model.backend, "encode", watched)
+    if in_a_list:
+        (stream,) = model.transcribe_all([sound], **options)
+        stream.result()
+    else:
+        model.transcribe(sound, **options).result()
+    assert lengths
+    assert max(lengths) < 1000
