@@ -171,12 +171,17 @@ class TestRealGraphs:
 
     @pytest.mark.slow
     def test_company_changes_no_word(self, model, recordings):
-        """Of a short recording, encoded short: alone in a job, beside others, or beside a call."""
+        """Of a short recording, encoded short: alone in a job, beside others, or beside a call.
+
+        A list of one recording is no job of many, and is encoded as by itself.
+        """
         options = {**OPTIONS, "elastic": True}
-        (alone,) = model.transcribe_all(recordings[1:2], **options)
+        (alone,) = model.transcribe_all(iter(recordings[1:2]), **options)
         among = list(model.transcribe_all(recordings, **options))[1]
         assert among.result().segments == alone.result().segments
         by_itself = model.transcribe(recordings[1], **options).result()
+        (listed,) = model.transcribe_all(recordings[1:2], **options)
+        assert listed.result().segments == by_itself.segments
         with ThreadPoolExecutor(3) as callers:
             every = [callers.submit(self.text_of, model, recordings[1], options) for _ in range(3)]
             assert [each.result() for each in every] == [by_itself.segments] * 3
