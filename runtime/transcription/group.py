@@ -18,33 +18,12 @@ from threading import RLock, get_ident
 from typing import Protocol
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.scheduler import Batch, Priority, Scheduler
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
 _REMNANT = 4  # a batch of so many windows takes one more in, where nothing is left behind them
-
-
-class Strategy(Protocol):
-    """A way through a recording."""
-
-    def next_window(self) -> WindowRequest | None:
-        """The next window to be decoded; it waits for no other.
-
-        None means that none can be planned now: if none is being heard either, the recording is at
-        its end.
-        """
-        ...
-
-    def prefetch(self, room: int) -> list[WindowRequest]:
-        """Windows that wait for others, at most `room`: they are encoded meanwhile."""
-        ...
-
-    def accept(self, result: WindowResult) -> list[Segment]:
-        """The segments that are complete, now that another of the windows planned was heard."""
-        ...
 
 
 class Recording(Protocol):
@@ -66,11 +45,11 @@ class Recording(Protocol):
         ...
 
     def next_window(self) -> WindowRequest | None:
-        """See `Reading.plan`."""
+        """See `Strategy`."""
         ...
 
     def prefetch(self, room: int) -> list[WindowRequest]:
-        """See `Reading.ahead`."""
+        """See `Strategy`."""
         ...
 
     def accept(self, result: WindowResult | None) -> None:

@@ -1,22 +1,20 @@
-"""A loaded model, and a transcription under way."""
+"""A loaded model: opens recordings and resolves options."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import replace
-from math import isfinite
 from threading import Lock
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, Unpack
 from weakref import WeakSet
 
-from whisper_npu.errors import AudioError, GibberishError, UsageError, WhisperNpuError
+from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
 from whisper_npu.runtime.engines.memory import release_memory_after
 from whisper_npu.runtime.engines.protocol import Backend
-from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.vad import SpeechMap, VoiceActivity
 from whisper_npu.runtime.features.windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
@@ -27,35 +25,24 @@ from whisper_npu.runtime.options import (
     TranscribeOptions,
     unknown_option,
 )
-from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.text.prompts import Prompts
 from whisper_npu.runtime.text.tokenizer import Tokenizer, read_vocabulary, require_language
 from whisper_npu.runtime.timestamps.alignment import attention_delay
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcription.batched import BatchedStrategy
-from whisper_npu.runtime.transcription.gibberish import GibberishWatch
-from whisper_npu.runtime.transcription.group import Group, Strategy
+from whisper_npu.runtime.transcription.group import Group
 from whisper_npu.runtime.transcription.language import SpokenLanguage
 from whisper_npu.runtime.transcription.merged import MergedStream, one_at_a_time
 from whisper_npu.runtime.transcription.model_checks import check_model
 from whisper_npu.runtime.transcription.partial import (
-    AbandonedError,
-    Emit,
-    Partial,
     PartialCallback,
-    Reports,
-    in_background,
 )
-from whisper_npu.runtime.transcription.scheduler import GIVEN_UP, Priority, Scheduler
-from whisper_npu.runtime.transcription.sequential import SequentialStrategy
+from whisper_npu.runtime.transcription.recording_stream import RecordingStream, priority_of
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 from whisper_npu.runtime.transcription.session import TranscriptionSession
 from whisper_npu.runtime.transcription.stream import TranscriptionStream
 from whisper_npu.runtime.transcription.streams_in_order import StreamsInOrder
-from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 logger = logging.getLogger("whisper_npu")
-
-_T = TypeVar("_T")
 
 _CLOSED = "this model is closed; load it again"
 
@@ -192,7 +179,7 @@ class WhisperModel:
         wanted = self.resolve(options, **changes)
         stream = self._open(audio, wanted, sample_rate, on_partial)
         if isinstance(stream, MergedStream):
-            priority = _priority(stream.duration_estimate, self.backend)
+            priority = priority_of(stream.duration_estimate, self.backend.window_frames[-1])
             stream.group = Group(self.scheduler, wanted.batch_size, iter([stream]), priority)
         return stream
 
@@ -249,7 +236,7 @@ class WhisperModel:
         on_partial: PartialCallback | None = None,
         *,
         is_alone: bool = True,
-    ) -> "RecordingStream | MergedStream":
+    ) -> RecordingStream | MergedStream:
         """Open a recording, its channels or tracks each on its own if that is wanted."""
         opened = open_streams(
             audio,
@@ -264,12 +251,29 @@ class WhisperModel:
             for each in opened:
                 on_error.callback(each.close)
             streams = [
-                RecordingStream(self, each, options, on_partial, is_alone=is_alone)
-                for each in opened
+                self._new_stream(each, options, on_partial, is_alone=is_alone) for each in opened
             ]
             self._streams.update(streams)
             on_error.pop_all()
         return streams[0] if len(streams) == 1 else MergedStream(streams)
+
+    def _new_stream(
+        self,
+        audio: AudioStream,
+        options: TranscribeOptions,
+        on_partial: PartialCallback | None,
+        *,
+        is_alone: bool,
+    ) -> RecordingStream:
+        """A recording or one of its channels; `is_alone`: no others are transcribed with it."""
+        # Beside another channel, very quiet speech is that channel's, leaking in.
+        detector = self.voice_activity.detector()
+        speech = SpeechMap(detector, options.vad_threshold, amplifies=audio.channel is None)
+        times = StageTimes()
+        features = FeatureStream(iter(audio), self.backend.n_mels, speech, times)
+        session = new_session(self, options, features, speech, times)
+        session.pad_to_class = not is_alone
+        return RecordingStream(session, audio, self.scheduler, self.folder.name, on_partial)
 
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeKwargs]
@@ -337,319 +341,6 @@ class WhisperModel:
                     raise UsageError(f"{name} has {token}; the tokens it may have are 0 to {end}")
 
 
-class RecordingStream(TranscriptionStream):
-    """The transcription of a recording, or of one of its channels or tracks.
-
-    What it holds changes only in a thread that has the turn in its group.
-    """
-
-    def __init__(
-        self,
-        model: WhisperModel,
-        audio: AudioStream,
-        options: TranscribeOptions,
-        on_partial: PartialCallback | None = None,
-        *,
-        is_alone: bool = True,
-    ) -> None:
-        """Decode nothing yet.
-
-        Args:
-            model: decodes it.
-            audio: the recording.
-            options: as `resolve` gives them.
-            on_partial: see `WhisperModel.transcribe`.
-            is_alone: whether it is transcribed by itself, rather than beside other recordings.
-        """
-        self._model = model
-        self._audio = audio
-        self._segments: list[Segment] = []
-        self._gibberish = GibberishWatch(refuses=audio.channel is None)
-        self._ended = False
-        self._error: BaseException | None = None
-        self._broken: WhisperNpuError | None = None  # what is told once all before it is heard
-        self._is_partial = False
-        # Beside another channel, what is very quiet is that channel's speech, leaking in.
-        speech = SpeechMap(
-            model.voice_activity.detector(),
-            options.vad_threshold,
-            amplifies=audio.channel is None,
-        )
-        times = StageTimes()
-        features = FeatureStream(iter(self._audio), model.backend.n_mels, speech, times)
-        self._session = new_session(model, options, features, speech, times)
-        self._session.pad_to_class = not is_alone
-        self._on_partial = on_partial
-        self._session.reports = None if on_partial is None else Reports(self._labelled(on_partial))
-        self._is_watched = False  # whether a loop over its updates is under way
-        self._strategy: Strategy | None = None
-        priority = _priority(self.duration_estimate, model.backend)
-        self._alone = Group(model.scheduler, options.batch_size, iter([self]), priority)
-        self.group = self._alone
-
-    @property
-    def channel(self) -> str:
-        """What it is called among the channels or tracks of a recording; empty if alone."""
-        return self._audio.channel or ""
-
-    @property
-    def duration_estimate(self) -> float | None:
-        """See `TranscriptionStream`."""
-        return self._audio.duration_estimate
-
-    @property
-    def seconds_read(self) -> float:
-        """See `TranscriptionStream`."""
-        return self._session.features.duration
-
-    @property
-    def seconds_done(self) -> float:
-        """See `TranscriptionStream`."""
-        read = self.seconds_read
-        return read if self._ended else self._session.progress.seconds(read)
-
-    @property
-    def is_partial(self) -> bool:
-        """See `TranscriptionStream`."""
-        return self._is_partial
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more is to be planned, because of its end or of an error."""
-        return self._ended
-
-    @property
-    def n_expected(self) -> int:
-        """Windows it has at once if there is speech all through; for its group."""
-        duration, options = self.duration_estimate, self._session.options
-        if _is_sequential(options):
-            return 1
-        if duration is None or not isfinite(duration):
-            return 1
-        return max(1, int(duration * FRAMES_PER_SECOND / self._session.window_frames))
-
-    def next_window(self) -> WindowRequest | None:
-        """The next window to be decoded; called by its group."""
-        return self._ask(lambda strategy: strategy.next_window(), None)
-
-    def prefetch(self, room: int) -> list[WindowRequest]:
-        """Windows that wait for others; called by its group."""
-        return self._ask(lambda strategy: strategy.prefetch(room), [])
-
-    def _ask(self, question: Callable[[Strategy], _T], nothing: _T) -> _T:
-        if self._ended or self._broken is not None:
-            return nothing
-        try:
-            if self._strategy is None:
-                self._strategy = _strategy(self._session)
-            return question(self._strategy)
-        except WhisperNpuError as error:  # of this recording; the others go on
-            self._broken = error
-            return nothing
-
-    def accept(self, result: WindowResult | None) -> None:
-        """Take up a window that has been decoded; called by its group."""
-        reports = self._session.reports
-        if reports is not None and reports.error is not None and not self._ended:
-            abandoned = isinstance(reports.error, AbandonedError)
-            self.fail(UsageError(GIVEN_UP) if abandoned else reports.error)
-        elif result is None and not self._ended:
-            self.fail(self._broken or UsageError(GIVEN_UP))
-        if result is None or self._error is not None or self._strategy is None:
-            return
-        try:
-            self._gibberish.note(result)
-        except GibberishError as error:  # of this recording; the others go on
-            self.fail(error)
-            return
-        self._session.progress.decoded_to(result.window.end_time)
-        for segment in self._strategy.accept(result):
-            numbered = replace(segment, id=len(self._segments), channel=self._audio.channel)
-            self._segments.append(numbered)
-
-    def end(self) -> None:
-        """Complete the accounts, all having been decoded; called by its group."""
-        if self._ended:
-            return
-        error = self._broken or self._session.features.error
-        if error is not None:
-            self.fail(error)
-            return
-        session = self._session
-        if session.stopped_at is not None:
-            session.stopping = False
-            missing = session.window_at(session.stopped_at, cut_at_pause=True)
-            if missing is not None:  # else all there is has been decoded
-                self._leave_out(missing.offset)
-        self._close()
-        session.coverage.finish(session.features.duration)
-        logger.debug("stages: %s", self.times)
-
-    def stop(self) -> None:
-        """Begin no further window: the stream ends behind those that are begun.
-
-        May be called by a signal handler, or by another thread. See `is_partial`.
-        """
-        self._session.stopping = True
-
-    def _leave_out(self, start: float) -> None:
-        """Account for what is read behind `start` seconds, and is not going to be decoded."""
-        self._is_partial = True
-        end = self._session.features.duration
-        self._session.coverage.add(start, end, "dropped", "stopped before it was transcribed")
-
-    def fail(self, error: BaseException) -> None:
-        """Give the transcription up; whoever asks for what is missing is told why."""
-        self._error = error
-        self._session.given_up.set()
-        self._strategy = None  # windows that wait hold a good deal
-        self._alone.close()
-        self._close()
-
-    def close(self) -> None:
-        """See `TranscriptionStream`."""
-        self.give_up(GIVEN_UP)
-
-    def give_up(self, reason: str) -> None:
-        """Close it; `reason` is what those are told who ask for what has not been decoded."""
-        given_up = UsageError(reason)
-        self._broken = self._broken or given_up
-        self._session.given_up.set()
-        self.group.scheduler.look_again()
-        # Called back from decoding, it is closed by whoever waits for its windows.
-        with suppress(UsageError), self.group.turn():
-            if not self._ended:
-                self.fail(given_up)
-
-    def _close(self) -> None:
-        self._ended = True
-        self._audio.close()
-
-    def _iterate(self) -> Iterator[Segment]:
-        """See `TranscriptionStream`."""
-        position = 0
-        while self._reaches(position):
-            yield self._segments[position]
-            position += 1
-
-    def _reaches(self, position: int) -> bool:
-        """Decode on until there is a segment at `position`; False where there will be none."""
-        while position >= len(self._segments):
-            with self.group.turn():
-                if position < len(self._segments):
-                    break  # another thread has decoded meanwhile
-                if self._error is not None:
-                    raise self._error  # again: what was decoded before it is not the whole result
-                if self._ended:
-                    return False
-                try:
-                    self.group.advance()
-                except BaseException as error:
-                    self.fail(error)
-                    raise
-        return True
-
-    def updates(self) -> Iterator[Partial | Segment]:
-        """See `TranscriptionStream`."""
-
-        def produce(emit: Emit[Partial | Segment]) -> None:
-            # All whose windows are decoded together would wait for one report.
-            with self.reported_by(lambda partial: emit(partial, wait=False)):
-                for segment in self:
-                    emit(segment)
-
-        return in_background(produce)
-
-    @contextmanager
-    def reported_by(self, callback: PartialCallback) -> Iterator[None]:
-        """Have partial texts go to `callback`, too, for a block.
-
-        The block may be left with `AbandonedError`, which gives the transcription up.
-
-        Raises:
-            UsageError: another such block is under way.
-        """
-
-        def report(partial: Partial) -> None:
-            if self._on_partial is not None:
-                self._on_partial(partial)
-            callback(partial)
-
-        with self.group.turn():
-            if self._is_watched:
-                raise UsageError("another loop over these updates is under way; take one at a time")
-            self._is_watched = True
-            before, self._session.reports = self._session.reports, Reports(self._labelled(report))
-        try:
-            yield
-        except AbandonedError:
-            self.close()
-        finally:
-            with self.group.turn():
-                self._is_watched = False
-                if not self._session.is_wanted:
-                    self._session.given_up.set()
-                self._session.reports = before
-
-    def _labelled(self, callback: PartialCallback) -> PartialCallback:
-        """The callback, given the channel's name with each text."""
-        channel = self._audio.channel
-        if channel is None:
-            return callback
-        return lambda partial: callback(replace(partial, channel=channel))
-
-    def result(self) -> Transcription:
-        """See `TranscriptionStream`."""
-        while self._reaches(len(self._segments)):
-            pass
-        return self._result()
-
-    def partial_result(self) -> Transcription:
-        """What has been transcribed so far, also of a recording that failed or was given up.
-
-        Decodes nothing, and gives up what is not decoded.
-        """
-        if not self._is_partial and (self._error is not None or not self._ended):
-            self.close()
-            end = self._segments[-1].end if self._segments else 0.0
-            self._session.coverage.cut(end)
-            self._leave_out(end)
-            self._session.coverage.finish(self.seconds_read)
-        return self._result()
-
-    def _result(self) -> Transcription:
-        session = self._session
-        backend = session.backend
-        return Transcription(
-            text="".join(segment.text for segment in self._segments).strip(),
-            language=session.language.main or session.undetected,
-            segments=tuple(self._segments),
-            duration=session.features.duration,
-            model=self._model.folder.name,
-            device=backend.device,
-            kv_cache=backend.kv_cache,
-            precision=backend.precision,
-            warnings=(
-                *self._audio.warnings,
-                *session.prompts.warnings,
-                *session.language.warnings,
-                *self._gibberish.warnings,
-                *((self._stop_warning(),) if self._is_partial else ()),
-            ),
-            language_probabilities=session.language.probabilities,
-            coverage=session.coverage,
-        )
-
-    def _stop_warning(self) -> str:
-        end = self._segments[-1].end if self._segments else 0.0
-        return f"stopped before its end: the text is that of the first {end:.2f} s"
-
-    @property
-    def times(self) -> StageTimes:
-        """See `TranscriptionStream`."""
-        return self._session.times
-
-
 def new_session(
     model: WhisperModel,
     options: TranscribeOptions,
@@ -679,28 +370,3 @@ def new_session(
         n_audio_state=model.folder.config.d_model,
         can_align=model.can_align,
     )
-
-
-def _priority(seconds: float | None, backend: Backend) -> Priority:
-    """That of a recording transcribed by itself, by its length as far as it is known."""
-    window = backend.window_frames[-1] / FRAMES_PER_SECOND
-    return Priority.SHORT if seconds is not None and seconds <= window else Priority.BULK
-
-
-def _strategy(session: TranscriptionSession) -> Strategy:
-    """A way through the recording in the mode that was asked for."""
-    options = session.options
-    if options.mode == "batched":
-        return BatchedStrategy(session, pad_to_full=True)
-    if _is_sequential(options):
-        return SequentialStrategy(session)
-    longer = session.features.available(0, session.window_frames + 1) > session.window_frames
-    # Of one window, sequential decoding gives PyTorch's tokens.
-    if not longer and (session.backend.is_exact or options.without_timestamps):
-        return SequentialStrategy(session)
-    return BatchedStrategy(session, pad_to_full=longer)
-
-
-def _is_sequential(options: TranscribeOptions) -> bool:
-    """Whether recordings of any length are gone through window after window."""
-    return options.mode == "sequential" or not (options.vad or options.without_timestamps)

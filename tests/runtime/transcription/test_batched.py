@@ -9,7 +9,8 @@ import tiny_whisper
 from fake_backend import Say, fake_model
 from pauses import PausesEverySoOften
 
-from whisper_npu.runtime.transcription.model import WhisperModel, _strategy
+from whisper_npu.runtime.transcription.model import WhisperModel
+from whisper_npu.runtime.transcription.strategy import choose_strategy
 
 SECONDS = 130.0  # five windows of 26 to 28 s
 BATCHED = {
@@ -299,7 +300,7 @@ class TestPlan:
         stream = model.transcribe(
             tiny_whisper.synthetic_speech(0, SECONDS), **{**BATCHED, **options}
         )
-        return _strategy(stream._session)
+        return choose_strategy(stream._session)
 
     def test_windows_that_wait_are_not_planned_but_may_be_encoded(self, model):
         strategy = self.strategy(model)

@@ -15,8 +15,8 @@ from whisper_npu.errors import AudioError, AudioInputError, UsageError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.batched import BatchedStrategy
-from whisper_npu.runtime.transcription.model import _strategy
 from whisper_npu.runtime.transcription.sequential import SequentialStrategy
+from whisper_npu.runtime.transcription.strategy import choose_strategy
 
 
 def result(model):
@@ -432,6 +432,6 @@ class TestMode:
             prompts=SimpleNamespace(initial=()),
             may_align=False,
         )
-        strategy = _strategy(session)
+        strategy = choose_strategy(session)
         assert type(strategy) is expected
         assert getattr(strategy, "_pad_to_full", None) == pad_to_full
