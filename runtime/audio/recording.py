@@ -5,8 +5,7 @@ import os
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, BinaryIO, Protocol, Self, TypeAlias, cast
+from typing import IO, Any, BinaryIO, Protocol, TypeAlias, cast
 
 import numpy.typing as npt
 
@@ -20,6 +19,7 @@ from whisper_npu.runtime.audio.shared_file import SharedFile
 from whisper_npu.runtime.audio.source import HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, RefusedError
 from whisper_npu.runtime.audio.tracks import TrackDecoder
 from whisper_npu.runtime.audio_choices import TrackChoice
+from whisper_npu.runtime.closing import Closing
 
 AudioSource: TypeAlias = (
     str
@@ -71,7 +71,7 @@ class OpenedTrack:
             self.file.close()
 
 
-class Recording:
+class Recording(Closing):
     """A recording whose tracks can be opened; as a context manager, closed after an error.
 
     Args:
@@ -175,14 +175,3 @@ class Recording:
         """Close the file, unless it is the caller's."""
         if self._owned is not None:
             self._owned.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -7,8 +7,6 @@ Memory does not grow with the recording: it is decoded, mixed and resampled chun
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -37,6 +35,7 @@ from whisper_npu.runtime.audio_choices import (
     ChannelChoice,
     TrackChoice,
 )
+from whisper_npu.runtime.closing import Closing
 
 __all__ = [
     "BLOCK_SAMPLES",
@@ -72,7 +71,7 @@ _LARGEST_SAMPLE = 1e9
 _SILENT = 1e-4  # of full scale: dither is below it, speech above
 
 
-class AudioStream:
+class AudioStream(Closing):
     """A recording as successive blocks of float32 samples `(n,)`, mono, 16 kHz, in [-1, 1].
 
     An iterator that goes through the recording once, and a context manager that closes it. Every
@@ -128,17 +127,6 @@ class AudioStream:
         self._if_silent = if_silent
         self._may_be_empty = may_be_empty
         self._blocks = _cut(self._samples(), block_samples)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Samples]:
         return self

@@ -13,13 +13,13 @@ from all speech before it.
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from whisper_npu.errors import AudioError, AudioInputError, UsageError
 from whisper_npu.runtime.audio.array_audio import SupportsArray, as_array, as_floats
+from whisper_npu.runtime.closing import Closing
 from whisper_npu.runtime.engines.protocol import Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND, HOP_LENGTH, SILENCE
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -129,7 +129,7 @@ class _Hypothesis:
         return "".join(word.text for word in self.words)
 
 
-class LiveTranscriber:
+class LiveTranscriber(Closing):
     """One session of live speech. Not for use by several threads at once.
 
     As a context manager it is closed at the end of the block; call `finish` before, for the text
@@ -255,17 +255,6 @@ class LiveTranscriber:
         Afterwards nothing can be fed, and `finish` returns nothing.
         """
         self._finished = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _listen(self) -> list[LiveUpdate]:
         """Decode what is due, commit what can be, let go of what need not be kept."""

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from dataclasses import replace
 from threading import Lock
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 from weakref import WeakSet
 
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
+from whisper_npu.runtime.closing import Closing
 from whisper_npu.runtime.coverage import Coverage
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
 from whisper_npu.runtime.engines.memory import release_memory_after
@@ -47,7 +47,7 @@ logger = logging.getLogger("whisper_npu")
 _CLOSED = "this model is closed; load it again"
 
 
-class WhisperModel:
+class WhisperModel(Closing):
     """A loaded model. Call `transcribe` as often as you like, from as many threads as you like.
 
     As a context manager it is closed at the end of the block.
@@ -129,17 +129,6 @@ class WhisperModel:
             streams = list(self._streams)
         for stream in streams:
             stream.give_up(_CLOSED)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def is_multilingual(self) -> bool:

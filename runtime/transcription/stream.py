@@ -2,34 +2,23 @@
 
 import dis
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.closing import Closing
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.partial import Partial
 
 
-class TranscriptionStream(ABC):
+class TranscriptionStream(Closing):
     """A transcription under way: an iterator over segments that becomes the whole result.
 
     Safe for several threads: each that iterates it is given all segments. As a context manager it
     is closed at the end of the block; a result that is complete by then stays.
     """
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     @abstractmethod

@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from whisper_npu.errors import DeviceError
+from whisper_npu.runtime.closing import Closing
 
 START_CLIP = 11.0  # seconds of audio that a started program is given
 RUNNER = Path(__file__).with_name("engine_runner.py")
@@ -34,7 +34,7 @@ class Answer:
     peak_bytes: int | None
 
 
-class EngineProcess:
+class EngineProcess(Closing):
     """A recogniser loaded in a separate process. A context manager that ends it.
 
     Attributes:
@@ -116,17 +116,6 @@ class EngineProcess:
             self._process.kill()
             self._process.wait()
         self._complaints.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)
