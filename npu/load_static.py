@@ -75,11 +75,11 @@ def _load_static_onnxruntime(
     parts: tuple[str, ...],
 ) -> StaticBackend:
     from whisper_npu.npu.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415 - an extra
-    from whisper_npu.runtime.engines.onnxruntime import arithmetic  # noqa: PLC0415
+    from whisper_npu.runtime.engines.onnxruntime import resolve_precision  # noqa: PLC0415
 
     if device == EMULATED:
         raise UsageError("ONNX Runtime cannot emulate an NPU; give --backend openvino")
-    arithmetic(device, precision)  # fails before any work is done
+    resolve_precision(device, precision)  # fails before any work is done
     if device == NPU:
         require_npu(openvino_core())
     bundle = ensure_bundle(folder, weights=weights, progress=logger.info)

@@ -6,7 +6,7 @@ import numpy as np
 
 from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.static_engine import Array, Request
-from whisper_npu.runtime.engines.onnxruntime import GraphSession, arithmetic, open_graph
+from whisper_npu.runtime.engines.onnxruntime import GraphSession, open_graph, resolve_precision
 
 _INTEGERS = ("input_ids", "cache_position", "logit_positions", "audio_length")
 
@@ -57,7 +57,7 @@ class OnnxRuntimeEngine:
         """Load the graphs that are needed at once; other graphs are loaded on first use."""
         self._bundle = bundle
         self._device = device
-        self._precision = arithmetic(device, precision)
+        self._precision = resolve_precision(device, precision)
         self._threads = threads
         self._sessions: dict[str, GraphSession] = {}
         self._free: dict[str, list[OnnxRuntimeRequest]] = {name: [] for name in names}

@@ -12,7 +12,7 @@ from pathlib import Path
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.decoding_options import PRECISIONS, add_model_options
-from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
+from whisper_npu.scripts.common.outputs import check_outputs, write_text
 
 KINDS = ("off", "concat", "static", "stateful")
 NEW_TOKENS = (5, 10, 15, 20, 25, 30, 50, 80, 128, 256, 440)
@@ -99,7 +99,11 @@ def build_parser() -> cli.Parser:
 
 def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     """Measure the kinds of cache of the command line; returns the exit code."""
-    from whisper_npu.scripts.benchmarks.conditions import busy_warning, conditions, conditions_line  # noqa: PLC0415
+    from whisper_npu.scripts.benchmarks.conditions import (  # noqa: PLC0415
+        busy_warning,
+        conditions,
+        conditions_line,
+    )
     from whisper_npu.scripts.benchmarks.kv_cache_kinds import measure_kinds  # noqa: PLC0415
     from whisper_npu.scripts.benchmarks.kv_cache_report import (  # noqa: PLC0415
         cell_table,
@@ -114,12 +118,7 @@ def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     new_tokens = _numbers(arguments.new_tokens)
     if arguments.repeats < 1:
         raise UsageError(f"--repeats is {arguments.repeats}; give 1 or more")
-    check_outputs((arguments.json, arguments.markdown))
-    if arguments.plots:
-        with needing_the_extra("drawing plots"):
-            from whisper_npu.scripts.common import plots as _  # noqa: PLC0415, F401
-        if not arguments.plots.is_dir():
-            raise UsageError(f"{arguments.plots}: no such folder; make it first")
+    check_outputs((arguments.json, arguments.markdown), plot_folder=arguments.plots)
     folder = cli.find_model(arguments.model)
     found = conditions(arguments.threads)
     if warning := busy_warning(found):

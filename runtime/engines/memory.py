@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _LARGE = 2 << 20  # bytes: blocks of this size are few and worth a call to the system
 _UNKNOWN = 4 << 30  # bytes free: assume a small machine if the system does not tell
-_GIVE_BACK_AFTER = 8  # windows
-_KEPT = (
-    64 << 20
-)  # free bytes that stay at the heap's end until `release_memory`: fetching costs time
+_RELEASE_AFTER = 8  # windows
+# Free bytes that stay at the heap's end until `release_memory`, because fetching costs time.
+_KEPT = 64 << 20
 
 _mapped: dict[str, mmap.mmap] = {}  # by the digest of the content
 _mapping = Lock()
@@ -74,7 +73,7 @@ class _Windows:
         """Count `n` windows; return whether memory is due to be returned, and then count from 0."""
         with self._lock:
             self._n += n
-            is_time = self._n >= _GIVE_BACK_AFTER
+            is_time = self._n >= _RELEASE_AFTER
             if is_time:
                 self._n = 0
         return is_time
@@ -114,7 +113,7 @@ def available_bytes(root: Path = Path("/")) -> int:
         root: the folder that holds `proc`, for tests.
     """
     if sys.platform == "win32":
-        return _windows_available()
+        return _windows_available(ctypes.windll.kernel32)
     try:
         for line in (root / "proc" / "meminfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -141,9 +140,8 @@ class _MemoryStatus(ctypes.Structure):
     )
 
 
-def _windows_available() -> int:
+def _windows_available(kernel: Any) -> int:
     status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
-    kernel = getattr(ctypes, "windll").kernel32  # noqa: B009 - absent from the types elsewhere
     if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
         return _UNKNOWN
     return int(status.available_physical)

@@ -82,7 +82,7 @@ class GraphSession:
         return dict(zip(self.outputs, results, strict=True))
 
 
-def arithmetic(device: str, precision: str) -> str:
+def resolve_precision(device: str, precision: str) -> str:
     """Return the precision that a device computes in.
 
     Raises:
@@ -109,7 +109,7 @@ def open_graph(
     Args:
         path: the ONNX file.
         device: `CPU` or `NPU`.
-        precision: from `arithmetic`.
+        precision: from `resolve_precision`.
         threads: processor threads; 0 leaves it to OpenVINO.
         identity: identifies the graph with its weights. With it the compiled graph of an NPU is
             kept as an EPContext model and loaded from there next time; the provider cannot load
@@ -232,7 +232,7 @@ class OnnxRuntimeBackend(SingleStream):
             )
         self._folder = folder
         self._device = device
-        self._precision = arithmetic(device, precision)
+        self._precision = resolve_precision(device, precision)
         self._threads = threads
         self._kv_cache = "static" if kv_cache == "auto" else kv_cache
         # OpenVINO's reader explains faults of a graph; the sessions fail later, or never.

@@ -12,7 +12,6 @@ from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio.stream import AudioSource, AudioStream, open_streams
 from whisper_npu.runtime.closing import Closing
 from whisper_npu.runtime.coverage import Coverage
-from whisper_npu.runtime.engines.device_calls import DeviceCalls
 from whisper_npu.runtime.engines.memory import release_memory_after
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -74,11 +73,9 @@ class WhisperModel(Closing):
         Raises:
             ModelError: the folder's files are of different models.
         """
-        self._calls = DeviceCalls("the model")
         self._lock = Lock()
         self._streams: WeakSet[RecordingStream] = WeakSet()
         self.folder = folder
-        self._backend: Backend | None = backend
         self._scheduler: Scheduler | None = Scheduler(backend, after_batch=release_memory_after)
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
@@ -100,10 +97,7 @@ class WhisperModel(Closing):
         Raises:
             UsageError: the model is closed.
         """
-        backend = self._backend
-        if backend is None:
-            raise UsageError(_CLOSED)
-        return backend
+        return self.scheduler.backend
 
     @property
     def scheduler(self) -> Scheduler:
@@ -125,7 +119,7 @@ class WhisperModel(Closing):
         `UsageError`.
         """
         with self._lock:
-            self._backend = self._scheduler = None
+            self._scheduler = None
             streams = list(self._streams)
         for stream in streams:
             stream.give_up(_CLOSED)
@@ -308,9 +302,7 @@ class WhisperModel(Closing):
             UsageError: it is closed.
             DeviceError: it was loaded before this process was forked.
         """
-        self._calls.check()
-        if self._backend is None:
-            raise UsageError(_CLOSED)
+        self.scheduler.check()
 
     def _check_tokens(self, options: TranscribeOptions) -> None:
         last = self.backend.n_vocab - 1

@@ -7,12 +7,15 @@ from pathlib import Path
 from whisper_npu.errors import UsageError
 
 
-def check_outputs(files: Iterable[Path | None], plot: Path | None = None) -> None:
+def check_outputs(
+    files: Iterable[Path | None], plot: Path | None = None, *, plot_folder: Path | None = None
+) -> None:
     """Check before hours of measuring that the results can be written.
 
     Args:
         files: Files to be written; None for a file that was not requested.
         plot: Picture to be written, or None.
+        plot_folder: Folder for several pictures, or None.
 
     Raises:
         UsageError: A folder is missing or is given instead of a file, or the suffix is no
@@ -23,10 +26,13 @@ def check_outputs(files: Iterable[Path | None], plot: Path | None = None) -> Non
             raise UsageError(f"{path}: is a folder; name a file to write")
         if not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist; make it first")
-    if plot:
+    if plot_folder and not plot_folder.is_dir():
+        raise UsageError(f"{plot_folder}: no such folder; make it first")
+    if plot or plot_folder:
         with needing_the_extra("drawing plots"):
             from whisper_npu.scripts.common import plots  # noqa: PLC0415
-        plots.check_format(plot)
+        if plot:
+            plots.check_format(plot)
 
 
 def write_text(path: Path, content: str) -> None:
