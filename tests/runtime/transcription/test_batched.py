@@ -308,7 +308,7 @@ class TestPlan:
         order = sorted([*planned, *waiting], key=lambda request: request.window.start)
         assert [request in planned for request in order] == [True, False, True, False, True]
         assert strategy.next_window() is None
-        assert strategy.prefetch(16) == waiting  # the same tasks: what is encoded stays so
+        assert strategy.prefetch(16) == waiting  # the same requests: what is encoded stays so
         assert len(strategy.prefetch(1)) == 1
 
     def test_all_at_once_without_context(self, model):

@@ -13,7 +13,7 @@ from whisper_npu.runtime.transcription.scheduler import Scheduler
 STREAMS = 2
 
 
-class FakeTask:
+class FakeRequest:
     encoded = None
 
     def __init__(self, name, recording, prompt=()):
@@ -43,13 +43,13 @@ class FakeRecording:
     def next_window(self):
         if self.left == 0 or self.waiting == self.at_once:
             return None
-        request = FakeTask(f"{self.name}{self.left}", self, (1,) * (self.left in self.prompted))
+        request = FakeRequest(f"{self.name}{self.left}", self, (1,) * (self.left in self.prompted))
         self.left -= 1
         self.waiting += 1
         return request
 
     def prefetch(self, room):
-        return [FakeTask(f"{self.name} waits", self) for _ in range(min(room, self.n_ahead))]
+        return [FakeRequest(f"{self.name} waits", self) for _ in range(min(room, self.n_ahead))]
 
     def accept(self, result):
         self.waiting -= 1

@@ -294,13 +294,13 @@ class TestRecordings:
 
     @pytest.mark.parametrize("mode", ["batched", "sequential"])
     def test_pauses_are_no_speech(self, model, mode, monkeypatch):
-        result = []
+        evidence = []
         monkeypatch.setattr(
-            SpokenLanguage, "add_evidence", lambda self, seconds, found: result.append(seconds)
+            SpokenLanguage, "add_evidence", lambda self, seconds, found: evidence.append(seconds)
         )
         audio = np.concatenate([silence(2), voice("de", 0.5), silence(2), voice("de", 0.5)])
         model.transcribe(audio, mode=mode, without_timestamps=True).result()
-        assert result == pytest.approx([1.0], abs=0.2)
+        assert evidence == pytest.approx([1.0], abs=0.2)
 
     def test_later_windows_are_not_asked(self, model):
         audio = np.concatenate([OPENING, voice("es", 2), silence(4), voice("es", 2)])

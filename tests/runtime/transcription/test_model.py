@@ -19,15 +19,6 @@ from whisper_npu.runtime.transcription.sequential import SequentialStrategy
 from whisper_npu.runtime.transcription.strategy import choose_strategy
 
 
-def result(model):
-    """The frame of each window at which audio ends, `(windows,)`: how much was heard."""
-    floor = [window.min() for window in model.backend.windows]
-    return [
-        int(np.flatnonzero((window > low + 1e-6).any(axis=0))[-1]) + 1
-        for window, low in zip(model.backend.windows, floor, strict=True)
-    ]
-
-
 class TestSegments:
     def test_segments_carry_times_text_and_tokens(self, make, words):
         model = make(Say(()))

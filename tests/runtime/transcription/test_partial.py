@@ -153,9 +153,9 @@ class TestSeveral:
     def test_each_hears_of_its_own_windows(self, several, sounds):
         streams = several.transcribe_all(sounds, **self.OPTIONS, batch_size=3)
         first = next(streams)
-        result = {u.start for u in first.updates() if isinstance(u, Partial)}
-        assert result <= {segment.seek / 100 for segment in first.segments}
-        assert min(result) > 90  # the other is no longer
+        starts = {u.start for u in first.updates() if isinstance(u, Partial)}
+        assert starts <= {segment.seek / 100 for segment in first.segments}
+        assert min(starts) > 90  # the other is no longer
         assert next(streams).text == several.transcribe(sounds[1], **self.OPTIONS).text
 
     @pytest.mark.slow

@@ -108,13 +108,13 @@ class TestTwoSpeakers:
         assert {segment.channel for segment in result.segments} <= {"right"}
 
     def test_partial_texts_name_their_channel(self, model, call):
-        result = []
-        stream = model.transcribe(call, **SPLIT, on_partial=result.append)
+        reported = []
+        stream = model.transcribe(call, **SPLIT, on_partial=reported.append)
         updates = list(stream.updates())
         partials = [each for each in updates if isinstance(each, Partial)]
         segments = [each for each in updates if not isinstance(each, Partial)]
         assert {partial.channel for partial in partials} == {"left", "right"}
-        assert sorted(map(repr, partials)) == sorted(map(repr, result))
+        assert sorted(map(repr, partials)) == sorted(map(repr, reported))
         assert tuple(segments) == stream.segments
 
     def test_left_early(self, model, call):

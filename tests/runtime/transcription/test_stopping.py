@@ -235,10 +235,10 @@ def test_a_partial_result_of_a_stream_that_is_complete(stream):
 
 
 def test_a_partial_result_accounts_for_every_second(stream):
-    prefix_tokens = stream(75.0)
-    first = next(iter(prefix_tokens))
-    result = prefix_tokens.partial_result()
-    assert prefix_tokens.is_partial
+    begun = stream(75.0)
+    first = next(iter(begun))
+    result = begun.partial_result()
+    assert begun.is_partial
     assert result.segments[0] == first
     assert sum(result.coverage.seconds().values()) == pytest.approx(result.duration)
     assert result.coverage.seconds()["dropped"] > 0

@@ -107,13 +107,13 @@ class TestRealGraphs:
             raise OSError(5, "Input/output error")
 
         monkeypatch.setattr(stream._audio, "_blocks", breaking())
-        result = []
+        segments = []
         with pytest.raises(AudioError, match="Input/output error"):
-            result.extend(stream)
+            segments.extend(stream)
         seconds = stream._audio.samples_read / SAMPLE_RATE
         assert seconds < 95
-        assert result[-1].end == pytest.approx(seconds, abs=5)
-        complete = [segment for segment in result if segment.end < seconds - 30]
+        assert segments[-1].end == pytest.approx(seconds, abs=5)
+        complete = [segment for segment in segments if segment.end < seconds - 30]
         assert complete
         assert complete == list(whole[: len(complete)])
 
