@@ -379,7 +379,6 @@ def decoding_options(arguments: argparse.Namespace) -> TranscribeOptions:
     given["temperature"] = _ladder(
         arguments.temperature, arguments.temperature_increment_on_fallback
     )
-    given["suppress_tokens"] = _token_ids(arguments.suppress_tokens)
     return TranscribeOptions(**given)
 
 
@@ -395,14 +394,3 @@ def _ladder(start: float, step: float | None) -> tuple[float, ...]:
         return (start,)
     rungs = int((1.0 - start) / step + 1e-6)
     return tuple(round(start + rung * step, 6) for rung in range(max(0, rungs) + 1))
-
-
-def _token_ids(text: str) -> tuple[int, ...] | None:
-    """Token ids in `text`, where -1 stands for the model's list; None means that list alone."""
-    try:
-        ids = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(
-            f"--suppress-tokens takes numbers separated by commas, not {text!r}"
-        ) from None
-    return None if set(ids) == {-1} else ids

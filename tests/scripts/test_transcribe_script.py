@@ -98,7 +98,7 @@ class TestExitCodes:
             (["--best-of", "0"], "best_of is 0"),
             (["--patience", "0"], "patience is 0"),
             (["--length-penalty", "2"], "length_penalty is 2"),
-            (["--suppress-tokens", "a"], "--suppress-tokens takes numbers"),
+            (["--suppress-tokens", "a"], "suppress_tokens is 'a'; give token ids"),
             (["--temperature-increment-on-fallback", "1e-9"], "takes 0.01 or more"),
             (["--temperature-increment-on-fallback", "nan"], "takes 0.01 or more"),
             (["--patience", "inf"], "patience is inf"),

@@ -14,7 +14,7 @@ from whisper_npu.runtime.engines.cpu_capabilities import (
 )
 
 # Number of shapes whose kernels each kind of operation keeps, in each graph. With the plugin's own
-# number, 5000, a process forgets nothing: live speech grew to 1 GiB. With 8, it is a tenth slower.
+# number, 5000, a process forgets nothing: live speech grew to 1 GiB (docs/streaming.md).
 _KERNELS_KEPT = 32
 
 CacheKind = Literal["stateful", "concat", "static", "off"]
