@@ -1,1 +1,1 @@
-"""From encoded windows to tokens, and whether they are to be believed."""
+"""Decodes encoded windows to tokens, and judges whether their text is believed."""

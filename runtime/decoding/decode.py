@@ -1,8 +1,8 @@
-"""Tokens for a batch of encoded windows: one prefill, then step by step to the end of text.
+"""Decodes a batch of encoded windows: one prefill, then step by step to the end of text.
 
-After openai/whisper's `decoding.py`: logit filters forbid tokens, a token chooser picks from the
-rest, and a ranker picks one of the candidates of each window. The prompts of a batch are equally
-long, so its rows are rectangular and need no attention mask.
+Follows openai/whisper's `decoding.py`: logit filters forbid tokens, a sampler picks from the rest,
+and `rank` picks one candidate per window. The prompts of a batch are equally long, so its rows need
+no attention mask.
 """
 
 import zlib
@@ -37,11 +37,11 @@ from whisper_npu.runtime.timestamps.sentences import AttentionRecorder, with_tim
 from whisper_npu.runtime.timestamps.words import WordTiming, time_words
 from whisper_npu.runtime.timing import StageTimes
 
-# Rows leave a batch when no more than this share of it goes on: kernels are made for every new
-# number of rows, so there should be few.
+# Finished rows leave a batch once at most this share of its rows goes on. The engine compiles
+# kernels for every new number of rows, so the number should change seldom.
 _LEAVING = 0.5
 
-_LOOK_FOR_LOOPS = 16  # tokens from one look to the next
+_LOOK_FOR_LOOPS = 16  # tokens between two searches for loops
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,20 @@ class DecodingOptions:
     Attributes:
         task: `transcribe`, or `translate` into English.
         language: language code; English-only models take `en`.
-        temperature: 0 takes the likeliest token; above, tokens are sampled.
+        temperature: 0 takes the likeliest token; above 0, tokens are sampled.
         best_of: samples per window at a temperature above 0.
         beam_size: beams at temperature 0; None for greedy decoding.
-        patience: how many times `beam_size` finished candidates beam search waits for.
+        patience: beam search waits for `patience * beam_size` finished candidates.
         length_penalty: Google NMT's alpha in ranking candidates; None divides by their length.
-        prefix_tokens: tokens that the transcript of each window begins with, timestamps included.
+        prefix_tokens: first tokens of the transcript of each window, timestamps included.
         without_timestamps: sample text only.
-        aligned: sample text only, and put timestamps in afterwards, by what the model attended to.
-        attention_delay: seconds by which that is behind the sound.
-        max_initial_timestamp: seconds into the window at which the first segment begins at most.
-        suppress_tokens: tokens never sampled.
-        suppress_first: tokens never sampled first.
-        sample_len: tokens sampled per window at most; None for what the context holds.
-        cut_loops: end text that says one phrase over and over, rather than fill the context.
+        aligned: sample text only, and add timestamps afterwards, from the model's attention.
+        attention_delay: seconds by which the attention lags behind the sound.
+        max_initial_timestamp: latest start of the first segment, in seconds into the window.
+        suppress_tokens: tokens that are never sampled.
+        suppress_first: tokens that are never sampled first.
+        sample_len: most tokens sampled per window; None: until the context is full.
+        cut_loops: end a text that repeats one phrase, before it fills the context.
     """
 
     task: str = "transcribe"
@@ -86,32 +86,32 @@ class DecodingOptions:
 
     @property
     def rows_per_window(self) -> int:
-        """Token rows decoded side by side for each window."""
+        """Token rows decoded together for each window."""
         if self.temperature > 0:
             return self.best_of
         return self.beam_size or 1
 
     @property
     def samples_timestamps(self) -> bool:
-        """Whether timestamps are among the tokens sampled."""
+        """Whether timestamps are sampled."""
         return not (self.without_timestamps or self.aligned)
 
 
 @dataclass(frozen=True)
 class DecodedWindow:
-    """What was decoded from one window.
+    """The text decoded from one window.
 
     Attributes:
-        tokens: sampled tokens without prompt and end of text, timestamps included; where the
-            transcript was begun, those it was begun with come first.
-        text: their text, stripped.
+        tokens: prefix tokens and sampled tokens, timestamps included, without prompt and end of
+            text.
+        text: the text of the tokens, stripped.
         avg_logprob: mean log probability of the sampled tokens, end of text included.
         no_speech_prob: probability of `<|nospeech|>` at the start of the transcript.
-        temperature: temperature it was decoded at.
-        compression_ratio: bytes of the text by its bytes after zlib; loops compress well.
-        reached_limit: the context was full before the end of text.
-        words: its words, timed by alignment; None where timestamps were sampled.
-        unheard: where there is speech in it that the text does not account for.
+        temperature: temperature of the attempt.
+        compression_ratio: bytes of the text divided by its bytes after zlib; loops compress well.
+        reached_limit: `sample_len` or the context was exhausted before the end of text.
+        words: the words, timed by alignment; None where timestamps were sampled.
+        unheard: stretches of speech that the text does not account for.
     """
 
     tokens: tuple[int, ...]
@@ -126,16 +126,16 @@ class DecodedWindow:
 
     @property
     def aligned(self) -> bool:
-        """Whether its timestamps were not sampled, but put in by alignment."""
+        """Whether its timestamps come from alignment and were not sampled."""
         return self.words is not None
 
 
 TokenCallback = Callable[[list[tuple[int, ...]]], None]
-"""Takes the tokens of each window so far: of several beams or samples, the likeliest."""
+"""Takes the tokens of each window so far: those of the likeliest beam or sample."""
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of `text` by its bytes after zlib; 1 for no text."""
+    """Bytes of `text` divided by its bytes after zlib; 1 for an empty text."""
     raw = text.encode("utf-8")
     return len(raw) / len(zlib.compress(raw)) if raw else 1.0
 
@@ -147,13 +147,13 @@ def initial_tokens(
     n_text_ctx: int,
     prompt: Sequence[int] = (),
 ) -> tuple[list[int], int]:
-    """The tokens decoding starts from, and where `<|startoftranscript|>` is among them.
+    """The tokens that decoding starts from, and the index of `<|startoftranscript|>` in them.
 
     Args:
-        tokenizer: the model's tokens.
-        vocabulary: whether it is multilingual.
+        tokenizer: the model's tokenizer.
+        vocabulary: tells whether the model is multilingual.
         options: how to decode.
-        n_text_ctx: tokens the decoder's context holds.
+        n_text_ctx: tokens in the decoder's context.
         prompt: tokens of the text before the window, the user's prompt included.
 
     Raises:
@@ -177,12 +177,12 @@ def initial_tokens(
 
 
 def forbidden_tokens(options: DecodingOptions) -> list[LogitFilter]:
-    """The rules that forbid tokens whatever the others' logits are; they come first."""
+    """The rules that forbid fixed tokens; they are applied first."""
     return [SuppressFirst(options.suppress_first), SuppressTokens(options.suppress_tokens)]
 
 
 def timestamp_rules(tokenizer: Tokenizer, options: DecodingOptions) -> list[LogitFilter]:
-    """The rules for timestamps, if there are to be any."""
+    """The rules for timestamps; empty where no timestamps are sampled."""
     if not options.samples_timestamps:
         return []
     special = tokenizer.special
@@ -216,24 +216,24 @@ def decode_windows(
 
     Args:
         backend: the model.
-        tokenizer: its tokens.
-        vocabulary: its suppression lists and whether it is multilingual.
+        tokenizer: the model's tokenizer.
+        vocabulary: the model's suppression lists, and whether it is multilingual.
         audio: float32 `(windows, n_audio_ctx, n_audio_state)` from `backend.encode`.
         options: how to decode.
         times: where stage times are added.
-        prompts: per window the tokens of the text before it, the user's prompt included; as many
-            for each. By default none has any.
-        seeds: a number per window that makes its sampling repeatable, whatever it is batched
-            with; by default its place in the batch.
+        prompts: tokens of the text before each window, the user's prompt included; equally many
+            for each. By default no window has a prompt.
+        seeds: a number per window that makes its sampling repeatable in any batch; by default its
+            place in the batch.
         min_end_time: seconds into each window that its text must reach before it may end, if it has
             timestamps; by default it may end anywhere.
-        n_frames: frames of 10 ms of audio in each window, for texts to be aligned with.
+        n_frames: frames of 10 ms of audio in each window; alignment needs them.
         on_tokens: called after each step with the tokens of each window so far.
-        is_wanted: called after each step; tells of each window whether anybody still wants its
-            text. A window that nobody wants is decoded no further.
+        is_wanted: called after each step; tells for each window whether a caller still waits for
+            its text. The other windows are decoded no further.
 
     Returns:
-        one result per window; of one that nobody wants, what was decoded so far.
+        one result per window; a window that no caller waits for has the text decoded so far.
 
     Raises:
         UsageError: prompt and prefix leave no room.
@@ -313,7 +313,7 @@ def decode_windows(
 
 
 def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> Sampler | BeamSearch:
-    """What chooses the tokens of windows with these seeds."""
+    """The sampler for windows with these seeds."""
     if options.temperature == 0 and options.beam_size is not None:
         n_rows = len(seeds) * options.beam_size
         return BeamSearch(n_rows, options.beam_size, options.patience, eot, options.prefix_tokens)
@@ -328,7 +328,7 @@ def _chooser(options: DecodingOptions, eot: int, seeds: Sequence[int]) -> Sample
 def _rules(
     tokenizer: Tokenizer, options: DecodingOptions, min_end_time: Sequence[float]
 ) -> list[LogitFilter]:
-    """All rules over logits, in the order in which they are applied: timestamps come last."""
+    """All rules over logits, in the order of their application: timestamps come last."""
     rules = [*forbidden_tokens(options), *timestamp_rules(tokenizer, options)]
     if any(min_end_time) and options.samples_timestamps:
         special = tokenizer.special
@@ -350,7 +350,7 @@ def _aligned(
     options: DecodingOptions,
     n_frames: int,
 ) -> tuple[tuple[int, ...], tuple[WordTiming, ...]]:
-    """A window's text with timestamps, and its words, where it is known when it was spoken."""
+    """A window's text with timestamps, and its words, if the times of its tokens are known."""
     if spoken is None:
         return text, ()
     words, groups = time_words(text, spoken, tokenizer, options.language, options.attention_delay)
@@ -365,7 +365,7 @@ def _starts(
     n_text_ctx: int,
     prompts: Sequence[Sequence[int]],
 ) -> tuple[Int64Array, int]:
-    """`initial_tokens` of each window, `(windows, tokens)`, and where the transcript starts."""
+    """`initial_tokens` of each window, `(windows, tokens)`, and the index of the transcript."""
     if len({len(prompt) for prompt in prompts}) > 1:
         raise ValueError("the prompts of windows decoded together must be equally long")
     starts = [
@@ -375,7 +375,7 @@ def _starts(
 
 
 class _Rows:
-    """The rows that a session still decodes: those that have ended leave it, many at a time."""
+    """The rows that a session still decodes; finished rows leave it, many at a time."""
 
     def __init__(
         self, session: DecoderSession, n_rows: int, recorder: AttentionRecorder | None

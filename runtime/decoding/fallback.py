@@ -1,7 +1,7 @@
-"""Decodes windows until the judge is content with their text, and records why it was not.
+"""Decodes windows until the judge accepts their text, and records why it rejected attempts.
 
-`quality.judge` decides after each attempt; here its verdicts are carried out for the windows of a
-batch together.
+`quality.judge` decides after each attempt. This module carries its verdicts out, for all windows of
+a batch together.
 """
 
 import logging
@@ -28,14 +28,13 @@ WindowCallback = Callable[[int, float, tuple[int, ...]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a window.
+    """The best attempt at a window, and the verdict on it.
 
     Attributes:
         decoded: the best attempt.
         language: code of the language it was decoded in.
-        retries: what was wrong with the attempts, in order; none with the last if it is accepted
-            without a flaw.
-        verdict: what is to be done with it.
+        retries: flaws of the attempts, in order; a last attempt without a flaw has no entry.
+        verdict: the action on the window, and its reason.
     """
 
     decoded: DecodedWindow
@@ -45,17 +44,17 @@ class Outcome:
 
     @property
     def flaw(self) -> str | None:
-        """What is still wrong with its text after the last attempt; None if nothing is."""
+        """The flaw of its text after the last attempt; None if it has none."""
         return self.verdict.flaw
 
     @property
     def is_silence(self) -> bool:
-        """Whether the model takes the window for silence; its text is to be left out."""
+        """Whether the model takes the window for silence; its text is left out."""
         return self.verdict.action is Action.SILENCE
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether its text is no context for what follows."""
+        """Whether its text must not be context for the next window."""
         return is_doubtful(self.decoded, self.verdict)
 
 
@@ -84,8 +83,8 @@ def decode_with_fallback(
 
     Args:
         backend: the model.
-        tokenizer: its tokens.
-        vocabulary: its suppression lists.
+        tokenizer: the model's tokenizer.
+        vocabulary: the model's suppression lists.
         audio: float32 `(windows, n_audio_ctx, n_audio_state)`.
         seeds: a number per window; sampling depends on it alone, not on the rest of the batch.
         decoding: how to decode; its temperature is replaced by each of `options.temperature`.
@@ -94,18 +93,18 @@ def decode_with_fallback(
         prompts: see `decode_windows`.
         min_end_time: see `decode_windows`.
         n_frames: see `decode_windows`.
-        speech: where the detector hears speech in each window; by default nobody knows. Needs
+        speech: where the detector finds speech in each window; by default unknown. Needs
             `n_frames`.
         continued: for each window, whether the caller decodes the rest after its text; by default
-            it goes on where the timestamps end, as the reference does.
+            the caller goes on where the timestamps end, as the reference does.
         splittable: for each window, whether the caller decodes it in parts if it loops or leaves
-            out speech: higher temperatures are not tried then.
-        encoded_short: for each window, whether it was not encoded as a whole window; by default
-            all were.
+            out speech; then higher temperatures are not tried.
+        encoded_short: for each window, whether it was encoded shorter than a whole window; by
+            default none was.
         can_encode_whole: whether the caller decodes flawed windows again, from whole windows.
         on_tokens: called after each step for each window being decoded.
-        is_wanted: tells by a window's number whether anybody still wants its text; by default
-            somebody does. Windows that nobody wants are left as they are.
+        is_wanted: tells by a window's number whether a caller still waits for its text; by default
+            a caller does. The other windows are decoded no further.
 
     Returns:
         one outcome per window.
@@ -116,7 +115,7 @@ def decode_with_fallback(
     rungs = _rungs(decoding, options)
 
     def attempt(windows: list[int], rung: int, *, prompted: bool) -> None:
-        """Decode some windows once and have them judged."""
+        """Decode windows once and judge them."""
         wanted = rungs[rung]
 
         def report(tokens: list[tuple[int, ...]]) -> None:
@@ -176,7 +175,7 @@ def decode_with_fallback(
                 )
 
     pending = list(range(len(seeds)))
-    misled: list[int] = []  # windows that a prompt has led into a loop
+    misled: list[int] = []  # windows that looped under a prompt
     has_prompt = any(prompts)
     for rung in range(len(rungs)):
         if pending:
@@ -206,7 +205,7 @@ def _text_tokens(decoded: DecodedWindow, tokenizer: Tokenizer) -> list[int]:
 
 
 def _rungs(decoding: DecodingOptions, options: TranscribeOptions) -> list[DecodingOptions]:
-    """How a window is decoded, attempt by attempt."""
+    """The decoding options of each attempt, in order."""
     finds_loops = options.compression_ratio_threshold is not None
     rungs = [
         replace(decoding, temperature=temperature, cut_loops=finds_loops)

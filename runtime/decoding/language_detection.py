@@ -1,8 +1,8 @@
-"""Which language a window is in: the model's guess, and where that is unsure, what can be heard.
+"""Detects the language of a window: the model's guess, checked by decoding if it is unsure.
 
-Asked for the language alone, the model guesses from the first token. Decoded in the wrong language,
-speech makes improbable text. So the likeliest languages are each given a try, and what counts is
-how probable the language and its text are together.
+The model guesses the language from the first token alone. Speech decoded in a wrong language gives
+improbable text. So the window is decoded in each of the likeliest languages, and the score is the
+joint probability of the language and its text.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.text.tokenizer import Tokenizer, Vocabulary
 from whisper_npu.runtime.timing import StageTimes
 
-_TRIED = 3  # languages at most...
-_PROBABLE = 0.01  # ...that are at least so probable
+_TRIED = 3  # most languages that are tried
+_PROBABLE = 0.01  # least probability of a language that is tried
 _TEXT = 64  # tokens that tell one language from another
-# The tokens of a text depend on each other: taken for all they say, they make the probabilities too
-# sure of themselves (docs/accuracy.md).
+# The tokens of a text depend on each other. With weight 1 they would make the probabilities
+# overconfident (docs/accuracy.md).
 _WEIGHT = 0.5
 
 
@@ -33,17 +33,17 @@ def detect_language(
     times: StageTimes,
     among: Sequence[str] | None = None,
 ) -> list[dict[str, float]]:
-    """How probable each language is, per encoded window.
+    """The probability of each language, per encoded window.
 
     Args:
         backend: a multilingual model.
-        tokenizer: its tokens.
+        tokenizer: the model's tokenizer.
         audio: float32 `(windows, n_audio_ctx, n_audio_state)`.
         times: where stage times are added.
-        among: codes of the languages it can be; None: all the model knows.
+        among: codes of the possible languages; None: all languages of the model.
 
     Returns:
-        for each window a probability by language code, likeliest first; they add up to 1.
+        for each window the probabilities by language code, likeliest first; their sum is 1.
     """
     special = tokenizer.special
     with times.measure("language detection"):
@@ -70,20 +70,20 @@ def try_languages(
     times: StageTimes,
     probabilities: dict[str, float],
 ) -> dict[str, float]:
-    """The probabilities of languages, once the likeliest have been tried on a window.
+    """The probabilities of languages, after decoding a window in each of the likeliest.
 
     Args:
         backend: a multilingual model.
-        tokenizer: its tokens.
-        vocabulary: its suppression lists.
+        tokenizer: the model's tokenizer.
+        vocabulary: the model's suppression lists.
         audio: float32 `(1, n_audio_ctx, n_audio_state)`, the window.
-        decoding: how to decode, greedily; the language does not matter.
-        options: what counts as a loop, which tells no language.
+        decoding: how to decode, greedily; its language is ignored.
+        options: thresholds of a loop; a loop tells nothing about the language.
         times: where stage times are added.
         probabilities: by language code, likeliest first, from `detect_language`.
 
     Returns:
-        a probability by language code, likeliest first; they add up to what they did before.
+        the probabilities by language code, likeliest first; their sum is that of `probabilities`.
     """
     tried = [code for code, probability in probabilities.items() if probability >= _PROBABLE]
     scores: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """Rules that change logits before a token is chosen (openai/whisper, `decoding.py`).
 
-Each rule works in place, for a whole batch; those here set the logits of forbidden tokens to minus
+Each rule works in place, for a whole batch. It sets the logits of forbidden tokens to minus
 infinity. `tokens` holds the prefix and the sampled tokens, without the prompt: `(batch, n)`.
 """
 
@@ -33,13 +33,13 @@ class SuppressTokens:
 
 
 class SuppressFirst:
-    """Forbids tokens as the first: a transcript begins with neither blank nor end."""
+    """Forbids tokens at the start: a transcript begins neither with a blank nor with its end."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = np.asarray(tokens, np.int64)
 
     def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
-        """Forbid the tokens if nothing has been sampled."""
+        """Forbid the tokens if no token precedes."""
         if tokens.shape[1] == 0:
             logits[:, self._tokens] = -np.inf
 
@@ -61,7 +61,7 @@ class TimestampRules:
             timestamp_begin: the token `<|0.00|>`.
             no_timestamps: the token `<|notimestamps|>`.
             eot: the token `<|endoftext|>`; text tokens are below it.
-            max_initial_index: how many steps of 20 ms the first timestamp may be late, or None.
+            max_initial_index: latest first timestamp, in steps of 20 ms; None: no limit.
         """
         self._begin = timestamp_begin
         self._no_timestamps = no_timestamps
@@ -70,8 +70,8 @@ class TimestampRules:
 
     def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
         """Forbid what breaks the rules."""
-        # Row by row, with few calls: behind a step of the decoder the processor's cache holds
-        # matrices, and each call takes several times as long as it would by itself.
+        # Row by row, with few calls: after a decoder step the processor's cache holds matrices, so
+        # each call takes several times as long as in isolation.
         for row, sampled in zip(logits, tokens, strict=True):
             self._apply(row, sampled)
 
@@ -91,10 +91,10 @@ class TimestampRules:
                 row[begin:] = -np.inf
             else:
                 row[:eot] = -np.inf
-        latest = sampled.max()  # they never go back, and are behind all other tokens
+        latest = sampled.max()  # timestamps never go back, and are above all other tokens
         if latest >= begin:
-            # A segment that has just been closed may begin where it ended; one that is open
-            # may not end where it began, or it would have no length.
+            # A new segment may begin where the last one ended. An open segment may not end where
+            # it began: it would have no length.
             closed = was_timestamp and not before_was_timestamp
             row[begin : latest + (0 if closed else 1)] = -np.inf
 
@@ -108,10 +108,10 @@ class TimestampRules:
 
 
 class ReachEnd:
-    """Forbids the end of text behind a timestamp from which speech goes on.
+    """Forbids the end of text after a timestamp that speech follows.
 
-    Whisper leaves the last sentence of a full window to the next one. A window that was cut at a
-    pause has no next one for it: what is left unsaid would be lost.
+    Whisper leaves the last sentence of a full window to the next window. The window after a cut at
+    a pause begins after that sentence, which would be lost.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ReachEnd:
         self._eot = eot
 
     def apply(self, logits: Float32Array, tokens: Int64Array) -> None:
-        """Forbid the end where it would be too early and anything else is possible."""
+        """Forbid an end that is too early, if any other token is possible."""
         if tokens.shape[1] == 0:
             return
         last = tokens[:, -1]
@@ -146,7 +146,7 @@ def log_normalizer(logits: Float32Array, scratch: Float32Array | None = None) ->
 
     Args:
         logits: `(batch, n_vocab)`.
-        scratch: memory to be used, `(n_vocab,)`: new memory for all rows costs four times as much
+        scratch: memory to reuse, `(n_vocab,)`: allocating it for all rows costs four times as much
             as the exponentials.
     """
     total = np.empty(len(logits), np.float32)

@@ -1,4 +1,4 @@
-"""Finds phrases that are said over and over, as Whisper does with speech that is hard to hear."""
+"""Finds loops: Whisper repeats one phrase over and over where speech is hard to hear."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from whisper_npu.runtime.engines.protocol import Int64Array
 
-_LOOP_REPEATS = 5  # a phrase said this often in a row...
-_LOOP_TOKENS = 15  # ...over at least this many tokens is a loop, not speech
-_PHRASE_TOKENS = 5  # what may be said twice in a row without raising doubts is shorter
+_LOOP_REPEATS = 5  # least repetitions of a phrase in a loop
+_LOOP_TOKENS = 15  # least tokens in a loop
+_PHRASE_TOKENS = 5  # a shorter phrase may well be said twice in a row
 
-# A text that has repeated itself for this many tokens does so until the context is full. People
-# say nothing so often in half a minute that would take as many.
+# A text that has repeated itself for this many tokens does so until the context is full. No
+# repetition by people in half a minute takes as many tokens.
 _ENDLESS_TOKENS = 96
 
 
@@ -26,7 +26,7 @@ def is_loop(tokens: Sequence[int]) -> bool:
 
 
 def says_twice(tokens: Sequence[int]) -> bool:
-    """Whether tokens, of text alone, hold a phrase of `_PHRASE_TOKENS` or more twice in a row."""
+    """Whether text tokens hold a phrase of at least `_PHRASE_TOKENS` tokens twice in a row."""
     return any(
         _longest_run(tokens, period) >= period
         for period in range(_PHRASE_TOKENS, len(tokens) // 2 + 1)
@@ -34,10 +34,10 @@ def says_twice(tokens: Sequence[int]) -> bool:
 
 
 def is_endless(tokens: Int64Array) -> npt.NDArray[np.bool_]:
-    """Which rows have come to nothing but one phrase, over and over; `is_loop` holds for them.
+    """Tells for each row whether it only repeats one phrase; `is_loop` holds for such rows.
 
     Args:
-        tokens: int64 `(rows, n)`, what each has said so far.
+        tokens: int64 `(rows, n)`, the tokens of each row so far.
 
     Returns:
         bool `(rows,)`.
@@ -53,9 +53,9 @@ def is_endless(tokens: Int64Array) -> npt.NDArray[np.bool_]:
 
 
 def spoken_length(text: str) -> int:
-    """Letters of an alphabet that take as long to say.
+    """The number of letters of an alphabet that take as long to say as `text`.
 
-    A sign for a syllable counts as three, and so does a digit.
+    A syllable sign counts as three letters, and so does a digit.
     """
     signs = sum(
         char.isdigit() or (char.isalpha() and unicodedata.east_asian_width(char) == "W")
@@ -65,7 +65,7 @@ def spoken_length(text: str) -> int:
 
 
 def _longest_run(tokens: Sequence[int], period: int) -> int:
-    """How many tokens in a row are the same as those `period` before them."""
+    """The most tokens in a row that each equal the token `period` places before."""
     longest = run = 0
     for i in range(period, len(tokens)):
         run = run + 1 if tokens[i] == tokens[i - period] else 0

@@ -1,17 +1,16 @@
-"""Decides whether a decoded text is believed, and what is done about it if not.
+"""Decides whether a decoded text is believed, and what is done if it is not.
 
-This is the only module that decides; others measure, or carry out what is decided here. Every
-function is pure.
+Only this module decides; other modules measure, or carry out its decisions. Every function is pure.
 
 The reference (Radford et al. 2022, section 4.5) believes a text that does not compress too well and
 is not too improbable, and tries higher temperatures otherwise. Three more rules apply here:
 
 - A text that leaves out speech is wrong. Higher temperatures do not bring back words, so the window
   is decoded with timestamps, and then in parts.
-- A loop under a prompt is decoded again without the prompt, which most often leads there. A loop in
-  a long window is decoded in parts: what leads there, laughter or music, mostly is a small part of
-  it. Higher temperatures end loops too, but in hallucinated text.
-- A window that was encoded short is decoded again as a whole window before it is tried hotter.
+- A loop under a prompt is decoded again without the prompt, which mostly caused it. A loop in a
+  long window is decoded in parts: its cause, laughter or music, mostly fills a small part.
+  Higher temperatures end loops too, but in hallucinated text.
+- A window that was encoded short is decoded again as a whole window before higher temperatures.
 """
 
 from collections.abc import Sequence
@@ -27,54 +26,54 @@ from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.text.prompts import CONTEXT_TEMPERATURE
 from whisper_npu.runtime.timestamps.hallucinations import first_hallucination
 
-# Average log probability of text that a model writes by chance: of real speech that is hard to hear
-# it is about -2, of a model with random weights about -10.
+# Average log probability below which a text is random. Speech that is hard to hear has about -2, a
+# model with random weights about -10.
 _CHANCE = -4.0
 
-# A phrase that is said twice at more letters in a second than this was said once. Audio books have
+# Letters per second above which a phrase that is written twice was said once. Audio books have
 # about 15.
 _HURRIED_SPEECH = 20
 
-# Whisper invents whole sentences, which it holds for likely, for clips of a second or less.
+# Whisper invents whole sentences, with a high probability, for clips of a second or less.
 _SHORT = 2.0  # seconds
-_SYLLABLE = 8  # letters that no time is too short for
+_SYLLABLE = 8  # letters that fit into any time
 _FASTEST_SPEECH = 25  # letters in a second
 
 # Seconds of speech after the end of a text that are worth another window. A text without timestamps
-# leaves out a sentence or more; less is noise, or the last word.
+# leaves out at least a sentence; shorter speech is noise, or the last word.
 _REST, _REST_ALIGNED = NEGLIGIBLE_SPEECH, 2.0
 
 
 class Action(Enum):
-    """What is done with a decoded window."""
+    """An action on a decoded window."""
 
     ACCEPT = "accept"
     """Take its text."""
     RETRY = "retry"
-    """Decode it again: with timestamps if it was decoded without, else at the next temperature."""
+    """Decode it again: with timestamps if it had none, else at the next temperature."""
     RETRY_WITHOUT_PROMPT = "retry without prompt"
     """Decode it again in the same way, without the text before it."""
     ENCODE_WHOLE = "encode whole"
-    """Encode it as a whole window and decode that."""
+    """Encode it as a whole window and decode it again."""
     SPLIT = "split"
-    """Cut it at a pause and decode its parts; or decode the rest of it, after the text's end."""
+    """Cut it at a pause and decode its parts; or decode its rest, after the end of the text."""
     SILENCE = "silence"
     """Leave out its text: nobody speaks."""
     DROP = "drop"
-    """Leave out its text, or the rest of it: there is speech, but no text to be believed."""
+    """Leave out its text, or its rest: there is speech, but no credible text."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is done with a decoded window, and why.
+    """The action on a decoded window, and its reason.
 
     Attributes:
-        action: what is done.
-        reason: what is wrong with the last attempt, for people; empty if nothing is.
+        action: the action.
+        reason: the flaw of the last attempt, for people; empty if it has none.
         attempt: index of the attempt with the best text.
-        flaw: what is wrong with that text; None if nothing is.
-        leaves_out: nothing is wrong with that text but that it leaves out speech.
-        is_gibberish: every attempt was a loop, or went on by chance until the context was full.
+        flaw: the flaw of that text; None if it has none.
+        leaves_out: the only flaw of that text is that it leaves out speech.
+        is_gibberish: every attempt was a loop, or random text until the context was full.
     """
 
     action: Action
@@ -86,24 +85,24 @@ class Verdict:
 
     @property
     def is_left_out(self) -> bool:
-        """Whether the text is not believed, and no other is to be had."""
+        """Whether the text is not believed, and the window is not decoded again."""
         return self.action in (Action.SILENCE, Action.DROP)
 
 
 @dataclass(frozen=True)
 class WindowFacts:
-    """What the judge has to know of a window besides its text.
+    """The facts about a window that the judge needs besides its text.
 
     Attributes:
-        seconds: of audio in it.
-        encoded_short: it was not encoded as a whole window.
-        text_tokens: of its last text, without timestamps; needed if it was encoded short.
-        can_encode_whole: a flawed text is decoded again, from a whole window and at all
-            temperatures: it was encoded short, or together with windows that were.
-        splittable: the caller decodes it in parts if it loops or leaves out speech.
+        seconds: seconds of audio in the window.
+        encoded_short: the window was encoded shorter than a whole window.
+        text_tokens: tokens of its last text, without timestamps; needed if it was encoded short.
+        can_encode_whole: a window with a flawed text is decoded again, from a whole window and at
+            all temperatures. It was encoded short, or together with windows that were.
+        splittable: the caller decodes the window in parts if it loops or leaves out speech.
         prompted: the last attempt was given the text before the window.
         aligned: the last attempt was decoded without timestamps, and can be decoded with them.
-        temperatures_left: higher temperatures that have not been tried.
+        temperatures_left: number of higher temperatures that have not been tried.
     """
 
     seconds: float
@@ -119,12 +118,12 @@ class WindowFacts:
 def judge(
     attempts: Sequence[DecodedWindow], facts: WindowFacts, options: TranscribeOptions
 ) -> Verdict:
-    """Decide what is done with a window after its last attempt.
+    """Decide on the action after the last attempt at a window.
 
     Args:
-        attempts: everything it was decoded to, in order; at least one. All but the last have been
-            judged to be retried.
-        facts: what is known of the window.
+        attempts: all attempts at the window, in order; at least one. The verdict on all but the
+            last was to retry.
+        facts: facts about the window.
         options: thresholds.
     """
     last = attempts[-1]
@@ -150,7 +149,7 @@ def judge(
 def _judge_sound(
     attempts: Sequence[DecodedWindow], facts: WindowFacts, options: TranscribeOptions
 ) -> Verdict:
-    """The verdict on a window of which the last attempt has no flaw."""
+    """The verdict on a window whose last attempt has no flaw."""
     last = attempts[-1]
     verdict = Verdict(
         Action.ACCEPT,
@@ -160,8 +159,8 @@ def _judge_sound(
     if is_silence(last, options):
         reason = f"the model hears no speech (probability {last.no_speech_prob:.2f})"
         return replace(verdict, action=Action.SILENCE, reason=reason)
-    # The decoder does not notice the end of the audio, and at times repeats the last sentence. In a
-    # whole window the same audio comes out right.
+    # The decoder may miss the end of the audio and repeat the last sentence. Encoded as a whole
+    # window, the same audio gives the right text.
     if (
         facts.encoded_short
         and options.compression_ratio_threshold is not None
@@ -181,14 +180,14 @@ def _conclude(
     *,
     split: bool = False,
 ) -> Verdict:
-    """The verdict on a window of which every attempt has a flaw, and no other is made like it.
+    """The verdict on a window whose attempts all have a flaw, and are not repeated.
 
     Args:
-        attempts: all of them.
-        facts: what is known of the window.
+        attempts: all attempts.
+        facts: facts about the window.
         options: thresholds.
-        reason: what is wrong with the last attempt.
-        split: whether it is to be decoded in parts.
+        reason: the flaw of the last attempt.
+        split: whether the window is decoded in parts.
     """
     number = _least_flawed(attempts, options)
     best = attempts[number]
@@ -200,7 +199,7 @@ def _conclude(
         leaves_out=_only_leaves_out(best, options),
         is_gibberish=_are_gibberish(attempts, options),
     )
-    # What a short window leaves out, it leaves out as a whole window, too.
+    # Speech that is left out of a short window is left out of the whole window, too.
     if facts.can_encode_whole and not (split and verdict.leaves_out):
         return replace(verdict, action=Action.ENCODE_WHOLE)
     if split:
@@ -209,7 +208,7 @@ def _conclude(
 
 
 def _drop_if_too_long(verdict: Verdict, decoded: DecodedWindow, facts: WindowFacts) -> Verdict:
-    """The verdict, unless nobody can say the text in so little time."""
+    """The verdict; DROP if nobody can say the text in so little time."""
     seconds = facts.seconds
     if seconds >= _SHORT or spoken_length(decoded.text) <= _SYLLABLE + _FASTEST_SPEECH * seconds:
         return verdict
@@ -218,12 +217,12 @@ def _drop_if_too_long(verdict: Verdict, decoded: DecodedWindow, facts: WindowFac
 
 
 def split_reason(reason: str) -> str:
-    """Why a window is decoded in parts, from what is wrong with its text."""
+    """The reason for decoding a window in parts, from the flaw of its text."""
     return f"{reason}; decoded in parts"
 
 
 def judge_rest(start: int, n_frames: int, speech: float, *, aligned: bool) -> Verdict:
-    """Decide what is done with the rest of a window, after the end of its text.
+    """Decide on the rest of a window, after the end of its text.
 
     Args:
         start: frames of 10 ms into the window at which the rest begins.
@@ -232,8 +231,8 @@ def judge_rest(start: int, n_frames: int, speech: float, *, aligned: bool) -> Ve
         aligned: whether the text was decoded without timestamps.
 
     Returns:
-        ACCEPT if nothing in it is worth another window, SPLIT if it is one, DROP if decoding from
-        there would only say the same again.
+        ACCEPT if the rest is not worth another window, SPLIT if it is one, DROP if decoding the
+        rest would only give the same text again.
     """
     least = _REST_ALIGNED if aligned else _REST
     if n_frames < least * FRAMES_PER_SECOND or speech < least:
@@ -251,17 +250,17 @@ def separate_hallucinations(
     window_end: float,
     last_speech_end: float,
 ) -> tuple[list[Segment], list[Segment]]:
-    """Tell the segments of a window that are believed from hallucinated ones.
+    """Separate the believed segments of a window from the hallucinated segments.
 
     Args:
         segments: all segments of the window, with words.
-        threshold: seconds without words that count for silence; None: all are believed.
+        threshold: seconds without words that count as silence; None: all segments are believed.
         window_start: seconds from the start of the recording.
         window_end: seconds from the start of the recording, without padding.
         last_speech_end: end of the last word before the window, in seconds.
 
     Returns:
-        believed segments in order, and hallucinated ones as they were found.
+        the believed segments in order, and the hallucinated segments in the order of finding.
     """
     believed, hallucinated = list(segments), []
     while threshold is not None:
@@ -279,7 +278,7 @@ def separate_hallucinations(
 
 
 def find_flaw(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
-    """Why a text looks wrong; None if it does not."""
+    """Why a text looks wrong; None if it looks right."""
     if is_silence(decoded, options):
         return None
     loop = find_loop(decoded, options)
@@ -295,7 +294,7 @@ def find_flaw(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
 
 
 def find_loop(decoded: DecodedWindow, options: TranscribeOptions) -> str | None:
-    """Why a text must be a loop; None if it is none."""
+    """Why a text is taken for a loop; None if it is not."""
     limit = options.compression_ratio_threshold
     if limit is None:
         return None
@@ -311,7 +310,7 @@ def find_cut(decoded: DecodedWindow, timestamp_begin: int) -> str | None:
 
     Args:
         decoded: the text.
-        timestamp_begin: the token of 0.00 s. After a text with timestamps decoding goes on.
+        timestamp_begin: the token of 0.00 s. A text with timestamps is continued where it ends.
     """
     if not decoded.reached_limit or any(token >= timestamp_begin for token in decoded.tokens):
         return None
@@ -328,7 +327,7 @@ def is_silence(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
 
 
 def is_doubtful(decoded: DecodedWindow, verdict: Verdict) -> bool:
-    """Whether a text is no context for the next: it looks wrong, or was sampled too hot.
+    """Whether a text must not be context: it looks wrong, or its temperature is too high.
 
     A text that only leaves out speech is context.
     """
@@ -337,12 +336,12 @@ def is_doubtful(decoded: DecodedWindow, verdict: Verdict) -> bool:
 
 
 def _only_leaves_out(decoded: DecodedWindow, options: TranscribeOptions) -> bool:
-    """Whether nothing is wrong with a text but that it leaves out speech."""
+    """Whether the only flaw of a text is that it leaves out speech."""
     return bool(decoded.unheard) and find_flaw(replace(decoded, unheard=()), options) is None
 
 
 def _are_gibberish(attempts: Sequence[DecodedWindow], options: TranscribeOptions) -> bool:
-    """Whether every text is a loop, or goes on and on by chance."""
+    """Whether every text is a loop, or random text until the context is full."""
 
     def is_gibberish(decoded: DecodedWindow) -> bool:
         is_endless = decoded.reached_limit and options.sample_len is None
@@ -354,10 +353,10 @@ def _are_gibberish(attempts: Sequence[DecodedWindow], options: TranscribeOptions
 
 
 def _worsens(attempts: Sequence[DecodedWindow], options: TranscribeOptions) -> bool:
-    """Whether the last two attempts, no loops, are less likely than one before them.
+    """Whether the last two attempts are no loops, and not likelier than an attempt before them.
 
-    Higher temperatures only make text less likely then: what they are for is to break loops. The
-    reference tries all of them, which on speech that is hard to hear takes most of the time.
+    Higher temperatures, which serve to break loops, only make the text less likely then. The
+    reference tries all temperatures; on speech that is hard to hear, they take most of the time.
     """
     if len(attempts) < 3:
         return False
@@ -369,11 +368,11 @@ def _worsens(attempts: Sequence[DecodedWindow], options: TranscribeOptions) -> b
 
 
 def _least_flawed(attempts: Sequence[DecodedWindow], options: TranscribeOptions) -> int:
-    """Index of the attempt that leaves out least, of those that look right otherwise.
+    """Index of the attempt that leaves out least speech, among attempts without another flaw.
 
-    Else of the likeliest that is no loop; of loops, the one that compresses least.
+    If there is none: the likeliest attempt that is no loop; of loops, the least compressible.
 
-    The reference takes the last, at the highest temperature: of improbable texts, the worst.
+    The reference takes the attempt at the highest temperature: the worst of improbable texts.
     """
     numbers = range(len(attempts))
     honest = [i for i in numbers if find_loop(attempts[i], options) is None]

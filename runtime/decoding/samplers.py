@@ -1,6 +1,6 @@
-"""Which token each row of a batch takes, and which row of a window is its text.
+"""Chooses the next token of each row of a batch, and the row that is a window's text.
 
-After openai/whisper's `decoding.py`: greedy choice, sampling, beam search, and ranking by
+Follows openai/whisper's `decoding.py`: greedy choice, sampling, beam search, and ranking by
 likelihood.
 """
 
@@ -22,7 +22,7 @@ class Candidate:
 
 
 class Sampler:
-    """Greedy choice at temperature 0, independent samples above; every row goes its own way."""
+    """Greedy choice at temperature 0, samples above; every row is independent of the others."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Sampler:
         rngs: Sequence[np.random.Generator],
         prefix_tokens: Sequence[int] = (),
     ) -> None:
-        """One generator of chance per row, so that a row does not depend on its neighbours."""
+        """Take one random generator per row, so that no row depends on its neighbours."""
         n_rows = len(rngs)
         self._temperature = temperature
         self._eot = eot
@@ -46,7 +46,7 @@ class Sampler:
         """Take one token per row from filtered logits `(rows, n_vocab)`.
 
         Returns:
-            None: no row has to continue another's past.
+            None: every row continues its own past.
         """
         if self._scratch is None:
             self._scratch = np.empty(logits.shape[1], np.float32)
@@ -60,7 +60,7 @@ class Sampler:
         return None
 
     def end(self, rows: npt.NDArray[np.bool_]) -> None:
-        """End some rows where they are: bool `(rows,)`."""
+        """End some rows at their last token: bool `(rows,)`."""
         self.finished |= rows
 
     def _with_chance(self, logits: Float32Array) -> Float32Array:
@@ -112,7 +112,7 @@ class BeamSearch:
         """Extend the beams by one token from filtered logits `(rows, n_vocab)`.
 
         Returns:
-            for every row the row whose past it continues.
+            for every new row, the index of the old row that it continues.
         """
         size = self._beam_size
         best = np.argpartition(logits, -(size + 1), axis=-1)[:, -(size + 1) :]
@@ -147,19 +147,19 @@ class BeamSearch:
         return sources
 
     def end(self, rows: npt.NDArray[np.bool_]) -> None:
-        """Wait no longer for windows whose likeliest beam is to end: bool `(rows,)`."""
+        """End the windows whose first, likeliest beam is marked: bool `(rows,)`."""
         self._given_up |= rows[:: self._beam_size]
 
     @property
     def done(self) -> bool:
-        """Whether every window has as many ended candidates as patience asks for."""
+        """Whether every window was ended or has `patience * beam_size` ended candidates."""
         return all(
             given_up or len(ended) >= self._max_candidates
             for ended, given_up in zip(self._ended, self._given_up, strict=True)
         )
 
     def candidates(self, n_windows: int) -> list[list[Candidate]]:
-        """The ended beams of each window, made up to `beam_size` with the best open ones."""
+        """The ended beams of each window, filled up to `beam_size` with the best open beams."""
         found = []
         for window, ended in enumerate(self._ended):
             rows = range(window * self._beam_size, (window + 1) * self._beam_size)
@@ -176,7 +176,7 @@ def _rows_of(tokens: Sequence[int], n_rows: int) -> Int64Array:
 
 
 def rank(candidates: Sequence[Candidate], length_penalty: float | None) -> Candidate:
-    """The best candidate: highest log probability by length, or by Google NMT's penalty."""
+    """The candidate of highest log probability per token, or by Google NMT's length penalty."""
 
     def score(candidate: Candidate) -> float:
         length = len(candidate.tokens)

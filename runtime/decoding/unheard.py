@@ -1,8 +1,7 @@
-"""Speech that a text does not account for: a missing beginning, a hole, half a word a second.
+"""Finds speech that a text leaves out: a missing beginning, a gap, half a word a second.
 
-A window decoded as a whole may come out with the loud speaker's words only, and its text looks as
-good as any other. What gives it away is the time: where the speech detector hears speech, words
-have to be spoken.
+A window's text may hold the loud speaker's words only, and still look like a good text. The times
+reveal the loss: where the speech detector finds speech, the text must have words.
 """
 
 from collections.abc import Sequence
@@ -18,14 +17,14 @@ from whisper_npu.runtime.timestamps.words import WordTiming
 
 NEGLIGIBLE_SPEECH = 1.0  # seconds at the end of a window that may be noise, or the last word
 
-# How long a word may last: speech that takes longer has other words in it. Words are timed one by
-# one, so each is given plenty; the words of a segment share its time.
+# The longest duration of a word and of its letters: longer speech has further words in it. Single
+# words get generous limits; the words of a segment share its time.
 _WORD, _LETTER = 0.6, 0.15  # seconds
 _WORD_OF_SEGMENT, _LETTER_OF_SEGMENT = 0.3, 0.13  # seconds
-_NEAR = 0.25  # seconds by which a word may be off
-# Share of a window's speech that is left out a little at a time.
+_NEAR = 0.25  # seconds by which a word's times may be wrong
+# Share of a window's speech from which many short gaps together count.
 _SPARSE = 0.25
-_INEXACT = 1.5  # times as much speech has to be left out by segments: sampled times are less exact
+_INEXACT = 1.5  # factor on the threshold for segments: sampled times are less exact
 
 
 def find_unheard(
@@ -37,13 +36,13 @@ def find_unheard(
     *,
     is_continued: bool,
 ) -> tuple[Stretch, ...]:
-    """Where there is speech in a window that its text does not account for.
+    """The stretches of speech in a window that its text does not account for.
 
     Args:
         decoded: the window.
-        speech: where the detector hears speech in it.
+        speech: where the detector finds speech in it.
         n_frames: frames of 10 ms of audio in it.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         least: seconds of speech without a word that count.
         is_continued: whether the caller decodes the rest after the text.
     """
@@ -54,7 +53,7 @@ def find_unheard(
         decoded.tokens, begin, n_frames, keep_open_end=is_continued
     )
     first = segments[0]
-    if first.tokens and first.tokens[0] >= begin:  # a single segment would begin with the window
+    if first.tokens and first.tokens[0] >= begin:  # a single segment has been given start 0
         segments[0] = replace(first, start=(first.tokens[0] - begin) * TIMESTAMP_STEP)
     end = advance / FRAMES_PER_SECOND
     if is_continued and any(token < begin for token in decoded.tokens):
@@ -66,15 +65,15 @@ def find_unheard(
 def unheard_by_words(
     words: Sequence[WordTiming], speech: Sequence[Stretch], least: float
 ) -> tuple[Stretch, ...]:
-    """Where there is speech, and no word is spoken.
+    """The stretches of speech without a word.
 
     Args:
-        words: of a window's text, timed by alignment.
-        speech: where the detector hears speech in the window.
+        words: words of a window's text, timed by alignment.
+        speech: where the detector finds speech in the window.
         least: seconds of speech without a word that count.
 
     Returns:
-        stretches with so much speech, in order.
+        the stretches, in order.
     """
     spoken = [
         (word.start - _NEAR, min(word.end, word.start + _longest(word.word)) + _NEAR)
@@ -92,18 +91,18 @@ def unheard_by_segments(
     end: float,
     least: float,
 ) -> tuple[Stretch, ...]:
-    """Where there is speech, and no segment is, or one with too few words.
+    """The stretches of speech without a segment, or with too few words in the segment.
 
     Args:
-        segments: of a window, by their timestamps.
-        tokenizer: the model's.
-        speech: where the detector hears speech in the window.
-        end: seconds into the window up to which its text is to account for speech.
-        least: seconds of speech without a word that count; half as much again where only segments
-            are timed.
+        segments: segments of a window, by their timestamps.
+        tokenizer: the model's tokenizer.
+        speech: where the detector finds speech in the window.
+        end: seconds into the window up to which its text must account for speech.
+        least: seconds of speech without a word that count; they are multiplied by 1.5 here, as
+            only segments are timed.
 
     Returns:
-        stretches with so much speech, in order.
+        the stretches, in order.
     """
     spoken = []
     for segment in segments:
@@ -117,7 +116,7 @@ def unheard_by_segments(
 
 
 def _spoken_until(segment: TokenSegment, longest: float, speech: Sequence[Stretch]) -> float:
-    """Where the words of a segment end at the latest, taking `longest` seconds of speech."""
+    """The latest end of a segment's words, if they take `longest` seconds of speech."""
     for start, stop in speech:
         spoken = min(stop, segment.end) - max(start, segment.start)
         if spoken >= longest:
@@ -127,7 +126,7 @@ def _spoken_until(segment: TokenSegment, longest: float, speech: Sequence[Stretc
 
 
 def seconds_of(stretches: Sequence[Stretch]) -> float:
-    """How long stretches are together."""
+    """The total length of stretches, in seconds."""
     return sum(stop - start for start, stop in stretches)
 
 
@@ -138,7 +137,7 @@ def _longest(word: str) -> float:
 def _gaps(
     spoken: Sequence[Stretch], speech: Sequence[Stretch], end: float, least: float
 ) -> tuple[Stretch, ...]:
-    every, reached = [], 0.0  # gaps: the speech in each
+    every, reached = [], 0.0  # the speech in each gap
     for start, stop in (*spoken, (end, end)):
         missed = [
             (max(first, reached), min(last, start))

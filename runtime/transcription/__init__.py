@@ -1,1 +1,1 @@
-"""From a recording or live speech to segments: windows, batches, strategies, streams."""
+"""Turns recordings and live speech into segments: windows, batches, strategies, streams."""

@@ -1,12 +1,10 @@
-"""Many windows at once: cut at pauses, encoded and decoded together.
+"""Decodes many windows at once: they are cut at pauses, encoded and decoded together.
 
-Each window is judged on its own, as in sequential decoding, and its text has to reach the end of
-its speech. Where it does not all the same, the window is continued from there, so that no word is
-lost.
+Each window is judged on its own, as in sequential decoding. Its text should reach the end of its
+speech; if it does not, the rest is decoded as another window, so that no word is lost.
 
-Where context is wanted, every other window is decoded behind the text of the window before it,
-which makes it more accurate (docs/accuracy.md). It waits for that text, but never for more: half of
-the windows wait for none.
+With context, every other window is decoded after the text of the window before it, which makes it
+more accurate (docs/accuracy.md). It waits for that window only; half of the windows wait for none.
 """
 
 from collections import deque
@@ -23,34 +21,35 @@ from whisper_npu.runtime.transcription.language import SpokenLanguage
 from whisper_npu.runtime.transcription.session import SPLITTABLE, TranscriptionSession
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
-# Frames of a window whose text is decoded without timestamps, and gets them by alignment: half of
-# what the encoder hears, several sentences as a rule.
+# Least frames of a window whose text is decoded without timestamps and gets them by alignment: half
+# an encoder window, which mostly holds several sentences.
 _ALIGNED = 15 * FRAMES_PER_SECOND
-_GUESSED = 4  # windows whose language is a guess that wait for one that tells it
+_GUESSED = 4  # windows with a guessed language that wait for a window with a certain language
 
-# Tokens of the text before that a window is given: the most it has of these. Windows are decoded
-# together only where they are given equally many, so there are few choices; and nearly every window
-# has as many as the first. More would help little.
+# Context lengths in tokens: a window is given the largest that the text before it fills. Windows
+# are decoded together only if their contexts are equally long, so the choices are few. Nearly every
+# window has the first length, and more context would help little.
 _CONTEXT_LENGTHS = (64, 32, 16)
 
 
 @dataclass
 class _Place:
-    """A window's place in the text: its segments so far, and what is still to be decoded of it.
+    """A window's place in the text: its segments so far, and its parts that are not decoded yet.
 
     Attributes:
         start: the first frame that is not accounted for.
         rest: the part that waits to be planned.
-        later: the parts behind that, the last one first, and the retries of each.
-        retries: why the next window is decoded as a part: attempts at larger ones.
-        spoken: what was known of the language when the window came, where every part may be in
-            another one; None where the window's holds for all of them.
-        before: the place whose text comes before it as context; None where there is to be none.
-        task: the rest as a task, where it has been made already; its prompt is not known yet.
-        language: code of its language, once it has been made a task.
-        guessed: whether that is a guess that a later window may correct.
+        later: the parts after `rest`, the last part first, with the retries of each.
+        retries: rejected attempts at larger windows that hold `rest`.
+        spoken: the language state before the window, if every part may be in another language;
+            None if all parts have the window's language.
+        before: the place whose text is its context; None if it has no context.
+        request: the request for `rest`, if it was made already; its prompt is still open.
+        language: code of its language; None before the first request.
+        guessed: whether the language is a guess that a later window may correct.
         planned: whether a part is being decoded.
-        doubtful: whether its text, as far as it is there, looks wrong: no context for others.
+        doubtful: whether its text so far looks wrong and must not be context.
+        segments: the segments decoded so far.
     """
 
     start: int
@@ -72,28 +71,28 @@ class _Place:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is something to be planned, and nothing to wait for."""
+        """Whether `rest` can be planned now."""
         waits = self.guessed or (self.before is not None and not self.before.is_complete)
         return self.rest is not None and not waits
 
 
 class BatchedStrategy:
-    """A recording gone through many windows at a time; see `Strategy`."""
+    """Decodes many windows of a recording at a time; see `Strategy`."""
 
     def __init__(self, session: TranscriptionSession, *, pad_to_full: bool) -> None:
-        """Nothing is planned yet; `shares`: see `WindowRequest`."""
+        """Plan nothing yet; `pad_to_full`: see `WindowRequest`."""
         self._session = session
         self._pad_to_full = pad_to_full
         self._has_context = _has_context(session)
-        # Larger models lose nothing by writing timestamps, and gain where there is context.
+        # Larger models lose no accuracy by sampling timestamps, and gain some if there is context.
         self._aligns = session.may_align and (session.is_tiny or not self._has_context)
         self._seek = 0
-        self._newest: _Place | None = None  # a window whose text is the context of the next
-        self._places: deque[_Place] = deque()  # in order; complete ones leave at the front
+        self._newest: _Place | None = None  # a window whose text is the context of the next window
+        self._places: deque[_Place] = deque()  # in order; complete places leave at the front
         self._planned: deque[_Place] = deque()
 
     def next_window(self) -> WindowRequest | None:
-        """The rest of a window decoded before, one whose context is there, or a new one."""
+        """The rest of a decoded window, a window whose context is decoded, or a new window."""
         place = self._ready_place()
         while place is None:
             is_last = self._next_place() is None
@@ -105,7 +104,7 @@ class BatchedStrategy:
         return self._take_request(place)
 
     def prefetch(self, room: int) -> list[WindowRequest]:
-        """Windows whose context is not there yet."""
+        """Windows whose context is not decoded yet."""
         waiting = [p for p in self._places if p.rest is not None and not p.is_ready][:room]
         return [self._request(place) for place in waiting]
 
@@ -113,7 +112,7 @@ class BatchedStrategy:
         return next((place for place in self._places if place.is_ready), None)
 
     def _settle_guesses(self, *, at_once: bool) -> None:
-        """Give windows whose language was a guess that of the recording, once it is known."""
+        """Set the language of windows with a guess to the recording's, once it is known."""
         guessed = [place for place in self._places if place.guessed]
         language = self._session.language
         if language.is_guess and len(guessed) < _GUESSED and not at_once:
@@ -133,7 +132,7 @@ class BatchedStrategy:
         self._newest = place if self._has_context and self._newest is None else None
         self._places.append(place)
         if self._session.language.is_open:
-            self._request(place)  # while it is the last
+            self._request(place)  # now: language detection needs windows in order
             language = self._session.language
             place.guessed = language.is_guess and not language.may_change
             place.spoken = replace(language) if language.may_change else None
@@ -142,7 +141,7 @@ class BatchedStrategy:
     def _context(self, place: _Place, *, aligned: bool) -> tuple[int, ...]:
         """The tokens before the next window of a place: the user's prompt, and its context.
 
-        Text that is decoded without timestamps is given text without.
+        For a window decoded without timestamps, the context has none either.
         """
         before, place.before = place.before, None
         said = [] if before is None or before.language != place.language else before.segments
@@ -156,7 +155,7 @@ class BatchedStrategy:
         return (*prompts.initial, *tokens[len(tokens) - length :])
 
     def _request(self, place: _Place) -> WindowRequest:
-        """The next window of a place, its prompt left open."""
+        """The request for the next window of a place, without its prompt."""
         session, window = self._session, place.rest
         if window is None:
             raise ValueError("nothing is left of this place to be decoded")
@@ -192,7 +191,7 @@ class BatchedStrategy:
         return request
 
     def accept(self, result: WindowResult) -> list[Segment]:
-        """Segments of all windows up to the first that is not complete."""
+        """Take a result; returns the segments of all windows before the first incomplete one."""
         self._take(self._planned.popleft(), result)
         segments = []
         while self._places and self._places[0].is_complete:
@@ -238,7 +237,7 @@ class BatchedStrategy:
         session.account(result, place.start / FRAMES_PER_SECOND, text)
 
     def _divide(self, place: _Place, result: WindowResult) -> None:
-        """Have a window decoded in two parts, cut at a pause beside the speech it leaves out."""
+        """Plan a window again in two parts, cut at a pause beside the speech it leaves out."""
         window, windows = result.window, self._session.windows
         unheard = result.outcome.decoded.unheard
         if unheard:
@@ -250,7 +249,7 @@ class BatchedStrategy:
         place.later.append((Window(cut, window.end), place.retries))
 
     def _judge_rest(self, result: WindowResult, rest: Window) -> Verdict:
-        """Decide whether the rest of a window, after the end of its text, is another window."""
+        """Decide whether the rest of a window, after the end of its text, is decoded."""
         speech = 0.0
         if rest.n_frames > 0:
             speech = self._session.windows.speech_seconds(rest.offset, rest.end_time)
@@ -267,5 +266,5 @@ def _has_context(session: TranscriptionSession) -> bool:
     wanted = session.options.condition_on_previous_text
     if wanted is not None:
         return wanted
-    # Where languages are detected window by window, it may be in another one.
+    # With `multilingual`, the text before a window may be in another language.
     return session.backend.is_exact and not session.options.multilingual

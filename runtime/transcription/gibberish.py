@@ -6,7 +6,7 @@ from whisper_npu.errors import GibberishError
 from whisper_npu.runtime.decoding.quality import Action
 from whisper_npu.runtime.transcription.window_decoding import WindowResult
 
-_ENOUGH = 100.0  # seconds of windows at the start of a recording, none of them with a text
+_ENOUGH = 100.0  # seconds of gibberish at the start of a recording that raise the error
 
 
 @dataclass
@@ -14,10 +14,10 @@ class GibberishWatch:
     """Counts the windows of a recording whose every attempt was gibberish.
 
     Attributes:
-        n_gibberish: windows of which every attempt was a loop, or went on by chance.
-        refuses: whether a recording that begins with it is refused.
+        refuses: whether a recording that begins with gibberish is refused.
+        n_gibberish: windows whose every attempt was a loop or random text.
         n_texts: windows with a text.
-        seconds: of audio in the windows of gibberish.
+        seconds: seconds of audio in the windows of gibberish.
     """
 
     refuses: bool = True
@@ -26,10 +26,10 @@ class GibberishWatch:
     seconds: float = 0.0
 
     def note(self, result: WindowResult) -> None:
-        """Take up what became of a window.
+        """Count a decoded window.
 
         Raises:
-            GibberishError: the recording began with minutes of gibberish.
+            GibberishError: the recording began with `_ENOUGH` seconds of gibberish.
         """
         verdict = result.outcome.verdict
         if verdict.action in (Action.SILENCE, Action.SPLIT):
@@ -48,7 +48,7 @@ class GibberishWatch:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know, one line each."""
+        """Warnings for the user, one line each."""
         if not self.n_gibberish:
             return ()
         n_windows = self.n_gibberish + self.n_texts

@@ -1,12 +1,11 @@
-"""Goes through the recordings of one call, round by round.
+"""Decodes the recordings of one call, round by round.
 
-A round is what the call has the scheduler decode at a time: windows of as many of its recordings as
-it takes. Which windows share a round depends on the recordings and their order alone, never on what
-is ready first, so that a run can be repeated. While one round is decoded in streams, the next is
-read and planned.
+A round is the set of windows that the scheduler decodes at a time, from as many recordings of the
+call as needed. It depends only on the recordings and their order, never on timing, so that a run
+can be repeated. While streams decode one round, the next round is read and planned.
 
-Several threads may ask for text of the same group. One lock orders them: the thread that has it
-plans rounds and waits for them, and the others wait and then look at what has come.
+Several threads may ask for text of the same group. One lock orders them: the thread that holds it
+plans rounds and waits for them; the others wait, and then look at the results.
 """
 
 from collections import Counter, deque
@@ -23,25 +22,25 @@ from whisper_npu.runtime.transcription.scheduler import Batch, Priority, Schedul
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
-_REMNANT = 4  # a batch of so many windows takes one more in, where nothing is left behind them
+_REMNANT = 4  # a batch may take one extra window per four, so that no small batch follows
 
 
 class Recording(Protocol):
-    """A recording of a group; it sees to its own errors."""
+    """A recording of a group; it handles its own errors."""
 
     @property
     def times(self) -> StageTimes:
-        """Where the times of its stages are added."""
+        """Times of its stages; the group adds to them."""
         ...
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more is to be planned, because of its end or of an error."""
+        """Whether no window is planned any more, because of its end or of an error."""
         ...
 
     @property
     def n_expected(self) -> int:
-        """Windows that it has at once if there is speech all through; at least 1."""
+        """Windows that can be planned at once if all of it is speech; at least 1."""
         ...
 
     def next_window(self) -> WindowRequest | None:
@@ -53,23 +52,23 @@ class Recording(Protocol):
         ...
 
     def accept(self, result: WindowResult | None) -> None:
-        """Take up the next of the windows planned; None: nobody wanted it any more."""
+        """Take the result of the next planned window; None: it was cancelled."""
         ...
 
     def end(self) -> None:
-        """Nothing is left to be planned or heard."""
+        """Complete the recording: every window is decoded."""
         ...
 
 
 @dataclass
 class _Round:
-    """What is being decoded.
+    """A round that was submitted.
 
     Attributes:
-        recordings: of each window the recording it belongs to.
-        batches: the windows, divided.
-        places: of each batch, the places of its windows in the round.
-        n_streams: in how many streams; in one, it has been decoded already.
+        recordings: the recording of each window.
+        batches: the windows, divided into batches.
+        places: for each batch, the places of its windows in the round.
+        n_streams: number of streams; with 1, the round has been decoded already.
     """
 
     recordings: list[Recording]
@@ -79,7 +78,7 @@ class _Round:
 
 
 class Group:
-    """The recordings of one call, decoded one after the other. Safe for many threads."""
+    """The recordings of one call, decoded in order. Safe for many threads."""
 
     def __init__(
         self,
@@ -88,22 +87,22 @@ class Group:
         recordings: Iterator[Recording],
         priority: Priority = Priority.BULK,
     ) -> None:
-        """Nothing is read yet.
+        """Read nothing yet.
 
         Args:
             scheduler: decodes the windows.
-            batch_size: windows decoded side by side in one stream; up to a quarter more where only
-                those few would be left.
-            recordings: opened when there is room for their windows; at first as many as it takes to
-                know whether streams will be needed.
-            priority: how urgent they are, beside the windows of other calls.
+            batch_size: windows decoded together in one stream; up to a quarter more, so that no
+                small batch follows.
+            recordings: opened when there is room for their windows; at first as many as tell
+                whether streams are needed.
+            priority: priority over the windows of other calls.
         """
         self.scheduler = scheduler
         self._client = scheduler.client(batch_size, priority)
         self._batch_size = batch_size
         self._upcoming = recordings
         self._open: list[Recording] = []
-        self._busy: Counter[Recording] = Counter()  # windows of each that are under way
+        self._busy: Counter[Recording] = Counter()  # planned windows of each, not yet accepted
         self._held: list[tuple[Recording, WindowRequest]] = []  # planned, but for the next round
         self._is_first_round = True
         self._under_way: deque[_Round] = deque()
@@ -118,11 +117,11 @@ class Group:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Keep other threads from advancing, and recordings as they are, while a block runs.
+        """Hold the group's lock during a block: other threads neither advance nor change it.
 
         Raises:
-            UsageError: the calling thread decodes windows of the group, or windows that the thread
-                which has the turn may wait for: it cannot wait for itself.
+            UsageError: the calling thread decodes windows of the group, or windows that the holder
+                of the lock may wait for: waiting would be a deadlock.
             DeviceError: the model was loaded before this process was forked.
         """
         self.scheduler.check()
@@ -140,7 +139,7 @@ class Group:
             self._lock.release()
 
     def advance(self) -> bool:
-        """Have one round decoded, and begin the next; False if there is nothing left to do.
+        """Decode one round, and begin the next; False if nothing is left to decode.
 
         Raises:
             DeviceError: the device failed.
@@ -155,7 +154,7 @@ class Group:
 
     def _advance(self) -> bool:
         if self._failure is not None:
-            raise self._failure  # again: the windows of that round are lost
+            raise self._failure  # once more: the windows of that round are lost
         try:
             if not self._under_way and not self._begin():
                 self.close()
@@ -173,12 +172,13 @@ class Group:
         return True
 
     def _begin(self) -> bool:
-        """Plan a round and have the streams work on it; False if there is nothing to plan."""
+        """Plan and submit a round; False if nothing is left to plan."""
         recordings, requests, waiting = self._plan()
         if not requests:
             return False
         scheduler, available = self.scheduler, self._n_streams
-        # Few windows are faster in one stream, but once there are several, it is memory for both.
+        # Few windows are faster in one stream. But once several streams exist, decoding outside
+        # them would take memory for both.
         enough = available if scheduler.uses_streams(self._client) else _WORTH_SPLITTING
         n_streams = available if len(requests) >= enough else 1
         batch_size = max(self._batch_size, -(-len(requests) // available))
@@ -197,21 +197,21 @@ class Group:
 
     @property
     def _n_streams(self) -> int:
-        """Streams there are; one where another decoding waits for this one."""
+        """Number of streams; 1 inside a callback, where another decoding waits for this one."""
         return 1 if self.scheduler.is_decoding_here else self.scheduler.backend.n_streams
 
     def _plan(self) -> tuple[list[Recording], list[WindowRequest], list[WindowRequest]]:
-        """What the next round decodes, much of it being encoded already, and what waits for it."""
+        """The recordings and windows of the next round, and the windows that wait for them."""
         n_streams, enough = self._n_streams, _WORTH_SPLITTING
         at_most = room = self._batch_size * n_streams
-        if n_streams > 1:  # else nothing is read while it is busy
+        if n_streams > 1:  # one stream reads nothing ahead
             at_most += self._batch_size // _REMNANT * n_streams
         if self._is_first_round and n_streams > 1:
             expected = self._n_expected(at_most)
             if min(room, expected) >= _WORTH_SPLITTING:
-                enough = 2  # of one alone it is not sure that there is speech behind it
+                enough = 2  # a single window may have no speech after it
             if expected > at_most:
-                at_most = room  # the first words come sooner
+                at_most = room  # so the first words come sooner
         self._is_first_round = False
         planned, self._held = self._held, []
         number = 0
@@ -240,15 +240,15 @@ class Group:
         return recordings, requests, waiting
 
     def _is_open(self, number: int) -> bool:
-        """Whether there is a recording of that number among the open ones; the next is opened."""
+        """Whether the open recordings include this number; opens the next recording if needed."""
         if number == len(self._open):
             self._open.extend(islice(self._upcoming, 1))
         return number < len(self._open)
 
     def _n_expected(self, at_most: int) -> int:
-        """Windows that the recordings' lengths promise; more than `at_most` are not counted.
+        """Windows expected from the recordings' lengths; the count stops above `at_most`.
 
-        They promise too much where there is little speech; streams are then made ready for nothing.
+        It is too high for recordings with little speech; streams are then set up in vain.
         """
         number, expected = 0, 0
         while expected <= at_most and self._is_open(number):
@@ -274,21 +274,21 @@ class Group:
             recording.accept(result[place])
 
     def close(self) -> None:
-        """Use streams no longer; they finish what was begun, for whoever goes on."""
+        """Release the streams; they finish submitted batches, and serve other clients."""
         self.scheduler.close_streams(self._client)
 
     def __del__(self) -> None:
-        """Close what nobody will ask for."""
+        """Close a group that was dropped."""
         self.close()
 
 
 def _parts(prompt_lengths: Sequence[int], n_streams: int, batch_size: int) -> list[list[int]]:
-    """Windows, by their places, that share a batch: prompts equally long, streams evenly used.
+    """Divide windows, by their places, into batches of equally long prompts, even over streams.
 
     Args:
-        prompt_lengths: of each window's prompt.
-        n_streams: streams the windows are divided among.
-        batch_size: windows in a batch at most.
+        prompt_lengths: length of each window's prompt.
+        n_streams: number of streams.
+        batch_size: most windows in a batch.
     """
     parts = []
     for length in sorted(set(prompt_lengths), reverse=True):

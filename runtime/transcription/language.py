@@ -1,10 +1,10 @@
-"""Which language is spoken, window by window.
+"""Tracks the spoken language, window by window.
 
-Of a second of speech the model only guesses the language: it took one short phrase in five for
-another one, with a probability of up to 0.94 (docs/accuracy.md). Longer speech is rarely mistaken,
-and what was spoken before is mostly spoken still. So a window has to be likelier in another
-language to be taken for it: much likelier in one that has not been heard yet, and all the more so
-if it is short.
+The model only guesses the language of a second of speech: it mistook the language of one short
+phrase in five, with a probability of up to 0.94 (docs/accuracy.md). It rarely mistakes longer
+speech, and speakers mostly keep their language. So a window changes the language only if another
+language is likelier by a factor. The factor is larger for a new language, and largest for a new
+language in a short window.
 """
 
 import logging
@@ -14,29 +14,29 @@ from whisper_npu.runtime.languages import LANGUAGES
 
 logger = logging.getLogger("whisper_npu")
 
-TELLING = 1.2  # seconds of speech that are seldom mistaken
-_CERTAIN = 0.8  # probability that is seldom mistaken, of so much speech
-_ENOUGH = 10.0  # seconds of speech of which half of that is believed: some languages are much alike
+TELLING = 1.2  # seconds of speech whose language is seldom mistaken...
+_CERTAIN = 0.8  # ...at this probability
+_ENOUGH = 10.0  # seconds of speech for which `_LIKELY` is enough: some languages are much alike
 _LIKELY = 0.5
-_SURE = 0.9  # probability from which less speech need not be tried in other languages
-_DOUBTFUL = 0.6  # probability below which the user is told
-# How many times as probable as the language before another one must be to follow it.
-_AGAIN = 4  # one that was certain before, or is heard for `_ENOUGH`
+_SURE = 0.9  # probability from which speech under `_ENOUGH` is not tried in other languages
+_DOUBTFUL = 0.6  # probability below which the user is warned
+# Factor by which another language must be likelier than the language before.
+_AGAIN = 4  # a language that was certain before, or any after `_ENOUGH` seconds of speech
 _NEW = 20
 _NEW_IN_SHORT = 1000
 
 
 @dataclass
 class SpokenLanguage:
-    """The language of a recording as it goes on.
+    """The language of a recording, as known so far.
 
     Attributes:
-        code: of what was spoken last; None until a window was heard.
+        code: code of the language spoken last; None before the first detection.
         may_change: whether every window may be in another language.
-        is_guess: whether the code is not certain.
-        main: code of the recording's language; of several, that of the first speech.
+        is_guess: whether the code is uncertain.
+        main: code of the recording's language; with several, the language of the first speech.
         probabilities: of the main language and then all others, likeliest first, in the window
-            that decided; empty if it was given.
+            that decided; empty if the language was given.
     """
 
     code: str | None
@@ -44,26 +44,26 @@ class SpokenLanguage:
     is_guess: bool
     main: str | None
     probabilities: dict[str, float] = field(default_factory=dict)
-    _certain: frozenset[str] = frozenset()  # languages heard for certain
+    _certain: frozenset[str] = frozenset()  # languages that were certain in a window
 
     @classmethod
     def of(cls, given: str | None, *, may_change: bool) -> "SpokenLanguage":
-        """Nothing has been heard yet; `given` is the language if it is known."""
+        """Make the state before the first window; `given` is the language if it is known."""
         return cls(given, may_change, given is None, given)
 
     @property
     def is_open(self) -> bool:
-        """Whether the next window has to be asked."""
+        """Whether the language of the next window must be detected."""
         return self.may_change or self.is_guess
 
     @property
     def is_known(self) -> bool:
-        """Whether the language before the next window is certain, which says more than a guess."""
+        """Whether the language before the next window is certain."""
         return self.code in self._certain
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know, one line each."""
+        """Warnings for the user, one line each."""
         if not self.is_guess or self.may_change or self.main is None:
             return ()
         probability = self.probabilities[self.main]
@@ -75,16 +75,16 @@ class SpokenLanguage:
         )
 
     def add_evidence(self, seconds: float, probabilities: dict[str, float]) -> None:
-        """Take up what a window says.
+        """Update the language by the detection in a window.
 
         Args:
-            seconds: of speech in it.
+            seconds: seconds of speech in the window.
             probabilities: of all languages, likeliest first.
         """
         likeliest = next(iter(probabilities))
         telling = tells(seconds, probabilities)
         if self.code is None or (telling and self.code not in self._certain):
-            self.code = likeliest  # what was guessed before binds nothing
+            self.code = likeliest  # an earlier guess does not count
         else:
             weights = {code: self._weight(code, seconds, probabilities) for code in probabilities}
             self.code = max(weights, key=weights.__getitem__)
@@ -92,7 +92,7 @@ class SpokenLanguage:
         is_certain = telling and code == likeliest
         if is_certain:
             self._certain |= {code}
-        # The recording's language is that of its first speech or, of guesses, the surest.
+        # The recording's language is that of its first speech, or the likeliest of several guesses.
         surer = self.main is None or probabilities[code] > self.probabilities[self.main]
         if self.main is None or (not self.may_change and (is_certain or surer)):
             if self.main != code:
@@ -101,7 +101,7 @@ class SpokenLanguage:
         self.is_guess = not is_certain and (self.may_change or self.is_guess)
 
     def _weight(self, code: str, seconds: float, probabilities: dict[str, float]) -> float:
-        """A language's probability, less where it is not the one before."""
+        """A language's probability, reduced if it differs from the language before."""
         if code == self.code:
             return probabilities[code]
         if code in self._certain or seconds >= _ENOUGH:
@@ -110,7 +110,7 @@ class SpokenLanguage:
 
 
 def tells(seconds: float, probabilities: dict[str, float]) -> bool:
-    """Whether the language of so many seconds of speech can be told from them alone."""
+    """Whether the probabilities alone tell the language of `seconds` of speech."""
     probability = next(iter(probabilities.values()))
     return (seconds >= TELLING and probability >= _CERTAIN) or (
         seconds >= _ENOUGH and probability >= _LIKELY
@@ -118,5 +118,5 @@ def tells(seconds: float, probabilities: dict[str, float]) -> bool:
 
 
 def is_sure(seconds: float, probabilities: dict[str, float]) -> bool:
-    """Whether other languages need not be tried on so many seconds of speech."""
+    """Whether `seconds` of speech need not be decoded in other languages."""
     return next(iter(probabilities.values())) >= (_LIKELY if seconds >= _ENOUGH else _SURE)

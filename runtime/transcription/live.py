@@ -1,14 +1,14 @@
-"""Speech to text while it is being spoken: text that stays, as early as it is safe.
+"""Transcribes live speech: commits final text as early as it is safe.
 
 The audio since the last cut, at most one encoder window, is decoded again and again as it grows.
-What two decodings in a row agree on is committed (`local_agreement.py`) and never changes: later
-decodings go on from it. A pause commits the rest. Audio whose text is committed is let go of at a
-pause, or at the latest when the window is full, so that neither memory nor latency grow with the
+Words that two decodings in a row agree on are committed (`local_agreement.py`) and never change:
+later decodings go on from them. A pause commits the rest. Audio with committed text is released at
+a pause, or at the latest when the window is full, so that neither memory nor latency grow with the
 length of the session.
 
-Text is decoded without timestamps. Near the end of what has been heard they are wrong by seconds,
-beyond it even, and as timestamps never go back, one that is committed too late bars the decoder
-from all speech before it.
+Text is decoded without timestamps. Near the end of the audio, timestamps are wrong by seconds, even
+beyond the end. Timestamps never go back, so a committed timestamp that is too late would exclude
+all speech before it.
 """
 
 from dataclasses import dataclass, replace
@@ -39,22 +39,22 @@ from whisper_npu.runtime.transcription.model import WhisperModel, new_session
 from whisper_npu.runtime.transcription.session import TranscriptionSession
 
 _PADDING = round(PAD * FRAMES_PER_SECOND)
-# Words at the end of what two decodings agree on that wait for one more: they may be half heard.
+# Words at the end of an agreement that wait for another decoding: their audio may be incomplete.
 _HELD_BACK = 1
-_TAIL = round(0.2 * FRAMES_PER_SECOND)  # heard behind speech, it shows that a word has ended
-_LARGEST_SAMPLE = 1e9  # more is garbage, and would overflow in the spectrogram
+_TAIL = round(0.2 * FRAMES_PER_SECOND)  # audio after speech that shows that the last word has ended
+_LARGEST_SAMPLE = 1e9  # larger values are garbage, and would overflow in the spectrogram
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Words that will not change any more. The text of a session is all of these, joined.
+    """Words that will not change any more. The text of a session is all committed words, joined.
 
     Attributes:
         start: Seconds from the start of the session; the words begin about here.
-        end: Seconds from the start of the session by which they have ended.
+        end: Seconds from the start of the session by which the words have ended.
         text: The words, their leading space included.
         language: Code of their language.
-        flaw: What looks wrong with them after the last temperature; None if nothing does.
+        flaw: What looks wrong with the words after the last temperature; None if nothing does.
     """
 
     start: float
@@ -66,11 +66,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Tentative:
-    """The words behind the last committed ones, as they look now. Replaces the one before.
+    """The words after the last committed words, as decoded last. Replaces the last `Tentative`.
 
     Attributes:
         start: Seconds from the start of the session.
-        end: Seconds from the start of the session: how far they have been heard.
+        end: Seconds from the start of the session up to which the audio is decoded.
         text: The words, their leading space included; empty once there are none.
     """
 
@@ -88,7 +88,7 @@ class _Speech:
 
     Attributes:
         start: where it begins.
-        end: where it ends, as far as has been heard.
+        end: where it ends in the audio so far.
         paused: a pause follows.
         over: a long pause follows, or the end of the session.
     """
@@ -101,18 +101,18 @@ class _Speech:
 
 @dataclass(frozen=True)
 class _Hypothesis:
-    """What the buffer was decoded to.
+    """The result of decoding the buffer.
 
     Attributes:
-        end: frame up to which it was heard.
-        tokens: all of them, committed ones included.
-        words: those behind the committed ones.
-        since: for each of them, the frame up to which had been heard when it was first decoded;
-            by then it had ended.
+        end: frame up to which the buffer was decoded.
+        tokens: all tokens, committed tokens included.
+        words: the words after the committed words.
+        since: for each of `words`, the end of the audio, as a frame, when the word was first
+            decoded; the word had ended by then.
         language: code of the language.
-        spoken: what is known of the language.
-        temperature: it was decoded at.
-        flaw: what looks wrong with it.
+        spoken: the language state.
+        temperature: temperature of the attempt.
+        flaw: what looks wrong with the text.
     """
 
     end: int
@@ -135,9 +135,9 @@ class LiveTranscriber(Closing):
     As a context manager it is closed at the end of the block; call `finish` before, for the text
     that is left.
 
-    Give `feed` all that has arrived since the last call, however much: it decodes once for it, or
-    once for every full window. Decoding slower than speech thus makes for fewer decodings, not for
-    a growing delay.
+    Give `feed` all audio that has arrived since the last call. It decodes the audio once, or once
+    for every full window. So if decoding is slower than speech, it decodes less often, and the
+    delay does not grow.
     """
 
     def __init__(
@@ -150,14 +150,14 @@ class LiveTranscriber(Closing):
         trim_after: float = 25.0,
         **changes: Unpack[TranscribeKwargs],
     ) -> None:
-        """Hear nothing yet.
+        """Decode nothing yet.
 
         Args:
-            model: to decode with; sessions do not touch each other.
+            model: the model; sessions on the same model are independent.
             options: how to transcribe. With `vad=False` there are no pauses.
             min_chunk: seconds of new audio between two decodings.
             pause: seconds without speech after which everything is committed.
-            trim_after: seconds of audio from which on a pause lets go of all of it.
+            trim_after: from this length of audio, in seconds, a pause releases all of it.
             changes: options by name, over those in `options`.
 
         Raises:
@@ -167,7 +167,7 @@ class LiveTranscriber(Closing):
         self._model = model
         _refuse_what_is_not_live(options)
         self._capacity = model.backend.window_frames[-1]
-        # Committed tokens share the decoder's context with the text before and that to come.
+        # Committed tokens share the decoder's context with the text before and after them.
         self._most_prefix_tokens = model.backend.n_text_ctx // 3
         window = self._capacity / FRAMES_PER_SECOND
         self._min_chunk = _frames("min_chunk", min_chunk, 0.1, window / 2)
@@ -186,10 +186,10 @@ class LiveTranscriber(Closing):
 
         self._begin = 0  # first frame of the buffer
         self._decoded = 0  # frame up to which it has been decoded
-        self._settled = 0  # frame up to which all that was said is committed
+        self._settled = 0  # frame up to which all speech is committed
         self._said = 0.0  # seconds at which the committed text ends
         self._prefix_tokens: tuple[int, ...] = ()  # committed tokens of the buffer
-        # Where the buffer may be cut: behind a number of those, at a frame by which they end.
+        # Places to cut the buffer: a number of committed tokens, and a frame by which they end.
         self._pieces: list[tuple[int, int]] = []
         self._context = self._session.prompts.initial  # tokens of the text before the buffer
         self._context_language: str | None = None
@@ -200,7 +200,7 @@ class LiveTranscriber(Closing):
 
     @property
     def duration(self) -> float:
-        """Seconds of audio heard."""
+        """Seconds of audio received."""
         return self._features.duration
 
     @property
@@ -210,22 +210,22 @@ class LiveTranscriber(Closing):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know, one line each: prompts cut, a language hardly sure."""
+        """Warnings for the user, one line each: a prompt was cut, the language is doubtful."""
         return (*self._session.prompts.warnings, *self._spoken.warnings)
 
     def feed(self, samples: SupportsArray) -> list[LiveUpdate]:
-        """Hear more, and say what can be said.
+        """Take more audio, and return the new text.
 
         Args:
-            samples: any number of them, an array `(n_samples,)`, mono at 16 kHz: floats in [-1, 1],
-                int16, int32 or uint8.
+            samples: any number of samples, an array `(n_samples,)`, mono at 16 kHz: floats in
+                [-1, 1], int16, int32 or uint8.
 
         Returns:
-            in order of time: committed text, and the tentative text behind it if that changed.
+            in order of time: committed text, and the tentative text after it if that changed.
 
         Raises:
-            AudioError: values that are no finite numbers.
-            AudioInputError: samples that are no array, or of another shape or dtype.
+            AudioError: the samples are no finite numbers.
+            AudioInputError: the samples are no array, or have another shape or dtype.
             UsageError: the session is finished, or the model is closed.
         """
         if self._finished:
@@ -241,7 +241,7 @@ class LiveTranscriber(Closing):
         return [*updates, *self._tentative()]
 
     def finish(self) -> list[LiveUpdate]:
-        """Commit what is left; afterwards nothing can be fed. A second call returns nothing."""
+        """Commit all text that is left, and end the session. A second call returns nothing."""
         if self._finished:
             return []
         self._model.check_usable()
@@ -250,14 +250,14 @@ class LiveTranscriber(Closing):
         return [*self._listen(), *self._tentative()]
 
     def close(self) -> None:
-        """End the session; the text that is not committed is given up. A second call does nothing.
+        """End the session, and drop the text that is not committed. A second call does nothing.
 
-        Afterwards nothing can be fed, and `finish` returns nothing.
+        Afterwards `feed` raises a `UsageError`, and `finish` returns nothing.
         """
         self._finished = True
 
     def _listen(self) -> list[LiveUpdate]:
-        """Decode what is due, commit what can be, let go of what need not be kept."""
+        """Decode if that is due, commit text that is final, release audio that is not needed."""
         updates: list[LiveUpdate] = []
         while speech := self._next_speech():
             if not self._prefix_tokens and self._hypothesis is None:
@@ -270,7 +270,7 @@ class LiveTranscriber(Closing):
                 self._cut(self._settled, len(self._prefix_tokens))
             if not speech.over:
                 break
-        else:  # nothing but silence, in the end of which speech may just begin
+        else:  # only silence, but speech may begin at its end
             keep = 0 if self._finished else round(LOOK_AHEAD * FRAMES_PER_SECOND)
             self._cut(max(self._begin, self._features.n_ready - keep), len(self._prefix_tokens))
         too_long = self._features.n_ready - self._begin >= self._capacity
@@ -281,7 +281,7 @@ class LiveTranscriber(Closing):
     def _next_speech(self) -> _Speech | None:
         """The first speech in the buffer, up to a long pause.
 
-        Where the language is open, any pause is long: what follows is asked for its own.
+        While the language may change, every pause is long: the speech after it may be in another.
         """
         heard = self._features.n_ready
         if self._speech is None:
@@ -300,7 +300,7 @@ class LiveTranscriber(Closing):
         return _Speech(spans[0][0], spans[-1][1], over or silence >= self._pause, over)
 
     def _spans(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Speech between two frames; all of it without a detector."""
+        """The speech between two frames; without a detector, all the audio."""
         if self._speech is None:
             return [(start, end)] if start < end else []
         spans = self._speech.spans(start / FRAMES_PER_SECOND, end / FRAMES_PER_SECOND)
@@ -310,7 +310,7 @@ class LiveTranscriber(Closing):
         ]
 
     def _agree(self, speech: _Speech) -> list[LiveUpdate]:
-        """Decode the buffer if that is due; commit what the last two decodings have in common."""
+        """Decode the buffer if that is due; commit the words that the last two decodings share."""
         heard = self._features.n_ready
         if heard - max(self._begin, self._decoded) < self._min_chunk or speech.end <= self._decoded:
             return []
@@ -327,8 +327,8 @@ class LiveTranscriber(Closing):
         first = len(self._prefix_tokens)
         tokens = found.tokens[: first + found.words[count - 1].stop]
         common = replace(found, tokens=tokens, words=found.words[:count])
-        # Words that were first heard with one that waits lie before the same frame. The audio may
-        # be cut behind the words before them only; how far the last of them reaches is estimated.
+        # Words first decoded together with a waiting word end before the same frame. So the audio
+        # may be cut only before these words, and the end of the committed words is estimated.
         waiting = since[count]
         earlier = sum(frame < waiting for frame in since[:count])
         if earlier:
@@ -339,7 +339,7 @@ class LiveTranscriber(Closing):
         return self._commit(common, round(end))
 
     def _settle(self, end: int) -> list[LiveUpdate]:
-        """Commit all that was said up to frame `end`, behind which nobody speaks."""
+        """Commit all speech up to frame `end`, which a pause follows."""
         if end <= self._settled:
             return []
         heard_to = min(self._features.n_ready, end + _PADDING)
@@ -353,7 +353,7 @@ class LiveTranscriber(Closing):
         return self._commit(found, end)
 
     def _decode(self, end: int, *, draft: bool) -> _Hypothesis:
-        """Decode the buffer up to frame `end`; a draft tries the first temperature only."""
+        """Decode the buffer up to frame `end`; with `draft`, at the first temperature only."""
         session = replace(self._session, language=replace(self._spoken))
         if draft:
             first = session.options.temperature[:1]
@@ -363,7 +363,7 @@ class LiveTranscriber(Closing):
         fits = self._context_language in (None, request.decoding_options.language)
         request.prompt = session.prompts.before(
             self._context if fits else ()
-        )  # or it would translate
+        )  # after text in another language, the model would translate
         outcome = self._scheduler.decode_now(request).outcome
         self._decoded = max(self._decoded, end)
         tokens = self._prefix_tokens if outcome.is_silence else outcome.decoded.tokens
@@ -402,7 +402,7 @@ class LiveTranscriber(Closing):
         return [Tentative(self._said, max(self._said, end), text)]
 
     def _make_room(self) -> list[LiveUpdate]:
-        """Let go of half of what is committed; if nothing is, commit all up to a pause."""
+        """Release half of the committed audio; if none is committed, commit all up to a pause."""
         if self._pieces:
             half = len(self._prefix_tokens) / 2
             n_tokens, end = next((p for p in self._pieces if p[0] >= half), self._pieces[-1])
@@ -415,7 +415,7 @@ class LiveTranscriber(Closing):
         return updates
 
     def _cut(self, frame: int, n_tokens: int) -> None:
-        """Begin the buffer at `frame`; its first committed tokens are now text before it."""
+        """Begin the buffer at `frame`; its first `n_tokens` tokens become context."""
         if self._poor_context or self._session.options.condition_on_previous_text is False:
             self._context = ()
         elif n_tokens:
@@ -458,7 +458,7 @@ def _new_session(
 
 
 def _as_float(samples: SupportsArray) -> Float32Array:
-    """Float32 samples of a piece of audio."""
+    """A piece of audio as float32 samples."""
     if not isinstance(samples, SupportsArray):
         raise AudioInputError(
             f"audio of type {type(samples).__name__}; feed a numpy array, which "

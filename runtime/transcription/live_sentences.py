@@ -1,4 +1,4 @@
-"""Live text in whole sentences: committed words are joined until a sentence or a pause ends."""
+"""Live text in whole sentences: joins committed words until a sentence ends or a pause follows."""
 
 import re
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field, replace
 
 from whisper_npu.runtime.transcription.live import Committed
 
-# The end of a sentence, quotation marks included. Marks of Chinese, Japanese, Hindi, Arabic, Urdu
-# and Armenian, too; of these the first need no space behind them.
+# The end of a sentence, quotation marks included. It knows the marks of Chinese, Japanese, Hindi,
+# Arabic, Urdu and Armenian, too; Chinese and Japanese marks need no space after them.
 _END = re.compile(
     "(?:[.?!\u2026\u0964\u061f\u06d4\u0589]+[\"'\u201d\u2019\u00bb)\\]]*(?=\\s|$)"
     "|[\u3002\uff1f\uff01]+[\u300d\u300f\u201d]*)"
 )
-# Of names: one sentence more on the line is better than half a name.
+# Abbreviations in names: joining two sentences is better than cutting a name.
 _ABBREVIATION = re.compile(r"(?:^|\s)(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof)\.$")
-_PAUSE = 1.0  # seconds without speech that end a line, whatever its words
-_LONGEST = 15.0  # seconds of a line; then it ends where words were committed
+_PAUSE = 1.0  # seconds without speech that end any line
+_LONGEST = 15.0  # seconds of a line from which it ends after any committed words
 
 
 @dataclass
@@ -34,7 +34,7 @@ class LiveSentences:
         return "".join(piece.text for piece in self.pieces)
 
     def add(self, piece: Committed) -> Iterator[Committed]:
-        """Take words in; yields the sentences that are complete with them."""
+        """Add words; yields the sentences that they complete."""
         if self.pieces:
             last = self.pieces[-1]
             if piece.start - last.end >= _PAUSE or piece.language != last.language:
@@ -47,12 +47,12 @@ class LiveSentences:
                 yield from self.end()
 
     def silence_until(self, seconds: float) -> Iterator[Committed]:
-        """Nobody has spoken up to `seconds`, behind the last words; yields what that completes."""
+        """Note silence from the last words to `seconds`; yields the line if that ends it."""
         if self.pieces and seconds - self.pieces[-1].end >= _PAUSE:
             yield from self.end()
 
     def end(self) -> Iterator[Committed]:
-        """Yields what is there, complete or not."""
+        """Yields the current sentence, complete or not."""
         if self.text.strip():
             first, last = self.pieces[0], self.pieces[-1]
             flaw = next((piece.flaw for piece in self.pieces if piece.flaw), None)
@@ -61,7 +61,7 @@ class LiveSentences:
 
 
 def _at_ends(piece: Committed) -> Iterator[Committed]:
-    """Words cut behind the ends of sentences, their time shared by their letters."""
+    """Words cut after the ends of sentences, with times in proportion to their letters."""
     seconds = (piece.end - piece.start) / max(1, len(piece.text))
     start = 0
     for end in [*(match.end() for match in _END.finditer(piece.text)), len(piece.text)]:

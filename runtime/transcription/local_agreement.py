@@ -1,4 +1,4 @@
-"""Which words two hypotheses of the same speech agree on: LocalAgreement-2.
+"""Finds the words that two hypotheses of the same speech agree on: LocalAgreement-2.
 
 Macháček, Dabre & Bojar 2023, "Turning Whisper into Real-Time Transcription System", section 3.
 """
@@ -18,8 +18,8 @@ class TimedWord:
 
     Attributes:
         text: as decoded, with its leading space and attached punctuation.
-        key: what of it is compared: neither case nor punctuation.
-        stop: tokens of the hypothesis up to the word's end.
+        key: the text to compare, without case and punctuation.
+        stop: number of tokens of the hypothesis up to the word's end.
     """
 
     text: str
@@ -31,9 +31,9 @@ def timed_words(tokenizer: Tokenizer, tokens: Sequence[int], language: str) -> l
     """The words of a hypothesis; punctuation belongs to the word before it.
 
     Args:
-        tokenizer: of the model.
-        tokens: of the hypothesis, timestamps included.
-        language: its code: some are written without spaces.
+        tokenizer: the model's tokenizer.
+        tokens: tokens of the hypothesis, timestamps included.
+        language: code of the language; some languages are written without spaces.
     """
     eot = tokenizer.special.eot
     places = [place for place, token in enumerate(tokens) if token < eot]
@@ -51,7 +51,7 @@ def timed_words(tokenizer: Tokenizer, tokens: Sequence[int], language: str) -> l
 
 
 def agreed(one: Sequence[TimedWord], other: Sequence[TimedWord]) -> int:
-    """How many words two hypotheses begin with in common."""
+    """The number of words that two hypotheses share from their beginning."""
     pairs = enumerate(zip(one, other, strict=False))
     shorter = min(len(one), len(other))
     return next((place for place, (a, b) in pairs if a.key != b.key), shorter)

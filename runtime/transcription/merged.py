@@ -1,7 +1,7 @@
-"""Channels or tracks of one recording, each transcribed on its own, as one transcription.
+"""Transcribes the channels or tracks of a recording separately, and merges them into one stream.
 
-To their group they are one recording, whose windows come from whichever channel is furthest behind:
-so all are decoded together, and their segments come in order of time without waiting for an end.
+The group sees one recording. Its next window comes from the channel that is planned least far. So
+all channels are decoded together, and segments come in order of time before any channel ends.
 """
 
 from collections import Counter, deque
@@ -31,14 +31,14 @@ class Channel(Recording, Protocol):
     """The transcription of one channel or track.
 
     Attributes:
-        group: What has its windows decoded.
+        group: The group that decodes its windows.
     """
 
     group: Group
 
     @property
     def channel(self) -> str:
-        """What it is called among the others."""
+        """The name of the channel."""
         ...
 
     @property
@@ -51,7 +51,7 @@ class Channel(Recording, Protocol):
         ...
 
     def reported_by(self, callback: PartialCallback) -> AbstractContextManager[None]:
-        """Have partial texts go to `callback` while a block runs."""
+        """Pass partial texts to `callback` while a block runs."""
         ...
 
     @property
@@ -93,16 +93,16 @@ class MergedStream(TranscriptionStream):
         """Decode nothing yet.
 
         Args:
-            channels: Those there are, at least two.
+            channels: The channels, at least two.
         """
         self._channels = channels
-        self._planned: deque[Channel] = deque()  # whose the windows under way are, in order
+        self._planned: deque[Channel] = deque()  # the channel of each planned window, in order
         self._under_way: Counter[Channel] = Counter()
         self._reached = dict.fromkeys(channels, 0.0)  # seconds up to which each is planned
 
     @property
     def group(self) -> Group:
-        """What has the windows of all decoded."""
+        """The group that decodes the windows of all channels."""
         return self._channels[0].group
 
     @group.setter
@@ -118,7 +118,7 @@ class MergedStream(TranscriptionStream):
 
     @property
     def seconds_read(self) -> float:
-        """See `TranscriptionStream`; of the channel that was read furthest."""
+        """See `TranscriptionStream`; the largest value of the channels."""
         return max(channel.seconds_read for channel in self._channels)
 
     @property
@@ -197,7 +197,7 @@ class MergedStream(TranscriptionStream):
         try:
             for place, segment in enumerate(merge(*self._channels, key=lambda each: each.start)):
                 yield replace(segment, id=place)
-        except Exception:  # of one: the recording has failed
+        except Exception:  # if one channel fails, the recording has failed
             self.close()
             raise
 
@@ -229,7 +229,7 @@ class MergedStream(TranscriptionStream):
 
 
 def _merged(results: Mapping[str, Transcription]) -> Transcription:
-    """The results of channels, by name, as one."""
+    """One result from the results of channels, by name."""
     main = max(results.values(), key=lambda result: len(result.text))
     in_order = merge(*(each.segments for each in results.values()), key=lambda each: each.start)
     segments = [replace(segment, id=place) for place, segment in enumerate(in_order)]
@@ -250,7 +250,7 @@ def _merged(results: Mapping[str, Transcription]) -> Transcription:
 
 
 def one_at_a_time(callback: Callable[[Partial], None]) -> PartialCallback:
-    """A callback that is never called from two threads at once."""
+    """A wrapper of `callback` that never calls it from two threads at once."""
     lock = Lock()
 
     def call(partial: Partial) -> None:
@@ -261,7 +261,7 @@ def one_at_a_time(callback: Callable[[Partial], None]) -> PartialCallback:
 
 
 def _all_warnings(results: Mapping[str, Transcription]) -> Iterator[str]:
-    """Those of the whole recording once, the others with the channel's name."""
+    """Common warnings of all channels once, the others with the channel's name."""
     common = set.intersection(*(set(result.warnings) for result in results.values()))
     yield from (warning for warning in next(iter(results.values())).warnings if warning in common)
     for name, result in results.items():

@@ -63,15 +63,15 @@ class WhisperModel(Closing):
 
         Args:
             folder: the model folder.
-            backend: runs its graphs.
-            tokenizer: its tokenizer, where it has been read already.
-            voice_activity: its judge of where there is speech, where it has been loaded already.
+            backend: runs the graphs.
+            tokenizer: the model's tokenizer, if it was read already.
+            voice_activity: the speech detector, if it was loaded already.
 
         Attributes:
-            can_align: whether its folder has the graph that tells when a text was spoken.
+            can_align: whether the folder has the graph that aligns text with audio.
 
         Raises:
-            ModelError: the folder's files are of different models.
+            ModelError: the folder's files belong to different models.
         """
         self._lock = Lock()
         self._streams: WeakSet[RecordingStream] = WeakSet()
@@ -92,7 +92,7 @@ class WhisperModel(Closing):
 
     @property
     def backend(self) -> Backend:
-        """What runs its graphs.
+        """The engine that runs the graphs.
 
         Raises:
             UsageError: the model is closed.
@@ -112,11 +112,10 @@ class WhisperModel(Closing):
         return scheduler
 
     def close(self) -> None:
-        """Let go of the graphs, and close the transcriptions that have not ended.
+        """Release the graphs, and close the transcriptions that have not ended.
 
-        Their memory is freed once no stream and no live session refers to it. Results that are
-        complete stay. A second call does nothing. What is asked for afterwards raises a
-        `UsageError`.
+        The memory of the graphs is freed once no stream and no live session refers to it. Complete
+        results stay. A second call does nothing. Any later use raises a `UsageError`.
         """
         with self._lock:
             self._scheduler = None
@@ -145,15 +144,15 @@ class WhisperModel(Closing):
                 `(n_samples,)` or `(n_samples, n_channels)`, of floats in [-1, 1], int16, int32 or
                 uint8. An array without samples has an empty text.
             options: how to transcribe.
-            sample_rate: that of samples, in Hz; None is 16,000.
+            sample_rate: sample rate of an array, in Hz; None is 16,000.
             on_partial: called with the text of a window after each decoding step, from the threads
                 that decode, but never from two at once; in batched mode with each window in turn.
-                What it raises comes out where the segments are taken.
+                If it raises an error, iterating over the segments raises that error.
             changes: options by name, over those in `options`.
 
         Returns:
             a stream: iterate it for segments as they are decoded, or take its `text`, `segments`
-            and the rest, which waits for the end.
+            or another property, which waits for the end.
 
         Raises:
             AudioError: the recording cannot be opened.
@@ -175,21 +174,21 @@ class WhisperModel(Closing):
         on_open: Callable[[TranscriptionStream | AudioError], None] | None = None,
         **changes: Unpack[TranscribeKwargs],
     ) -> Iterator[TranscriptionStream | AudioError]:
-        """Transcribe recordings, windows of several of them decoded together: much the fastest way.
+        """Transcribe recordings, decoding windows of several together: by far the fastest way.
 
         Args:
             recordings: see `transcribe`. They are opened some way ahead. A list of one recording is
                 transcribed as `transcribe` does it.
-            options: how to transcribe, all of them.
+            options: how to transcribe all of them.
             sample_rate: see `transcribe`.
-            on_open: called with each stream, or error, as soon as its recording is opened, in
-                order, which is before its turn comes: to show the progress of all, or to stop.
+            on_open: called with each stream or error when its recording is opened, in order,
+                before the stream is yielded. It can show the progress of all, or stop them.
             changes: options by name, over those in `options`.
 
         Yields:
-            for each recording, in order, its stream, or why it cannot be opened. A recording that
-            turns out to be damaged raises when its segments are asked for; the others go on. The
-            streams may be given to several threads: one decodes for all, the others wait for it.
+            for each recording, in order, its stream, or the error that opening it raised. The
+            stream of a damaged recording raises when its segments are taken; the others go on.
+            Several threads may use the streams: one decodes for all, the others wait for it.
 
         Raises:
             UsageError: an option is unknown or does not fit the model.
@@ -220,7 +219,7 @@ class WhisperModel(Closing):
         *,
         is_alone: bool = True,
     ) -> RecordingStream | MergedStream:
-        """Open a recording, its channels or tracks each on its own if that is wanted."""
+        """Open a recording, or each of its channels or tracks if the options say so."""
         opened = open_streams(
             audio,
             sample_rate=sample_rate,
@@ -248,8 +247,8 @@ class WhisperModel(Closing):
         *,
         is_alone: bool,
     ) -> RecordingStream:
-        """A recording or one of its channels; `is_alone`: no others are transcribed with it."""
-        # Beside another channel, very quiet speech is that channel's, leaking in.
+        """The stream of a recording or channel; `is_alone`: no other is transcribed with it."""
+        # With several channels, very quiet speech leaks in from another channel.
         detector = self.voice_activity.detector()
         speech = SpeechMap(detector, options.vad_threshold, amplifies=audio.channel is None)
         times = StageTimes()
@@ -261,7 +260,7 @@ class WhisperModel(Closing):
     def resolve(
         self, options: TranscribeOptions | None = None, **changes: Unpack[TranscribeKwargs]
     ) -> TranscribeOptions:
-        """Options as this model will follow them, the language as a code or None to detect it.
+        """The options for this model, with the language as a code, or None to detect it.
 
         Raises:
             UsageError: an option is unknown or does not fit the model.
@@ -299,8 +298,8 @@ class WhisperModel(Closing):
         """Make sure that the model can be used.
 
         Raises:
-            UsageError: it is closed.
-            DeviceError: it was loaded before this process was forked.
+            UsageError: the model is closed.
+            DeviceError: the model was loaded before this process was forked.
         """
         self.scheduler.check()
 
@@ -329,7 +328,7 @@ def new_session(
     speech: SpeechMap | None,
     times: StageTimes,
 ) -> TranscriptionSession:
-    """A recording about to be transcribed; `options` are those `resolve` gives."""
+    """A session for a recording; `options` come from `WhisperModel.resolve`."""
     backend = model.backend
     long_pause = SHORT_PAUSE if options.multilingual else LONG_PAUSE
     if options.vad_min_silence is not None:

@@ -1,7 +1,7 @@
-"""Whether the files of a model folder belong to one model.
+"""Checks that the files of a model folder belong to one model.
 
-A folder that was put together from two models runs, and writes nonsense or nothing. What tells them
-apart is compared before the first recording.
+A folder with files of two models runs, and writes nonsense or nothing. So the files are compared
+before the first recording.
 """
 
 from whisper_npu.errors import ModelError
@@ -21,7 +21,7 @@ def check_model(folder: ModelFolder, tokenizer: Tokenizer, backend: Backend) -> 
     """Compare configurations, tokenizer and graphs.
 
     Raises:
-        ModelError: two of them contradict each other; names both.
+        ModelError: two of the files contradict each other; the message names both.
     """
     _check_sizes(folder, backend)
     _check_tokenizer(folder, tokenizer, backend.n_vocab)

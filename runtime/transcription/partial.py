@@ -1,4 +1,4 @@
-"""Text while it is being decoded, and iterators over what a thread of its own produces."""
+"""Partial texts during decoding, and iterators over items that a background thread produces."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +11,8 @@ from whisper_npu.runtime.decoding.fallback import WindowCallback
 from whisper_npu.runtime.features.windows import Window
 from whisper_npu.runtime.text.tokenizer import Tokenizer
 
-_CUT_CHARACTER = "\ufffd"  # what the first bytes of a character decode to
-_AHEAD = 8  # items a thread produces before it waits for its consumer
+_CUT_CHARACTER = "\ufffd"  # decoding an incomplete character gives this
+_AHEAD = 8  # items that a thread produces before it waits for its consumer
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -20,15 +20,15 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The text of a window, one decoding step further.
+    """The text of a window after a decoding step.
 
     Attributes:
         start: Seconds from the start of the recording at which the window begins.
-        end: Seconds from the start of the recording at which it ends.
-        text: Its text so far: that of the likeliest beam or sample where there are several. It
-            begins anew when the window is decoded again.
-        temperature: Temperature it is being decoded at.
-        channel: Where it is said, of several channels or tracks; see `Segment`.
+        end: Seconds from the start of the recording at which the window ends.
+        text: Text so far, of the likeliest beam or sample. It begins anew when the window is
+            decoded again.
+        temperature: Temperature of the attempt.
+        channel: Channel or track in which it is said, if there are several; see `Segment`.
     """
 
     start: float
@@ -42,12 +42,12 @@ PartialCallback = Callable[[Partial], None]
 
 
 class Reports:
-    """Hands the partial texts of a recording to a callback, one at a time, until it fails.
+    """Passes the partial texts of a recording to a callback, one at a time, until it fails.
 
-    Windows of a recording are decoded in several threads, beside windows of others.
+    Several threads may decode windows of a recording, together with windows of other recordings.
 
     Attributes:
-        error: what the callback raised; the recording has failed then, the others go on.
+        error: the error that the callback raised; then this recording has failed, others go on.
     """
 
     def __init__(self, callback: PartialCallback) -> None:
@@ -61,19 +61,19 @@ class Reports:
             if self.error is None:
                 try:
                     self._callback(partial)
-                except Exception as error:  # whatever it is, the recording's thread raises it
+                except Exception as error:  # the recording's thread raises it
                     self.error = error
 
 
 def partial_reporter(
     tokenizer: Tokenizer, windows: Sequence[Window], reports: Sequence[Reports | None]
 ) -> WindowCallback | None:
-    """A callback for tokens that reports them as text; None where nobody wants it.
+    """A callback for tokens that reports them as text; None if there are no reports.
 
     Args:
-        tokenizer: of the model.
-        windows: being decoded, in the order of their numbers.
-        reports: take the text of each after every step that added a token.
+        tokenizer: the model's tokenizer.
+        windows: the windows being decoded, in the order of their numbers.
+        reports: for each window, takes its text after every step that added a token.
     """
     eot = tokenizer.special.eot
     if not any(reports):
@@ -81,7 +81,7 @@ def partial_reporter(
 
     def on_tokens(number: int, temperature: float, tokens: tuple[int, ...]) -> None:
         report, window = reports[number], windows[number]
-        if report is None or tokens[-1] == eot:  # has ended, and waits for the rest of its batch
+        if report is None or tokens[-1] == eot:  # an ended window waits for the rest of its batch
             return
         text = tokenizer.decode(tokens).rstrip(_CUT_CHARACTER)
         report.give(Partial(window.offset, window.end_time, text, temperature))
@@ -90,29 +90,29 @@ def partial_reporter(
 
 
 class AbandonedError(Exception):
-    """Nobody waits for what is being decoded any more."""
+    """No consumer waits for the items of `in_background` any more."""
 
 
 class Emit(Protocol[T_contra]):
-    """Hands an item to whoever iterates over what is produced; see `in_background`."""
+    """Passes an item to the consumer; see `in_background`."""
 
     def __call__(self, item: T_contra, *, wait: bool = True) -> None:
-        """Hand it on; `wait`: until only a few are there that were not taken.
+        """Pass an item on; with `wait`, after the consumer has taken all but a few items.
 
         Raises:
-            AbandonedError: nobody will take it.
+            AbandonedError: the consumer has stopped.
         """
         ...
 
 
 def in_background(produce: Callable[[Emit[T]], None]) -> Iterator[T]:
-    """What `produce` hands to its argument, run in a thread that stays a few items ahead.
+    """Run `produce` in a thread that stays a few items ahead, and yield the items it emits.
 
-    Where the consumer stops early, the thread ends at its next item, by an `AbandonedError` that
-    passes through `produce`; closing the iterator waits for that.
+    If the consumer stops early, the thread ends at its next item, by an `AbandonedError` that
+    passes through `produce`. Closing the iterator waits for that.
 
     Raises:
-        Exception: whatever `produce` raises, after the items before it.
+        Exception: the error that `produce` raises, after the items before it.
     """
     items: deque[T] = deque()
     changed = Condition()

@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 class RecordingStream(TranscriptionStream):
     """The transcription of a recording, or of one of its channels or tracks.
 
-    What it holds changes only in a thread that has the turn in its group.
+    Its state changes only in a thread that holds its group's `turn`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RecordingStream(TranscriptionStream):
         """Decode nothing yet.
 
         Args:
-            session: what the recording is transcribed with; its features read `audio`.
+            session: the session of the recording; its features read `audio`.
             audio: the recording.
             scheduler: decodes its windows.
             model_name: the model's name in results.
@@ -75,7 +75,7 @@ class RecordingStream(TranscriptionStream):
 
     @property
     def channel(self) -> str:
-        """What it is called among the channels or tracks of a recording; empty if alone."""
+        """The name of the channel or track; empty for a whole recording."""
         return self._audio.channel or ""
 
     @property
@@ -101,12 +101,12 @@ class RecordingStream(TranscriptionStream):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more is to be planned, because of its end or of an error."""
+        """Whether no window is planned any more, because of its end or of an error."""
         return self._ended
 
     @property
     def n_expected(self) -> int:
-        """Windows it has at once if there is speech all through; for its group."""
+        """Windows that can be planned at once if all of it is speech; for its group."""
         duration, options = self.duration_estimate, self._session.options
         if is_sequential(options):
             return 1
@@ -129,12 +129,12 @@ class RecordingStream(TranscriptionStream):
             if self._strategy is None:
                 self._strategy = choose_strategy(self._session)
             return question(self._strategy)
-        except WhisperNpuError as error:  # of this recording; the others go on
+        except WhisperNpuError as error:  # only this recording fails; the others go on
             self._broken = error
             return nothing
 
     def accept(self, result: WindowResult | None) -> None:
-        """Take up a window that has been decoded; called by its group."""
+        """Take the result of a window; called by its group."""
         reports = self._session.reports
         if reports is not None and reports.error is not None and not self._ended:
             abandoned = isinstance(reports.error, AbandonedError)
@@ -145,7 +145,7 @@ class RecordingStream(TranscriptionStream):
             return
         try:
             self._gibberish.note(result)
-        except GibberishError as error:  # of this recording; the others go on
+        except GibberishError as error:  # only this recording fails; the others go on
             self.fail(error)
             return
         self._session.progress.decoded_to(result.window.end_time)
@@ -154,7 +154,7 @@ class RecordingStream(TranscriptionStream):
             self._segments.append(numbered)
 
     def end(self) -> None:
-        """Complete the accounts, all having been decoded; called by its group."""
+        """Complete the coverage, after all windows are decoded; called by its group."""
         if self._ended:
             return
         error = self._broken or self._session.features.error
@@ -165,30 +165,30 @@ class RecordingStream(TranscriptionStream):
         if session.stopped_at is not None:
             session.stopping = False
             missing = session.window_at(session.stopped_at, cut_at_pause=True)
-            if missing is not None:  # else all there is has been decoded
+            if missing is not None:  # else all speech has been decoded
                 self._leave_out(missing.offset)
         self._close()
         session.coverage.finish(session.features.duration)
         logger.debug("stages: %s", self.times)
 
     def stop(self) -> None:
-        """Begin no further window: the stream ends behind those that are begun.
+        """Plan no further window: the stream ends after the planned windows.
 
-        May be called by a signal handler, or by another thread. See `is_partial`.
+        A signal handler or another thread may call it. See `is_partial`.
         """
         self._session.stopping = True
 
     def _leave_out(self, start: float) -> None:
-        """Account for what is read behind `start` seconds, and is not going to be decoded."""
+        """Record the audio read after `start` seconds as dropped: it will not be decoded."""
         self._is_partial = True
         end = self._session.features.duration
         self._session.coverage.add(start, end, "dropped", "stopped before it was transcribed")
 
     def fail(self, error: BaseException) -> None:
-        """Give the transcription up; whoever asks for what is missing is told why."""
+        """Close the transcription; asking for missing segments raises `error`."""
         self._error = error
         self._session.given_up.set()
-        self._strategy = None  # windows that wait hold a good deal
+        self._strategy = None  # its waiting windows hold much memory
         self._alone.close()
         self._close()
 
@@ -197,12 +197,12 @@ class RecordingStream(TranscriptionStream):
         self.give_up(GIVEN_UP)
 
     def give_up(self, reason: str) -> None:
-        """Close it; `reason` is what those are told who ask for what has not been decoded."""
+        """Close the transcription; asking for missing segments raises `UsageError(reason)`."""
         given_up = UsageError(reason)
         self._broken = self._broken or given_up
         self._session.given_up.set()
         self.group.scheduler.look_again()
-        # Called back from decoding, it is closed by whoever waits for its windows.
+        # In a callback from decoding, the thread that waits for its windows closes it.
         with suppress(UsageError), self.group.turn():
             if not self._ended:
                 self.fail(given_up)
@@ -219,13 +219,13 @@ class RecordingStream(TranscriptionStream):
             position += 1
 
     def _reaches(self, position: int) -> bool:
-        """Decode on until there is a segment at `position`; False where there will be none."""
+        """Decode until there is a segment at `position`; False if the stream ends before it."""
         while position >= len(self._segments):
             with self.group.turn():
                 if position < len(self._segments):
                     break  # another thread has decoded meanwhile
                 if self._error is not None:
-                    raise self._error  # again: what was decoded before it is not the whole result
+                    raise self._error  # once more: the segments before it are not the whole result
                 if self._ended:
                     return False
                 try:
@@ -239,7 +239,7 @@ class RecordingStream(TranscriptionStream):
         """See `TranscriptionStream`."""
 
         def produce(emit: Emit[Partial | Segment]) -> None:
-            # All whose windows are decoded together would wait for one report.
+            # Waiting for one consumer would delay all recordings that are decoded together.
             with self.reported_by(lambda partial: emit(partial, wait=False)):
                 for segment in self:
                     emit(segment)
@@ -248,9 +248,9 @@ class RecordingStream(TranscriptionStream):
 
     @contextmanager
     def reported_by(self, callback: PartialCallback) -> Iterator[None]:
-        """Have partial texts go to `callback`, too, for a block.
+        """Pass partial texts to `callback`, too, for a block.
 
-        The block may be left with `AbandonedError`, which gives the transcription up.
+        An `AbandonedError` that leaves the block closes the transcription.
 
         Raises:
             UsageError: another such block is under way.
@@ -278,7 +278,7 @@ class RecordingStream(TranscriptionStream):
                 self._session.reports = before
 
     def _labelled(self, callback: PartialCallback) -> PartialCallback:
-        """The callback, given the channel's name with each text."""
+        """The callback, wrapped to add the channel's name to each text."""
         channel = self._audio.channel
         if channel is None:
             return callback
@@ -291,9 +291,9 @@ class RecordingStream(TranscriptionStream):
         return self._result()
 
     def partial_result(self) -> Transcription:
-        """What has been transcribed so far, also of a recording that failed or was given up.
+        """The result so far, also of a recording that failed or was closed.
 
-        Decodes nothing, and gives up what is not decoded.
+        It decodes nothing, and closes the transcription.
         """
         if not self._is_partial and (self._error is not None or not self._ended):
             self.close()
@@ -340,7 +340,7 @@ def priority_of(seconds: float | None, window_frames: int) -> Priority:
     """Return the priority of a recording transcribed by itself: short work is at most one window.
 
     Args:
-        seconds: its length; None if it is not known.
+        seconds: length of the recording; None if unknown.
         window_frames: frames of 10 ms in a whole window.
     """
     window = window_frames / FRAMES_PER_SECOND

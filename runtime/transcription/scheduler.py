@@ -1,13 +1,12 @@
 """One scheduler per loaded model: decodes the windows of all callers, several at a time.
 
-A caller submits batches of windows and waits for them. Callers that wait do the work: one of them
-at a time decodes, and the others look at the results. Large jobs are decoded in parallel streams by
-a pool of threads, which exists only while a caller uses it. Nothing is decoded that nobody asked
-for.
+A caller submits batches of windows and waits for them. The waiting callers decode: one of them at a
+time, for all. Large jobs are decoded in parallel streams by a pool of threads, which exists only
+while a caller uses it. Only submitted windows are decoded.
 
-Which batch comes next: short work before bulk, then the client that was served longest ago, then
-the oldest batch. Batches of different clients are decoded together where that changes no text: the
-result of a row never depends on the other rows.
+The next batch is chosen by priority (short work before bulk), then by client (served longest ago
+first), then by age. Batches of different clients are decoded together where that changes no text:
+the result of a row never depends on the other rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +29,11 @@ from whisper_npu.runtime.transcription.window_decoding import (
 
 GIVEN_UP = "this transcription was closed before its end; begin it anew"
 
-_MOST_OVERTAKINGS = 8  # batches of short work that a bulk batch lets pass before it is next
+_MOST_OVERTAKINGS = 8  # after so many short batches that came later, a bulk batch is next
 
 
 class Priority(IntEnum):
-    """How urgent work is: the lower value is decoded first."""
+    """The priority of work: the lower value is decoded first."""
 
     SHORT = 0
     """Live speech, and recordings of at most one window."""
@@ -47,9 +46,9 @@ class Client:
     """A caller of the scheduler; made by `Scheduler.client`.
 
     Attributes:
-        batch_size: windows decoded side by side in one stream, those of other clients included.
-        priority: how urgent its work is.
-        served: number of the last decoding that it took part in, or that came before it.
+        batch_size: windows decoded together in one stream, windows of other clients included.
+        priority: priority of its work.
+        served: number of the last decoding that included it; at first, of the last before it.
     """
 
     batch_size: int
@@ -59,15 +58,15 @@ class Client:
 
 @dataclass(eq=False)
 class Batch:
-    """Windows of one client that are decoded together, maybe beside windows of other clients.
+    """Windows of one client that are decoded together, maybe with windows of other clients.
 
     Attributes:
-        client: whose windows they are.
+        client: the client that submits the windows.
         requests: the windows.
         parallel: whether the pool decodes them, in one of several streams.
-        times: how long it took to decode them and the windows decoded beside them.
-        n_together: windows that were decoded together.
-        number: the place of the batch among all that were submitted.
+        times: stage times of all windows that were decoded together.
+        n_together: number of windows that were decoded together.
+        number: the place of the batch among all submitted batches.
         n_overtaken: batches of higher priority that came later and were decoded earlier.
     """
 
@@ -88,21 +87,21 @@ class Batch:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody waits for one of its windows."""
+        """Whether a caller waits for one of its windows."""
         return any(request.caller.is_wanted for request in self.requests)
 
     def succeed(self, results: Sequence[WindowResult | None]) -> None:
-        """Set the results, unless there is an outcome."""
+        """Set the results, unless results or an error are set."""
         if not self.is_done:
             self._results = list(results)
 
     def fail(self, error: BaseException) -> None:
-        """Set the error, unless there is an outcome."""
+        """Set the error, unless results or an error are set."""
         if not self.is_done:
             self._error = error
 
     def results(self) -> list[WindowResult | None]:
-        """A result per request; None for windows that nobody waits for any more.
+        """A result per request; None for cancelled windows.
 
         Raises:
             DeviceError: the device failed.
@@ -116,21 +115,21 @@ class Scheduler:
     """Decodes windows for any number of callers, in any number of threads."""
 
     def __init__(self, backend: Backend, after_batch: Callable[[int], None] | None = None) -> None:
-        """Nothing is decoded yet.
+        """Decode nothing yet.
 
         Args:
             backend: the model.
-            after_batch: called with the number of windows that a caller has had decoded.
+            after_batch: called after each decoding for a caller, with the number of its windows.
         """
         self.backend = backend
         self.after_batch: Callable[[int], None] = after_batch or (lambda _: None)
         self._calls = DeviceCalls("the model")
-        self._changed = Condition()  # guards what follows
+        self._changed = Condition()  # guards the attributes below
         self._waiting: list[Batch] = []
         self._n_submitted = 0
         self._n_decoded = 0
-        self._leader: int | None = None  # the caller's thread that decodes
-        self._led: Sequence[Batch] = ()  # what it decodes
+        self._leader: int | None = None  # thread of the caller that decodes
+        self._led: Sequence[Batch] = ()  # batches that the leader decodes
         self._decoding: dict[int, list[Sequence[Batch]]] = {}  # by thread, the innermost last
         self._pool: ThreadPoolExecutor | None = None
         self._pool_users: set[Client] = set()
@@ -150,7 +149,7 @@ class Scheduler:
 
     @property
     def is_decoding_here(self) -> bool:
-        """Whether the calling thread decodes: it has been called back from there."""
+        """Whether the calling thread is in a callback of a decoding."""
         return bool(self._decoding.get(get_ident()))
 
     def decodes_here_for(self, client: Client) -> bool:
@@ -163,10 +162,10 @@ class Scheduler:
         return client in self._pool_users
 
     def close_streams(self, client: Client) -> None:
-        """End the pool after its last client; its threads finish what was submitted."""
+        """End the pool after its last client; its threads finish the submitted batches."""
         try:
             self.check()
-        except DeviceError:  # in a forked child there are no threads, and locks may stay locked
+        except DeviceError:  # a forked child has no threads, and locks may stay locked
             return
         with self._changed:
             self._pool_users.discard(client)
@@ -175,7 +174,7 @@ class Scheduler:
                 self._pool = None
 
     def encode_ahead(self, client: Client, requests: Sequence[WindowRequest]) -> None:
-        """Have the streams encode windows while others are planned; results stay the same."""
+        """Let the streams encode windows while others are planned; no result changes."""
         if self.backend.n_streams == 1 or self.is_decoding_here:
             return
         with self._changed:
@@ -184,7 +183,7 @@ class Scheduler:
                 encode_ahead(request, self.backend, pool)
 
     def submit(self, batches: Sequence[Batch]) -> None:
-        """Queue batches; `wait` waits for them. Parallel ones may be begun at once."""
+        """Queue batches; `wait` waits for them. Parallel batches may start at once."""
         with self._changed:
             for batch in batches:
                 batch.number = self._n_submitted
@@ -195,9 +194,9 @@ class Scheduler:
             self._changed.notify_all()
 
     def wait(self, batches: Sequence[Batch]) -> None:
-        """Wait until batches are done, or nobody wants them; decode, if no other caller does.
+        """Wait until batches are done or cancelled; decode, if no other caller does.
 
-        It raises no error of decoding: `Batch.results` does.
+        `Batch.results` raises the errors of decoding; this method does not.
         """
         try:
             while together := self._next_for(batches):
@@ -212,7 +211,7 @@ class Scheduler:
 
         Raises:
             DeviceError: the device failed.
-            UsageError: the transcription was given up meanwhile.
+            UsageError: the transcription was closed meanwhile.
         """
         self.check()
         caller = request.caller
@@ -227,24 +226,24 @@ class Scheduler:
         return result
 
     def cancel(self, batches: Sequence[Batch]) -> None:
-        """Take batches that are not begun out of the queue."""
+        """Take batches that have not started out of the queue."""
         with self._changed:
             self._waiting = [batch for batch in self._waiting if batch not in batches]
             self._changed.notify_all()
 
     def look_again(self) -> None:
-        """Notice that a caller does not want its windows any more."""
+        """Wake the waiting callers, after a batch was done or a transcription was closed."""
         with self._changed:
             self._changed.notify_all()
 
     def _next_for(self, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """What a caller that waits for `batches` decodes next; nothing: it need wait no longer."""
+        """The batches that a caller waiting for `batches` decodes next; empty: its wait is over."""
         is_nested = self.is_decoding_here
         with self._changed:
             self._stop_leading(batches)
             while any(batch.is_wanted and not batch.is_done for batch in batches):
                 mine = [batch for batch in self._waiting if batch in batches]
-                if is_nested and mine:  # whoever else would decode them may wait for this thread
+                if is_nested and mine:  # another caller that decodes may wait for this thread
                     self._waiting.remove(mine[0])
                     return mine[:1]
                 may_lead = self._leader is None and not is_nested
@@ -258,9 +257,9 @@ class Scheduler:
         return ()
 
     def _stop_leading(self, batches: Sequence[Batch]) -> None:
-        """Let another caller decode, if the calling thread did, for a caller of `batches`.
+        """End the calling thread's lead, if it decoded while it waited for `batches`.
 
-        What was interrupted goes back into the queue, if it is of other callers.
+        Interrupted batches of other callers go back into the queue.
         """
         if self._leader != get_ident() or self.is_decoding_here:
             return
@@ -285,14 +284,14 @@ class Scheduler:
                 together = self._take(parallel=True)
             if together:
                 self._decode(together, self.backend.parallel, in_pool=True)
-        except BaseException as error:  # nobody sees it here
+        except BaseException as error:  # no caller would see it: it becomes the batches' error
             with self._changed:
                 for batch in together or self._waiting:
                     batch.fail(error)
                 self._changed.notify_all()
 
     def _take(self, *, parallel: bool) -> Sequence[Batch]:
-        """Take the batches that are to be decoded together next out of the queue."""
+        """Take the batches that are decoded together next out of the queue."""
         self._waiting = [each for each in self._waiting if each.is_wanted and not each.is_done]
         waiting = sorted((b for b in self._waiting if b.parallel == parallel), key=_rank)
         if not waiting:
@@ -317,11 +316,11 @@ class Scheduler:
         *,
         in_pool: bool = False,
     ) -> None:
-        """Decode batches that were taken, and set their outcomes.
+        """Decode batches that were taken from the queue, and set their results or errors.
 
         Args:
             together: the batches.
-            get_backend: gives the model, or the part of it that is used in streams.
+            get_backend: returns the model, or its part for streams.
             in_pool: whether a thread of the pool decodes.
         """
         requests = [
@@ -355,7 +354,7 @@ class Scheduler:
     def _fail(
         self, together: Sequence[Batch], error: Exception, get_backend: Callable[[], Backend]
     ) -> None:
-        """Set an error as the outcome of batches: of all that wait, where the device failed."""
+        """Set the error of batches; if the device failed, of all waiting batches too."""
         if isinstance(error, DeviceError):
             with self._changed:
                 lost, self._waiting = (*together, *self._waiting), []
@@ -363,22 +362,22 @@ class Scheduler:
                 batch.fail(DeviceError(*error.args) if number else error)
         elif len(together) == 1:
             together[0].fail(error)
-        else:  # the error of one of them: only that one is to fail
+        else:  # one batch caused the error: only that batch may fail
             for batch in together:
                 self._decode([batch], get_backend)
 
 
 def _rank(batch: Batch) -> tuple[int, int, int]:
-    """What batches are ordered by: the lowest is decoded first."""
+    """The sorting key of batches: the lowest is decoded first."""
     urgency = -1 if batch.n_overtaken >= _MOST_OVERTAKINGS else batch.client.priority
     return (urgency, batch.client.served, batch.number)
 
 
 def _joins(batch: Batch, together: Sequence[Batch], backend: Backend) -> bool:
-    """Whether a batch is decoded together with others: no text changes, and none has to wait."""
+    """Whether a batch is decoded together with others: no text changes, and no batch waits."""
     first = together[0]
     return (
-        all(batch.client is not other.client for other in together)  # it has divided them evenly
+        all(batch.client is not other.client for other in together)  # it divides its own evenly
         and batch.client.priority == first.client.priority
         and sum(len(other.requests) for other in (*together, batch))
         <= min(other.client.batch_size for other in (*together, batch))
@@ -387,9 +386,9 @@ def _joins(batch: Batch, together: Sequence[Batch], backend: Backend) -> bool:
 
 
 def _encode_here(requests: Sequence[WindowRequest]) -> None:
-    """Have windows whose encoding is not begun encoded where they are decoded.
+    """Cancel encodings that have not started: these windows are encoded where they are decoded.
 
-    A thread of the pool must not wait for another: all might wait for work that none is free for.
+    A thread of the pool must not wait for another: all threads might wait, with none left to work.
     """
     for request in requests:
         if request.encoded is not None and request.encoded.cancel():

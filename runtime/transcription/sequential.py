@@ -1,7 +1,7 @@
-"""One window after the other: each begins where the timestamps of the last one end.
+"""Decodes one window after the other: each begins where the timestamps of the last window end.
 
-Radford et al. 2022, section 4.5, "Strategies for Reliable Long-form Transcription", as
-openai/whisper's `transcribe.py` carries it out.
+Radford et al. 2022, section 4.5, "Strategies for Reliable Long-form Transcription", as in
+openai/whisper's `transcribe.py`.
 """
 
 from dataclasses import replace
@@ -17,25 +17,25 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 
 
 class SequentialStrategy:
-    """A recording gone through window by window; see `Strategy`."""
+    """Decodes a recording window by window; see `Strategy`."""
 
     def __init__(self, session: TranscriptionSession) -> None:
         self._session = session
         self._context = list(session.prompts.initial)
         self._context_from = 0
-        self._language: str | None = None  # of the text before
+        self._language: str | None = None  # of the text before the window
         self._last_speech_end = 0.0
         self._seek = 0
         self._waits = False
-        self._is_splittable = False  # whether the window that is decoded can be decoded in parts
-        self._cut: int | None = None  # frame at which the next window ends, at the latest
+        self._is_splittable = False  # whether the planned window can be decoded in parts
+        self._cut: int | None = None  # latest end of the next window, as a frame
         self._retries: tuple[Retry, ...] = ()  # attempts at a longer window from the same start
 
     def next_window(self) -> WindowRequest | None:
-        """The next window, once the one before it has been decoded."""
+        """The next window, after the window before it has been decoded."""
         if self._waits:
             return None
-        # Without timestamps, nothing tells where the text of a window cut inside a word ends.
+        # Without timestamps, the end of the text is unknown if a window is cut inside a word.
         cut_at_pause = self._session.options.without_timestamps
         window = self._session.window_at(self._seek, cut_at_pause=cut_at_pause)
         if window is None:
@@ -49,16 +49,16 @@ class SequentialStrategy:
         )
         if self._language in (None, request.decoding_options.language):
             request.prompt = self._session.prompts.before(self._context[self._context_from :])
-        else:  # text in another language makes it translate
+        else:  # after text in another language, the model translates
             request.prompt = self._session.prompts.before(self._session.prompts.initial)
         return request
 
     def prefetch(self, room: int) -> list[WindowRequest]:
-        """Nothing: where the next window begins is not known."""
+        """Nothing: the start of the next window is unknown."""
         return []
 
     def accept(self, result: WindowResult) -> list[Segment]:
-        """Segments of the window that was planned."""
+        """Take the result of the planned window; returns its segments."""
         self._waits = False
         leaves_out = result.outcome.verdict.leaves_out
         if leaves_out and self._is_splittable and not self._session.stopping:
@@ -73,8 +73,8 @@ class SequentialStrategy:
         begin = session.tokenizer.special.timestamp_begin
         parts, advance = split_at_timestamps(decoded.tokens, begin, window.n_frames)
         text = session.write(result, parts, self._last_speech_end)
-        # The reference seeks to the end of the last word where it has one. Here the text does not
-        # depend on whether words are timed: they end a little early, and would be decoded twice.
+        # The reference seeks to the end of the last word if words are timed. Timed words end a
+        # little early and would be decoded twice; here the text does not depend on word times.
         self._seek = window.start + advance
         self._last_speech_end = last_word_end(text.segments) or self._last_speech_end
         session.account(result, self._seek / FRAMES_PER_SECOND, text)
@@ -91,7 +91,7 @@ class SequentialStrategy:
         return text.segments
 
     def _divide(self, result: WindowResult) -> None:
-        """Decode a window that leaves out speech again, up to a pause beside that speech."""
+        """Plan a window that leaves out speech again, up to a pause beside that speech."""
         window, outcome = result.window, result.outcome
         self._cut = self._session.windows.cut_beside(window, outcome.decoded.unheard)
         *earlier, last = outcome.retries

@@ -1,4 +1,4 @@
-"""What sequential and batched decoding share: one recording, one model, one set of options."""
+"""The state of one transcription: a recording, a model and options, for any strategy."""
 
 import logging
 from collections.abc import Sequence
@@ -38,21 +38,21 @@ from whisper_npu.runtime.transcription.window_decoding import (
 
 logger = logging.getLogger("whisper_npu")
 
-_MODELS_LIST = -1  # among the tokens to be suppressed
+_MODELS_LIST = -1  # stands for the model's list among `suppress_tokens`
 
-# Options that mean the same in `DecodingOptions`. The temperature is that of an attempt, and -1
-# among the tokens to suppress stands for the model's list.
+# Options that mean the same in `DecodingOptions`. There, `temperature` is that of one attempt, and
+# `suppress_tokens` holds the model's list itself.
 _SAME_NAME = (
     {each.name for each in fields(DecodingOptions)}
     & {each.name for each in fields(TranscribeOptions)}
 ) - {"temperature", "suppress_tokens"}
 
-SPLITTABLE = 10 * FRAMES_PER_SECOND  # frames of a window that can be decoded in parts
+SPLITTABLE = 10 * FRAMES_PER_SECOND  # least frames of a window that can be decoded in parts
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a window's tokens say: its segments, and those left out as hallucinated."""
+    """The text of a window: its segments, and the segments left out as hallucinated."""
 
     segments: list[Segment]
     hallucinated: list[Segment]
@@ -63,16 +63,16 @@ class TranscriptionSession:
     """A recording being transcribed.
 
     Attributes:
-        attention_delay: seconds by which the model's attention is behind the sound.
-        language: which one is spoken.
-        n_audio_state: elements of the encoder's states; None where no configuration says.
-        can_align: whether the model can tell when what it says was spoken.
-        pad_to_class: whether its windows share batches with those of other recordings.
-        reports: take the text of each window after each decoding step; None: nobody does.
-        progress: how far it has come.
-        given_up: set once nobody waits for its windows any more.
-        stopping: no window is begun any more; those begun are decoded to their end.
-        stopped_at: frame at which the next window was looked for and not begun.
+        attention_delay: seconds by which the model's attention lags behind the sound.
+        language: the spoken language, as known so far.
+        n_audio_state: elements of the encoder's states; None if the configuration does not say.
+        can_align: whether the model can align text with audio.
+        pad_to_class: whether its windows share batches with windows of other recordings.
+        reports: takes the text of each window after each decoding step; None: no reports.
+        progress: seconds of audio encoded and decoded so far.
+        given_up: set once the transcription is closed; its windows are not decoded any further.
+        stopping: no new window is planned; planned windows are decoded to their end.
+        stopped_at: frame at which the next window would have begun.
     """
 
     backend: Backend
@@ -97,7 +97,7 @@ class TranscriptionSession:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody waits for its windows: not once its callback has failed."""
+        """Whether a caller waits for its windows; False once closed or its callback failed."""
         return not self.given_up.is_set() and (self.reports is None or self.reports.error is None)
 
     @property
@@ -107,7 +107,7 @@ class TranscriptionSession:
 
     @property
     def elastic(self) -> bool:
-        """Whether short windows are encoded short: by itself, unless results are to be exact."""
+        """Whether short windows are encoded short; by default, unless results must be exact."""
         if self.options.elastic is None:
             return not self.backend.is_exact
         return self.options.elastic
@@ -119,11 +119,11 @@ class TranscriptionSession:
 
     @property
     def may_align(self) -> bool:
-        """Whether texts may be decoded without timestamps, and get theirs by alignment."""
+        """Whether texts may be decoded without timestamps, and get them by alignment."""
         return self.can_align and self.options.task == "transcribe"
 
     def window_at(self, seek: int, *, cut_at_pause: bool) -> Window | None:
-        """The next window; what is passed over on the way is accounted for as silent."""
+        """The next window; the time that is skipped before it is recorded as silent."""
         if self.stopping:
             self.stopped_at = seek
             return None
@@ -143,16 +143,16 @@ class TranscriptionSession:
         pad_to_full: bool = False,
         language: str | None = None,
     ) -> WindowRequest:
-        """A window to be decoded, as yet behind no prompt.
+        """Make the request for a window, without a prompt.
 
-        Its language is detected first where it is not known. Windows have to come in order for
-        that: what was spoken before says more of a short window's language than the window does.
+        The window's language is detected if it is not known. Detection needs windows in order: the
+        speech before a short window says more of its language than the window itself.
 
         Args:
-            window: which.
-            prefix_tokens: tokens its transcript begins with, decoded from it before.
-            reaches_end: whether its text must reach the end of its speech, or nearly.
-            pad_to_full: whether it will share its batch with windows of other lengths.
+            window: the window.
+            prefix_tokens: first tokens of its transcript, from an earlier decoding.
+            reaches_end: whether its text must nearly reach the end of its speech.
+            pad_to_full: whether it shares its batch with windows of other lengths.
             language: code of its language, if it is known already.
         """
         features = self._features_of(window)
@@ -182,7 +182,7 @@ class TranscriptionSession:
 
     @property
     def undetected(self) -> str:
-        """The language of what has none: of a recording without speech."""
+        """The language of a recording without speech."""
         return (self.options.languages or ("en",))[0]
 
     def _features_of(self, window: Window) -> Float32Array:
@@ -194,11 +194,11 @@ class TranscriptionSession:
             )
 
     def _find_language(self, window: Window, features: Float32Array) -> Float32Array:
-        """Find out which language is spoken in a window, and return it encoded."""
+        """Detect the language of a window, and return the encoded window."""
         audio, found = self._detect(features)
         seconds = self.windows.speech_seconds(window.offset, window.end_time)
         if self.language.code is None and not tells(seconds, found):
-            # Nothing came before it, but what comes next says more.
+            # There is no earlier speech, but the following speech says more.
             further = self._with_more_speech(window)
             if further is not None:
                 audio_further, of_further = self._detect(self._features_of(further))
@@ -213,7 +213,7 @@ class TranscriptionSession:
     def _try_languages(
         self, audio: Float32Array, seconds: float, found: dict[str, float]
     ) -> dict[str, float]:
-        """The probability of each language, by the text in it where nothing else is sure."""
+        """The probability of each language; unless it is sure, from decoding in the likeliest."""
         if self.language.is_known or is_sure(seconds, found):
             return found
         return try_languages(
@@ -228,7 +228,7 @@ class TranscriptionSession:
         )
 
     def _detect(self, features: Float32Array) -> tuple[Float32Array, dict[str, float]]:
-        """A window encoded, and the probability of each language in it."""
+        """The encoded window, and the probability of each language in it."""
         with self.times.measure("encoder"):
             audio = self.backend.encode(features[None])
         (found,) = detect_language(
@@ -237,27 +237,27 @@ class TranscriptionSession:
         return audio, found
 
     def _with_more_speech(self, window: Window) -> Window | None:
-        """All there is to encode from a window's start on, read already, if it is more speech."""
+        """The longest window from the same start in the audio read; None if it adds no speech."""
         end = min(window.start + self.window_frames, self.features.n_ready)
         further = Window(window.start, end)
         more = self.windows.speech_seconds(window.end_time, further.end_time)
         return further if more >= TELLING else None
 
     def _decoding_options(self, prefix_tokens: Sequence[int], language: str) -> DecodingOptions:
-        """How a window in that language is decoded."""
+        """The decoding options of a window in this language."""
         same = {name: getattr(self.options, name) for name in _SAME_NAME}
         same |= {"language": language, "prefix_tokens": (*self._prefix(), *prefix_tokens)}
         return replace(self._suppressed(), **same)
 
     def _prefix(self) -> tuple[int, ...]:
-        """What the user wants the first transcript to begin with."""
+        """The tokens that the user's `prefix` puts at the start of the first transcript."""
         prefix = self.prompts.take_prefix()
         if not prefix or self.options.without_timestamps:
             return prefix
         return (self.tokenizer.special.timestamp_begin, *prefix)
 
     def _suppressed(self) -> DecodingOptions:
-        """Greedy decoding without the tokens that are never sampled."""
+        """Options for greedy decoding with the suppressed tokens."""
         chosen, vocabulary = self.options.suppress_tokens, self.vocabulary
         tokens = set((_MODELS_LIST,) if chosen is None else chosen)
         if _MODELS_LIST in tokens:
@@ -268,7 +268,7 @@ class TranscriptionSession:
         )
 
     def leave_out(self, result: WindowResult) -> bool:
-        """Whether a window's text is not to be believed; if so, its time is accounted for."""
+        """Whether a window's text is left out; if so, its time is recorded as such."""
         window, verdict = result.window, result.outcome.verdict
         if not verdict.is_left_out:
             return False
@@ -283,8 +283,8 @@ class TranscriptionSession:
 
         Args:
             result: the window.
-            parts: its tokens, cut at timestamps; those without text or length are left out.
-            last_speech_end: when the last word before the window ends, in seconds.
+            parts: its tokens, cut at timestamps; parts without text or length are left out.
+            last_speech_end: end of the last word before the window, in seconds.
         """
         segments = self._segments(result, parts)
         if result.audio is None:
@@ -329,9 +329,9 @@ class TranscriptionSession:
         )
 
     def account(self, result: WindowResult, end: float, text: Text) -> None:
-        """Account for the time of a window up to `end`, in seconds from the recording's start.
+        """Record the coverage of a window up to `end`, in seconds from the recording's start.
 
-        It is transcribed, but for text that was left out and speech that has no text.
+        The time is transcribed, except text that was left out and speech without text.
         """
         window = result.window
         start = window.offset
@@ -375,7 +375,7 @@ class TranscriptionSession:
                 continue
             made.append(
                 Segment(
-                    id=0,  # numbered where they are handed out
+                    id=0,  # the stream numbers the segments
                     seek=window.start,
                     start=round(start, 2),
                     end=round(end, 2),

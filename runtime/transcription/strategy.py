@@ -1,4 +1,4 @@
-"""What a strategy is, and which one a recording gets: batched or sequential."""
+"""The protocol of strategies, and the choice for a recording: batched or sequential."""
 
 from typing import Protocol
 
@@ -11,39 +11,39 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 
 
 class Strategy(Protocol):
-    """How the windows of a recording follow one another."""
+    """Plans the windows of a recording, and turns their results into segments."""
 
     def next_window(self) -> WindowRequest | None:
-        """The next window to be decoded; it waits for no other.
+        """The next window to be decoded; it waits for no other window.
 
-        None: no window can be planned now. If none is being decoded either, the recording has
+        None: no window can be planned now. If no window is being decoded either, the recording has
         ended.
         """
         ...
 
     def prefetch(self, room: int) -> list[WindowRequest]:
-        """Windows that wait for others, at most `room`: they are encoded meanwhile."""
+        """At most `room` windows that wait for others; they are encoded meanwhile."""
         ...
 
     def accept(self, result: WindowResult) -> list[Segment]:
-        """The segments that are complete, now that the next of the planned windows is decoded."""
+        """Take the result of the next planned window; returns the segments that are complete."""
         ...
 
 
 def choose_strategy(session: TranscriptionSession) -> Strategy:
-    """Return the strategy of the mode that was requested; may read a window of the recording."""
+    """Return the strategy for the requested mode; may read a window of the recording."""
     options = session.options
     if options.mode == "batched":
         return BatchedStrategy(session, pad_to_full=True)
     if is_sequential(options):
         return SequentialStrategy(session)
     longer = session.features.available(0, session.window_frames + 1) > session.window_frames
-    # Of one window, sequential decoding gives PyTorch's tokens.
+    # For a single window, sequential decoding gives PyTorch's tokens.
     if not longer and (session.backend.is_exact or options.without_timestamps):
         return SequentialStrategy(session)
     return BatchedStrategy(session, pad_to_full=longer)
 
 
 def is_sequential(options: TranscribeOptions) -> bool:
-    """Whether each window of a recording waits for the one before it, whatever its length."""
+    """Whether each window of a recording of any length waits for the window before it."""
     return options.mode == "sequential" or not (options.vad or options.without_timestamps)

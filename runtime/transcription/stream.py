@@ -1,4 +1,4 @@
-"""A transcription under way, as its user sees it."""
+"""The public interface of a transcription under way."""
 
 import dis
 import sys
@@ -16,14 +16,14 @@ from whisper_npu.runtime.transcription.partial import Partial
 class TranscriptionStream(Closing):
     """A transcription under way: an iterator over segments that becomes the whole result.
 
-    Safe for several threads: each that iterates it is given all segments. As a context manager it
-    is closed at the end of the block; a result that is complete by then stays.
+    Safe for several threads: each thread that iterates it gets all segments. As a context manager
+    it is closed at the end of the block; a complete result stays.
     """
 
     @property
     @abstractmethod
     def duration_estimate(self) -> float | None:
-        """Seconds of audio the recording's header announces; None if it does not."""
+        """Seconds of audio according to the recording's header; None if it does not say."""
 
     @property
     @abstractmethod
@@ -38,7 +38,7 @@ class TranscriptionStream(Closing):
     @property
     @abstractmethod
     def is_partial(self) -> bool:
-        """Whether the result is not of the whole recording: `stop` came before its end."""
+        """Whether the result is only of a part: `stop` was called before the recording's end."""
 
     @property
     @abstractmethod
@@ -46,7 +46,7 @@ class TranscriptionStream(Closing):
         """Where the time went, so far."""
 
     def __iter__(self) -> Iterator[Segment]:
-        """Segments from the first on; what has been decoded already is not decoded again.
+        """Segments from the first on; nothing is decoded twice.
 
         Raises:
             UsageError: the stream was closed before its end, or is unpacked into two names.
@@ -65,12 +65,11 @@ class TranscriptionStream(Closing):
 
     @abstractmethod
     def updates(self) -> Iterator[Partial | Segment]:
-        """The text as it comes: partial texts after each decoding step, and finished segments.
+        """The text during decoding: partial texts after each decoding step, and finished segments.
 
-        Decoding runs in a thread of its own, at most the windows of a round ahead. A loop that is
-        left early gives the transcription up: the thread ends with its decoding step, or with the
-        windows of other recordings that it decodes, which go on, and the recording is closed.
-        Segments decoded before it come first.
+        Decoding runs in its own thread, at most one round of windows ahead. Leaving the loop early
+        closes the transcription: the thread ends after its decoding step, or after the windows of
+        other recordings that it decodes. Segments that were decoded before come first.
 
         Raises:
             UsageError: another loop over its updates is under way.
@@ -78,7 +77,7 @@ class TranscriptionStream(Closing):
 
     @abstractmethod
     def result(self) -> Transcription:
-        """The whole transcription; decodes what is left.
+        """The whole transcription; decodes the rest.
 
         Raises:
             AudioError: the recording turned out to be empty.
@@ -86,25 +85,25 @@ class TranscriptionStream(Closing):
 
     @abstractmethod
     def partial_result(self) -> Transcription:
-        """What has been transcribed so far, also of a recording that failed or was given up.
+        """The result so far, also of a recording that failed or was closed.
 
-        Decodes nothing, and gives up what is not decoded.
+        It decodes nothing, and closes the transcription.
         """
 
     @abstractmethod
     def stop(self) -> None:
-        """Begin no further window: the stream ends behind those that are begun.
+        """Plan no further window: the stream ends after the planned windows.
 
-        May be called by a signal handler, or by another thread. See `is_partial`.
+        A signal handler or another thread may call it. See `is_partial`.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give up what has not been decoded, and close the recording; a second call does nothing.
+        """Cancel the windows that are not decoded, and close the recording.
 
-        Segments decoded before stay; asking for more raises a `UsageError`. Its windows leave their
-        batches at the next decoding step. Called back while they are decoded, it is closed after
-        that step.
+        Decoded segments stay; asking for more raises a `UsageError`. Cancelled windows leave their
+        batches at the next decoding step. If a callback from decoding calls it, the recording is
+        closed after that step. A second call does nothing.
         """
 
     @property
@@ -119,21 +118,21 @@ class TranscriptionStream(Closing):
 
     @property
     def language(self) -> str:
-        """The language's code, as detected or as asked for."""
+        """The language's code, detected or requested."""
         return self.result().language
 
     @property
     def duration(self) -> float:
-        """Seconds of audio, known at its end."""
+        """Seconds of audio, known at the end of the recording."""
         return self.result().duration
 
 
 def _unpacks_two(caller: FrameType) -> bool:
     """Whether a frame is at `first, second = ...`, the habit of faster-whisper's users.
 
-    Two segments would land in the names without an error. Python tells an iterable nothing of who
-    iterates it; the instruction that the frame is at does. A Python whose instructions are called
-    otherwise is never taken to unpack.
+    Without this check, two segments would land in the names without an error. Python does not tell
+    an iterable how it is used, but the frame's current instruction does. In a Python with other
+    instruction names, the answer is always False.
     """
     code, place = caller.f_code.co_code, caller.f_lasti
     return dis.opname[code[place]] == "UNPACK_SEQUENCE" and code[place + 1] == 2

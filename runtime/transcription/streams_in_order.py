@@ -1,4 +1,4 @@
-"""Several recordings decoded together, handed out in the order in which they were given."""
+"""Decodes several recordings together, and returns their streams in the given order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +11,10 @@ from whisper_npu.runtime.transcription.scheduler import Scheduler
 
 
 class Stream(Recording, Protocol):
-    """A recording that can be given up."""
+    """A recording that can be closed."""
 
     def close(self) -> None:
-        """Give up what has not been decoded."""
+        """Cancel the windows that are not decoded."""
         ...
 
 
@@ -23,7 +23,7 @@ StreamT = TypeVar("StreamT", bound=Stream)
 
 
 class StreamsInOrder(Iterator[StreamT | AudioError]):
-    """For each recording its stream, or why it cannot be opened. Safe for several threads."""
+    """Each recording's stream, or the error that opening it raised. Safe for several threads."""
 
     def __init__(
         self,
@@ -35,11 +35,11 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
         """Open nothing yet.
 
         Args:
-            scheduler: the model's.
+            scheduler: the model's scheduler.
             batch_size: see `Group`.
             sources: the recordings, opened when there is room for their windows.
             open_stream: opens a recording that is decoded in the given group; an `AudioError`
-                is handed out in place of its stream.
+                is returned in place of its stream.
         """
         self._opened: deque[StreamT | AudioError] = deque()
         self._closed = Event()
@@ -67,7 +67,7 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
             return self._opened.popleft()
 
     def close(self) -> None:
-        """Give up the recordings that were not handed out; those that were go on."""
+        """Close the recordings whose streams were not returned; the other streams go on."""
         self._closed.set()
         while self._opened:
             stream = self._opened.popleft()
@@ -77,7 +77,7 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
             self._group.close()
 
     def __del__(self) -> None:
-        """Close what nobody will ask for, where a loop was left early."""
+        """Close the remaining recordings, if the loop was left early."""
         self.close()
 
 
@@ -87,7 +87,7 @@ def _open_all(
     opened: deque[StreamT | AudioError],
     closed: Event,
 ) -> Iterator[StreamT]:
-    """Open recordings one by one, in no more need of whom it opens them for."""
+    """Open recordings one by one; it holds no reference to their `StreamsInOrder`."""
     for source in sources:
         if closed.is_set():
             return

@@ -1,11 +1,10 @@
-"""Encodes and decodes windows, of one recording or of several, as one batch.
+"""Encodes and decodes windows of one or several recordings as one batch.
 
-Short windows are encoded short ("elastic"): the audio and a few seconds of silence behind it. Where
-windows of different lengths share a batch, what is missing to a whole window is filled with what
-the encoder makes of silence, so that a row never depends on its neighbours.
-How far a window is filled up is a property of its request, so that its text is the same in any
-company. A recording transcribed by itself is filled up less, which is a tenth faster: its text may
-differ in a word from that in a job of many recordings.
+Short windows are encoded short ("elastic"): the audio and a few seconds of silence after it. In a
+batch of different lengths, short windows are padded with encoded silence, so that a row never
+depends on its neighbours. The padded length is a property of the request, so that its text is the
+same in any batch. A recording transcribed alone is padded less, which is a tenth faster: its text
+may differ in a word from the same recording among others.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,18 +27,18 @@ from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.partial import Reports, partial_reporter
 from whisper_npu.runtime.transcription.progress import Progress
 
-# Frames of silence encoded behind a window shorter than the encoder's. With 3 s the decoder knows
-# where the audio ends, and tiny models want no more; base hears a little better with 4, and larger
-# models are taken to be like it (docs/accuracy.md).
+# Frames of silence encoded after a window shorter than the encoder's. With 3 s the decoder knows
+# where the audio ends, which is enough for tiny models. Base is a little more accurate with 4 s,
+# and larger models are assumed to be like base (docs/accuracy.md).
 _MARGIN, _MARGIN_OF_TINY = 4 * FRAMES_PER_SECOND, 3 * FRAMES_PER_SECOND
 _TINY = 384  # elements of a tiny model's states
 
-# Frames to a multiple of which the windows of many recordings are filled up with silence: fewer
-# lengths, larger batches.
+# The windows of many recordings are padded to a multiple of so many frames: fewer lengths make
+# larger batches.
 _CLASS = 10 * FRAMES_PER_SECOND
 
-# Options that windows decoded together agree in: all but those of which a request has its own share
-# (its tokens, prompt and audio), and those that are read before or after decoding.
+# Options that windows decoded together have in common: all except options that are in each request
+# (its tokens, prompt and audio), and options that are read before or after decoding.
 _NOT_IN_COMMON = {
     *("language", "languages", "multilingual", "initial_prompt", "hotwords", "prefix"),
     *("condition_on_previous_text", "batch_size", "audio_track", "channels", "mode"),
@@ -49,7 +48,7 @@ _IN_COMMON = [each.name for each in fields(TranscribeOptions) if each.name not i
 
 
 class Caller(Protocol):
-    """Whom a window is decoded for: what decoding has to know of a `TranscriptionSession`."""
+    """The transcription that a window belongs to: the part of its session that decoding needs."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -68,12 +67,12 @@ class Caller(Protocol):
 
     @property
     def reports(self) -> Reports | None:
-        """Takes the text after each decoding step; None: nobody does."""
+        """Takes the text after each decoding step; None: no reports."""
         ...
 
     @property
     def progress(self) -> Progress:
-        """How far the recording has come."""
+        """Seconds of the recording encoded and decoded so far."""
         ...
 
     @property
@@ -83,7 +82,7 @@ class Caller(Protocol):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether anybody waits for its windows; once False, it stays so."""
+        """Whether a caller waits for its windows; once False, it stays False."""
         ...
 
 
@@ -93,19 +92,19 @@ class WindowRequest:
 
     Attributes:
         caller: the transcription it belongs to.
-        window: where it is in the recording.
-        features: float32 `(n_mels, frames)`, the window with silence behind it.
+        window: its place in the recording.
+        features: float32 `(n_mels, frames)`, the window with silence after it.
         decoding_options: how to decode it.
         prompt: tokens of the text before it, the user's prompt included.
-        min_end_time: seconds into the window that its text must reach: there is speech up to there.
-        speech: where the detector hears speech in the window, in seconds from its start.
+        min_end_time: seconds into the window that its text must reach; there is speech up to it.
+        speech: where the detector finds speech in the window, in seconds from its start.
         continued: whether the rest after its text is decoded as another window.
-        pad_to_full: whether it shares its batch with windows of other lengths.
-        pad_to_class: whether it shares its batch with windows of similar lengths.
-        splittable: whether it is decoded in parts where its text is a loop or leaves out speech.
-        encoded: the features encoded, where that has been done, or begun, already; used up when
-            the window is decoded.
-        encoding: how long it took to encode them ahead.
+        pad_to_full: whether it is padded to a whole window, to share a batch with other lengths.
+        pad_to_class: whether it is padded to a multiple of 10 s, to share a batch with similar
+            lengths.
+        splittable: whether it is decoded in parts if its text is a loop or leaves out speech.
+        encoded: the encoded features, if encoding ahead has started; decoding uses them up.
+        encoding: stage times of encoding ahead.
     """
 
     caller: Caller
@@ -128,10 +127,10 @@ class WindowResult:
     """A window that has been decoded.
 
     Attributes:
-        window: where it is in the recording.
-        outcome: what was decoded.
-        audio: the window encoded, float32 `(1, n_audio_ctx, n_audio_state)`; None where words are
-            not timed.
+        window: its place in the recording.
+        outcome: the decoded text and its verdict.
+        audio: the encoded window, float32 `(1, n_audio_ctx, n_audio_state)`; None if words are not
+            timed.
     """
 
     window: Window
@@ -139,7 +138,7 @@ class WindowResult:
     audio: Float32Array | None
 
     def after(self, retries: Sequence[Retry]) -> "WindowResult":
-        """The same, of a window that was tried before."""
+        """The same result, with earlier retries before its own."""
         every = (*retries, *self.outcome.retries)
         return replace(self, outcome=replace(self.outcome, retries=every))
 
@@ -150,12 +149,12 @@ def is_tiny(n_audio_state: int | None) -> bool:
 
 
 def frames_to_encode(n_frames: int, choices: Sequence[int], n_audio_state: int | None) -> int:
-    """Frames to encode of a window of `n_frames`: with silence behind them, one of `choices`.
+    """The length in frames to encode a window at, with silence after its audio.
 
     Args:
-        n_frames: frames of audio.
-        choices: what the encoder takes, the fewest first.
-        n_audio_state: elements of its states, if that is known.
+        n_frames: frames of audio in the window.
+        choices: lengths that the encoder takes, the shortest first.
+        n_audio_state: elements of the encoder's states, if known.
     """
     wanted = n_frames + (_MARGIN_OF_TINY if is_tiny(n_audio_state) else _MARGIN)
     return next((n for n in choices if n >= wanted), choices[-1])
@@ -170,12 +169,12 @@ def decode_requests(
     any higher temperature is tried.
 
     Args:
-        requests: of any number of recordings.
+        requests: requests of any number of recordings.
         backend: the model.
         times: where stage times are added.
 
     Returns:
-        one result per request; of one whose caller has come not to want it, its text may be cut.
+        one result per request; if its caller stopped waiting, the text may be incomplete.
     """
     results: dict[int, WindowResult] = {}
     whole = backend.window_frames[-1]
@@ -192,13 +191,12 @@ def decode_requests(
 def can_share(
     requests: Sequence[WindowRequest], others: Sequence[WindowRequest], whole: int
 ) -> bool:
-    """Whether windows of another caller may be decoded beside windows, as if they were its own.
+    """Whether windows of another caller may join a batch.
 
-    They have to be filled up to the same length, their prompts equally long, and how they are
-    decoded the same.
+    They need the same padded lengths, equally long prompts and the same options.
 
     Args:
-        requests: windows decoded together, of one caller.
+        requests: windows of one caller that are decoded together.
         others: windows of another caller.
         whole: frames in a whole window.
     """
@@ -213,7 +211,7 @@ def can_share(
 
 
 def _padded(request: WindowRequest, whole: int) -> int:
-    """Frames that a window is filled up to, so that it can share a batch."""
+    """The frames that a window is padded to, so that it can share a batch."""
     if request.pad_to_full:
         return whole
     frames = int(request.features.shape[1])
@@ -221,7 +219,7 @@ def _padded(request: WindowRequest, whole: int) -> int:
 
 
 def encode_ahead(request: WindowRequest, backend: Backend, pool: Executor) -> None:
-    """Have a stream encode a task's features while others are planned, if none does already."""
+    """Let a stream encode a request's features while others are planned, unless one does."""
 
     def encode() -> Float32Array:
         streams = backend.parallel()
@@ -237,7 +235,7 @@ def encode_ahead(request: WindowRequest, backend: Backend, pool: Executor) -> No
 def _decode_alike(
     requests: Sequence[WindowRequest], frames: int, backend: Backend, times: StageTimes
 ) -> list[WindowResult]:
-    """Decode windows that are given the same number of frames."""
+    """Decode windows that are padded to the same number of frames."""
     whole = backend.window_frames[-1]
     temperatures = requests[0].caller.options.temperature
     is_short = [request.features.shape[1] < whole for request in requests]
@@ -254,7 +252,7 @@ def _decode_alike(
     wholes = [_as_whole(requests[place], whole) for place in flawed]
     again = _decode(wholes, whole, backend, times, temperatures)
     for place, one in zip(flawed, again, strict=True):
-        # A window that was whole has only been decoded the same way once more.
+        # A whole window was only decoded in the same way again: its retries would appear twice.
         result[place] = one.after(result[place].outcome.retries if is_short[place] else ())
     return result
 
@@ -264,7 +262,7 @@ def _as_whole(request: WindowRequest, frames: int) -> WindowRequest:
     missing = frames - request.features.shape[1]
     if missing == 0:
         return request
-    # The silence behind a short window is the quietest there is in it.
+    # The silence after a short window has the lowest feature value in it.
     padded = np.pad(
         request.features, ((0, 0), (0, missing)), constant_values=request.features.min()
     )
@@ -280,9 +278,10 @@ def _decode(
     *,
     encoded_short: Sequence[bool] = (),
 ) -> list[WindowResult]:
-    """Decode windows once, all against encoded audio of `frames // 2` positions.
+    """Decode windows, all against encoded audio of `frames // 2` positions.
 
-    `encoded_short` tells for each whether it is no whole window; by default all are.
+    `encoded_short` tells for each window whether it is shorter than a whole window; by default none
+    is.
     """
     with times.measure("encoder"):
         audio = _encode(requests, frames, backend)
@@ -323,12 +322,12 @@ def _decode(
 
 
 def _is_wanted(callers: Sequence[Caller]) -> Callable[[int], bool]:
-    """Tells by the number of a window whether its caller still wants it."""
+    """A function that tells by a window's number whether its caller still waits for it."""
     return lambda number: callers[number].is_wanted
 
 
 def _encode(requests: Sequence[WindowRequest], frames: int, backend: Backend) -> Float32Array:
-    """The windows encoded, each as long as its features, silence behind it up to `frames`."""
+    """The encoded windows, each as long as its features and padded with silence to `frames`."""
     n_positions = frames // 2
     audio: Float32Array | None = None
     for number, request in enumerate(requests):
