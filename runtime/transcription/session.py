@@ -19,7 +19,7 @@ from whisper_npu.runtime.engines.protocol import Backend, Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.windows import Window, WindowChooser
-from whisper_npu.runtime.options import TranscribeOptions
+from whisper_npu.runtime.options import MODEL_LIST, TranscribeOptions
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.text.prompts import Prompts
 from whisper_npu.runtime.text.segments import TokenSegment
@@ -38,7 +38,6 @@ from whisper_npu.runtime.transcription.window_decoding import (
 
 logger = logging.getLogger("whisper_npu")
 
-_MODELS_LIST = -1  # stands for the model's list among `suppress_tokens`
 
 # Options that mean the same in `DecodingOptions`. There, `temperature` is that of one attempt, and
 # `suppress_tokens` holds the model's list itself.
@@ -259,9 +258,9 @@ class TranscriptionSession:
     def _suppressed(self) -> DecodingOptions:
         """Options for greedy decoding with the suppressed tokens."""
         chosen, vocabulary = self.options.suppress_tokens, self.vocabulary
-        tokens = set((_MODELS_LIST,) if chosen is None else chosen)
-        if _MODELS_LIST in tokens:
-            tokens = tokens - {_MODELS_LIST} | set(vocabulary.suppress)
+        tokens = set((MODEL_LIST,) if chosen is None else chosen)
+        if MODEL_LIST in tokens:
+            tokens = tokens - {MODEL_LIST} | set(vocabulary.suppress)
         return DecodingOptions(
             suppress_tokens=tuple(sorted(tokens)),
             suppress_first=vocabulary.begin_suppress if self.options.suppress_blank else (),
