@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.engines.choices import PRECISIONS
 from whisper_npu.scripts.common import cli, console
-from whisper_npu.scripts.common.decoding_options import PRECISIONS, add_model_options
+from whisper_npu.scripts.common.decoding_options import add_model_options
 from whisper_npu.scripts.common.outputs import check_outputs, write_text
 
 KINDS = ("off", "concat", "static", "stateful")

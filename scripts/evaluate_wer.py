@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.engines.choices import BACKENDS, KV_CACHES, PRECISIONS
 from whisper_npu.runtime.options import MODES, TranscribeOptions
 from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.common.decoding_options import (
-    BACKENDS,
-    KV_CACHES,
-    PRECISIONS,
     add_decoding_options,
 )
 from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra

@@ -4,10 +4,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from whisper_npu.errors import UsageError
-from whisper_npu.loading import BackendName, KVCache, load_backend
+from whisper_npu.loading import load_backend
 from whisper_npu.model_search import find_model
+from whisper_npu.runtime.engines.choices import BackendName, KVCache, Precision
 from whisper_npu.runtime.engines.memory import release_memory
-from whisper_npu.runtime.engines.openvino.compile_config import Precision
 from whisper_npu.runtime.features.vad import VoiceActivity
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.runtime.text.tokenizer import Tokenizer

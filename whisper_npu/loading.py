@@ -1,7 +1,5 @@
 """Chooses and loads the engine for a device name."""
 
-from typing import Literal, get_args
-
 from whisper_npu.errors import UsageError
 from whisper_npu.npu.devices import EMULATED, NPU
 from whisper_npu.npu.placement import (
@@ -15,13 +13,16 @@ from whisper_npu.npu.placement import (
     parse_device,
 )
 from whisper_npu.npu.split_backend import SplitBackend
-from whisper_npu.runtime.engines.compile_cache import CompileCache, default_cache
-from whisper_npu.runtime.engines.openvino.compile_config import (
-    CACHE_KINDS,
+from whisper_npu.runtime.engines.choices import (
+    BACKENDS,
+    KV_CACHES,
     PRECISIONS,
+    BackendName,
     CacheKind,
+    KVCache,
     Precision,
 )
+from whisper_npu.runtime.engines.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.engines.openvino.graphs import read_trio, require_finite
@@ -29,9 +30,6 @@ from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.verification import verify_folder
 
-BackendName = Literal["openvino", "onnxruntime"]
-BACKENDS: tuple[str, ...] = get_args(BackendName)
-KVCache = CacheKind | Literal["auto"]
 STATIC_CACHES = ("auto", "static")
 
 
@@ -70,8 +68,8 @@ def load_backend(
     """
     if backend not in BACKENDS:
         raise UsageError(f"backend is {backend!r}; give {', '.join(BACKENDS)}")
-    if kv_cache not in ("auto", *CACHE_KINDS):
-        raise UsageError(f"kv_cache is {kv_cache!r}; give auto, {', '.join(CACHE_KINDS)}")
+    if kv_cache not in KV_CACHES:
+        raise UsageError(f"kv_cache is {kv_cache!r}; give {', '.join(KV_CACHES)}")
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}")
 

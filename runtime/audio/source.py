@@ -18,8 +18,6 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 3_072_000  # Hz
 CHUNK_FRAMES = 65_536
 # Values in one chunk: a file may have a thousand channels; then its chunks have fewer frames.
 CHUNK_VALUES = 8 * CHUNK_FRAMES
-# A header with a rate outside this range is broken; 1 Hz, taken literally, would fill the memory.
-LOWEST_RATE, HIGHEST_RATE = 1_000, 3_072_000  # Hz
 
 
 class RefusedError(Exception):

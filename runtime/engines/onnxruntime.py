@@ -51,7 +51,7 @@ from whisper_npu.runtime.model_folder.linked_weights import without_links
 logger = logging.getLogger("whisper_npu")
 
 PROVIDER = "OpenVINOExecutionProvider"
-CACHE_KINDS = ("auto", "concat", "static", "off")
+_CACHE_KINDS = ("auto", "concat", "static", "off")
 _PRECISIONS = {"CPU": ("auto", "f32", "bf16", "f16"), "NPU": ("auto", "f16")}
 _SILENT = 4  # errors come as exceptions; the log would print them again, in colour
 _CONTEXT = "model.onnx"
@@ -226,9 +226,9 @@ class OnnxRuntimeBackend(SingleStream):
             UsageError: there is no such cache or precision.
             ModelError: the graphs cannot be used.
         """
-        if kv_cache not in CACHE_KINDS:
+        if kv_cache not in _CACHE_KINDS:
             raise UsageError(
-                f"kv_cache is {kv_cache!r}; with ONNX Runtime give {', '.join(CACHE_KINDS)}"
+                f"kv_cache is {kv_cache!r}; with ONNX Runtime give {', '.join(_CACHE_KINDS)}"
             )
         self._folder = folder
         self._device = device

@@ -8,10 +8,10 @@ run leaves no half-written file and loses no old file. The formats are in `forma
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from whisper_npu.errors import OutputError
+from whisper_npu.runtime.closing import Closing
 from whisper_npu.runtime.output.formats import (
     DEFAULT_OPTIONS,
     Formatter,
@@ -26,7 +26,7 @@ from whisper_npu.runtime.results import Segment, Transcription
 PARTIAL = ".partial"  # in the name of a file that covers only part of the recording
 
 
-class OutputFiles:
+class OutputFiles(Closing):
     """The output files of one recording, written while it is being transcribed.
 
     A context manager: call `segment` for each segment, then `finish`, or `keep_partial` if it was
@@ -71,19 +71,8 @@ class OutputFiles:
             for output_format, target in targets.items():
                 self._outputs.append(_Output(target, make_formatter(output_format, options)))
         except OutputError:
-            self._discard()
+            self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._discard()
 
     def segment(self, segment: Segment) -> None:
         """Write the next segment to every file."""
@@ -122,7 +111,8 @@ class OutputFiles:
         self._outputs = []
         return paths
 
-    def _discard(self) -> None:
+    def close(self) -> None:
+        """Discard the files that were not finished."""
         for output in self._outputs:
             output.discard()
         self._outputs = []

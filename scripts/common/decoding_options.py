@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio_choices import CHANNEL_CHOICES
+from whisper_npu.runtime.engines.choices import BACKENDS, KV_CACHES, PRECISIONS
 from whisper_npu.runtime.languages import LANGUAGES
 from whisper_npu.runtime.options import (
     APPEND_PUNCTUATIONS,
@@ -19,11 +20,7 @@ from whisper_npu.runtime.options import (
 )
 from whisper_npu.scripts.common import cli
 
-# Repeated here, so that `--help` does not load an engine.
-BACKENDS = ("openvino", "onnxruntime")
-KV_CACHES = ("auto", "stateful", "concat", "static", "off")
 _LEAST_STEP = 0.01  # smallest difference between two temperatures
-PRECISIONS = ("auto", "f32", "bf16", "f16", "int8")
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:

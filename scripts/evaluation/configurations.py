@@ -14,14 +14,12 @@ from tqdm import tqdm
 from whisper_npu import api
 from whisper_npu.errors import UsageError, WhisperNpuError
 from whisper_npu.export.references import Reference
+from whisper_npu.runtime.engines.choices import BACKENDS, KV_CACHES, PRECISIONS
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.model import WhisperModel
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.console import one_line
 from whisper_npu.scripts.common.decoding_options import (
-    BACKENDS,
-    KV_CACHES,
-    PRECISIONS,
     decoding_options,
 )
 from whisper_npu.scripts.evaluation.word_errors import Failure, Run, Transcript, transcribe_all

@@ -1,11 +1,12 @@
 """Chooses device, precision and options of compilation before a graph is loaded."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, UsageError
+from whisper_npu.runtime.engines.choices import CacheKind, Precision
 from whisper_npu.runtime.engines.cpu_capabilities import (
     computes_in,
     is_faster_whole,
@@ -16,11 +17,6 @@ from whisper_npu.runtime.engines.cpu_capabilities import (
 # Number of shapes whose kernels each kind of operation keeps, in each graph. With the plugin's own
 # number, 5000, a process forgets nothing: live speech grew to 1 GiB (docs/streaming.md).
 _KERNELS_KEPT = 32
-
-CacheKind = Literal["stateful", "concat", "static", "off"]
-CACHE_KINDS: tuple[str, ...] = get_args(CacheKind)
-Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)

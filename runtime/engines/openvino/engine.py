@@ -15,16 +15,15 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
+from whisper_npu.runtime.engines.choices import CacheKind, Precision
 from whisper_npu.runtime.engines.compile_cache import CompileCache
 from whisper_npu.runtime.engines.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.engines.kv_cache import ConcatCache, KVCache, StaticCache
 from whisper_npu.runtime.engines.openvino.alignment import align, read_alignment_graph
 from whisper_npu.runtime.engines.openvino.compile import GraphCompiler
 from whisper_npu.runtime.engines.openvino.compile_config import (
-    CacheKind,
     CompileRequest,
     Plan,
-    Precision,
 )
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.sessions import (
