@@ -132,7 +132,8 @@ def _exported(name: str) -> Path:
 
     folder = ROOT / "models" / name
     folder.parent.mkdir(exist_ok=True)
-    with FileLock(folder.with_name(f".{name}.lock")):  # another process of this run may export it
+    # Another process of this run may export it. The export has a lock of its own, `.NAME.lock`.
+    with FileLock(folder.with_name(f".{name}.tests.lock")):
         if is_up_to_date(folder, find_source(name), verified=True):
             return folder
         from whisper_npu.export.onnx_export import export_model
