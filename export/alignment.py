@@ -23,7 +23,8 @@ from whisper_npu.runtime.model_folder.config import (
     tokens,
     upper_half_heads,
 )
-from whisper_npu.runtime.model_folder.folder import ALIGNMENT, DECODER, read_model_folder
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT, DECODER
 from whisper_npu.runtime.model_folder.verification import verify_folder
 
 ATTENTIONS = "cross_attentions"

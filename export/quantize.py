@@ -30,7 +30,7 @@ from whisper_npu.export.conversion import Precision
 from whisper_npu.export.shared_weights import DATA_FILE, MATRIX_RANK, read_tensor, share_weights
 from whisper_npu.runtime.engines.openvino.int8_weights import round_matrix
 from whisper_npu.runtime.model_folder.external_data import external_files
-from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ENCODER, GRAPHS
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT, ENCODER, GRAPHS
 
 CONVERTED = (*GRAPHS, ALIGNMENT)
 FEATURES = "input_features"

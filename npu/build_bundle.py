@@ -18,13 +18,7 @@ from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.operators import check_operators
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.model_folder.digests import sha256_file
-from whisper_npu.runtime.model_folder.folder import (
-    ALIGNMENT,
-    DECODER,
-    DECODER_WITH_PAST,
-    ENCODER,
-    ModelFolder,
-)
+from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.verification import verify_folder
 
 if TYPE_CHECKING:
@@ -104,11 +98,17 @@ def _build(
     target: Path, folder: ModelFolder, recipe: bundles.Recipe, progress: Progress | None
 ) -> None:
     from whisper_npu.npu import static_graphs  # noqa: PLC0415 - needs onnx
-    from whisper_npu.npu.graph_surgery import read_graph  # noqa: PLC0415
+    from whisper_npu.npu.graph_surgery import graph_of, read_graph  # noqa: PLC0415
+    from whisper_npu.npu.merged_graph import read_merged  # noqa: PLC0415
 
-    encoder, decoder, with_past = (
-        read_graph(folder.path / name) for name in (ENCODER, DECODER, DECODER_WITH_PAST)
-    )
+    layout = folder.layout
+    encoder = read_graph(layout.encoder)
+    if layout.with_past is None:
+        decoder, with_past = (
+            graph_of(part, layout.decoder) for part in read_merged(layout.decoder)
+        )
+    else:
+        decoder, with_past = read_graph(layout.decoder), read_graph(layout.with_past)
     sizes = static_graphs.read_sizes(encoder, with_past, folder.n_text_ctx)
     whole = 2 * sizes.n_audio_ctx
     shorter = tuple(seconds * FRAMES_PER_SECOND for seconds in recipe["windows"])
@@ -131,8 +131,8 @@ def _build(
         for rows in recipe["step_rows"]:
             step = static_graphs.step_graph(with_past, sizes, rows=rows, audio_mask=audio_mask)
             yield f"{bundles.STEP}_{rows}", step
-        if (folder.path / ALIGNMENT).is_file():
-            source = read_graph(folder.path / ALIGNMENT)
+        if layout.alignment is not None:
+            source = read_graph(layout.alignment)
             for length in frames:
                 graph = static_graphs.alignment_graph(source, sizes, length)
                 yield f"{bundles.ALIGN}_{length}", graph

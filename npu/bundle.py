@@ -14,7 +14,7 @@ from whisper_npu.npu.bundle_manifest import BundleManifest
 from whisper_npu.runtime.engines.protocol import N_LOGITS
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
 from whisper_npu.runtime.model_folder.external_data import external_files
-from whisper_npu.runtime.model_folder.folder import ALIGNMENT, GRAPHS, ModelFolder
+from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.json_files import checked
 
 FOLDER = "npu"
@@ -106,7 +106,7 @@ def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recip
     return {
         "format": FORMAT,
         "revision": REVISION,
-        "sources": folder.graph_digests([*GRAPHS, ALIGNMENT]),
+        "sources": folder.graph_digests(alignment=True),
         "n_text_ctx": folder.n_text_ctx,
         "weights": weights,
         "windows": sorted(windows),

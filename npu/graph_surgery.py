@@ -292,13 +292,26 @@ def read_graph(path: Path) -> Graph:
     try:
         with open_regular(path) as stream:
             proto = onnx.load_model_from_string(stream.read())
-        weights = dict(_take_weights(proto, path))
     except (OSError, ValueError, DecodeError) as error:
+        raise ModelError(f"cannot read {path}: {error}; export the model again") from None
+    return graph_of(proto, path)
+
+
+def graph_of(proto: onnx.ModelProto, path: Path) -> Graph:
+    """Make a graph that was read from `path` ready for editing.
+
+    Raises:
+        ModelError: the external weights cannot be read or are outside the file's folder, or the
+            graph has subgraphs.
+    """
+    try:
+        weights = dict(_take_weights(proto, path))
+    except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}; export the model again") from None
     if any(_has_subgraph(node) for node in proto.graph.node):
         raise ModelError(
             f"{path} branches at run time (an If or Loop), which the NPU cannot do; export the "
-            "three graphs apart, not merged"
+            "three graphs apart"
         )
     return Graph(path.name, proto, weights)
 

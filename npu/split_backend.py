@@ -78,6 +78,11 @@ class SplitBackend(SingleStream):
         """Whether both parts compute exactly."""
         return self._encoder.is_exact and self._decoder.is_exact
 
+    @property
+    def can_align(self) -> bool:
+        """Whether the decoder's part gives word times."""
+        return self._decoder.can_align
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows; see `Backend.encode`."""
         return self._encoder.encode(features)

@@ -109,6 +109,11 @@ class StaticBackend(SingleStream):
         """The precision of the device's computation."""
         return self._engine.precision
 
+    @property
+    def can_align(self) -> bool:
+        """Whether the bundle has graphs for word times."""
+        return f"{bundles.ALIGN}_{self._bundle.frames[-1]}" in self._bundle.graphs
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows: `(windows, n_mels, frames)` to `(windows, frames // 2, n_audio_state)`.
 

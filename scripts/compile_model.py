@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.scripts.common import cli
+from whisper_npu.scripts.common.decoding_options import add_variant
 
 if TYPE_CHECKING:
     from whisper_npu.npu.bundle import Bundle
@@ -47,6 +48,7 @@ def build_parser() -> cli.Parser:
         default=cli.DEFAULT_MODEL,
         help="model folder, or name of a model (default: %(default)s)",
     )
+    add_variant(parser)
     parser.add_argument(
         "--device",
         default="NPU",
@@ -92,7 +94,7 @@ def compile_model(arguments: argparse.Namespace) -> int:
         raise UsageError("--platform names an NPU: it goes with --device NPU")
     started = time.perf_counter()
     core = core_for(arguments.device)
-    folder = read_model_folder(cli.find_model(arguments.model))
+    folder = read_model_folder(cli.find_model(arguments.model), arguments.variant)
     bundle = ensure_bundle(
         folder,
         weights=arguments.weights,

@@ -64,6 +64,13 @@ def build_parser() -> cli.Parser:
         f"{cli.DEFAULT_MODEL})",
     )
     what.add_argument(
+        "--variant",
+        action="append",
+        metavar="NAME",
+        help="graphs to take from a folder with several; see `whisper-npu transcribe --help` "
+        "(default: the most exact)",
+    )
+    what.add_argument(
         "--device",
         action="append",
         metavar="DEVICE",

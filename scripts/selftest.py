@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
+from whisper_npu.scripts.common.decoding_options import add_variant
 
 if TYPE_CHECKING:
     from whisper_npu.npu.selftest import Check, Reference
@@ -47,6 +48,7 @@ def build_parser() -> cli.Parser:
         default=cli.DEFAULT_MODEL,
         help="model folder, or name of a model (default: %(default)s)",
     )
+    add_variant(parser)
     parser.add_argument(
         "--device",
         default="CPU",
@@ -99,14 +101,14 @@ def selftest(arguments: argparse.Namespace) -> int:
     folder = cli.find_model(arguments.model)
     recordings = _recordings(arguments.audio)
     if arguments.record:
-        exact = load_model(folder, kv_cache="concat", precision="f32")
+        exact = load_model(folder, kv_cache="concat", precision="f32", variant=arguments.variant)
         path = tests.write_reference(folder, tests.make_reference(exact, recordings))
         print(f"wrote {path}")
         return cli.EXIT_OK
     reference = tests.read_reference(folder)
     if reference is None or recordings.keys() - reference.tokens.keys():
         print("computing the reference on the CPU, in f32", file=sys.stderr)
-        exact = load_model(folder, kv_cache="concat", precision="f32")
+        exact = load_model(folder, kv_cache="concat", precision="f32", variant=arguments.variant)
         reference = tests.make_reference(exact, recordings)
     auto_on_cpu = arguments.precision == "auto" and arguments.device == "CPU"
     model = load_model(
@@ -114,6 +116,7 @@ def selftest(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         backend=arguments.backend,
         precision="f32" if auto_on_cpu else arguments.precision,
+        variant=arguments.variant,
     )
     if arguments.transcript:
         checks = [_transcript(model, reference, entry) for entry in arguments.transcript]

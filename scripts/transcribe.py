@@ -138,6 +138,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
             kv_cache=arguments.kv_cache,
             precision=arguments.precision,
             threads=arguments.threads,
+            variant=arguments.variant,
         )
         progress.status = ""
         batch = Batch(recordings, arguments, formats, layout, progress)

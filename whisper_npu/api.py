@@ -22,6 +22,7 @@ def load_model(
     kv_cache: KVCache = "auto",
     precision: Precision = "auto",
     threads: int = 0,
+    variant: str | None = None,
 ) -> WhisperModel:
     """Load an exported model. Use it in a `with` block, or call its `close`, to free its memory.
 
@@ -39,6 +40,8 @@ def load_model(
             are loaded, and computes the rest in bf16 or f32. `auto` is int8 for the stateful cache
             on a processor that multiplies in 8 bits, f16 on an NPU, f32 elsewhere; results name it.
         threads: processor threads for inference; 0 for one per core.
+        variant: the graphs to take from a folder with several: `plain`, a suffix such as `fp16` or
+            `q4`, `openvino`, or `encoder=fp16,decoder=q4`. None takes the most exact ones.
 
     Raises:
         UsageError: an argument is not one of the above, or the device cannot follow it.
@@ -47,7 +50,7 @@ def load_model(
     """
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
-    folder = read_model_folder(find_model(os.fspath(path)))
+    folder = read_model_folder(find_model(os.fspath(path)), variant)
     # Compiling the graphs takes longest; the model's other parts are loaded at the same time.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)

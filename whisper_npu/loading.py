@@ -1,6 +1,10 @@
 """Chooses and loads the engine for a device name."""
 
-from whisper_npu.errors import UsageError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu.devices import EMULATED, NPU
 from whisper_npu.npu.placement import (
     AUTO,
@@ -25,7 +29,7 @@ from whisper_npu.runtime.engines.choices import (
 from whisper_npu.runtime.engines.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
-from whisper_npu.runtime.engines.openvino.graphs import read_trio, require_finite
+from whisper_npu.runtime.engines.openvino.trio import read_trio, require_finite
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.verification import verify_folder
@@ -103,9 +107,15 @@ def load_backend(
             )
 
             require_finite(folder, read_trio(openvino_core(), folder))
-            return OnnxRuntimeBackend(
-                folder, device=name, kv_cache=kv_cache, precision=precision, threads=threads
-            )
+            with _split(folder) as decoders:
+                return OnnxRuntimeBackend(
+                    folder,
+                    device=name,
+                    kv_cache=kv_cache,
+                    precision=precision,
+                    threads=threads,
+                    split=decoders,
+                )
         kind: CacheKind = "stateful" if kv_cache == "auto" else kv_cache
         return OpenVINOBackend(
             folder,
@@ -122,6 +132,28 @@ def load_backend(
     options = [option for option in candidates(core) if _allows(option, kv_cache, precision)]
     facts = [*machine(core), folder.graphs_digest(), kv_cache, precision, str(threads), weights]
     return choose(options, load, facts)[1]
+
+
+@contextmanager
+def _split(folder: ModelFolder) -> Iterator[tuple[Path, Path] | None]:
+    """Yield files of the two decoders that a folder has merged, for ONNX Runtime; else None.
+
+    Raises:
+        ModelError: they cannot be split, or the `onnx` package is missing.
+    """
+    layout = folder.layout
+    if layout.with_past is not None or layout.is_openvino:
+        yield None
+        return
+    try:
+        from whisper_npu.npu.merged_graph import split_files  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        raise ModelError(
+            f"ONNX Runtime cannot run {layout.decoder}, a merged decoder, and splitting it needs "
+            "onnx: pip install 'whisper-npu[npu]', or give --backend openvino"
+        ) from None
+    with split_files(layout.decoder) as files:
+        yield files
 
 
 def _allows(placement: Placement, kv_cache: str, precision: str) -> bool:

@@ -30,7 +30,8 @@ from whisper_npu.runtime.engines.kv_cache import (
     past_name,
 )
 from whisper_npu.runtime.engines.openvino.core import openvino_core
-from whisper_npu.runtime.engines.openvino.graphs import contract_of, n_positions, read_trio
+from whisper_npu.runtime.engines.openvino.graphs import contract_of, n_positions
+from whisper_npu.runtime.engines.openvino.trio import read_trio
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Float32Array,
@@ -39,13 +40,8 @@ from whisper_npu.runtime.engines.protocol import (
     SingleStream,
 )
 from whisper_npu.runtime.model_folder.config import KVContract
-from whisper_npu.runtime.model_folder.folder import (
-    ALIGNMENT,
-    DECODER,
-    DECODER_WITH_PAST,
-    ENCODER,
-    ModelFolder,
-)
+from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT
 from whisper_npu.runtime.model_folder.linked_weights import without_links
 
 logger = logging.getLogger("whisper_npu")
@@ -55,6 +51,9 @@ _CACHE_KINDS = ("auto", "concat", "static", "off")
 _PRECISIONS = {"CPU": ("auto", "f32", "bf16", "f16"), "NPU": ("auto", "f16")}
 _SILENT = 4  # errors come as exceptions; the log would print them again, in colour
 _CONTEXT = "model.onnx"
+_HALF = "tensor(float16)"
+
+AUDIO = "encoder_hidden_states"
 
 Array = npt.NDArray[Any]
 
@@ -66,20 +65,30 @@ class GraphSession:
         self._session = hold(session)
         self._calls = DeviceCalls(f"{device} (ONNX Runtime)")
         self.inputs: dict[str, list[Any]] = {i.name: i.shape for i in session.get_inputs()}
+        self._halves = {i.name for i in session.get_inputs() if i.type == _HALF}
         self.outputs: dict[str, list[Any]] = {o.name: o.shape for o in session.get_outputs()}
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph and return all outputs by name; safe to call from several threads.
+
+        Numbers in half precision are taken and returned as float32.
 
         Raises:
             DeviceError: the device fails, or the graph was loaded before a fork.
         """
         self._calls.check()
         try:
-            results = self._session.run(None, dict(feed))
+            taken = {
+                name: values.astype(np.float16) if name in self._halves else values
+                for name, values in feed.items()
+            }
+            results = self._session.run(None, taken)
         except Exception as error:  # see `_open`
             raise self._calls.error(error) from None
-        return dict(zip(self.outputs, results, strict=True))
+        return {
+            name: values.astype(np.float32) if values.dtype == np.float16 else values
+            for name, values in zip(self.outputs, results, strict=True)
+        }
 
 
 def resolve_precision(device: str, precision: str) -> str:
@@ -211,6 +220,7 @@ class OnnxRuntimeBackend(SingleStream):
         kv_cache: str = "auto",
         precision: str = "auto",
         threads: int = 0,
+        split: tuple[Path, Path] | None = None,
     ) -> None:
         """Load the graphs.
 
@@ -220,12 +230,19 @@ class OnnxRuntimeBackend(SingleStream):
             kv_cache: `concat`, `static` or `off`; `auto` is `static`.
             precision: arithmetic; `auto` is f32.
             threads: processor threads; 0 leaves it to OpenVINO.
+            split: decoder and decoder with past, if the folder has them merged.
 
         Raises:
             DeviceError: see `open_graph`.
-            UsageError: there is no such cache or precision.
+            UsageError: there is no such cache or precision, or the graphs are not ONNX.
             ModelError: the graphs cannot be used.
         """
+        layout = folder.layout
+        if layout.is_openvino:
+            raise UsageError(
+                f"ONNX Runtime cannot read {layout.encoder}: it is OpenVINO's own format; give "
+                "--backend openvino"
+            )
         if kv_cache not in _CACHE_KINDS:
             raise UsageError(
                 f"kv_cache is {kv_cache!r}; with ONNX Runtime give {', '.join(_CACHE_KINDS)}"
@@ -238,15 +255,17 @@ class OnnxRuntimeBackend(SingleStream):
         # OpenVINO's reader explains faults of a graph; the sessions fail later, or never.
         with_past = read_trio(openvino_core(), folder)[2]
         self._n_text_ctx = folder.context_length(n_positions(with_past))
-        self._encoder = self._open(ENCODER)
-        self._decoder = self._open(DECODER)
-        self._with_past = self._open(DECODER_WITH_PAST)
+        encoder, *decoders = layout.graphs_in_order
+        decoder, with_past = split or decoders
+        self._encoder = self._open(encoder)
+        self._decoder = self._open(decoder)
+        self._with_past = self._open(with_past)
+        _require_known_inputs(self._with_past, with_past)
         self._alignment: GraphSession | None = None
         self._alignment_lock = Lock()
         self._contract: KVContract = folder.kv_contract or self._probe_contract()
 
-    def _open(self, name: str) -> GraphSession:
-        path = self._folder.path / name
+    def _open(self, path: Path) -> GraphSession:
         return open_graph(path, self._device, self._precision, threads=self._threads)
 
     def _probe_contract(self) -> KVContract:
@@ -256,6 +275,8 @@ class OnnxRuntimeBackend(SingleStream):
         for name, shape in self._with_past.inputs.items():
             if name == "input_ids":
                 feed[name] = np.zeros((1, 1), np.int64)
+            elif name == AUDIO:
+                feed[name] = np.zeros((1, self.n_audio_ctx, shape[2]), np.float32)
             else:
                 length = n_past if is_self_attention(name) else self.n_audio_ctx
                 feed[name] = np.zeros((1, shape[1], length, shape[3]), np.float32)
@@ -302,6 +323,11 @@ class OnnxRuntimeBackend(SingleStream):
         """The arithmetic requested of the device."""
         return self._precision
 
+    @property
+    def can_align(self) -> bool:
+        """Whether the folder has a graph for word times."""
+        return self._folder.layout.alignment is not None
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows; see `Backend.encode`."""
         rows = [
@@ -324,13 +350,15 @@ class OnnxRuntimeBackend(SingleStream):
         """Return the attention of finished texts; see `Backend.align`."""
         with self._alignment_lock:
             if self._alignment is None:
-                if not (self._folder.path / ALIGNMENT).is_file():
+                file = self._folder.layout.alignment
+                if file is None:
                     raise ModelError(
                         f"model folder {self._folder.path} has no {ALIGNMENT}, which word times "
-                        "need; add it with `whisper-npu export --add-alignment`"
+                        "need with ONNX Runtime; give --backend openvino, or add it with "
+                        "`whisper-npu export --add-alignment`"
                     )
-                self._alignment = self._open(ALIGNMENT)
-        found = self._alignment.run({"encoder_hidden_states": audio, "input_ids": tokens})
+                self._alignment = self._open(file)
+        found = self._alignment.run({AUDIO: audio, "input_ids": tokens})
         return found["token_probabilities"], found["cross_attentions"]
 
 
@@ -369,12 +397,11 @@ class _Session(NoAttention):
         first = self.length == 0
         self._tokens = np.concatenate((self._tokens, tokens), axis=1)
         if first or self._cache is None:
-            found = self._decoder.run(
-                {"input_ids": self._tokens, "encoder_hidden_states": self._audio}
-            )
+            found = self._decoder.run({"input_ids": self._tokens, AUDIO: self._audio})
         else:
             past = {name: np.ascontiguousarray(s) for name, s in self._cache.past().items()}
-            found = self._with_past.run({"input_ids": tokens, **self._cross, **past})
+            audio = {AUDIO: self._audio} if AUDIO in self._with_past.inputs else {}
+            found = self._with_past.run({"input_ids": tokens, **audio, **self._cross, **past})
         if self._cache is not None:
             if first:
                 self._cross = {
@@ -401,6 +428,19 @@ class _Session(NoAttention):
         """Release the states."""
         self._cross = {}
         self._cache = None
+
+
+def _require_known_inputs(graph: GraphSession, path: Path) -> None:
+    unknown = [
+        name
+        for name in graph.inputs
+        if name not in ("input_ids", AUDIO) and not name.startswith("past_key_values.")
+    ]
+    if unknown:
+        raise ModelError(
+            f"{path} takes {', '.join(unknown)}, which ONNX Runtime is not given here; give "
+            "--backend openvino"
+        )
 
 
 def _size(shapes: Mapping[str, Sequence[Any]], name: str, axis: int) -> int:

@@ -139,6 +139,11 @@ class Backend(Protocol):
         """Whether decoding should equal PyTorch's rather than be fast."""
         ...
 
+    @property
+    def can_align(self) -> bool:
+        """Whether `align` gives word times."""
+        ...
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows: `(batch, n_mels, frames)` to `(batch, frames // 2, n_audio_state)`."""
         ...
@@ -209,6 +214,11 @@ class SingleStream(ABC):
     def is_exact(self) -> bool:
         """Whether the arithmetic is f32."""
         return self.precision == "f32"
+
+    @property
+    def can_align(self) -> bool:
+        """Whether `align` gives word times: it does not."""
+        return False
 
     @abstractmethod
     def encode(self, features: Float32Array) -> Float32Array:

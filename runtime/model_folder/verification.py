@@ -8,8 +8,8 @@ from pathlib import Path
 
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
-from whisper_npu.runtime.model_folder.external_data import external_files
-from whisper_npu.runtime.model_folder.folder import ALIGNMENT, GRAPHS, MANIFEST, ModelFolder
+from whisper_npu.runtime.model_folder.folder import MANIFEST, ModelFolder
+from whisper_npu.runtime.model_folder.layout import weight_files
 
 
 def verify_folder(folder: ModelFolder) -> int:
@@ -24,9 +24,9 @@ def verify_folder(folder: ModelFolder) -> int:
         ModelError: a certified file has changed, a graph names weights outside the folder, or the
             certificate or a file cannot be read.
     """
-    for name in (*GRAPHS, ALIGNMENT):
-        if (folder.path / name).exists():
-            external_files(folder.path / name)
+    layout = folder.layout
+    for graph in (*layout.graphs, *([layout.alignment] if layout.alignment else [])):
+        weight_files(graph)
     n_certified = 0
     for name, digest in _certified(folder).items():
         path = folder.path / name

@@ -17,7 +17,8 @@ from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.vad import SpeechMap, VoiceActivity
 from whisper_npu.runtime.features.windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
-from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
+from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT
 from whisper_npu.runtime.options import (
     MODEL_LIST,
     TranscribeKwargs,
@@ -68,7 +69,7 @@ class WhisperModel(Closing):
             voice_activity: the speech detector, if it was loaded already.
 
         Attributes:
-            can_align: whether the folder has the graph that aligns text with audio.
+            can_align: whether the engine aligns text with audio.
 
         Raises:
             ModelError: the folder's files belong to different models.
@@ -81,7 +82,7 @@ class WhisperModel(Closing):
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         check_model(folder, self.tokenizer, backend)
         self.vocabulary = read_vocabulary(folder, self.tokenizer)
-        self.can_align = (folder.path / ALIGNMENT).is_file()
+        self.can_align = backend.can_align
         if not self.can_align:
             logger.info(
                 "no %s in the model folder: timestamps are sampled, which is less exact; "

@@ -49,6 +49,7 @@ def measure_kinds(
             kv_cache=kind,
             precision=arguments.precision,
             threads=arguments.threads,
+            variant=arguments.variant,
         )
 
     automatic = load("auto")

@@ -94,6 +94,7 @@ def _configuration(label: str, arguments: argparse.Namespace) -> "Configuration"
             "backend": arguments.backend,
             "kv_cache": arguments.kv_cache,
             "precision": arguments.precision,
+            "variant": arguments.variant,
         },
         threads=arguments.threads,
         options=decoding_options(arguments),

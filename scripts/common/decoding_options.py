@@ -24,7 +24,7 @@ _LEAST_STEP = 0.01  # smallest difference between two temperatures
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True) -> None:
-    """Add `--model`, `--device`, `--backend`, `--kv-cache`, `--precision` and `--threads`.
+    """Add the options that choose the model, and how and where it runs.
 
     Args:
         parser: the command line.
@@ -38,6 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
         help="model folder, or the name of a model, which is exported on first use "
         "(default: %(default)s)",
     )
+    add_variant(group)
     group.add_argument(
         "--device",
         default="CPU",
@@ -75,6 +76,17 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
         default=0,
         help="number of processor threads; 0 is one per core. Give fewer to leave cores to other "
         "programs (default: %(default)s)",
+    )
+
+
+def add_variant(parser: "argparse._ActionsContainer") -> None:
+    """Add `--variant`."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="graphs to take from a folder with several, as transformers.js has them: plain (no "
+        "suffix), fp16, int8, q4, ...; openvino for OpenVINO's own files; or "
+        "encoder=NAME,decoder=NAME (default: the most exact)",
     )
 
 

@@ -57,6 +57,7 @@ def transcribe_live(
         kv_cache=arguments.kv_cache,
         precision=arguments.precision,
         threads=arguments.threads,
+        variant=arguments.variant,
     )
     live = LiveTranscriber(model, options, min_chunk=arguments.min_chunk, pause=arguments.pause)
     printed = JsonLines(sys.stdout) if arguments.json_lines else Lines(sys.stdout)

@@ -34,10 +34,11 @@ class Setup:
     backend: str
     kv_cache: str
     precision: str
+    variant: str | None
 
     def __str__(self) -> str:
         settings = f"{self.backend}, kv_cache {self.kv_cache}, precision {self.precision}"
-        return f"{self.model} on {self.device}, {settings}"
+        return f"{_with_variant(self.model, self.variant)} on {self.device}, {settings}"
 
 
 def measure(
@@ -67,7 +68,7 @@ def measure(
             try:
                 model = model or _load(setup, folders[setup.model], arguments.threads)
                 settings = {  # the settings that really run, not the requested ones
-                    "model": names[setup.model],
+                    "model": _with_variant(names[setup.model], setup.variant),
                     "backend": setup.backend,
                     "device": model.backend.device,
                     "kv_cache": model.backend.kv_cache,
@@ -101,6 +102,7 @@ def _setups(arguments: argparse.Namespace) -> list[Setup]:
             dict.fromkeys(arguments.backend or BACKENDS[:1]),
             dict.fromkeys(arguments.kv_cache or KV_CACHES[:1]),
             dict.fromkeys(arguments.precision or PRECISIONS[:1]),
+            dict.fromkeys(arguments.variant or [None]),
         )
     ]
 
@@ -110,6 +112,7 @@ def _load(setup: Setup, folder: Path, threads: int) -> WhisperModel:
         "backend": setup.backend,
         "kv_cache": setup.kv_cache,
         "precision": setup.precision,
+        "variant": setup.variant,
     }
     return api.load_model(folder, device=setup.device, threads=threads, **choices)
 
@@ -118,6 +121,10 @@ def _model_names(folders: dict[str, Path]) -> dict[str, str]:
     """Names of the models in reports: the folder's name, or the whole argument if two are equal."""
     names = {model: folder.resolve().name for model, folder in folders.items()}
     return names if len(set(names.values())) == len(names) else {model: model for model in names}
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    return f"{name} ({variant})" if variant else name
 
 
 def _options(arguments: argparse.Namespace, mode: str) -> TranscribeOptions:

@@ -27,14 +27,9 @@ from whisper_npu.npu.bundle import DATA_FILE, MANIFEST, bundle_path, read_bundle
 from whisper_npu.npu.graph_surgery import read_graph
 from whisper_npu.npu.operators import SUPPORTED, check_operators
 from whisper_npu.runtime.engines.protocol import N_LOGITS
-from whisper_npu.runtime.model_folder.folder import (
-    ALIGNMENT,
-    DECODER,
-    DECODER_WITH_PAST,
-    ENCODER,
-    read_model_folder,
-)
 from whisper_npu.runtime.model_folder.folder import MANIFEST as EXPORT_MANIFEST
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT, DECODER, DECODER_WITH_PAST, ENCODER
 
 
 @pytest.fixture(scope="module")

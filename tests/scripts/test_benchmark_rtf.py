@@ -11,7 +11,8 @@ from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.runtime.engines import cpu_capabilities
 from whisper_npu.runtime.engines.openvino.int8_weights import round_products
 from whisper_npu.runtime.engines.protocol import N_LOGITS
-from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST, ENCODER, read_model_folder
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.layout import DECODER_WITH_PAST, ENCODER
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts import benchmark_rtf, main
 from whisper_npu.scripts.benchmarks.engine_process import EngineProcess, start_once

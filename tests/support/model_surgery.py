@@ -8,7 +8,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from whisper_npu.export.manifest import describe_file
-from whisper_npu.runtime.model_folder.folder import ALIGNMENT, DECODER_WITH_PAST, GRAPHS, MANIFEST
+from whisper_npu.runtime.model_folder.folder import MANIFEST
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT, DECODER_WITH_PAST, GRAPHS
 
 
 def copy_folder(folder, target):

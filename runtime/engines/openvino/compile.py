@@ -25,17 +25,25 @@ from whisper_npu.runtime.engines.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.engines.cpu_capabilities import processor
 from whisper_npu.runtime.engines.kv_cache import is_self_attention
 from whisper_npu.runtime.engines.memory import available_bytes, release_memory
-from whisper_npu.runtime.engines.openvino import cross_states, graphs, int8_weights, stateful
+from whisper_npu.runtime.engines.openvino import (
+    cross_states,
+    graphs,
+    int8_weights,
+    stateful,
+    trio,
+)
+from whisper_npu.runtime.engines.openvino.alignment import can_align
 from whisper_npu.runtime.engines.openvino.alignment_queries import expose_queries
 from whisper_npu.runtime.engines.openvino.compile_config import Plan
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
 from whisper_npu.runtime.model_folder.config import KVContract
-from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
+from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.layout import DECODER, DECODER_WITH_PAST, ENCODER
 
 logger = logging.getLogger("whisper_npu")
 
-RECIPE_REVISION = 2
+RECIPE_REVISION = 3
 """In the cache's keys. Raise it if the same ONNX graphs would be compiled to other graphs, or facts
 get another form: after an edit of this module, `graphs`, `stateful`, `cross_states`,
 `alignment_queries` or `int8_weights`. Otherwise graphs that an older version compiled would be
@@ -66,6 +74,7 @@ class GraphInfo:
         is_int8: whether matrices are in 8 bits.
         options: compile options of each graph, beside those of all graphs.
         heads: alignment heads, by layer and index, whose queries the decoder returns.
+        can_align: whether the model gives word times.
     """
 
     dimensions: graphs.GraphDimensions
@@ -74,6 +83,7 @@ class GraphInfo:
     is_int8: bool
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     heads: tuple[tuple[int, int], ...] = ()
+    can_align: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,10 +209,11 @@ class GraphCompiler:
 
     def _compile_all(self) -> Compiled:
         folder, kind = self._folder, self._plan.request.kv_cache
-        trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
-        graphs.require_finite(folder, trio)
+        found = encoder, decoder, with_past = trio.read_trio(self._core, folder)
+        trio.require_finite(folder, found)
         dimensions = graphs.read_dimensions(encoder, with_past)
         contract = self._known_contract(with_past)
+        aligns = can_align(folder, decoder)
         elastic = graphs.make_elastic(encoder, dimensions.n_audio_ctx)
         graphs.keep_last_logits(decoder)
         graphs.keep_last_logits(with_past)
@@ -232,7 +243,10 @@ class GraphCompiler:
             # Half as much to write, and to read at each start. Done even if graphs are not kept, so
             # that the results are the same.
             int8_weights.narrow_tables(with_past)
-        files = {**_STATEFUL, "decoder": DECODER}
+        encoder_file, decoder_file, past_file = (
+            path.name for path in folder.layout.graphs_in_order
+        )
+        files = {"encoder": encoder_file, "with_past": past_file}
         options: dict[str, dict[str, Any]] = {}
         # A graph is rounded while the graph before it is compiled.
         with ThreadPoolExecutor(max_workers=2) as compilers:
@@ -242,14 +256,14 @@ class GraphCompiler:
                     options[name] = self._round(model, name)
                 if self._plan.is_fast_path:
                     graphs.transpose_weights(model)
-                file = files[name]
+                file = files.get(name, decoder_file)
                 jobs[name] = compilers.submit(
                     self.compile_one, model, file, **options.get(name, {})
                 )
             compiled = {name: job.result() for name, job in jobs.items()}
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
-        info = GraphInfo(dimensions, contract, elastic, is_int8, options, heads)
+        info = GraphInfo(dimensions, contract, elastic, is_int8, options, heads, aligns)
         return Compiled(compiled, info)
 
     def _followed_heads(

@@ -16,7 +16,7 @@ from whisper_npu.runtime.engines.openvino.graphs import (
     state_name,
     to_bfloat16,
 )
-from whisper_npu.runtime.model_folder.folder import DECODER
+from whisper_npu.runtime.model_folder.layout import DECODER
 
 
 def cross_attention_projection(

@@ -38,7 +38,8 @@ from whisper_npu.runtime.engines.protocol import (
     Int64Array,
     SingleStream,
 )
-from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
+from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT
 
 _MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: finer steps are not worth their kernels
@@ -221,6 +222,11 @@ class OpenVINOBackend(SingleStream):
     def is_exact(self) -> bool:
         """Whether the arithmetic is f32, unless `auto` chose it as the fastest here."""
         return self.precision == "f32" and not self._plan.is_for_speed
+
+    @property
+    def can_align(self) -> bool:
+        """Whether the folder gives word times."""
+        return self._info.can_align
 
     @calling_device
     def encode(self, features: Float32Array) -> Float32Array:

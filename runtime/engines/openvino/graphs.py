@@ -1,9 +1,8 @@
-"""Reads facts from the three ONNX graphs, and changes the graphs, after OpenVINO has read them."""
+"""Reads facts from the three graphs, and changes the graphs, after OpenVINO has read them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,7 @@ from whisper_npu.runtime.engines.kv_cache import (
 )
 from whisper_npu.runtime.engines.protocol import N_LOGITS, Float32Array
 from whisper_npu.runtime.model_folder.config import KVContract
-from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, ENCODER, ModelFolder
-from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
-from whisper_npu.runtime.model_folder.linked_weights import without_links
-from whisper_npu.runtime.model_folder.read_errors import cannot_read
 
-_NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 _MATRIX_RANK = 2
 _ROWS_AT_ONCE = 512  # of a table at a time: the result stays in the processor's cache
 _THREADS = 2  # that convert; more threads would wait for memory
@@ -41,53 +35,6 @@ class GraphDimensions:
     n_text_head: int
     head_dim: int
     n_text_ctx: int | None  # None where the decoder's table of positions was not found
-
-
-def read_graph(core: ov.Core, path: Path) -> ov.Model:
-    """Read an ONNX file.
-
-    Raises:
-        ModelError: the file is damaged, or its external weights are missing or outside its folder.
-    """
-    try:
-        with without_links(path) as real:
-            # Mapped weights would stay in memory until every graph is compiled; copies are freed
-            # one by one (peak of a first start, tiny.en in int8: 459 instead of 592 MiB).
-            return core.read_model(real, config={"ENABLE_MMAP": False})
-    except (RuntimeError, MemoryError) as error:
-        raise cannot_read(path, error) from None
-
-
-def require_tensors(
-    model: ov.Model, path: Path, inputs: Mapping[str, int], outputs: Mapping[str, int]
-) -> None:
-    """Check that a graph is of the expected kind.
-
-    Args:
-        model: the graph.
-        path: its file, for the message.
-        inputs: the rank of each required input.
-        outputs: the rank of each required output.
-
-    Raises:
-        ModelError: an input or output is missing, or has another rank.
-    """
-    for kind, ports, wanted in (
-        ("input", model.inputs, inputs),
-        ("output", model.outputs, outputs),
-    ):
-        known = {name: tensor for tensor in ports for name in tensor.get_names()}
-        for name, rank in wanted.items():
-            if name not in known:
-                raise ModelError(
-                    f"{path} is another graph: it has no {kind} {name}; {EXPORT_AGAIN}"
-                )
-            shape = known[name].partial_shape
-            if shape.rank.is_static and shape.rank.get_length() != rank:
-                raise ModelError(
-                    f"{path} is another graph: its {kind} {name} has {shape.rank.get_length()} "
-                    f"axes instead of {rank}; {EXPORT_AGAIN}"
-                )
 
 
 def port(ports: list[ov.Output], name: str) -> ov.Output:
@@ -108,6 +55,20 @@ def state_name(tensor: ov.Output) -> str | None:
         if name.startswith(("past_key_values.", "present.")):
             return str(name)
     return None
+
+
+def parameters_of(results: Iterable[ov.Node]) -> list[ov.Node]:
+    """Return the parameters that results are computed from, each once."""
+    found, seen, waiting = [], set(), list(results)
+    while waiting:
+        node = waiting.pop()
+        if node.get_name() in seen:
+            continue
+        seen.add(node.get_name())
+        if node.get_type_name() == "Parameter":
+            found.append(node)
+        waiting += [value.get_node() for value in node.input_values()]
+    return found
 
 
 def matrix_of(product: ov.Node) -> npt.NDArray[np.floating] | None:
@@ -291,11 +252,15 @@ def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
         for side in (0, 1):
             table = node.input_value(side)
             shape = table.get_partial_shape()
-            is_constant = table.get_node().get_type_name() == "Constant"
+            source = table.get_node()
+            while source.get_type_name() == "Convert":
+                source = source.input_value(0).get_node()
+            is_constant = source.get_type_name() == "Constant"
             if is_constant and shape.rank.get_length() > 1 and shape[-2] == n_audio_ctx:
                 found.append((node, side, shape.rank.get_length() - 2))
     if len(found) != 1:
         return False
+    _free_reshapes(encoder, n_audio_ctx)
     node, side, axis = found[0]
     hidden, table = node.input_value(1 - side), node.input_value(side)
     length = ops.gather(ops.shape_of(hidden), ops.constant([1]), ops.constant(0))
@@ -304,12 +269,31 @@ def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
     features = port(encoder.inputs, "input_features")
     fixed = features.partial_shape
     try:
+        shorter = n_audio_ctx // 2  # positions
+        encoder.reshape({features: [1, fixed[1], 2 * shorter]})
+        length = port(encoder.outputs, "last_hidden_state").partial_shape[1]
+        if length != shorter:
+            raise RuntimeError("the length of the states is fixed")
         encoder.reshape({features: [-1, fixed[1], -1]})
     except RuntimeError:  # another place in the graph holds the length
         node.input(side).replace_source_output(table)
         encoder.reshape({features: fixed})
         return False
     return True
+
+
+def _free_reshapes(encoder: ov.Model, n_audio_ctx: int) -> None:
+    """Let the positions of an encoder's reshapes follow from the other sizes, in place."""
+    for node in encoder.get_ordered_ops():
+        if node.get_type_name() != "Reshape":
+            continue
+        pattern = node.input_value(1).get_node()
+        if pattern.get_type_name() != "Constant":
+            continue
+        sizes = np.array(pattern.data)
+        if list(sizes).count(n_audio_ctx) == 1 and -1 not in sizes:
+            sizes[sizes == n_audio_ctx] = -1
+            node.input(1).replace_source_output(ops.constant(sizes).output(0))
 
 
 def keep_last_logits(decoder: ov.Model) -> None:
@@ -326,81 +310,6 @@ def keep_last_logits(decoder: ov.Model) -> None:
     last = ops.slice(hidden, [-N_LOGITS], [np.iinfo(np.int32).max], [1], [1])
     product.input(0).replace_source_output(last.output(0))
     decoder.validate_nodes_and_infer_types()
-
-
-def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
-    """Read the encoder, the decoder, and the decoder with past.
-
-    Raises:
-        ModelError: a file is damaged, is another graph, or belongs to another model.
-    """
-    with ThreadPoolExecutor(max_workers=3) as readers:
-        encoder, decoder, with_past = readers.map(
-            lambda name: read_graph(core, folder.path / name), (ENCODER, DECODER, DECODER_WITH_PAST)
-        )
-    path, logits, state = folder.path, {"logits": 3}, {"present.0.decoder.key": 4}
-    require_tensors(encoder, path / ENCODER, {"input_features": 3}, {"last_hidden_state": 3})
-    require_tensors(
-        decoder, path / DECODER, {"input_ids": 2, "encoder_hidden_states": 3}, logits | state
-    )
-    past = {"input_ids": 2, "past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
-    require_tensors(with_past, path / DECODER_WITH_PAST, past, logits | state)
-    _require_one_model(folder, encoder, decoder, with_past)
-    return encoder, decoder, with_past
-
-
-def _require_one_model(
-    folder: ModelFolder, encoder: ov.Model, decoder: ov.Model, with_past: ov.Model
-) -> None:
-    """Check that the decoders agree with each other and with the encoder's states."""
-
-    def sizes(graph: ov.Model) -> dict[str, str]:
-        states = filter(state_name, graph.outputs)
-        layers = {(state_name(tensor) or "").split(".")[1] for tensor in states}
-        key = port(graph.outputs, "present.0.decoder.key").partial_shape
-        vocabulary = port(graph.outputs, "logits").partial_shape[2]
-        heads, head_dim = key[1], key[3]
-        return {
-            "layers": str(len(layers)),
-            "heads": f"{heads} of {head_dim}",
-            "tokens": str(vocabulary),
-        }
-
-    first, second = sizes(decoder), sizes(with_past)
-    for what, size in first.items():
-        if second[what] != size:
-            raise ModelError(
-                f"{folder.path}: {DECODER} has {size} {what}, {DECODER_WITH_PAST} {second[what]}: "
-                f"they are of different models; {EXPORT_AGAIN}"
-            )
-    given = port(encoder.outputs, "last_hidden_state").partial_shape[2]
-    taken = port(decoder.inputs, "encoder_hidden_states").partial_shape[2]
-    if given.is_static and taken.is_static and given != taken:
-        raise ModelError(
-            f"{folder.path}: {ENCODER} gives states of width {given.get_length()}, {DECODER} takes "
-            f"{taken.get_length()}: they are of different models; {EXPORT_AGAIN}"
-        )
-
-
-def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
-    """Refuse weights that are no numbers, or infinite: they decode to arbitrary text.
-
-    Args:
-        folder: the model, for the message.
-        trio: its graphs, as `read_trio` returns them.
-
-    Raises:
-        ModelError: names the graph and the weight.
-    """
-    for file, model in zip((ENCODER, DECODER, DECODER_WITH_PAST), trio, strict=True):
-        for node in model.get_ops():
-            if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
-                continue
-            if not is_finite(node.data):
-                raise ModelError(
-                    f"{folder.path / file}: the weight {node.get_friendly_name()} holds values "
-                    "that are not finite (NaN or infinity); export the model again"
-                )
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:

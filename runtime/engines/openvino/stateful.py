@@ -22,7 +22,7 @@ from whisper_npu.runtime.engines.kv_cache import (
 )
 from whisper_npu.runtime.engines.openvino import graphs
 from whisper_npu.runtime.model_folder.config import KVContract
-from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST
+from whisper_npu.runtime.model_folder.layout import DECODER_WITH_PAST
 
 logger = logging.getLogger("whisper_npu")
 

@@ -27,7 +27,7 @@ from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.runtime.engines.kv_cache import ConcatCache, StaticCache, past_name
 from whisper_npu.runtime.engines.openvino import engine
 from whisper_npu.runtime.engines.openvino.graphs import contract_of, detect_contract
-from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST
+from whisper_npu.runtime.model_folder.layout import DECODER_WITH_PAST
 
 CACHED = ("concat", "static", "stateful")
 N_TEXT_CTX = 448

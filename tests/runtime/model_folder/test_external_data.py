@@ -19,7 +19,8 @@ from whisper_npu.npu.build_bundle import ensure_bundle
 from whisper_npu.npu.graph_surgery import read_graph
 from whisper_npu.runtime.model_folder import external_data
 from whisper_npu.runtime.model_folder.external_data import data_file, external_files
-from whisper_npu.runtime.model_folder.folder import ENCODER, GRAPHS, MANIFEST, read_model_folder
+from whisper_npu.runtime.model_folder.folder import MANIFEST, read_model_folder
+from whisper_npu.runtime.model_folder.layout import ENCODER, GRAPHS
 from whisper_npu.runtime.model_folder.linked_weights import without_links
 
 DATA = "model.onnx_data"

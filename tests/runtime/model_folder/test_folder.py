@@ -12,7 +12,8 @@ from model_surgery import as_other_exporters_write, copy_folder
 from whisper_npu import load_model
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.model_folder.config import GenerationConfig, ModelConfig
-from whisper_npu.runtime.model_folder.folder import GRAPHS, ModelFolder, read_model_folder
+from whisper_npu.runtime.model_folder.folder import ModelFolder, read_model_folder
+from whisper_npu.runtime.model_folder.layout import GRAPHS
 
 
 @pytest.fixture

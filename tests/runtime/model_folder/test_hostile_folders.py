@@ -15,12 +15,8 @@ from model_surgery import (
 
 from whisper_npu import load_model
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.model_folder.folder import (
-    DECODER_WITH_PAST,
-    ENCODER,
-    GRAPHS,
-    read_model_folder,
-)
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.layout import DECODER_WITH_PAST, ENCODER, GRAPHS
 from whisper_npu.runtime.model_folder.read_errors import cannot_read
 from whisper_npu.runtime.text.tokenizer import Tokenizer
 

@@ -13,7 +13,8 @@ from whisper_npu.loading import load_backend
 from whisper_npu.npu.build_bundle import ensure_bundle
 from whisper_npu.runtime.engines.openvino.graphs import is_finite
 from whisper_npu.runtime.model_folder import digests, verification
-from whisper_npu.runtime.model_folder.folder import ENCODER, MANIFEST, read_model_folder
+from whisper_npu.runtime.model_folder.folder import MANIFEST, read_model_folder
+from whisper_npu.runtime.model_folder.layout import ENCODER
 from whisper_npu.runtime.model_folder.verification import verify_folder
 from whisper_npu.scripts import transcribe
 

@@ -28,7 +28,8 @@ from whisper_npu.runtime.engines.memory import forget_mapped
 from whisper_npu.runtime.engines.openvino import compile, graphs
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.engines.openvino.int8_weights import GROUP, narrow_tables
-from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST, MANIFEST, read_model_folder
+from whisper_npu.runtime.model_folder.folder import MANIFEST, read_model_folder
+from whisper_npu.runtime.model_folder.layout import DECODER_WITH_PAST
 
 N_GRAPHS = 3
 """Of a model: encoder, cross-attention's projection, decoder."""

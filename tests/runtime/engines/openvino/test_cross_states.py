@@ -8,7 +8,8 @@ from openvino import opset13 as ops
 
 from whisper_npu.runtime.engines.openvino import cross_states, graphs
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
-from whisper_npu.runtime.model_folder.folder import DECODER_WITH_PAST, read_model_folder
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.layout import DECODER_WITH_PAST
 
 HEADS, POSITIONS, HEAD_DIM = 2, 7, 4
 TURN = [0, 1, 3, 2]

@@ -28,12 +28,8 @@ from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.engines.openvino.graphs import matrix_of
 from whisper_npu.runtime.engines.openvino.int8_weights import GROUP, round_matrix, round_products
 from whisper_npu.runtime.features.stream import FeatureStream
-from whisper_npu.runtime.model_folder.folder import (
-    DECODER_WITH_PAST,
-    ENCODER,
-    GRAPHS,
-    read_model_folder,
-)
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.layout import DECODER_WITH_PAST, ENCODER, GRAPHS
 
 ARITHMETIC = "bf16" if HAS_BF16 else "f32"
 """What is computed in beside 8 bits."""

@@ -1,0 +1,180 @@
+"""Reads the three graphs of a model folder, whatever its layout.
+
+Encoder, decoder, and decoder with past: these three, with the same inputs and outputs, are what all
+later code works on. A merged decoder is split, a decoder with states of its own gets explicit ones,
+and graphs in half precision are computed in float32 (their weights stay in half precision).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openvino as ov
+
+from whisper_npu.errors import ModelError
+from whisper_npu.runtime.engines.openvino.explicit_states import split_stateful
+from whisper_npu.runtime.engines.openvino.graphs import is_finite, port, state_name
+from whisper_npu.runtime.engines.openvino.merged_decoder import split_merged
+from whisper_npu.runtime.engines.openvino.uniform import make_uniform
+from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
+from whisper_npu.runtime.model_folder.layout import Layout, weight_files
+from whisper_npu.runtime.model_folder.linked_weights import without_links
+from whisper_npu.runtime.model_folder.read_errors import cannot_read
+
+# OpenVINO's message for operators that it cannot read.
+_UNKNOWN_OPERATORS = re.compile(
+    r"OpenVINO does not support the following ONNX operations: *(?P<names>.*)"
+)
+_NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
+
+
+def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
+    """Read the encoder, the decoder, and the decoder with past.
+
+    Raises:
+        ModelError: a file is damaged, is another graph, or belongs to another model.
+    """
+    layout = folder.layout
+    with ThreadPoolExecutor(max_workers=3) as readers:
+        found = list(readers.map(lambda path: _read(core, path, layout), layout.graphs))
+    encoder, first = found[:2]
+    if layout.with_past is not None:
+        decoders = first, found[2]
+    elif layout.is_openvino:
+        decoders = split_stateful(first, layout.decoder)
+    else:
+        decoders = split_merged(first, layout.decoder)
+    encoder, decoder, with_past = (make_uniform(graph) for graph in (encoder, *decoders))
+    logits, state = {"logits": 3}, {"present.0.decoder.key": 4}
+    file = dict(zip(("encoder", "decoder", "with_past"), layout.graphs_in_order, strict=True))
+    require_tensors(encoder, file["encoder"], {"input_features": 3}, {"last_hidden_state": 3})
+    inputs = {"input_ids": 2, "encoder_hidden_states": 3}
+    require_tensors(decoder, file["decoder"], inputs, logits | state)
+    past = {"input_ids": 2, "past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
+    require_tensors(with_past, file["with_past"], past, logits | state)
+    _require_one_model(folder, encoder, decoder, with_past)
+    return encoder, decoder, with_past
+
+
+def _read(core: ov.Core, path: Path, layout: Layout) -> ov.Model:
+    """Read a graph; an error for operators that OpenVINO lacks names the other variants."""
+    try:
+        return read_graph(core, path)
+    except UnknownOperatorsError as error:
+        raise ModelError(f"{error}; {layout.of_other_variants()}") from None
+
+
+def _require_one_model(
+    folder: ModelFolder, encoder: ov.Model, decoder: ov.Model, with_past: ov.Model
+) -> None:
+    """Check that the decoders agree with each other and with the encoder's states."""
+
+    def sizes(graph: ov.Model) -> dict[str, str]:
+        states = filter(state_name, graph.outputs)
+        layers = {(state_name(tensor) or "").split(".")[1] for tensor in states}
+        key = port(graph.outputs, "present.0.decoder.key").partial_shape
+        vocabulary = port(graph.outputs, "logits").partial_shape[2]
+        heads, head_dim = key[1], key[3]
+        return {
+            "layers": str(len(layers)),
+            "heads": f"{heads} of {head_dim}",
+            "tokens": str(vocabulary),
+        }
+
+    names = [path.name for path in folder.layout.graphs_in_order]
+    first, second = sizes(decoder), sizes(with_past)
+    for what, size in first.items():
+        if second[what] != size:
+            raise ModelError(
+                f"{folder.path}: {names[1]} has {size} {what}, {names[2]} {second[what]}: "
+                f"they are of different models; {EXPORT_AGAIN}"
+            )
+    given = port(encoder.outputs, "last_hidden_state").partial_shape[2]
+    taken = port(decoder.inputs, "encoder_hidden_states").partial_shape[2]
+    if given.is_static and taken.is_static and given != taken:
+        raise ModelError(
+            f"{folder.path}: {names[0]} gives states of width {given.get_length()}, {names[1]} "
+            f"takes {taken.get_length()}: they are of different models; {EXPORT_AGAIN}"
+        )
+
+
+class UnknownOperatorsError(ModelError):
+    """A graph has operators that OpenVINO lacks."""
+
+
+def read_graph(core: ov.Core, path: Path) -> ov.Model:
+    """Read an ONNX file, or an OpenVINO file with its weights.
+
+    Raises:
+        ModelError: the file is damaged, or its external weights are missing or outside its folder.
+    """
+    # Mapped weights would stay in memory until every graph is compiled; copies are freed one by
+    # one (peak of a first start, tiny.en in int8: 459 instead of 592 MiB).
+    config = {"ENABLE_MMAP": False}
+    try:
+        if path.suffix == ".xml":
+            (weights,) = weight_files(path)
+            return core.read_model(path, weights, config=config)
+        with without_links(path) as real:
+            return core.read_model(real, config=config)
+    except (RuntimeError, MemoryError) as error:
+        unknown = _UNKNOWN_OPERATORS.search(str(error))
+        if unknown is not None:
+            names = ", ".join(dict.fromkeys(unknown["names"].split()))
+            raise UnknownOperatorsError(f"OpenVINO cannot read {path}: it has no {names}") from None
+        raise cannot_read(path, error) from None
+
+
+def require_tensors(
+    model: ov.Model, path: Path, inputs: Mapping[str, int], outputs: Mapping[str, int]
+) -> None:
+    """Check that a graph is of the expected kind.
+
+    Args:
+        model: the graph.
+        path: its file, for the message.
+        inputs: the rank of each required input.
+        outputs: the rank of each required output.
+
+    Raises:
+        ModelError: an input or output is missing, or has another rank.
+    """
+    for kind, ports, wanted in (
+        ("input", model.inputs, inputs),
+        ("output", model.outputs, outputs),
+    ):
+        known = {name: tensor for tensor in ports for name in tensor.get_names()}
+        for name, rank in wanted.items():
+            if name not in known:
+                raise ModelError(
+                    f"{path} is another graph: it has no {kind} {name}; {EXPORT_AGAIN}"
+                )
+            shape = known[name].partial_shape
+            if shape.rank.is_static and shape.rank.get_length() != rank:
+                raise ModelError(
+                    f"{path} is another graph: its {kind} {name} has {shape.rank.get_length()} "
+                    f"axes instead of {rank}; {EXPORT_AGAIN}"
+                )
+
+
+def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
+    """Refuse weights that are no numbers, or infinite: they decode to arbitrary text.
+
+    Args:
+        folder: the model, for the message.
+        trio: its graphs, as `read_trio` returns them.
+
+    Raises:
+        ModelError: names the graph and the weight.
+    """
+    for file, model in zip(folder.layout.graphs_in_order, trio, strict=True):
+        for node in model.get_ops():
+            if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
+                continue
+            if not is_finite(node.data):
+                raise ModelError(
+                    f"{file}: the weight {node.get_friendly_name()} holds values "
+                    "that are not finite (NaN or infinity); export the model again"
+                )
