@@ -4,10 +4,6 @@ OpenVINO's graphs are split by `runtime/engines/openvino/merged_decoder.py`. ONN
 static graphs, and for ONNX Runtime, whose OpenVINO provider cannot run such an `If`.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -15,8 +11,6 @@ from google.protobuf.message import DecodeError
 
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.kv_cache import is_cross_attention
-from whisper_npu.runtime.model_folder.external_data import external_files
-from whisper_npu.runtime.model_folder.layout import DECODER, DECODER_WITH_PAST
 from whisper_npu.runtime.model_folder.regular_files import open_regular
 
 _PAST = "past_key_values."
@@ -48,36 +42,6 @@ def split_merged(merged: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, 
             "export the model again"
         )
     return without[0], with_past[0]
-
-
-@contextmanager
-def split_files(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield files of the two decoders of a merged decoder; they are removed afterwards.
-
-    Args:
-        path: the merged decoder's file.
-
-    Raises:
-        ModelError: the file cannot be read, is no merged decoder, or keeps weights outside its
-            folder; or there is no room for the files.
-    """
-    external_files(path)  # refuses files outside the folder
-    try:
-        merged = onnx.load(path)
-    except (OSError, ValueError, DecodeError) as error:
-        raise ModelError(f"cannot read {path}: {error}; export the model again") from None
-    folder = Path(tempfile.mkdtemp(prefix="whisper-npu-"))
-    try:
-        files = folder / DECODER, folder / DECODER_WITH_PAST
-        for graph, file in zip(split_merged(merged, path), files, strict=True):
-            onnx.save(graph, file, save_as_external_data=True, location=f"{file.name}_data")
-        yield files
-    except OSError as error:
-        raise ModelError(
-            f"{path} cannot be split in {folder.parent}: {error.strerror or error}; free some space"
-        ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_merged(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:

@@ -102,7 +102,7 @@ def encoder_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
     Raises:
         ModelError: the graph is not a Whisper encoder.
     """
-    graph = _without_nan_guards(source)
+    graph = without_nan_guards(source)
     length = frames // 2
     if length != sizes.n_audio_ctx:
         node, index = _audio_position_add(graph)
@@ -129,7 +129,7 @@ def cross_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
     Raises:
         ModelError: the states depend on more than the audio.
     """
-    graph = _without_nan_guards(source)
+    graph = without_nan_guards(source)
     states = [name for name in graph.outputs if is_cross_attention(name)]
     if len(states) != 2 * sizes.n_text_layer:
         raise ModelError(
@@ -159,7 +159,7 @@ def prefill_graph(source: Graph, sizes: Sizes, n_tokens: int, *, audio_mask: boo
         n_tokens: the number of tokens; fewer tokens are padded at the end.
         audio_mask: whether an input `audio_length` hides the end of the cross-attention states.
     """
-    graph = _without_nan_guards(source)
+    graph = without_nan_guards(source)
     graph.set_outputs([LOGITS])  # else nodes for the old outputs would look like a second path
     _take_positions(graph, sizes, np.arange(n_tokens, dtype=np.int64)[None])
     causal = np.triu(np.full((n_tokens, n_tokens), MASKED, np.float32), 1)[None, None]
@@ -182,7 +182,7 @@ def prefill_graph(source: Graph, sizes: Sizes, n_tokens: int, *, audio_mask: boo
 
 def step_graph(source: Graph, sizes: Sizes, *, rows: int = 1, audio_mask: bool = False) -> Graph:
     """The graph for one token of each row at `cache_position`, on buffers for the whole context."""
-    graph = _without_nan_guards(source)
+    graph = without_nan_guards(source)
     graph.set_outputs([LOGITS])
     position = graph.add_input(CACHE_POSITION, onnx.TensorProto.INT64, (1,))
     first = graph.nodes[0]
@@ -217,7 +217,7 @@ def step_graph(source: Graph, sizes: Sizes, *, rows: int = 1, audio_mask: bool =
 
 def alignment_graph(source: Graph, sizes: Sizes, frames: int) -> Graph:
     """The alignment graph for one row of the whole context; shorter texts are padded."""
-    graph = _without_nan_guards(source)
+    graph = without_nan_guards(source)
     outputs = graph.outputs
     _free_dims(graph, INPUT_IDS)
     _free_dims(graph, ENCODER_HIDDEN)
@@ -260,7 +260,7 @@ def _finish_decoder(
     return graph
 
 
-def _without_nan_guards(source: Graph) -> Graph:
+def without_nan_guards(source: Graph) -> Graph:
     """A copy without the guard of attention against rows that are completely masked.
 
     PyTorch's scaled dot-product attention is exported as `Where(IsNaN(weights), 0, weights)`. The

@@ -106,15 +106,14 @@ def load_backend(
                 OnnxRuntimeBackend,
             )
 
-            require_finite(folder, read_trio(openvino_core(), folder))
-            with _split(folder) as decoders:
+            with _for_onnxruntime(folder) as graphs:
                 return OnnxRuntimeBackend(
                     folder,
                     device=name,
                     kv_cache=kv_cache,
                     precision=precision,
                     threads=threads,
-                    split=decoders,
+                    graphs=graphs,
                 )
         kind: CacheKind = "stateful" if kv_cache == "auto" else kv_cache
         return OpenVINOBackend(
@@ -135,24 +134,34 @@ def load_backend(
 
 
 @contextmanager
-def _split(folder: ModelFolder) -> Iterator[tuple[Path, Path] | None]:
-    """Yield files of the two decoders that a folder has merged, for ONNX Runtime; else None.
+def _for_onnxruntime(folder: ModelFolder) -> Iterator[tuple[Path, ...]]:
+    """Yield files of encoder, decoder and decoder with past that ONNX Runtime can run.
 
     Raises:
-        ModelError: they cannot be split, or the `onnx` package is missing.
+        ModelError: the graphs cannot be used; or some must be rewritten, and the `onnx` package is
+            missing.
+        UsageError: the graphs are not ONNX.
     """
     layout = folder.layout
-    if layout.with_past is not None or layout.is_openvino:
-        yield None
+    if layout.is_openvino:
+        raise UsageError(
+            f"ONNX Runtime cannot read {layout.encoder}: it is OpenVINO's own format; give "
+            "--backend openvino"
+        )
+    trio = read_trio(openvino_core(), folder)
+    require_finite(folder, trio)
+    is_guarded = any(node.get_type_name() == "IsNaN" for graph in trio for node in graph.get_ops())
+    if layout.with_past is not None and not is_guarded:
+        yield layout.graphs
         return
     try:
-        from whisper_npu.npu.merged_graph import split_files  # noqa: PLC0415 - an extra
+        from whisper_npu.npu.onnxruntime_files import rewritten  # noqa: PLC0415 - an extra
     except ModuleNotFoundError:
         raise ModelError(
-            f"ONNX Runtime cannot run {layout.decoder}, a merged decoder, and splitting it needs "
-            "onnx: pip install 'whisper-npu[npu]', or give --backend openvino"
+            f"ONNX Runtime cannot run {layout.decoder} as it is, and rewriting it needs onnx: pip "
+            "install 'whisper-npu[npu]', or give --backend openvino"
         ) from None
-    with split_files(layout.decoder) as files:
+    with rewritten(layout) as files:
         yield files
 
 

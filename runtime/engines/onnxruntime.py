@@ -220,7 +220,7 @@ class OnnxRuntimeBackend(SingleStream):
         kv_cache: str = "auto",
         precision: str = "auto",
         threads: int = 0,
-        split: tuple[Path, Path] | None = None,
+        graphs: tuple[Path, ...] | None = None,
     ) -> None:
         """Load the graphs.
 
@@ -230,19 +230,13 @@ class OnnxRuntimeBackend(SingleStream):
             kv_cache: `concat`, `static` or `off`; `auto` is `static`.
             precision: arithmetic; `auto` is f32.
             threads: processor threads; 0 leaves it to OpenVINO.
-            split: decoder and decoder with past, if the folder has them merged.
+            graphs: files of encoder, decoder and decoder with past; None for the folder's.
 
         Raises:
             DeviceError: see `open_graph`.
-            UsageError: there is no such cache or precision, or the graphs are not ONNX.
+            UsageError: there is no such cache or precision.
             ModelError: the graphs cannot be used.
         """
-        layout = folder.layout
-        if layout.is_openvino:
-            raise UsageError(
-                f"ONNX Runtime cannot read {layout.encoder}: it is OpenVINO's own format; give "
-                "--backend openvino"
-            )
         if kv_cache not in _CACHE_KINDS:
             raise UsageError(
                 f"kv_cache is {kv_cache!r}; with ONNX Runtime give {', '.join(_CACHE_KINDS)}"
@@ -253,10 +247,9 @@ class OnnxRuntimeBackend(SingleStream):
         self._threads = threads
         self._kv_cache = "static" if kv_cache == "auto" else kv_cache
         # OpenVINO's reader explains faults of a graph; the sessions fail later, or never.
-        with_past = read_trio(openvino_core(), folder)[2]
-        self._n_text_ctx = folder.context_length(n_positions(with_past))
-        encoder, *decoders = layout.graphs_in_order
-        decoder, with_past = split or decoders
+        trio = read_trio(openvino_core(), folder)
+        self._n_text_ctx = folder.context_length(n_positions(trio[2]))
+        encoder, decoder, with_past = graphs or folder.layout.graphs_in_order
         self._encoder = self._open(encoder)
         self._decoder = self._open(decoder)
         self._with_past = self._open(with_past)

@@ -268,18 +268,18 @@ def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
     node.input(side).replace_source_output(rows.output(0))
     features = port(encoder.inputs, "input_features")
     fixed = features.partial_shape
+    shorter = n_audio_ctx // 2  # positions
     try:
-        shorter = n_audio_ctx // 2  # positions
         encoder.reshape({features: [1, fixed[1], 2 * shorter]})
-        length = port(encoder.outputs, "last_hidden_state").partial_shape[1]
-        if length != shorter:
-            raise RuntimeError("the length of the states is fixed")
-        encoder.reshape({features: [-1, fixed[1], -1]})
-    except RuntimeError:  # another place in the graph holds the length
+        is_elastic = port(encoder.outputs, "last_hidden_state").partial_shape[1] == shorter
+        if is_elastic:
+            encoder.reshape({features: [-1, fixed[1], -1]})
+    except RuntimeError:
+        is_elastic = False
+    if not is_elastic:  # another place in the graph holds the length
         node.input(side).replace_source_output(table)
         encoder.reshape({features: fixed})
-        return False
-    return True
+    return is_elastic
 
 
 def _free_reshapes(encoder: ov.Model, n_audio_ctx: int) -> None:

@@ -66,4 +66,5 @@ def _branch(merged: ov.Model, choice: ov.Node, number: int) -> ov.Model:
         made = ops.result(value)
         made.output(0).get_tensor().set_names(result.output(0).get_names())
         results.append(made)
-    return ov.Model(results, parameters_of(results), f"{merged.get_friendly_name()}_{number}")
+    branch = ov.Model(results, parameters_of(results), f"{merged.get_friendly_name()}_{number}")
+    return branch.clone()  # the branches share their inputs
