@@ -1,4 +1,4 @@
-"""Decodes tokens to text, with `tokenizer.json` alone.
+"""Decodes tokens to text, with the tokenizer's files alone.
 
 Transcribing needs nothing else of a tokenizer. The tokenizer library takes a tenth of a second and
 40 MB to read the same file.
@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from whisper_npu.errors import ModelError, WhisperNpuError
-from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN, Index, explain, read_bytes
+from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN, Index, explain
+from whisper_npu.runtime.text.tokenizer_files import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ class TokenText:
     """Finds token ids by name, and the text of ids."""
 
     def __init__(self, path: Path) -> None:
-        """Read `tokenizer.json`.
+        """Read a tokenizer; see `read_tokenizer` for the file.
 
         Raises:
             ModelError: the file cannot be read, is no tokenizer, or its tokens do not stand for
                 bytes.
         """
-        content = _read(path)
+        content = parse_tokenizer(read_tokenizer(path), path)
         if content.decoder.type != "ByteLevel":
             raise ModelError(
                 f"cannot read {path}: its tokens do not stand for bytes; {EXPORT_AGAIN}"
@@ -90,13 +91,6 @@ class TokenText:
             except KeyError:  # an added token, stored as plain text
                 raw += name.encode()
         return raw.decode(errors="replace")
-
-
-def _read(path: Path) -> TokenizerFile:
-    content = read_bytes(path)
-    if content is None:
-        raise ModelError(f"cannot read {path}: there is no such file; {EXPORT_AGAIN}")
-    return parse_tokenizer(content, path)
 
 
 def parse_tokenizer(

@@ -12,6 +12,7 @@ from whisper_npu.runtime.languages import LANGUAGES, language_code
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.text.byte_decoder import TokenText
 from whisper_npu.runtime.text.multilingual import is_multilingual
+from whisper_npu.runtime.text.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HubTokenizer
@@ -70,7 +71,7 @@ class Tokenizer:
     """Encodes and decodes the text of one model."""
 
     def __init__(self, path: Path) -> None:
-        """Read `tokenizer.json`.
+        """Read a tokenizer; see `read_tokenizer` for the file.
 
         Raises:
             ModelError: the file is not a tokenizer, or lacks one of Whisper's special tokens.
@@ -84,7 +85,7 @@ class Tokenizer:
         from tokenizers import Tokenizer as HubTokenizer  # noqa: PLC0415 - slow, rarely needed
 
         try:
-            return HubTokenizer.from_file(str(self._path))
+            return HubTokenizer.from_buffer(read_tokenizer(self._path))
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"cannot read {self._path}: {error}; export the model again") from None
 

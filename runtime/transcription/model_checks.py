@@ -71,7 +71,9 @@ def _check_tokenizer(folder: ModelFolder, tokenizer: Tokenizer, n_vocab: int) ->
             stated.append((GENERATION_CONFIG, f"{field}[{name}]", (token,), known.get(name, token)))
     for file, name, values, found in stated:
         if values and found not in values:
-            raise contradiction(folder.path / file, name, values[0], f"tokenizer.json says {found}")
+            raise contradiction(
+                folder.path / file, name, values[0], f"{folder.tokenizer.name} says {found}"
+            )
 
 
 def _check_suppression(folder: ModelFolder, n_vocab: int) -> None:

@@ -95,7 +95,10 @@ def _cross_attention(decoder: ov.Model) -> dict[int, ov.Output]:
     for tensor in decoder.outputs:
         for name in tensor.get_names():
             if name.startswith("present.") and name.endswith(".encoder.value"):
-                weights = _weights_of(tensor.get_node().input_value(0))
+                values = tensor.get_node().input_value(0)
+                while values.get_node().get_type_name() in {"Convert", "Identity"}:
+                    values = values.get_node().input_value(0)
+                weights = _weights_of(values)
                 if len(weights) == 1:
                     found[int(name.split(".")[1])] = weights[0]
     return found

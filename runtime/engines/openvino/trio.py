@@ -24,9 +24,7 @@ from whisper_npu.runtime.model_folder.linked_weights import without_links
 from whisper_npu.runtime.model_folder.read_errors import cannot_read
 
 # OpenVINO's message for operators that it cannot read.
-_UNKNOWN_OPERATORS = re.compile(
-    r"OpenVINO does not support the following ONNX operations: *(?P<names>.*)"
-)
+_UNKNOWN_OPERATORS = re.compile(r"No conversion rule found for operations: *(?P<names>.*)")
 _NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 
 
@@ -122,7 +120,7 @@ def read_graph(core: ov.Core, path: Path) -> ov.Model:
     except (RuntimeError, MemoryError) as error:
         unknown = _UNKNOWN_OPERATORS.search(str(error))
         if unknown is not None:
-            names = ", ".join(dict.fromkeys(unknown["names"].split()))
+            names = unknown["names"].strip()
             raise UnknownOperatorsError(f"OpenVINO cannot read {path}: it has no {names}") from None
         raise cannot_read(path, error) from None
 
