@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu import bundle as bundles
 from whisper_npu.npu.bundle import Bundle
-from whisper_npu.npu.operators import check_operators
+from whisper_npu.npu.operators import check_operators, require_floating_point
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.model_folder.digests import sha256_file
 from whisper_npu.runtime.model_folder.folder import ModelFolder
@@ -54,6 +54,11 @@ def ensure_bundle(
     """
     if weights not in bundles.WEIGHT_FORMATS:
         raise UsageError(f"weights is {weights!r}; give {', '.join(bundles.WEIGHT_FORMATS)}")
+    if folder.layout.is_openvino:
+        raise ModelError(
+            f"the NPU's static graphs are made of ONNX, and {folder.layout.encoder} is OpenVINO's "
+            f"own format: give --device CPU or GPU, or {folder.layout.way_on}"
+        )
     verify_folder(folder)
     path = bundles.bundle_path(folder.path, weights)
     existing = bundles.read_manifest(path)
@@ -109,6 +114,8 @@ def _build(
         )
     else:
         decoder, with_past = read_graph(layout.decoder), read_graph(layout.with_past)
+    for graph in (encoder, decoder, with_past):
+        require_floating_point(graph.name, static_graphs.operators(graph), layout.way_on)
     sizes = static_graphs.read_sizes(encoder, with_past, folder.n_text_ctx)
     whole = 2 * sizes.n_audio_ctx
     shorter = tuple(seconds * FRAMES_PER_SECOND for seconds in recipe["windows"])
@@ -137,7 +144,7 @@ def _build(
                 graph = static_graphs.alignment_graph(source, sizes, length)
                 yield f"{bundles.ALIGN}_{length}", graph
 
-    content = _write(target, graphs(), recipe["weights"], progress)
+    content = _write(target, graphs(), recipe["weights"], progress, layout.way_on)
     content |= {"recipe": recipe, "sizes": asdict(sizes), "frames": list(frames)}
     text = json.dumps(content, indent=1) + "\n"
     (target / bundles.MANIFEST).write_text(text, encoding="utf-8")
@@ -148,8 +155,12 @@ def _write(
     graphs: "Iterator[tuple[str, Graph]]",
     weights: "WeightFormat",
     progress: Progress | None,
+    way_on: str,
 ) -> dict[str, object]:
-    """Write the graphs and their weights; return their entries for the manifest."""
+    """Write the graphs and their weights; return their entries for the manifest.
+
+    `way_on` is advice if an NPU cannot run a graph.
+    """
     import onnx  # noqa: PLC0415
 
     from whisper_npu.npu.weight_store import WeightStore  # noqa: PLC0415
@@ -162,7 +173,7 @@ def _write(
                 progress(f"static graph {name}")
             proto = store.place(graph)
             operators = {node.op_type for node in proto.graph.node}
-            check_operators(graph.name, operators)
+            check_operators(graph.name, operators, way_on)
             path = target / f"{name}.onnx"
             onnx.save(proto, path)
             shapes = graph.shapes()

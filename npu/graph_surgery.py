@@ -313,7 +313,10 @@ def graph_of(proto: onnx.ModelProto, path: Path) -> Graph:
             f"{path} branches at run time (an If or Loop), which the NPU cannot do; export the "
             "three graphs apart"
         )
-    return Graph(path.name, proto, weights)
+    graph = Graph(path.name, proto, weights)
+    if _computes_in_half(graph):
+        _widen(graph)
+    return graph
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
@@ -322,6 +325,47 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
         if candidate.name == name:
             return onnx.helper.get_attribute_value(candidate)
     return default
+
+
+def _computes_in_half(graph: Graph) -> bool:
+    """Whether a graph computes in half precision; it may also only store its weights so."""
+    half = onnx.TensorProto.FLOAT16
+    values = (*graph.proto.graph.input, *graph.proto.graph.output)
+    return any(value.type.tensor_type.elem_type == half for value in values) or any(
+        node.op_type == "Cast" and attribute(node, "to", None) == half for node in graph.nodes
+    )
+
+
+def _widen(graph: Graph) -> None:
+    """Make float32 of half precision everywhere, in place; the stored weights are chosen later.
+
+    Masks and positions that are added to a graph are float32.
+    """
+    proto = graph.proto.graph
+    narrow, wide = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for value in (*proto.input, *proto.output):
+        if value.type.tensor_type.elem_type == narrow:
+            value.type.tensor_type.elem_type = wide
+    for tensor in proto.initializer:
+        if tensor.data_type != narrow:
+            continue
+        if tensor.name in graph.weights:
+            graph.weights[tensor.name] = graph.weights[tensor.name].astype(np.float32)
+            tensor.data_type = wide
+        else:
+            tensor.CopyFrom(_as_float32(tensor))
+    for node in graph.nodes:
+        for item in node.attribute:
+            if item.t.data_type == narrow:
+                item.t.CopyFrom(_as_float32(item.t))
+            elif node.op_type == "Cast" and item.name == "to" and item.i == narrow:
+                item.i = wide
+    del proto.value_info[:]
+
+
+def _as_float32(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+    return onnx.numpy_helper.from_array(values, tensor.name)
 
 
 def _take_weights(proto: onnx.ModelProto, path: Path) -> Iterator[tuple[str, Array]]:

@@ -45,9 +45,20 @@ SUPPORTED: Mapping[str, str] = {
     "Where": "Select",
 }
 
+# Operators of ONNX Runtime's quantizers.
+_QUANTIZED = {
+    *("ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"),
+    *("GatherBlockQuantized", "MatMulBnb4", "MatMulNBits"),
+}
 
-def check_operators(graph: str, operators: set[str]) -> None:
+
+def check_operators(graph: str, operators: set[str], way_on: str) -> None:
     """Refuse a graph with an operator that the NPU plugin does not document.
+
+    Args:
+        graph: its name.
+        operators: its operators.
+        way_on: advice, for the message.
 
     Raises:
         ModelError: there are such operators; the message names them.
@@ -55,6 +66,24 @@ def check_operators(graph: str, operators: set[str]) -> None:
     unknown = sorted(operators - SUPPORTED.keys())
     if unknown:
         raise ModelError(
-            f"{graph} uses {', '.join(unknown)}, which the NPU plugin does not document; export "
-            "the model again with `whisper-npu export`"
+            f"{graph} uses {', '.join(unknown)}, which the NPU plugin does not document: {way_on}"
+        )
+
+
+def require_floating_point(graph: str, operators: set[str], way_on: str) -> None:
+    """Refuse a graph that another exporter's tool has quantized.
+
+    Args:
+        graph: its name.
+        operators: its operators.
+        way_on: advice, for the message.
+
+    Raises:
+        ModelError: it is quantized; the message names the operators.
+    """
+    found = sorted(operators & _QUANTIZED)
+    if found:
+        raise ModelError(
+            f"the NPU's static graphs are made of graphs in floating point, and {graph} is "
+            f"quantized ({', '.join(found)}): {way_on}"
         )

@@ -43,7 +43,7 @@ _ORDER = ("", "fp32", "fp16", "?", "int8", "quantized", "uint8", "q4f16", "q4", 
 _CHOICE = re.compile(r"encoder=(?P<encoder>\w+),decoder=(?P<decoder>\w+)")
 _MOST_NAMES = 12  # of files in a message
 
-_EXPORT = "`whisper-npu export CHECKPOINT --output DIR` makes a folder with all of them"
+_EXPORT = "make a folder with `whisper-npu export CHECKPOINT --output DIR`"
 _CHECKPOINTS = {
     "model.safetensors": "a checkpoint",
     "model.safetensors.index.json": "a checkpoint",
@@ -98,11 +98,12 @@ class Layout:
         names = dict.fromkeys((*self.variants[0], *self.variants[1]))
         return tuple(name for name in names if name not in _split(self.variant))
 
-    def of_other_variants(self) -> str:
-        """Return advice that names the other variants, for the end of a message."""
+    @property
+    def way_on(self) -> str:
+        """Advice for a model that cannot be used in this form."""
         if not self.others:
-            return "the folder has no other variant; export the model with `whisper-npu export`"
-        return f"the folder also has {', '.join(self.others)}: choose with --variant"
+            return f"{_EXPORT}, from the checkpoint"
+        return f"choose another variant with --variant: {', '.join(self.others)}"
 
 
 def weight_files(graph: Path) -> tuple[Path, ...]:

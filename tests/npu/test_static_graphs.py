@@ -413,7 +413,7 @@ def test_a_missing_pattern_is_named(tiny_folder, tmp_path, change, message):
 
 def test_an_unsupported_operator_is_refused():
     with pytest.raises(ModelError, match=r"step\.onnx uses NonZero, .*does not document"):
-        check_operators("step.onnx", {"Add", "NonZero"})
+        check_operators("step.onnx", {"Add", "NonZero"}, "export it")
 
 
 def test_a_damaged_graph_is_named(tiny_folder, tmp_path):

@@ -75,6 +75,7 @@ class GraphInfo:
         options: compile options of each graph, beside those of all graphs.
         heads: alignment heads, by layer and index, whose queries the decoder returns.
         can_align: whether the model gives word times.
+        stored: `int8` or `int4` if the folder has matrices in that form; they stay so.
     """
 
     dimensions: graphs.GraphDimensions
@@ -84,6 +85,16 @@ class GraphInfo:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     heads: tuple[tuple[int, int], ...] = ()
     can_align: bool = False
+    stored: str = ""
+
+    def precision(self, compute_precision: str) -> str:
+        """Return the name of the arithmetic, with `int8+` or `int4+` if matrices are in it.
+
+        Stored matrices are named, too, if all arithmetic is in floating point.
+        """
+        if self.is_int8:
+            return f"{self.stored or 'int8'}+{compute_precision}"
+        return f"{compute_precision} ({self.stored} weights)" if self.stored else compute_precision
 
 
 @dataclass(frozen=True)
@@ -196,11 +207,7 @@ class GraphCompiler:
         return Compiled(found, info)
 
     def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
-        precision = (
-            f"int8+{self._plan.compute_precision}"
-            if compiled.info.is_int8
-            else self._plan.compute_precision
-        )
+        precision = compiled.info.precision(self._plan.compute_precision)
         for name, file in _STATEFUL.items():
             contents = Contents(str(self._folder.path), Path(file).stem, precision)
             if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.info)):
@@ -237,7 +244,8 @@ class GraphCompiler:
             wanted["decoder"] = decoder
         else:
             wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
-        is_int8 = self._plan.uses_int8 and self._can_round(wanted.values())
+        stored = int8_weights.stored_weights(wanted.values())
+        is_int8 = self._plan.uses_int8 and (bool(stored) or self._can_round(wanted.values()))
         heads = self._followed_heads(with_past, dimensions)
         if is_int8 and self._plan.is_fast_path and self._plan.compute_precision == "bf16":
             # Half as much to write, and to read at each start. Done even if graphs are not kept, so
@@ -263,7 +271,7 @@ class GraphCompiler:
             compiled = {name: job.result() for name, job in jobs.items()}
         if contract is None and kind != "off":
             contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
-        info = GraphInfo(dimensions, contract, elastic, is_int8, options, heads, aligns)
+        info = GraphInfo(dimensions, contract, elastic, is_int8, options, heads, aligns, stored)
         return Compiled(compiled, info)
 
     def _followed_heads(

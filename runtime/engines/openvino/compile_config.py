@@ -99,6 +99,9 @@ class Plan:
             config["KV_CACHE_PRECISION"] = precision if device.startswith("CPU") else "f16"
         if device == "CPU":
             config["CPU_RUNTIME_CACHE_CAPACITY"] = _KERNELS_KEPT
+            if not self.uses_int8:
+                # Else activations are rounded where the folder's matrices are in 8 or 4 bits.
+                config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if wanted.threads:
             config["INFERENCE_NUM_THREADS"] = wanted.threads
         if wanted.streams > 1:

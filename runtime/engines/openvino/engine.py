@@ -215,13 +215,13 @@ class OpenVINOBackend(SingleStream):
     @property
     def precision(self) -> str:
         """The arithmetic requested of the device; `int8+` and the encoder's other arithmetic."""
-        compute_precision = self._plan.compute_precision
-        return f"int8+{compute_precision}" if self._info.is_int8 else compute_precision
+        return self._info.precision(self._plan.compute_precision)
 
     @property
     def is_exact(self) -> bool:
         """Whether the arithmetic is f32, unless `auto` chose it as the fastest here."""
-        return self.precision == "f32" and not self._plan.is_for_speed
+        is_f32 = self._plan.compute_precision == "f32" and not self._info.is_int8
+        return is_f32 and not self._plan.is_for_speed
 
     @property
     def can_align(self) -> bool:

@@ -9,6 +9,7 @@ The plugin does so if activations are in f32. In a graph computed in bf16 it may
 matrices to bf16, at every product anew (seen on a processor with AMX).
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,6 +25,8 @@ GROUP = 128
 
 _LARGEST = 127
 _MATRIX_RANK = 2
+_SMALLEST = 4096  # elements of a matrix: its zero points may be stored in the same way
+_STORED = {"u4": "int4", "i4": "int4", "nf4": "int4", "u8": "int8", "i8": "int8"}
 _OUTPUTS_AT_ONCE = 512  # of a matrix at a time: the result stays in the processor's cache
 _THREADS = 2  # that round; more threads would wait for memory
 
@@ -107,16 +110,21 @@ def narrow_tables(model: ov.Model) -> None:
 
 
 def has_matrices(model: ov.Model) -> bool:
-    """Whether a graph has matrices that `round_products` rounds, or that are already in 8 bits."""
-    return any(
-        matrix_of(node) is not None
-        or (
-            node.get_type_name() == "Constant"
-            and len(node.shape) == _MATRIX_RANK
-            and node.get_element_type() in {ov.Type.i8, ov.Type.u8}
-        )
-        for node in model.get_ordered_ops()
-    )
+    """Whether a graph has matrices that `round_products` rounds."""
+    return any(matrix_of(node) is not None for node in model.get_ordered_ops())
+
+
+def stored_weights(models: Iterable[ov.Model]) -> str:
+    """Return `int4` or `int8` for graphs whose matrices are stored so, the smallest; else ``.
+
+    `round_products` leaves such matrices as they are.
+    """
+    found = set()
+    for model in models:
+        for node in model.get_ops():
+            if node.get_type_name() == "Constant" and np.prod(node.shape) >= _SMALLEST:
+                found.add(_STORED.get(node.get_element_type().get_type_name(), ""))
+    return min(found - {""}, default="")
 
 
 class _RoundedMatrix:

@@ -61,7 +61,7 @@ def _read(core: ov.Core, path: Path, layout: Layout) -> ov.Model:
     try:
         return read_graph(core, path)
     except UnknownOperatorsError as error:
-        raise ModelError(f"{error}; {layout.of_other_variants()}") from None
+        raise ModelError(f"{error}; {layout.way_on}") from None
 
 
 def _require_one_model(
