@@ -18,7 +18,6 @@ from whisper_npu.runtime.features.stream import FeatureStream
 from whisper_npu.runtime.features.vad import SpeechMap, VoiceActivity
 from whisper_npu.runtime.features.windows import LONG_PAUSE, SHORT_PAUSE, WindowChooser
 from whisper_npu.runtime.model_folder.folder import ModelFolder
-from whisper_npu.runtime.model_folder.layout import ALIGNMENT
 from whisper_npu.runtime.options import (
     MODEL_LIST,
     TranscribeKwargs,
@@ -85,9 +84,8 @@ class WhisperModel(Closing):
         self.can_align = backend.can_align
         if not self.can_align:
             logger.info(
-                "no %s in the model folder: timestamps are sampled, which is less exact; "
+                "no graph aligns text with audio: timestamps are sampled, which is less exact; "
                 "`whisper-npu export --add-alignment %s` adds it",
-                ALIGNMENT,
                 folder.path,
             )
 

@@ -164,7 +164,7 @@ class TestExitCodes:
         code, out, err = run(sound, model=tmp_path)
         assert (code, out) == (3, "")
         assert len(err) == 1
-        assert "lacks encoder_model.onnx" in err[0]
+        assert "lacks an encoder (encoder_model.onnx)" in err[0]
 
     def test_3_for_a_damaged_model(self, run, sound, tmp_path, tiny_folder):
         folder = shutil.copytree(tiny_folder, tmp_path / "damaged")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import tiny_whisper
+from own_layout import own_layout
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.engines.protocol import N_LOGITS, NoAttention, SingleStream
@@ -61,6 +62,7 @@ class FakeBackend(SingleStream):
     device = "FAKE"
     kv_cache = "none"
     precision = "f32"
+    can_align = False
 
     def __init__(self, tokenizer, script):
         self.special = tokenizer.special
@@ -138,6 +140,7 @@ def fake_model(folder, script, **generation):
         config=ModelConfig(),
         generation_config=msgspec.convert(config, GenerationConfig),
         manifest={},
+        layout=own_layout(folder),
     )
     tokenizer = Tokenizer(folder / "tokenizer.json")
     return WhisperModel(model_folder, FakeBackend(tokenizer, script))

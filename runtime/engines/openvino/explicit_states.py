@@ -6,6 +6,7 @@ Here the variables become inputs `past_key_values.*` and outputs `present.*`, so
 sees the same graphs for every model folder.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from whisper_npu.runtime.engines.openvino.graphs import parameters_of, port
 from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
 
 _BEAM = "beam_idx"
+_SELF_STATE = re.compile(r"(?P<layer>\d+)\.decoder\.(?P<kind>key|value)")
 _PASSES_ON = {"Convert", "Identity", "Reshape", "Transpose", "Unsqueeze", "Broadcast", "Multiply"}
 
 
@@ -140,9 +142,12 @@ def _variable(node: ov.Node) -> str:
 
 
 def _self_state(variable: str) -> str | None:
-    """Return the `present.*` name in the id of a self-attention's variable; else None."""
-    start = variable.find("present.")
-    return variable[start:] if start >= 0 and ".decoder." in variable else None
+    """Return the `present.*` name for the id of a self-attention's variable; else None.
+
+    optimum-intel joins the names of input and output to an id.
+    """
+    found = _SELF_STATE.search(variable)
+    return f"present.{found['layer']}.decoder.{found['kind']}" if found else None
 
 
 def _in_order(read: ov.Output) -> ov.Output:

@@ -8,6 +8,7 @@ import pytest
 import tiny_whisper
 import tokenizers
 from fake_backend import write_companions
+from own_layout import own_layout
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime import languages
@@ -39,6 +40,7 @@ def folder_of(path, *, config=None, generation=None):
         msgspec.convert(config or {}, ModelConfig),
         msgspec.convert(generation or {}, GenerationConfig),
         {},
+        own_layout(path),
     )
 
 

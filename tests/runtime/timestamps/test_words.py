@@ -1,5 +1,6 @@
 """Words and their times, on a backend that attends where it is told to, and on real speech."""
 
+import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -270,14 +271,40 @@ def test_last_word_end() -> None:
     assert last_word_end([]) is None
 
 
-def test_a_folder_without_the_graph_says_how_to_get_it(tiny_folder: Path, tmp_path: Path) -> None:
+def test_openvino_needs_no_graph_for_it(tiny_folder: Path, tmp_path: Path) -> None:
+    """It is made of the decoder, with the same results."""
     from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
     from whisper_npu.runtime.model_folder.folder import read_model_folder
 
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "without"))
     (folder / "decoder_alignment_model.onnx").unlink()
+    random = np.random.default_rng(0)
+    audio = random.standard_normal((2, 1500, 64)).astype(np.float32)
+    tokens = random.integers(0, 300, (2, 7))
+    found = []
+    for path in (tiny_folder, folder):
+        backend = OpenVINOBackend(read_model_folder(path), precision="f32")
+        assert backend.can_align
+        found.append(backend.align(audio, tokens))
+    eot = read_model_folder(folder).eot
+    assert eot is not None
+    is_text = tokens[:, 1:] < eot
+    np.testing.assert_allclose(found[1][0][is_text], found[0][0][is_text], atol=1e-5)
+    np.testing.assert_allclose(found[1][1], found[0][1], atol=1e-5)
+
+
+def test_a_model_without_an_end_token_has_no_word_times(tiny_folder: Path, tmp_path: Path) -> None:
+    from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
+    from whisper_npu.runtime.model_folder.folder import read_model_folder
+
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "without"))
+    for name in ("decoder_alignment_model.onnx", "generation_config.json", "export_manifest.json"):
+        (folder / name).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     backend = OpenVINOBackend(read_model_folder(folder))
-    with pytest.raises(ModelError, match="--add-alignment") as caught:
+    assert not backend.can_align
+    with pytest.raises(ModelError, match="whisper-npu export") as caught:
         backend.align(np.zeros((1, 1500, 64), np.float32), np.zeros((1, 4), np.int64))
     assert str(folder) in str(caught.value)
 

@@ -1,0 +1,157 @@
+"""Model folders of other exporters compute what this project's own folder computes."""
+
+import numpy as np
+import onnx
+import pytest
+from decoding_checks import TOLERANCE
+from layouts import (
+    as_openvino,
+    as_stateful_openvino,
+    in_subfolder,
+    with_merged_decoder,
+)
+
+from whisper_npu import load_model
+from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
+from whisper_npu.runtime.model_folder.folder import read_model_folder
+
+pytestmark = pytest.mark.slow
+
+MAKERS = {
+    "onnx/": in_subfolder,
+    "merged": with_merged_decoder,
+    "openvino": as_openvino,
+    "openvino, stateful": as_stateful_openvino,
+}
+PROMPT, STEPS = 3, 4
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def folder(request, tiny_folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("layout") / "model"
+    return MAKERS[request.param](tiny_folder, place)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    random = np.random.default_rng(0)
+    features = random.standard_normal((2, 80, 3000)).astype(np.float32)
+    return features, random.integers(0, 300, (2, PROMPT + STEPS))
+
+
+def run(backend, inputs):
+    """Encoded windows, and the logits of a prompt and single steps."""
+    features, tokens = inputs
+    hidden = backend.encode(features)
+    session = backend.start(hidden)
+    try:
+        found = [session.step(tokens[:, :PROMPT]).copy()]
+        for at in range(PROMPT, PROMPT + STEPS):
+            found.append(session.step(tokens[:, at : at + 1]).copy())
+    finally:
+        session.close()
+    return hidden, np.concatenate(found, axis=1)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_folder, inputs):
+    backend = OpenVINOBackend(read_model_folder(tiny_folder), kv_cache="concat", precision="f32")
+    return run(backend, inputs)
+
+
+@pytest.mark.parametrize("kind", ["stateful", "concat", "static", "off"])
+def test_every_cache_gives_the_same_logits(folder, inputs, expected, kind):
+    backend = OpenVINOBackend(read_model_folder(folder), kv_cache=kind, precision="f32")
+    # OpenVINO's files hold half-precision weights where they were compressed.
+    tolerance = 0.05 if (folder / "openvino_decoder_with_past_model.xml").exists() else TOLERANCE
+    for got, wanted in zip(run(backend, inputs), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=tolerance)
+    assert backend.can_align
+    assert backend.n_vocab == expected[1].shape[2]
+    assert len(backend.window_frames) > 1  # short windows are encoded short
+
+
+def test_words_get_times(folder, inputs, tiny_folder):
+    features, tokens = inputs
+    found = []
+    for path in (tiny_folder, folder):
+        backend = OpenVINOBackend(read_model_folder(path), precision="f32")
+        found.append(backend.align(backend.encode(features), tokens)[1])
+    np.testing.assert_allclose(found[1], found[0], atol=5e-3)
+
+
+def test_a_folder_is_known_by_all_its_files(folder):
+    read = read_model_folder(folder)
+    before = read.graphs_digest()
+    files = [folder / name for name in read.graph_digests()]
+    assert sum(file.stat().st_size for file in files) == read.size
+    weights = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert read_model_folder(folder).graphs_digest() != before
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert read_model_folder(folder).graphs_digest() == before
+
+
+def test_onnxruntime_runs_a_merged_decoder(tiny_folder, tmp_path, inputs, expected):
+    from whisper_npu.loading import load_backend
+
+    merged = read_model_folder(with_merged_decoder(tiny_folder, tmp_path / "merged"))
+    for kind in ("concat", "off"):
+        backend = load_backend(merged, backend="onnxruntime", kv_cache=kind)
+        np.testing.assert_allclose(run(backend, inputs)[1], expected[1], atol=TOLERANCE)
+        assert not backend.can_align
+
+
+def test_the_npu_runs_a_merged_decoder(tiny_folder, tmp_path):
+    from whisper_npu.npu.build_bundle import ensure_bundle
+
+    bundles = [
+        ensure_bundle(read_model_folder(folder))
+        for folder in (tiny_folder, with_merged_decoder(tiny_folder, tmp_path / "merged"))
+    ]
+    graphs = [
+        {name: graph.inputs | graph.outputs for name, graph in bundle.graphs.items()}
+        for bundle in bundles
+    ]
+    alignment = {name for name in graphs[0] if name.startswith("align")}
+    assert graphs[1] == {name: graphs[0][name] for name in graphs[0].keys() - alignment}
+    assert bundles[0].data_sha256 == bundles[1].data_sha256 or alignment
+
+
+def test_openvinos_files_have_no_other_engine(tiny_folder, tmp_path):
+    folder = as_openvino(tiny_folder, tmp_path / "model")
+    with pytest.raises(UsageError, match=r"OpenVINO's own format; give --backend openvino"):
+        load_model(folder, backend="onnxruntime")
+    with pytest.raises(ModelError, match=r"give --device CPU or GPU, or .*whisper-npu export"):
+        load_model(folder, device="NPU_EMULATED")
+
+
+def test_stored_8_bits_stay_and_are_named(tiny_folder, tmp_path, inputs):
+    import nncf
+
+    folder = as_stateful_openvino(tiny_folder, tmp_path / "model", nncf.compress_weights)
+    exact = OpenVINOBackend(read_model_folder(folder), precision="f32")
+    assert exact.precision == "f32 (int8 weights)"
+    assert exact.is_exact
+    rounded = OpenVINOBackend(read_model_folder(folder), precision="int8")
+    assert rounded.precision.startswith("int8+")
+    hidden, logits = run(exact, inputs)
+    other_hidden, other_logits = run(rounded, inputs)
+    assert np.corrcoef(hidden.ravel(), other_hidden.ravel())[0, 1] > 0.99
+    assert np.corrcoef(logits.ravel(), other_logits.ravel())[0, 1] > 0.95
+
+
+def test_operators_that_openvino_lacks(tiny_folder, tmp_path):
+    folder = in_subfolder(tiny_folder, tmp_path / "model", "_fp16")
+    encoder = onnx.load(folder / "onnx" / "encoder_model_fp16.onnx")
+    product = next(node for node in encoder.graph.node if node.op_type == "MatMul")
+    product.op_type, product.domain = "MatMulBnb4", "com.microsoft"
+    encoder.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(encoder, folder / "onnx" / "encoder_model_bnb4.onnx")
+    with pytest.raises(ModelError, match=r"it has no com\.microsoft\.MatMulBnb4; .*: fp16") as e:
+        load_model(folder, variant="encoder=bnb4,decoder=fp16")
+    assert "\n" not in str(e.value)

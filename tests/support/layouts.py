@@ -1,0 +1,102 @@
+"""Makes model folders in the layouts of other exporters, from the tiny Whisper."""
+
+import shutil
+from pathlib import Path
+
+import onnx
+import openvino as ov
+from openvino import opset13 as ops
+from openvino.op.util import Variable, VariableInfo
+
+from whisper_npu.runtime.engines.openvino.graphs import port, state_name
+from whisper_npu.runtime.engines.openvino.stateful import make_stateful
+from whisper_npu.runtime.model_folder.layout import (
+    DECODER,
+    DECODER_WITH_PAST,
+    ENCODER,
+    GRAPHS,
+    TOKENIZER,
+)
+
+
+def copy_configs(source, target):
+    """Copy the configurations and the tokenizer of a model folder, without its manifest."""
+    target.mkdir(parents=True)
+    for name in ("config.json", "generation_config.json", TOKENIZER):
+        shutil.copy(source / name, target / name)
+    return target
+
+
+def in_subfolder(source, target, suffix=""):
+    """The trio in `onnx/`, as onnx-community has it, each graph with its weights inside."""
+    copy_configs(source, target)
+    (target / "onnx").mkdir()
+    for name in GRAPHS:
+        onnx.save(
+            onnx.load(source / name), target / "onnx" / name.replace(".onnx", f"{suffix}.onnx")
+        )
+    return target
+
+
+def with_merged_decoder(source, target):
+    """One decoder for both steps, as optimum's post-processing makes it."""
+    from optimum.onnx import merge_decoders
+
+    copy_configs(source, target)
+    onnx.save(onnx.load(source / ENCODER), target / ENCODER)
+    first, second = onnx.load(source / DECODER), onnx.load(source / DECODER_WITH_PAST)
+    merged = target / "decoder_model_merged.onnx"
+    merge_decoders(first, second, save_path=merged, strict=False)
+    return target
+
+
+def as_openvino(source, target, *, compress=True):
+    """OpenVINO's own files of the trio, as older versions of optimum-intel write them."""
+    copy_configs(source, target)
+    core = ov.Core()
+    for name in GRAPHS:
+        model = core.read_model(source / name)
+        ov.save_model(model, target / f"openvino_{Path(name).stem}.xml", compress_to_fp16=compress)
+    return target
+
+
+def as_stateful_openvino(source, target, change=lambda model: model):
+    """OpenVINO's own files with a decoder that keeps all states, as optimum-intel writes them.
+
+    Args:
+        source: a model folder of this project.
+        target: the folder to make.
+        change: changes each graph before it is saved.
+    """
+    copy_configs(source, target)
+    core = ov.Core()
+    encoder = change(core.read_model(source / ENCODER))
+    ov.save_model(encoder, target / "openvino_encoder_model.xml", compress_to_fp16=False)
+    decoder = core.read_model(source / DECODER)
+    with_past = core.read_model(source / DECODER_WITH_PAST)
+    make_stateful(with_past, "accumulated", fuse=False)
+    tokens = port(with_past.inputs, "input_ids")
+    for reader in port(decoder.inputs, "input_ids").get_target_inputs():
+        reader.replace_source_output(tokens)
+    variables, sinks = list(with_past.get_variables()), list(with_past.get_sinks())
+    for number, past in enumerate(with_past.inputs):
+        name = state_name(past)
+        if name is None:
+            continue
+        projected = port(decoder.outputs, name.replace("past_key_values", "present"))
+        info = VariableInfo()
+        info.variable_id = str(100 + number)  # optimum-intel's ids say nothing either
+        info.data_shape, info.data_type = past.partial_shape, past.element_type
+        variable = Variable(info)
+        state = ops.read_value(projected.get_node().input_value(0), variable)
+        for reader in past.get_target_inputs():
+            reader.replace_source_output(state.output(0))
+        variables.append(variable)
+        sinks.append(ops.assign(state, variable))
+    hidden = port(decoder.inputs, "encoder_hidden_states").get_node()
+    rows = port(with_past.inputs, "beam_idx").get_node()
+    results = [port(with_past.outputs, "logits").get_node()]
+    stateful = ov.Model(results, sinks, [tokens.get_node(), hidden, rows], variables, "decoder")
+    path = target / "openvino_decoder_model.xml"
+    ov.save_model(change(stateful), path, compress_to_fp16=False)
+    return target
