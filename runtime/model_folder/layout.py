@@ -94,9 +94,9 @@ class Layout:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """The other variants that the folder has of both parts or of one."""
-        names = dict.fromkeys((*self.variants[0], *self.variants[1]))
-        return tuple(name for name in names if name not in _split(self.variant))
+        """The other variants that the folder has, of both parts or of one."""
+        parts = zip(self.variants, _split(self.variant), strict=True)
+        return tuple(dict.fromkeys(name for names, used in parts for name in names if name != used))
 
     @property
     def way_on(self) -> str:

@@ -50,7 +50,7 @@ def with_merged_decoder(source, target):
     return target
 
 
-def as_openvino(source, target, *, compress=True):
+def as_openvino(source, target, *, compress=False):
     """OpenVINO's own files of the trio, as older versions of optimum-intel write them."""
     copy_configs(source, target)
     core = ov.Core()
@@ -60,17 +60,11 @@ def as_openvino(source, target, *, compress=True):
     return target
 
 
-def as_stateful_openvino(source, target, change=lambda model: model):
-    """OpenVINO's own files with a decoder that keeps all states, as optimum-intel writes them.
-
-    Args:
-        source: a model folder of this project.
-        target: the folder to make.
-        change: changes each graph before it is saved.
-    """
+def as_stateful_openvino(source, target):
+    """OpenVINO's own files with a decoder that keeps all states, as optimum-intel writes them."""
     copy_configs(source, target)
     core = ov.Core()
-    encoder = change(core.read_model(source / ENCODER))
+    encoder = core.read_model(source / ENCODER)
     ov.save_model(encoder, target / "openvino_encoder_model.xml", compress_to_fp16=False)
     decoder = core.read_model(source / DECODER)
     with_past = core.read_model(source / DECODER_WITH_PAST)
@@ -97,6 +91,19 @@ def as_stateful_openvino(source, target, change=lambda model: model):
     rows = port(with_past.inputs, "beam_idx").get_node()
     results = [port(with_past.outputs, "logits").get_node()]
     stateful = ov.Model(results, sinks, [tokens.get_node(), hidden, rows], variables, "decoder")
+    for number, node in enumerate(stateful.get_ops()):  # the parts have the same names
+        node.set_friendly_name(f"{node.get_friendly_name()}_{number}")
     path = target / "openvino_decoder_model.xml"
-    ov.save_model(change(stateful), path, compress_to_fp16=False)
+    ov.save_model(stateful, path, compress_to_fp16=False)
+    return target
+
+
+def with_8_bits(source, target):
+    """A folder of OpenVINO's files, with weights that NNCF has rounded to 8 bits."""
+    import nncf
+
+    copy_configs(source, target)
+    for path in source.glob("*.xml"):
+        model = nncf.compress_weights(ov.Core().read_model(path))
+        ov.save_model(model, target / path.name, compress_to_fp16=False)
     return target

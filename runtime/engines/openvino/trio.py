@@ -44,7 +44,7 @@ def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, o
         decoders = split_stateful(first, layout.decoder)
     else:
         decoders = split_merged(first, layout.decoder)
-    encoder, decoder, with_past = (make_uniform(graph) for graph in (encoder, *decoders))
+    decoder, with_past = decoders
     logits, state = {"logits": 3}, {"present.0.decoder.key": 4}
     file = dict(zip(("encoder", "decoder", "with_past"), layout.graphs_in_order, strict=True))
     require_tensors(encoder, file["encoder"], {"input_features": 3}, {"last_hidden_state": 3})
@@ -52,6 +52,7 @@ def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, o
     require_tensors(decoder, file["decoder"], inputs, logits | state)
     past = {"input_ids": 2, "past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
     require_tensors(with_past, file["with_past"], past, logits | state)
+    encoder, decoder, with_past = map(make_uniform, (encoder, decoder, with_past))
     _require_one_model(folder, encoder, decoder, with_past)
     return encoder, decoder, with_past
 

@@ -109,7 +109,7 @@ class TestVariants:
         assert "--variant: plain, fp16" in layout.way_on
         mixed = find_layout(folder, "encoder=fp16,decoder=q4")
         assert names(mixed, folder)[0] == "onnx/encoder_model_fp16.onnx"
-        assert mixed.others == ("plain",)
+        assert mixed.others == ("plain", "q4")
 
     @pytest.mark.parametrize("variant", ["fp16", "encoder=q4,decoder=fp16", "openvino", "", "x=y"])
     def test_one_that_is_not_there(self, make, variant):

@@ -49,13 +49,13 @@ def folder(tiny_folder, tmp_path):
 def reads(monkeypatch):
     """A list that gains an entry whenever the three graphs are read."""
     found = []
-    read = graphs.read_trio
+    read = trio.read_trio
 
     def count(core, folder):
         found.append(folder.name)
         return read(core, folder)
 
-    monkeypatch.setattr(graphs, "read_trio", count)
+    monkeypatch.setattr(trio, "read_trio", count)
     return found
 
 
@@ -271,14 +271,14 @@ def test_files_that_are_replaced_meanwhile_are_not_answered_for(folder, cache, m
     (path,) = folder.glob("*.onnx_data")
     other = path.with_name("other")
     other.write_bytes(bytes(path.stat().st_size))
-    read = graphs.read_trio
+    read = trio.read_trio
 
     def read_and_replace(core, model):
         found = read(core, model)
         other.replace(path)
         return found
 
-    monkeypatch.setattr(graphs, "read_trio", read_and_replace)
+    monkeypatch.setattr(trio, "read_trio", read_and_replace)
     load(folder, cache)
     assert cache.entries() == []
 
