@@ -81,6 +81,10 @@ class TokenText:
         """Return the id of the token called `name`, such as `<|endoftext|>`."""
         return self._ids.get(name)
 
+    def name_of(self, token: int) -> str | None:
+        """Return the name of a token, None if it has none."""
+        return self._names.get(token)
+
     def text(self, tokens: Iterable[int]) -> str:
         """Decode `tokens`; bytes that are not UTF-8 give U+FFFD, unknown ids give nothing."""
         raw = bytearray()

@@ -1,5 +1,6 @@
 """Reads Whisper's tokens from the model folder: text, special tokens and timestamps."""
 
+import logging
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ from whisper_npu.runtime.text.tokenizer_files import read_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HubTokenizer
 
+logger = logging.getLogger("whisper_npu")
+
 TIMESTAMP_STEP = 0.02  # seconds between two timestamp tokens: one encoder frame
+N_TIMESTAMPS = 1501  # from 0.00 to 30.00 s
+_MOST_NAMES = 5  # of tokens in a message
 
 # Symbols of annotations rather than speech, listed like openai/whisper's `non_speech_tokens`.
 _ANNOTATION_SYMBOLS = (
@@ -117,6 +122,10 @@ class Tokenizer:
         """Number of tokens, with timestamps if the file names them."""
         return self._text.n_vocab
 
+    def name_of(self, token: int) -> str | None:
+        """Return the name of a token, None if the files do not name it."""
+        return self._text.name_of(token)
+
     def encode(self, text: str) -> list[int]:
         """Encode `text` without any special token."""
         return list(self._encoder.encode(text, add_special_tokens=False).ids)
@@ -213,9 +222,26 @@ class Vocabulary:
     begin_suppress: tuple[int, ...]
 
 
-def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
-    """Return the suppression lists of `generation_config.json`, else Whisper's own lists."""
+def read_vocabulary(
+    folder: ModelFolder, tokenizer: Tokenizer, n_vocab: int | None = None
+) -> Vocabulary:
+    """Return the suppression lists of `generation_config.json`, else Whisper's own lists.
+
+    Args:
+        folder: the model.
+        tokenizer: its tokenizer.
+        n_vocab: the number of the decoder's tokens. Those after the last timestamp are suppressed:
+            padding, or tokens that a fine-tune has added, which would be taken for timestamps.
+    """
     special = tokenizer.special
+    behind = range(special.timestamp_begin + N_TIMESTAMPS, n_vocab or 0)
+    added = [name for token in behind if (name := tokenizer.name_of(token)) is not None]
+    if added:
+        logger.warning(
+            "%s: the tokens that were added after the timestamps are never written: %s",
+            folder.name,
+            ", ".join(added[:_MOST_NAMES]),
+        )
     generation = folder.generation_config
     suppress: Iterable[int] | None = generation.suppress_tokens
     if suppress is None:
@@ -235,7 +261,7 @@ def read_vocabulary(folder: ModelFolder, tokenizer: Tokenizer) -> Vocabulary:
         is_multilingual=is_multilingual(
             special.eot, len(special.languages), generation.is_multilingual
         ),
-        suppress=tuple(sorted({int(t) for t in suppress if t >= 0})),
+        suppress=tuple(sorted({int(t) for t in suppress if t >= 0} | set(behind))),
         begin_suppress=tuple(int(t) for t in begin_suppress if t >= 0),
     )
 

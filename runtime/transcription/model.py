@@ -80,7 +80,7 @@ class WhisperModel(Closing):
         self.tokenizer = tokenizer or Tokenizer(folder.tokenizer)
         self.voice_activity = voice_activity or VoiceActivity(folder.path)
         check_model(folder, self.tokenizer, backend)
-        self.vocabulary = read_vocabulary(folder, self.tokenizer)
+        self.vocabulary = read_vocabulary(folder, self.tokenizer, backend.n_vocab)
         self.can_align = backend.can_align
         if not self.can_align:
             logger.info(

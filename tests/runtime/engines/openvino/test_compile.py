@@ -25,7 +25,7 @@ from whisper_npu import load_model
 from whisper_npu.runtime.engines import compile_cache, memory
 from whisper_npu.runtime.engines.compile_cache import CompileCache
 from whisper_npu.runtime.engines.memory import forget_mapped
-from whisper_npu.runtime.engines.openvino import compile, graphs
+from whisper_npu.runtime.engines.openvino import compile, graphs, trio
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.engines.openvino.int8_weights import GROUP, narrow_tables
 from whisper_npu.runtime.model_folder.folder import MANIFEST, read_model_folder
