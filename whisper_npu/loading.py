@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.npu.devices import EMULATED, NPU
 from whisper_npu.npu.placement import (
     AUTO,
@@ -107,14 +107,19 @@ def load_backend(
             )
 
             with _for_onnxruntime(folder) as graphs:
-                return OnnxRuntimeBackend(
-                    folder,
-                    device=name,
-                    kv_cache=kv_cache,
-                    precision=precision,
-                    threads=threads,
-                    graphs=graphs,
-                )
+                try:
+                    return OnnxRuntimeBackend(
+                        folder,
+                        device=name,
+                        kv_cache=kv_cache,
+                        precision=precision,
+                        threads=threads,
+                        graphs=graphs,
+                    )
+                except DeviceError as error:
+                    if not folder.layout.others:
+                        raise
+                    raise DeviceError(f"{error}; {folder.layout.way_on}") from None
         kind: CacheKind = "stateful" if kv_cache == "auto" else kv_cache
         return OpenVINOBackend(
             folder,
