@@ -68,6 +68,11 @@ def add_alignment_graph(path: str | Path) -> Path:
     """
     model = read_model_folder(path)
     verify_folder(model)
+    if model.layout.decoder != model.path / DECODER:
+        raise ExportError(
+            f"{path} has no {DECODER} to make the alignment graph of, but {model.layout.decoder.name}; "
+            "with OpenVINO on a CPU or GPU, word times need no such graph"
+        )
     try:
         settings = read_settings(model.generation_config, model.config)
     except ExportError as error:

@@ -271,7 +271,8 @@ def make_elastic(encoder: ov.Model, n_audio_ctx: int) -> bool:
     shorter = n_audio_ctx // 2  # positions
     try:
         encoder.reshape({features: [1, fixed[1], 2 * shorter]})
-        is_elastic = port(encoder.outputs, "last_hidden_state").partial_shape[1] == shorter
+        length = port(encoder.outputs, "last_hidden_state").partial_shape[1]
+        is_elastic = bool(length == shorter)
         if is_elastic:
             encoder.reshape({features: [-1, fixed[1], -1]})
     except RuntimeError:
