@@ -70,7 +70,7 @@ def add_alignment_graph(path: str | Path) -> Path:
     verify_folder(model)
     if model.layout.decoder != model.path / DECODER:
         raise ExportError(
-            f"{path} has no {DECODER} to make the alignment graph of, but {model.layout.decoder.name}; "
+            f"{path} has {model.layout.decoder.name} and no {DECODER}, which the graph is made of; "
             "with OpenVINO on a CPU or GPU, word times need no such graph"
         )
     try:
