@@ -233,6 +233,16 @@ class OpenVINOBackend(SingleStream):
         """Whether the arithmetic is f32, unless `auto` chose it as the fastest here."""
         return self.precision == "f32" and not self._plan.is_for_speed
 
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the attention's keys and values of one window, in bytes."""
+        d = self._info.dimensions
+        is_narrow = self._kv_cache == "stateful" and self._plan.compute_precision != "f32"
+        of_cross_attention = self.n_audio_ctx * (2 if is_narrow else 4)
+        of_text = self._n_text_ctx * 4
+        width = d.n_text_head * d.head_dim
+        return 2 * d.n_text_layer * width * (of_cross_attention + of_text)
+
     @calling_device
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows, one at a time: a batch is no faster and needs more memory.
