@@ -83,6 +83,11 @@ class SplitBackend(SingleStream):
         """Whether the decoder's part gives word times."""
         return self._decoder.can_align
 
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the states of one window in the decoder."""
+        return self._decoder.window_bytes
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows; see `Backend.encode`."""
         return self._encoder.encode(features)

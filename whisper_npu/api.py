@@ -1,6 +1,7 @@
 """Loads a model: joins a model folder, a device and a kind of cache."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from whisper_npu.errors import UsageError
@@ -23,6 +24,7 @@ def load_model(
     precision: Precision = "auto",
     threads: int = 0,
     variant: str | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> WhisperModel:
     """Load an exported model. Use it in a `with` block, or call its `close`, to free its memory.
 
@@ -42,6 +44,8 @@ def load_model(
         threads: processor threads for inference; 0 for one per core.
         variant: the graphs to take from a folder with several: `plain`, a suffix such as `fp16` or
             `q4`, `openvino`, or `encoder=fp16,decoder=q4`. None takes the most exact ones.
+        progress: called with one line per step of a first load, which exports or compiles; by
+            default the steps are logged.
 
     Raises:
         UsageError: an argument is not one of the above, or the device cannot follow it.
@@ -50,7 +54,7 @@ def load_model(
     """
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
-    folder = read_model_folder(find_model(os.fspath(path)), variant)
+    folder = read_model_folder(find_model(os.fspath(path), progress), variant)
     # Compiling the graphs takes longest; the model's other parts are loaded at the same time.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)
@@ -62,6 +66,7 @@ def load_model(
             kv_cache=kv_cache,
             precision=precision,
             threads=threads,
+            progress=progress,
         )
         model = WhisperModel(folder, loaded, tokenizer.result(), detector.result())
     release_memory()

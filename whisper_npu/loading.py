@@ -1,6 +1,7 @@
 """Chooses and loads the engine for a device name."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.verification import verify_folder
 
+logger = logging.getLogger("whisper_npu")
+
 STATIC_CACHES = ("auto", "static")
 
 
@@ -52,6 +55,7 @@ def load_backend(
     threads: int = 0,
     weights: str = "lossless",
     cache: CompileCache | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Backend:
     """Load a model on a device, or on two.
 
@@ -64,6 +68,7 @@ def load_backend(
         threads: processor threads; 0 leaves the choice to OpenVINO.
         weights: format of the weights of static graphs: `lossless`, `f16` or `int8`.
         cache: the cache of compiled graphs; None for the user's.
+        progress: called with one line per graph that is made or compiled; None logs them.
 
     Raises:
         DeviceError: the device is missing, or refuses a graph; it is never replaced by another.
@@ -78,6 +83,7 @@ def load_backend(
         raise UsageError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}")
 
     verify_folder(folder)
+    report = progress or logger.info
 
     def load(placement: Placement) -> Backend:
         if placement.encoder == placement.decoder:
@@ -100,6 +106,7 @@ def load_backend(
                 weights=weights,
                 cache=cache,
                 parts=parts,
+                progress=report,
             )
         if backend == "onnxruntime":
             from whisper_npu.runtime.engines.onnxruntime import (  # noqa: PLC0415 - an extra
@@ -128,6 +135,7 @@ def load_backend(
             precision=precision,
             threads=threads,
             cache=cache or (default_cache() if kind == "stateful" and name == "CPU" else None),
+            progress=report,
         )
 
     if device != AUTO:
@@ -154,7 +162,8 @@ def _for_onnxruntime(folder: ModelFolder) -> Iterator[tuple[Path, ...]]:
             "--backend openvino"
         )
     trio = read_trio(openvino_core(), folder)
-    require_finite(folder, trio)
+    for file, graph in zip(layout.graphs_in_order, trio, strict=True):
+        require_finite(file, graph)
     is_guarded = any(node.get_type_name() == "IsNaN" for graph in trio for node in graph.get_ops())
     if layout.with_past is not None and not is_guarded:
         yield layout.graphs

@@ -144,6 +144,11 @@ class Backend(Protocol):
         """Whether `align` gives word times."""
         ...
 
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the states of one window that is decoded, in bytes; 0 if it is not known."""
+        ...
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows: `(batch, n_mels, frames)` to `(batch, frames // 2, n_audio_state)`."""
         ...
@@ -219,6 +224,11 @@ class SingleStream(ABC):
     def can_align(self) -> bool:
         """Whether `align` gives word times: it does not."""
         return False
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the states of one window: not known."""
+        return 0
 
     @abstractmethod
     def encode(self, features: Float32Array) -> Float32Array:

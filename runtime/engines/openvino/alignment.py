@@ -13,7 +13,7 @@ from openvino import opset13 as ops
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.openvino.graphs import parameters_of, port
 from whisper_npu.runtime.engines.openvino.sessions import RequestPool
-from whisper_npu.runtime.engines.openvino.trio import read_graph, read_trio, require_tensors
+from whisper_npu.runtime.engines.openvino.trio import read_graph, read_part, require_tensors
 from whisper_npu.runtime.engines.protocol import Float32Array, Int64Array
 from whisper_npu.runtime.model_folder.config import Heads, upper_half_heads
 from whisper_npu.runtime.model_folder.folder import ModelFolder
@@ -31,7 +31,7 @@ def read_alignment_graph(core: ov.Core, folder: ModelFolder) -> ov.Model:
     """
     file = folder.layout.alignment
     if file is None:
-        return _make_alignment_graph(folder, read_trio(core, folder)[1])
+        return _make_alignment_graph(folder, read_part(core, folder, "decoder"))
     model = read_graph(core, file)
     require_tensors(
         model,

@@ -21,6 +21,7 @@ from whisper_npu.runtime.model_folder.config import KVContract
 _MATRIX_RANK = 2
 _ROWS_AT_ONCE = 512  # of a table at a time: the result stays in the processor's cache
 _THREADS = 2  # that convert; more threads would wait for memory
+_LARGE = 768  # elements of the encoder's states
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class GraphDimensions:
     n_text_head: int
     head_dim: int
     n_text_ctx: int | None  # None where the decoder's table of positions was not found
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the model is of small's size or larger."""
+        return self.n_audio_state >= _LARGE
 
 
 def port(ports: list[ov.Output], name: str) -> ov.Output:

@@ -57,7 +57,7 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
             lookup tables stay as they are.
         attention: also round the matrices of an attention's queries, keys, values and output, which
             are the square matrices of a Whisper. They make an encoder twice as inexact, and hardly
-            faster.
+            faster if they are small (docs/performance.md has figures by size).
 
     Returns:
         the number of rounded products.
@@ -115,7 +115,7 @@ def has_matrices(model: ov.Model) -> bool:
 
 
 def stored_weights(models: Iterable[ov.Model]) -> str:
-    """Return `int4` or `int8` for graphs whose matrices are stored so, the smallest; else ``.
+    """Return `int4` or `int8` if matrices of graphs are stored so, the smallest; else nothing.
 
     `round_products` leaves such matrices as they are.
     """

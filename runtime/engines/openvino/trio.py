@@ -6,9 +6,10 @@ and graphs in half precision are computed in float32 (their weights stay in half
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, get_args
 
 import openvino as ov
 
@@ -28,39 +29,62 @@ _UNKNOWN_OPERATORS = re.compile(r"No conversion rule found for operations: *(?P<
 _NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 
 
+Part = Literal["encoder", "decoder", "with_past"]
+_PARTS: tuple[Part, ...] = get_args(Part)
+
+
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
-    """Read the encoder, the decoder, and the decoder with past.
+    """Read the encoder, the decoder, and the decoder with past, with mapped weights.
 
     Raises:
         ModelError: a file is damaged, is another graph, or belongs to another model.
     """
-    layout = folder.layout
     with ThreadPoolExecutor(max_workers=3) as readers:
-        found = list(readers.map(lambda path: _read(core, path, layout), layout.graphs))
-    encoder, first = found[:2]
-    if layout.with_past is not None:
-        decoders = first, found[2]
-    elif layout.is_openvino:
-        decoders = split_stateful(first, layout.decoder)
-    else:
-        decoders = split_merged(first, layout.decoder)
-    decoder, with_past = decoders
-    logits, state = {"logits": 3}, {"present.0.decoder.key": 4}
-    file = dict(zip(("encoder", "decoder", "with_past"), layout.graphs_in_order, strict=True))
-    require_tensors(encoder, file["encoder"], {"input_features": 3}, {"last_hidden_state": 3})
-    inputs = {"input_ids": 2, "encoder_hidden_states": 3}
-    require_tensors(decoder, file["decoder"], inputs, logits | state)
-    past = {"input_ids": 2, "past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
-    require_tensors(with_past, file["with_past"], past, logits | state)
-    encoder, decoder, with_past = map(make_uniform, (encoder, decoder, with_past))
+        encoder, decoder, with_past = readers.map(
+            lambda part: read_part(core, folder, part, mapped=True), _PARTS
+        )
     _require_one_model(folder, encoder, decoder, with_past)
     return encoder, decoder, with_past
 
 
-def _read(core: ov.Core, path: Path, layout: Layout) -> ov.Model:
+def file_of(folder: ModelFolder, part: Part) -> Path:
+    """Return the file that holds one of the three graphs."""
+    return folder.layout.graphs_in_order[_PARTS.index(part)]
+
+
+def read_part(core: ov.Core, folder: ModelFolder, part: Part, *, mapped: bool = False) -> ov.Model:
+    """Read one of the three graphs.
+
+    Args:
+        core: OpenVINO's.
+        folder: the model.
+        part: which graph.
+        mapped: map the weights (see `read_graph`).
+
+    Raises:
+        ModelError: the file is damaged or another graph.
+    """
+    layout, file = folder.layout, file_of(folder, part)
+    graph = _read(core, file, layout, mapped=mapped)
+    if part != "encoder" and layout.with_past is None:
+        split = split_stateful if layout.is_openvino else split_merged
+        decoder, with_past = split(graph, file)
+        graph = decoder if part == "decoder" else with_past
+    states = {"logits": 3, "present.0.decoder.key": 4}
+    if part == "encoder":
+        require_tensors(graph, file, {"input_features": 3}, {"last_hidden_state": 3})
+    elif part == "decoder":
+        require_tensors(graph, file, {"input_ids": 2, "encoder_hidden_states": 3}, states)
+    else:
+        past = {"past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
+        require_tensors(graph, file, {"input_ids": 2} | past, states)
+    return make_uniform(graph)
+
+
+def _read(core: ov.Core, path: Path, layout: Layout, *, mapped: bool) -> ov.Model:
     """Read a graph; an error for operators that OpenVINO lacks names the other variants."""
     try:
-        return read_graph(core, path)
+        return read_graph(core, path, mapped=mapped)
     except UnknownOperatorsError as error:
         raise ModelError(f"{error}; {layout.way_on}") from None
 
@@ -103,15 +127,19 @@ class UnknownOperatorsError(ModelError):
     """A graph has operators that OpenVINO lacks."""
 
 
-def read_graph(core: ov.Core, path: Path) -> ov.Model:
+def read_graph(core: ov.Core, path: Path, *, mapped: bool = False) -> ov.Model:
     """Read an ONNX file, or an OpenVINO file with its weights.
+
+    Args:
+        core: OpenVINO's.
+        path: the file.
+        mapped: map the weights, for a graph whose weights are hardly read. Mapped weights stay in
+            memory until the whole graph is released; copies are freed one by one.
 
     Raises:
         ModelError: the file is damaged, or its external weights are missing or outside its folder.
     """
-    # Mapped weights would stay in memory until every graph is compiled; copies are freed one by
-    # one (peak of a first start, tiny.en in int8: 459 instead of 592 MiB).
-    config = {"ENABLE_MMAP": False}
+    config = {"ENABLE_MMAP": mapped}
     try:
         if path.suffix == ".xml":
             (weights,) = weight_files(path)
@@ -158,22 +186,21 @@ def require_tensors(
                 )
 
 
-def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
+def require_finite(path: Path, model: ov.Model) -> None:
     """Refuse weights that are no numbers, or infinite: they decode to arbitrary text.
 
     Args:
-        folder: the model, for the message.
-        trio: its graphs, as `read_trio` returns them.
+        path: the graph's file, for the message.
+        model: the graph.
 
     Raises:
         ModelError: names the graph and the weight.
     """
-    for file, model in zip(folder.layout.graphs_in_order, trio, strict=True):
-        for node in model.get_ops():
-            if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
-                continue
-            if not is_finite(node.data):
-                raise ModelError(
-                    f"{file}: the weight {node.get_friendly_name()} holds values "
-                    "that are not finite (NaN or infinity); export the model again"
-                )
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
+            continue
+        if not is_finite(node.data):
+            raise ModelError(
+                f"{path}: the weight {node.get_friendly_name()} holds values that are not finite "
+                "(NaN or infinity); export the model again"
+            )
