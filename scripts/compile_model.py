@@ -94,7 +94,9 @@ def compile_model(arguments: argparse.Namespace) -> int:
         raise UsageError("--platform names an NPU: it goes with --device NPU")
     started = time.perf_counter()
     core = core_for(arguments.device)
-    folder = read_model_folder(cli.find_model(arguments.model), arguments.variant)
+    folder = read_model_folder(
+        cli.find_model(arguments.model, arguments.variant), arguments.variant
+    )
     bundle = ensure_bundle(
         folder,
         weights=arguments.weights,
