@@ -63,11 +63,12 @@ def build_parser() -> cli.Parser:
     )
     parser.add_argument(
         "--weights",
-        default="lossless",
-        choices=["lossless", "f16", "int8"],
+        default="auto",
+        choices=["auto", "lossless", "f16", "int8"],
         help="number format of the stored weights. lossless stores in 16 bits the weights whose "
         "values stay the same; f16 stores all in 16 bits; int8 stores matrices in 8 bits, which is "
-        "smallest and costs accuracy with tiny models (default: %(default)s)",
+        "smallest and costs accuracy with tiny models; auto is int8 above 200 million parameters, "
+        "else lossless (default: %(default)s)",
     )
     parser.add_argument(
         "--windows",
