@@ -1,28 +1,34 @@
-"""Downloads checkpoints from the Hugging Face hub, or finds them in its local cache."""
+"""Downloads checkpoints and model folders from the Hugging Face hub, or finds them in its cache."""
 
 import errno
 import logging
-from collections.abc import Callable
-from pathlib import Path
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-from whisper_npu.errors import CheckpointError
+from whisper_npu.errors import CheckpointError, ModelError
 from whisper_npu.export.checkpoint_files import (
     HF_INDEXES,
     HF_WEIGHTS,
     check_architecture,
     read_index,
 )
+from whisper_npu.runtime.model_folder.folder import VAD_MODEL
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT, Layout, find_layout
 
 COMPANIONS = (
     "generation_config.json",
@@ -35,6 +41,8 @@ COMPANIONS = (
     "tokenizer_config.json",
     "normalizer.json",
 )
+
+_DEEPEST = 2  # parts of a path: graphs lie in the repository's root or in a folder of it
 
 
 def download(
@@ -79,6 +87,117 @@ def download(
     return config.parent, config.parent.name
 
 
+def cached_model(repository: str, variant: str | None = None) -> Path | None:
+    """Return the snapshot of a repository in the hub's cache that has graphs; None if none has.
+
+    Args:
+        repository: hub id, `owner/name`.
+        variant: see `find_layout`.
+    """
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+    main = folder / "refs" / "main"
+    current = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+    for path in sorted(snapshots, key=lambda path: (path.name != current, -path.stat().st_mtime)):
+        if has_graphs(path, variant):
+            return path
+    return None
+
+
+def cached_models() -> Iterator[tuple[str, Path]]:
+    """Yield hub id and snapshot of the repositories in the hub's cache that have graphs."""
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        repository = folder.name.removeprefix("models--").replace("--", "/", 1)
+        snapshot = cached_model(repository)
+        if snapshot is not None:
+            yield repository, snapshot
+
+
+def has_graphs(folder: Path, variant: str | None = None) -> bool:
+    """Whether a folder holds a model's graphs and tokenizer; their content is not read."""
+    try:
+        find_layout(folder, variant)
+    except ModelError:
+        return False
+    return True
+
+
+def download_model(
+    repository: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    variant: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path | None:
+    """Make one variant of a repository's graphs available locally, with what it needs to run.
+
+    Args:
+        repository: hub id, `owner/name`.
+        revision: branch, tag or commit; None for the main branch.
+        token: access token for a gated repository.
+        variant: the graphs to fetch, see `find_layout`; None fetches the most exact ones.
+        progress: called with one line before the download.
+
+    Returns:
+        the snapshot's folder; None if the repository has no graphs, only a checkpoint.
+
+    Raises:
+        CheckpointError: the repository is missing or gated, or there is neither a network nor a
+            cached copy.
+        UsageError: the repository has no such variant.
+    """
+    with _hub_errors(repository, revision, "list of files"):
+        names = HfApi().list_repo_files(repository, revision=revision, token=token)
+    wanted = _files_of_variant(names, variant)
+    if wanted is None:
+        return None
+    if progress:
+        progress(f"fetching {repository}: {len(wanted)} files that are not cached")
+    with _hub_errors(repository, revision, "graphs"):
+        folder = snapshot_download(
+            repository, revision=revision, token=token, allow_patterns=sorted(wanted)
+        )
+    return Path(folder)
+
+
+def _files_of_variant(names: list[str], variant: str | None) -> set[str] | None:
+    """Return the files to fetch; None if there are no graphs."""
+    with tempfile.TemporaryDirectory() as place:
+        stand_in = Path(place)
+        for name in names:  # the layout is found by the names alone
+            if len(PurePosixPath(name).parts) <= _DEEPEST and ".." not in PurePosixPath(name).parts:
+                (stand_in / name).parent.mkdir(parents=True, exist_ok=True)
+                (stand_in / name).touch()
+        try:
+            layout = find_layout(stand_in, variant)
+        except ModelError:
+            return None
+        graphs = {path.relative_to(stand_in).as_posix() for path in _graph_files(layout)}
+    companions = {name for name in names if name in (*COMPANIONS, "config.json", VAD_MODEL)}
+    manifest = {name for name in names if name == "export_manifest.json"}
+    return graphs | companions | manifest | {name for name in names if _is_data(name, graphs)}
+
+
+def _graph_files(layout: Layout) -> Iterator[Path]:
+    yield from layout.graphs
+    if layout.alignment is not None:
+        yield layout.alignment
+    elif (layout.decoder.parent / ALIGNMENT).is_file():
+        yield layout.decoder.parent / ALIGNMENT
+
+
+def _is_data(name: str, graphs: set[str]) -> bool:
+    """Whether a file holds weights of one of the graphs, by its name."""
+    for graph in graphs:
+        stem, _, form = graph.rpartition(".")
+        if form == "xml" and name == f"{stem}.bin":
+            return True
+        if form == "onnx" and re.fullmatch(rf"{re.escape(graph)}[._]data(_\d+)?", name):
+            return True
+    return name == "model.onnx_data"  # the one data file of our own exports
+
+
 def _optional(get: Callable[[str], Path], name: str) -> Path | None:
     try:
         return get(name)
@@ -91,13 +210,26 @@ class _MissingFileError(CheckpointError):
 
 
 def _download_file(repository: str, name: str, revision: str | None, token: str | None) -> Path:
+    with _hub_errors(repository, revision, name):
+        return Path(hf_hub_download(repository, name, revision=revision, token=token))
+
+
+@contextmanager
+def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[None]:
+    """Turn the hub client's errors in a block into `CheckpointError` of one line.
+
+    Args:
+        repository: hub id.
+        revision: branch, tag or commit, if one was asked for.
+        name: what is asked for, in the messages.
+    """
     at = f" at revision {revision}" if revision else ""
     # Without a network the hub's client logs a page per attempt; the error below says enough.
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return Path(hf_hub_download(repository, name, revision=revision, token=token))
+        yield
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repository} is gated: accept its conditions on the hub, then log in with"
@@ -110,7 +242,7 @@ def _download_file(repository: str, name: str, revision: str | None, token: str 
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} has no revision {revision}") from error
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _MissingFileError(
             f"cannot reach the hub for {repository}{at} and its {name} is not in the local cache:"
             " connect to the network, or give a local folder or a built-in model"

@@ -108,6 +108,13 @@ def find_source(argument: str, revision: str | None = None) -> Source:
     return replace(source, revision=revision) if revision is not None else source
 
 
+def is_hub_id(argument: str) -> bool:
+    """Whether a text that names no file can be a hub id: not a path such as `models/tiny.en`."""
+    owner = argument.partition("/")[0]
+    is_path = _looks_local(argument) or owner == "models" or Path(owner).is_dir()
+    return HUB_ID.fullmatch(argument) is not None and not is_path
+
+
 def check_source(source: Source) -> None:
     """Check the small files of a checkpoint.
 

@@ -33,7 +33,7 @@ Progress = Callable[[str], None]
 def ensure_bundle(
     folder: ModelFolder,
     *,
-    weights: str = "lossless",
+    weights: str = "auto",
     windows: tuple[int, ...] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -41,7 +41,7 @@ def ensure_bundle(
 
     Args:
         folder: the model.
-        weights: `lossless`, `f16` or `int8`.
+        weights: `lossless`, `f16`, `int8`, or `auto` (see `bundle.weight_format`).
         windows: lengths of further, shorter encoder windows in seconds; None keeps the windows of
             the existing bundle.
         progress: called with a line of text per graph.
@@ -52,8 +52,7 @@ def ensure_bundle(
             makes the bundle, is not installed.
         UsageError: `weights` is no known format, or a window is not shorter than the model's.
     """
-    if weights not in bundles.WEIGHT_FORMATS:
-        raise UsageError(f"weights is {weights!r}; give {', '.join(bundles.WEIGHT_FORMATS)}")
+    weights = bundles.weight_format(folder, weights)
     if folder.layout.is_openvino:
         raise ModelError(
             f"the NPU's static graphs are made of ONNX, and {folder.layout.encoder} is OpenVINO's "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whisper_npu.errors import ModelError
+from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu.bundle_manifest import BundleManifest
 from whisper_npu.runtime.engines.protocol import N_LOGITS
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
@@ -23,6 +23,9 @@ DATA_FILE = "weights.bin"
 FORMAT = 2
 REVISION = 3  # raise it when the same source would make other graphs
 _SHORT_BUCKETS = (4, 32, 128)
+# Each graph of a large decoder is compiled with a copy of its weights: fewer graphs.
+_SHORT_BUCKETS_OF_LARGE = (4,)
+_LARGE = 200_000_000  # parameters
 
 ENCODER = "encoder"
 CROSS = "cross"
@@ -31,7 +34,7 @@ STEP = "step"
 STEP_ROWS = (1, 4)  # four rows take only twice as long as one, because weights are read once
 ALIGN = "align"
 
-WEIGHT_FORMATS = ("lossless", "f16", "int8")
+WEIGHT_FORMATS = ("auto", "lossless", "f16", "int8")
 
 Shapes = dict[str, tuple[int, ...]]
 Recipe = dict[str, Any]
@@ -90,15 +93,29 @@ def bundle_path(folder: Path, weights: str) -> Path:
     return folder / FOLDER / weights
 
 
-def buckets(n_text_ctx: int) -> tuple[int, ...]:
+def weight_format(folder: ModelFolder, weights: str) -> str:
+    """Return the number format that `auto` means: 8 bits for models above 200 million parameters.
+
+    Raises:
+        UsageError: `weights` is no known format.
+    """
+    if weights not in WEIGHT_FORMATS:
+        raise UsageError(f"weights is {weights!r}; give {', '.join(WEIGHT_FORMATS)}")
+    if weights != "auto":
+        return weights
+    return "int8" if folder.n_parameters > _LARGE else "lossless"
+
+
+def buckets(n_text_ctx: int, n_parameters: int) -> tuple[int, ...]:
     """Token numbers of the prefill graphs, smallest first.
 
     There is one for the start sequence alone, for a short and a long prompt, and for the longest
     prompt that openai/whisper makes of the text before: half the context less one,
-    `<|startofprev|>` and the start sequence.
+    `<|startofprev|>` and the start sequence. Large models have only the first and the last.
     """
     longest = n_text_ctx // 2 + N_LOGITS
-    return (*(size for size in _SHORT_BUCKETS if size < longest), longest)
+    short = _SHORT_BUCKETS_OF_LARGE if n_parameters > _LARGE else _SHORT_BUCKETS
+    return (*(size for size in short if size < longest), longest)
 
 
 def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recipe:
@@ -110,7 +127,7 @@ def recipe(folder: ModelFolder, weights: str, windows: tuple[int, ...]) -> Recip
         "n_text_ctx": folder.n_text_ctx,
         "weights": weights,
         "windows": sorted(windows),
-        "buckets": list(buckets(folder.n_text_ctx)),
+        "buckets": list(buckets(folder.n_text_ctx, folder.n_parameters)),
         "step_rows": list(STEP_ROWS),
     }
 

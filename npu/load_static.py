@@ -27,7 +27,7 @@ def load_static(
     kv_cache: str = "auto",
     precision: str = "auto",
     threads: int = 0,
-    weights: str = "lossless",
+    weights: str = "auto",
     cache: CompileCache | None = None,
     parts: tuple[str, ...] = PARTS,
     progress: Callable[[str], None] = logger.info,
@@ -41,7 +41,8 @@ def load_static(
         kv_cache: `auto` or `static`.
         precision: arithmetic.
         threads: processor threads, if the processor computes.
-        weights: format of the stored weights: `lossless`, `f16` or `int8`.
+        weights: format of the stored weights: `lossless`, `f16`, `int8`, or `auto`: `int8` for
+            large models.
         cache: the cache of compiled graphs; None for the user's.
         parts: the parts that will be used, of `encoder` and `decoder`.
         progress: called with one line per graph that is made or compiled.

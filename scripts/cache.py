@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 The cache is a folder in $WHISPER_NPU_CACHE, or else in the user's cache directory. It holds at
-most $WHISPER_NPU_CACHE_LIMIT GiB (default 8); when it is full, the graphs that were used longest
-ago are deleted. You can delete it at any time: graphs are then compiled again at the next start.
+most $WHISPER_NPU_CACHE_LIMIT GiB (default 8, or one model's graphs if these are larger); when it is
+full, the graphs that were used longest ago are deleted. You can delete it at any time: graphs are
+then compiled again at the next start.
 
 examples:
   whisper-npu cache                        list the compiled graphs of each model

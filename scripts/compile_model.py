@@ -63,11 +63,12 @@ def build_parser() -> cli.Parser:
     )
     parser.add_argument(
         "--weights",
-        default="lossless",
-        choices=["lossless", "f16", "int8"],
+        default="auto",
+        choices=["auto", "lossless", "f16", "int8"],
         help="number format of the stored weights. lossless stores in 16 bits the weights whose "
         "values stay the same; f16 stores all in 16 bits; int8 stores matrices in 8 bits, which is "
-        "smallest and costs accuracy with tiny models (default: %(default)s)",
+        "smallest and costs accuracy with tiny models; auto is int8 above 200 million parameters, "
+        "else lossless (default: %(default)s)",
     )
     parser.add_argument(
         "--windows",
@@ -94,7 +95,9 @@ def compile_model(arguments: argparse.Namespace) -> int:
         raise UsageError("--platform names an NPU: it goes with --device NPU")
     started = time.perf_counter()
     core = core_for(arguments.device)
-    folder = read_model_folder(cli.find_model(arguments.model), arguments.variant)
+    folder = read_model_folder(
+        cli.find_model(arguments.model, arguments.variant), arguments.variant
+    )
     bundle = ensure_bundle(
         folder,
         weights=arguments.weights,

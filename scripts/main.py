@@ -13,6 +13,8 @@ COMMANDS = {
     "transcribe": ("transcribe", "transcribe audio and video files"),
     "stream": ("stream", "transcribe live speech from a pipe"),
     "export": ("export_onnx", "export a Whisper checkpoint to a verified ONNX model folder"),
+    "pull": ("pull", "fetch a model, so that later starts need no network"),
+    "models": ("models", "list the models on this machine"),
     "wer": ("evaluate_wer", "measure the word error rate and speed of models"),
     "benchmark": ("benchmark_rtf", "measure the speed of a model, stage by stage"),
     "benchmark-kv-cache": ("benchmark_kv_cache", "compare the kinds of key/value cache"),

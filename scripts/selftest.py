@@ -98,7 +98,7 @@ def selftest(arguments: argparse.Namespace) -> int:
     from whisper_npu.api import load_model  # noqa: PLC0415
     from whisper_npu.npu import selftest as tests  # noqa: PLC0415
 
-    folder = cli.find_model(arguments.model)
+    folder = cli.find_model(arguments.model, arguments.variant)
     recordings = _recordings(arguments.audio)
     if arguments.record:
         exact = load_model(folder, kv_cache="concat", precision="f32", variant=arguments.variant)

@@ -127,7 +127,9 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if formats:
         check_names([(each.file, each.name) for each in recordings], folder, formats)
         check_output_dir(folder)
-    model_folder = cli.find_model(arguments.model)  # may export the model and print lines
+    model_folder = cli.find_model(
+        arguments.model, arguments.variant
+    )  # may export the model and print lines
     with Progress([each.file for each in recordings]) as progress:
         log_beside(progress, debug=arguments.debug)
         progress.status = f"loading {one_line(arguments.model)}"

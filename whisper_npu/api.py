@@ -29,8 +29,9 @@ def load_model(
     """Load an exported model. Use it in a `with` block, or call its `close`, to free its memory.
 
     Args:
-        path: the model folder, or a model's name such as `tiny.en`. A name is searched for as by
-            the commands (see `model_search.find_model`), and exported if it is not found.
+        path: the model folder, a model's name such as `tiny.en`, or a hub id `owner/name`. A name
+            is searched for as by the commands (see `model_search.find_model`), and fetched or
+            exported if it is not found.
         device: `CPU`, `GPU`, `NPU`, `AUTO` (the fastest by measurement), `encoder=NPU,decoder=CPU`,
             or `NPU_EMULATED` (the NPU's graphs on the CPU); upper or lower case. The device is
             never replaced by another.
@@ -54,7 +55,8 @@ def load_model(
     """
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
-    folder = read_model_folder(find_model(os.fspath(path), progress), variant)
+    place = find_model(os.fspath(path), progress, variant=variant)
+    folder = read_model_folder(place, variant)
     # Compiling the graphs takes longest; the model's other parts are loaded at the same time.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)

@@ -53,7 +53,7 @@ def load_backend(
     kv_cache: KVCache = "auto",
     precision: Precision = "auto",
     threads: int = 0,
-    weights: str = "lossless",
+    weights: str = "auto",
     cache: CompileCache | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Backend:
@@ -66,7 +66,8 @@ def load_backend(
         kv_cache: see `OpenVINOBackend`; `auto` takes the device's fastest.
         precision: number format of the computation; `auto` takes the device's.
         threads: processor threads; 0 leaves the choice to OpenVINO.
-        weights: format of the weights of static graphs: `lossless`, `f16` or `int8`.
+        weights: format of the weights of static graphs: `lossless`, `f16`, `int8`, or `auto`:
+            `int8` for models above 200 million parameters.
         cache: the cache of compiled graphs; None for the user's.
         progress: called with one line per graph that is made or compiled; None logs them.
 

@@ -98,10 +98,18 @@ class CacheEntry:
 class CompileCache:
     """The cache folder."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        """Use `folder`, which is made at the first write; hold at most `limit` bytes."""
+    def __init__(self, folder: Path, limit: int, *, is_soft: bool = False) -> None:
+        """Use a folder, which is made at the first write.
+
+        Args:
+            folder: the folder.
+            limit: bytes that it holds at most.
+            is_soft: whether the limit gives way to the graphs of the model that was stored last: a
+                model larger than the limit would otherwise be compiled at every start.
+        """
         self.folder = folder
         self.limit = limit
+        self.is_soft = is_soft
 
     def path(self, key: CacheKey) -> Path:
         """Return the file of a compiled graph."""
@@ -178,7 +186,7 @@ class CompileCache:
         facts = dict(facts or {})
         digest = _digest(facts)
         digest.update(content)
-        if len(content) + _HEADER > self.limit:
+        if len(content) + _HEADER > self.limit and not self.is_soft:
             logger.debug("%s is larger than the cache's limit", contents)
             return False
         header = {
@@ -210,7 +218,7 @@ class CompileCache:
                 with suppress(OSError):
                     unfinished.unlink()
             return False
-        self._make_room(self.path(key))
+        self._make_room(self.path(key), contents.model if self.is_soft else None)
         return True
 
     def entries(self) -> list[CacheEntry]:
@@ -239,8 +247,13 @@ class CompileCache:
         """Delete some of the files; return how many were deleted."""
         return _delete(*(entry.path for entry in entries))
 
-    def _make_room(self, newest: Path) -> None:
-        """Delete files of killed processes, and least recently used files until the limit holds."""
+    def _make_room(self, newest: Path, protected: str | None) -> None:
+        """Delete files of killed processes, and least recently used files until the limit holds.
+
+        Args:
+            newest: a file to keep.
+            protected: the model folder whose files are kept too, if any.
+        """
         now = time.time()
         for path in self.folder.glob(f"*{_UNFINISHED}"):
             with suppress(OSError):
@@ -251,7 +264,8 @@ class CompileCache:
         for entry in entries:
             if total <= self.limit:
                 return
-            if entry.path != newest:
+            model = None if entry.contents is None else entry.contents.model
+            if entry.path != newest and (protected is None or model != protected):
                 with suppress(OSError):
                     entry.path.unlink()
                     total -= entry.size
@@ -265,9 +279,12 @@ def cache_directory() -> Path:
 def default_cache() -> CompileCache:
     """Return the user's cache, at most `$WHISPER_NPU_CACHE_LIMIT` GiB.
 
+    Without this variable the limit is 8 GiB, or the graphs of one model if these are larger.
+
     Raises:
         UsageError: the limit is no number.
     """
+    is_default = LIMIT_VARIABLE not in os.environ
     stated = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT))
     try:
         limit = float(stated)
@@ -275,7 +292,7 @@ def default_cache() -> CompileCache:
         limit = math.nan
     if not math.isfinite(limit):
         raise UsageError(f"{LIMIT_VARIABLE} is {stated!r}; give a number of GiB")
-    return CompileCache(cache_directory(), int(limit * _GIB))
+    return CompileCache(cache_directory(), int(limit * _GIB), is_soft=is_default)
 
 
 def compile_cached(

@@ -154,6 +154,31 @@ class ModelFolder:
         """
         return sum(path.stat().st_size for path in self._files())
 
+    @property
+    def n_parameters(self) -> int:
+        """The number of parameters, from the sizes in `config.json`; or from the bytes, as f32.
+
+        Counted are matrices and lookup tables, which are more than 99 % of all parameters.
+
+        Raises:
+            ModelError: a data file is missing or outside the folder.
+        """
+        c = self.config
+        width, vocabulary = c.d_model, c.vocab_size
+        n_encoder, n_decoder = c.encoder_layers, c.decoder_layers
+        if not (width and vocabulary and n_encoder and n_decoder):
+            return self.size // 4
+        of_attention = 4 * width * width
+        of_encoder = of_attention + 2 * width * (c.encoder_ffn_dim or 4 * width)
+        of_decoder = 2 * of_attention + 2 * width * (c.decoder_ffn_dim or 4 * width)
+        convolutions = 3 * width * ((c.num_mel_bins or 80) + width)
+        return (
+            n_encoder * of_encoder
+            + n_decoder * of_decoder
+            + width * (vocabulary + (c.max_source_positions or 1500) + self.n_text_ctx)
+            + convolutions
+        )
+
     def graphs_digest(self) -> str:
         """Return a digest of the content of the graphs and their weights."""
         return hashlib.sha256(json.dumps(self.graph_digests()).encode()).hexdigest()

@@ -180,11 +180,15 @@ def optional(convert: Callable[[str], float]) -> Callable[[str], float | None]:
     return number
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str, variant: str | None = None) -> Path:
     """The model folder that `name` means; see `model_search`.
 
     Raises:
         ModelError: no model has that name.
         WhisperNpuError: the model is known, but its export failed.
     """
-    return model_search.find_model(name, lambda line: print(line, file=sys.stderr, flush=True))
+
+    def show(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return model_search.find_model(name, show, variant=variant)

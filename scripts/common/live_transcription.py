@@ -37,7 +37,7 @@ def transcribe_live(
         ModelError: the model does not exist, or cannot be loaded.
         DeviceError: the device cannot be used, or failed.
     """
-    folder = cli.find_model(arguments.model)
+    folder = cli.find_model(arguments.model, arguments.variant)
     name, warnings = "standard input", list[str]()
     # A buffered stream would wait until the buffer is full.
     pipe = getattr(arriving, "raw", arriving)

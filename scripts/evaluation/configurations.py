@@ -58,7 +58,7 @@ def measure(
         raise UsageError("--max-wer takes a percentage, 0 or more")
     setups = _setups(arguments)
     # A missing model fails before the first measurement.
-    folders = {setup.model: cli.find_model(setup.model) for setup in setups}
+    folders = {setup.model: cli.find_model(setup.model, setup.variant) for setup in setups}
     names = _model_names(folders)
     runs: list[Run] = []
     exit_code = cli.EXIT_OK

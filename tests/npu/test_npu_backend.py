@@ -14,6 +14,7 @@ from model_surgery import copy_folder
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.loading import load_backend
+from whisper_npu.npu import bundle as bundle_module
 from whisper_npu.npu import static_backend
 from whisper_npu.npu.build_bundle import ensure_bundle
 from whisper_npu.npu.devices import EMULATED, EMULATED_LABEL
@@ -104,6 +105,18 @@ def tokens(rows, length, seed=0):
 def test_prompts_of_any_length(emulated, oracle, audio, length):
     calls = [tokens(1, length), tokens(1, 1, 1), tokens(1, 1, 2)]
     both_step([emulated, oracle], audio[:1], 1, calls)
+
+
+@pytest.mark.slow
+def test_a_large_model_has_fewer_graphs(tiny_folder, tmp_path, cache, oracle, audio, monkeypatch):
+    """Prompts of all lengths still run, by the graph for the longest."""
+    monkeypatch.setattr(bundle_module, "_LARGE", 1)
+    copy = read_model_folder(copy_folder(tiny_folder, tmp_path / "large"))
+    large = load_static(copy, EMULATED, weights="lossless", cache=cache)
+    prefills = {name for name in large.placements if name.startswith("prefill")}
+    assert prefills == {"prefill_4", "prefill_228"}
+    for length in (3, 5, 33, 228):
+        both_step([large, oracle], audio[:1], 1, [tokens(1, length), tokens(1, 1, 1)])
 
 
 def test_several_tokens_after_the_first(emulated, oracle, audio):

@@ -23,12 +23,18 @@ from model_surgery import (
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu import build_bundle, static_graphs
 from whisper_npu.npu.build_bundle import ensure_bundle
-from whisper_npu.npu.bundle import DATA_FILE, MANIFEST, bundle_path, read_bundle
+from whisper_npu.npu.bundle import (
+    DATA_FILE,
+    MANIFEST,
+    bundle_path,
+    read_bundle,
+    weight_format,
+)
 from whisper_npu.npu.graph_surgery import read_graph
 from whisper_npu.npu.operators import SUPPORTED, check_operators
 from whisper_npu.runtime.engines.protocol import N_LOGITS
 from whisper_npu.runtime.model_folder.folder import MANIFEST as EXPORT_MANIFEST
-from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.folder import ModelFolder, read_model_folder
 from whisper_npu.runtime.model_folder.layout import ALIGNMENT, DECODER, DECODER_WITH_PAST, ENCODER
 
 
@@ -177,7 +183,7 @@ def test_made_once_and_again_only_when_the_source_changes(folder, tmp_path, monk
 _BUILD = """
 import sys
 from whisper_npu.npu.build_bundle import ensure_bundle
-from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.folder import ModelFolder, read_model_folder
 ensure_bundle(read_model_folder(sys.argv[1]), windows=(5,))
 """
 
@@ -319,6 +325,14 @@ def test_smaller_weights_stay_close(folder, bundle, weights, tmp_path):
     close = run(smaller.graphs["encoder_3000"].path, feed)["last_hidden_state"]
     error = np.abs(exact - close).max()
     assert 0 < error < (0.02 if weights == "f16" else 0.3) * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(("parameters", "weights"), [(1.9e8, "lossless"), (2.1e8, "int8")])
+def test_weights_of_large_models_are_in_8_bits(folder, monkeypatch, parameters, weights):
+    monkeypatch.setattr(ModelFolder, "n_parameters", int(parameters))
+    model = read_model_folder(folder)
+    assert weight_format(model, "auto") == weights
+    assert weight_format(model, "f16") == "f16"
 
 
 def test_unknown_weights_are_refused(folder):

@@ -176,7 +176,7 @@ class GraphCompiler:
     def _has_room(self, kept: CompileCache) -> bool:
         """Whether there is room for compiled graphs, including those for streams."""
         size, name = self._folder.size, self._folder.name
-        if 2 * size > kept.limit:
+        if 2 * size > kept.limit and not kept.is_soft:
             logger.info("%s: compiled graphs may not fit into %d MB", name, kept.limit / 1e6)
         elif _MEMORY_TO_KEEP * size > available_bytes():
             logger.info("%s: too little memory to keep compiled graphs", name)

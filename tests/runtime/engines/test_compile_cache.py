@@ -208,6 +208,19 @@ def test_the_limit_removes_what_was_used_longest_ago(compiles, cache):
     assert "fourth" not in {entry.contents.graph for entry in cache.entries()}
 
 
+def test_a_soft_limit_gives_way_to_one_model(compiles, cache):
+    compiles("first")
+    compiles("second")
+    cache.limit, cache.is_soft = 10, True
+    compiles("third")
+    assert {entry.contents.graph for entry in cache.entries()} == {"first", "second", "third"}
+    other = Contents("/models/base", "other", "f32")
+    key = cache_key(ov.Core(), "other", "CPU", OPTIONS)
+    compiled = ov.Core().compile_model(make_model(2.0), "CPU", OPTIONS)
+    assert cache.store(key, compiled, other)
+    assert {entry.contents.graph for entry in cache.entries()} == {"other"}
+
+
 def test_what_a_kill_left_behind_goes_away(compiles, cache):
     compiles("one")
     old, new = (cache.folder / f"{name}.part" for name in ("old", "new"))

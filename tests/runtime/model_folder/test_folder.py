@@ -174,3 +174,15 @@ class TestOtherExporters:
         (out / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
         for kind in ("concat", "static", "stateful"):
             self.check(out, tiny_audio, texts, kind)
+
+
+def test_parameters_are_counted(tiny_folder, tiny_checkpoint, tmp_path):
+    """By the configuration's sizes; without them, by the bytes."""
+    from safetensors import safe_open
+
+    with safe_open(tiny_checkpoint / "model.safetensors", "np") as weights:
+        n_parameters = sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118
+    assert read_model_folder(tiny_folder).n_parameters == pytest.approx(n_parameters, rel=0.02)
+    copy = copy_folder(tiny_folder, tmp_path / "copy")
+    (copy / "config.json").unlink()
+    assert read_model_folder(copy).n_parameters == pytest.approx(n_parameters, rel=0.3)
