@@ -22,6 +22,7 @@ COMMANDS = {
     "compile": ("compile_model", "make and compile a model's static graphs for the NPU"),
     "cache": ("cache", "list or delete the compiled graphs that make later starts fast"),
     "doctor": ("check_npu", "find what an NPU needs and this machine lacks"),
+    "verify": ("verify", "verify a model folder: files, caches, engines, checkpoint"),
     "selftest": ("selftest", "check that a device decodes correctly"),
     "fetch-assets": ("fetch_assets", "download the built-in models and the sample recording"),
 }

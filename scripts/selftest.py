@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.common.decoding_options import add_variant
+from whisper_npu.scripts.common.recordings import check_line, read_recordings
 
 if TYPE_CHECKING:
     from whisper_npu.npu.selftest import Check, Reference
-    from whisper_npu.runtime.engines.protocol import Float32Array
     from whisper_npu.runtime.transcription.model import WhisperModel
 
 EPILOG = """\
@@ -99,7 +99,7 @@ def selftest(arguments: argparse.Namespace) -> int:
     from whisper_npu.npu import selftest as tests  # noqa: PLC0415
 
     folder = cli.find_model(arguments.model, arguments.variant)
-    recordings = _recordings(arguments.audio)
+    recordings = read_recordings(arguments.audio)
     if arguments.record:
         exact = load_model(folder, kv_cache="concat", precision="f32", variant=arguments.variant)
         path = tests.write_reference(folder, tests.make_reference(exact, recordings))
@@ -125,7 +125,7 @@ def selftest(arguments: argparse.Namespace) -> int:
         for check in tests.run(model, recordings, reference):
             checks.append(check)
             if not arguments.json:
-                print(_line(check), flush=True)
+                print(check_line(check), flush=True)
     failed = sum(check.passed is False for check in checks)
     device = f"{model.backend.device}, {model.backend.precision}"
     if arguments.json:
@@ -139,28 +139,10 @@ def selftest(arguments: argparse.Namespace) -> int:
         print(json.dumps(content, indent=2))
     else:
         if arguments.transcript:
-            print("\n".join(map(_line, checks)))
+            print("\n".join(map(check_line, checks)))
         outcome = f"{failed} of {len(checks)} checks failed" if failed else "everything passed"
         print(f"{model.folder.name} on {device}: {outcome}")
     return cli.EXIT_SOME_FAILED if failed else cli.EXIT_OK
-
-
-def _recordings(paths: Sequence[Path]) -> "dict[str, Float32Array]":
-    import numpy as np  # noqa: PLC0415
-
-    from whisper_npu.runtime.audio.stream import open_audio  # noqa: PLC0415
-
-    def read(path: Path) -> "Float32Array":
-        with open_audio(path) as stream:
-            return np.concatenate(list(stream))
-
-    if paths:
-        return {path.name: read(path) for path in paths}
-    from whisper_npu.export.assets import fetch  # noqa: PLC0415
-
-    sample = read(fetch("beckett"))
-    half = len(sample) // 2
-    return {"sample": sample, "first half": sample[:half], "second half": sample[half:]}
 
 
 def _transcript(model: "WhisperModel", reference: "Reference", entry: str) -> "Check":
@@ -173,11 +155,6 @@ def _transcript(model: "WhisperModel", reference: "Reference", entry: str) -> "C
             f"not {entry!r}"
         )
     return compare_transcript(model, Path(file), reference.tokens[name])
-
-
-def _line(check: "Check") -> str:
-    marks = {True: "passed", False: "FAILED", None: "n/a"}
-    return f"{marks[check.passed]:<7} {check.name}: {check.detail}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

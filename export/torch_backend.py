@@ -1,0 +1,126 @@
+"""Runs a checkpoint in PyTorch as an engine, so that other engines can be compared with it.
+
+It decodes by the same rules as they do: what differs is the model's arithmetic alone.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from whisper_npu.errors import UsageError
+from whisper_npu.export.checkpoint import Checkpoint
+from whisper_npu.runtime.engines.protocol import (
+    N_LOGITS,
+    Float32Array,
+    Int64Array,
+    NoAttention,
+    SingleStream,
+)
+
+
+class TorchBackend(SingleStream):
+    """A checkpoint on the processor, in f32, without a cache of past states."""
+
+    device = "CPU (PyTorch)"
+    kv_cache = "off"
+    precision = "f32"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Use a checkpoint.
+
+        Args:
+            checkpoint: the loaded checkpoint.
+        """
+        self._model = checkpoint.model.eval()
+        self._sizes = checkpoint.dimensions
+
+    @property
+    def n_mels(self) -> int:
+        """Mel bands of the encoder's input."""
+        return self._sizes.n_mels
+
+    @property
+    def n_audio_ctx(self) -> int:
+        """Positions of an encoded window."""
+        return self._sizes.n_audio_ctx
+
+    @property
+    def window_frames(self) -> tuple[int, ...]:
+        """Whole windows only."""
+        return (2 * self.n_audio_ctx,)
+
+    @property
+    def n_text_ctx(self) -> int:
+        """Positions of the decoder."""
+        return self._sizes.n_text_ctx
+
+    @property
+    def n_vocab(self) -> int:
+        """Size of the decoder's vocabulary."""
+        return self._sizes.n_vocab
+
+    def encode(self, features: Float32Array) -> Float32Array:
+        """Encode windows; see `Backend.encode`."""
+        with torch.no_grad():
+            hidden = self._model.get_encoder()(torch.from_numpy(np.ascontiguousarray(features)))
+        encoded: Float32Array = hidden.last_hidden_state.numpy()
+        return encoded
+
+    def start(self, audio: Float32Array, rows_per_window: int = 1) -> "_Session":
+        """Start decoding encoded windows; see `Backend.start`."""
+        return _Session(self._model, np.repeat(audio, rows_per_window, axis=0), self.n_text_ctx)
+
+    def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
+        """Refuse: no comparison needs word times.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("PyTorch's attention is not available; compare without word times")
+
+
+class _Session(NoAttention):
+    """A batch of token rows; each step computes the whole context."""
+
+    def __init__(self, model: torch.nn.Module, audio: Float32Array, n_text_ctx: int) -> None:
+        self._model = model
+        self._audio = torch.from_numpy(np.ascontiguousarray(audio))
+        self._n_text_ctx = n_text_ctx
+        self._tokens = np.empty((len(audio), 0), np.int64)
+
+    @property
+    def length(self) -> int:
+        """Positions decoded so far."""
+        return self._tokens.shape[1]
+
+    def step(self, tokens: Int64Array) -> Float32Array:
+        """Decode further tokens; see `DecoderSession.step`."""
+        n_new = tokens.shape[1]
+        if self.length + n_new > self._n_text_ctx:
+            raise UsageError(
+                f"{self.length} + {n_new} tokens do not fit the decoder's context of "
+                f"{self._n_text_ctx}"
+            )
+        self._tokens = np.concatenate((self._tokens, tokens), axis=1)
+        with torch.no_grad():
+            found = self._model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=self._audio),
+                decoder_input_ids=torch.from_numpy(self._tokens),
+                use_cache=False,
+            )
+        logits: Float32Array = found.logits[:, -min(n_new, N_LOGITS) :].numpy()
+        return logits
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Let row `i` continue row `rows[i]`."""
+        self._tokens = self._tokens[list(rows)]
+
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Keep all rows; see `DecoderSession.keep`."""
+        return False
+
+    def close(self) -> None:
+        """Release the tokens and the audio."""
+        self._tokens = self._tokens[:0]
