@@ -31,7 +31,7 @@ from whisper_npu.npu.bundle import (
     weight_format,
 )
 from whisper_npu.npu.graph_surgery import read_graph
-from whisper_npu.npu.operators import SUPPORTED, check_operators
+from whisper_npu.npu.operators import SUPPORTED, check_operators, require_floating_point
 from whisper_npu.runtime.engines.protocol import N_LOGITS
 from whisper_npu.runtime.model_folder.folder import MANIFEST as EXPORT_MANIFEST
 from whisper_npu.runtime.model_folder.folder import ModelFolder, read_model_folder
@@ -428,6 +428,48 @@ def test_a_missing_pattern_is_named(tiny_folder, tmp_path, change, message):
 def test_an_unsupported_operator_is_refused():
     with pytest.raises(ModelError, match=r"step\.onnx uses NonZero, .*does not document"):
         check_operators("step.onnx", {"Add", "NonZero"}, "export it")
+
+
+def test_a_quantized_graph_is_refused():
+    with pytest.raises(
+        ModelError, match=r"encoder_model_int8\.onnx is quantized \(MatMulInteger\)"
+    ):
+        require_floating_point("encoder_model_int8.onnx", {"Add", "MatMulInteger"}, "take fp16")
+
+
+def test_a_graph_in_half_precision_becomes_float32(tmp_path):
+    half = onnx.TensorProto.FLOAT16
+    matrix = np.random.default_rng(0).standard_normal((40, 40)).astype(np.float16)
+    small = np.float16([2.5])
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["x", "matrix"], ["product"]),
+            onnx.helper.make_node("Cast", ["product"], ["wide"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Cast", ["wide"], ["narrow"], to=half),
+            onnx.helper.make_node("Mul", ["narrow", "small"], ["y"]),
+        ],
+        "half",
+        [value("x", half, [1, 40])],
+        [value("y", half, [1, 40])],
+        [
+            onnx.numpy_helper.from_array(matrix, "matrix"),
+            onnx.numpy_helper.from_array(small, "small"),
+        ],
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    path = tmp_path / "half.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    read = read_graph(path)
+    assert read.weights["matrix"].dtype == np.float32
+    np.testing.assert_array_equal(read.weights["matrix"], matrix.astype(np.float32))
+    assert read.constant("small").dtype == np.float32
+    types = {
+        each.type.tensor_type.elem_type
+        for each in (*read.proto.graph.input, *read.proto.graph.output)
+    }
+    assert types == {onnx.TensorProto.FLOAT}
+    assert {node.attribute[0].i for node in read.nodes if node.op_type == "Cast"} == types
 
 
 def test_a_damaged_graph_is_named(tiny_folder, tmp_path):

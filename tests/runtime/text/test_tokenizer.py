@@ -45,6 +45,21 @@ def folder_of(path, *, config=None, generation=None):
 
 
 class TestTiny:
+    def test_tokens_after_the_timestamps_are_never_written(self, tokenizer, tmp_path, caplog):
+        end = tokenizer.special.timestamp_begin + 1501
+        assert tokenizer.n_vocab == end
+        usual = read_vocabulary(folder_of(tmp_path), tokenizer, end).suppress
+        padded = read_vocabulary(folder_of(tmp_path), tokenizer, end + 2).suppress
+        assert padded == (*usual, end, end + 1)
+        assert not caplog.records
+        content = json.loads(tiny_whisper.build_tokenizer_json())
+        token = content["added_tokens"][-1] | {"id": end, "content": " own"}
+        content["added_tokens"].append(token)
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        added = Tokenizer(tmp_path / "tokenizer.json")
+        assert read_vocabulary(folder_of(tmp_path), added, end + 1).suppress == (*usual, end)
+        assert "are never written:  own" in caplog.text
+
     def test_special_tokens_follow_the_vocabulary(self, tokenizer):
         special = tokenizer.special
         assert special.sot == special.eot + 1
