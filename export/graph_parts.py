@@ -35,23 +35,31 @@ def split_graph(model: ov.Model, part_bytes: int) -> list[ov.Model]:
 def _cuts(model: ov.Model, part_bytes: int) -> Iterator[ov.Output]:
     """The outputs after which everything that follows depends on nothing before but them."""
     operations = model.get_ordered_ops()
-    last_use: dict[int, int] = {}  # by the index of an operation: the last operation that reads it
     place = {operation.get_name(): index for index, operation in enumerate(operations)}
-    constant = [False] * len(operations)
+    held: dict[int, int] = {}  # by the index of a constant operation: bytes that no operation read
+    last_use: dict[int, int] = {}  # by the index of an operation: the last operation that reads it
+    weight = [0] * len(operations)  # bytes of the constants that an operation reads first
     for index, operation in enumerate(operations):
+        kind = operation.get_type_name()
         sources = [place[value.get_node().get_name()] for value in operation.input_values()]
-        is_parameter = operation.get_type_name() == "Parameter"
-        constant[index] = not is_parameter and all(constant[source] for source in sources)
+        size = operation.get_byte_size() if kind == "Constant" else 0
+        size += sum(held.get(source, 0) for source in sources)
+        is_constant = kind != "Parameter" and all(source in held for source in sources)
+        held.update({source: 0 for source in sources if source in held})
+        if is_constant:
+            held[index] = size
+        else:
+            weight[index] = size
         last_use.update(dict.fromkeys(sources, index))
-    weight = 0
+    total = 0
     reach = 0  # the last operation that reads a result of the operations before this one
     for index, operation in enumerate(operations):
-        if constant[index]:
-            if operation.get_type_name() == "Constant":
-                weight += operation.get_byte_size()
+        if index in held:
             continue
+        total += weight[index]
         end = last_use.get(index, index)
-        if weight >= part_bytes and reach <= index < end and operation.get_output_size() == 1:
+        only_link = reach <= index < end and operation.get_output_size() == 1
+        if total >= part_bytes and only_link and operations[end].get_type_name() != "Result":
             yield operation.output(0)
-            weight = 0
+            total = 0
         reach = max(reach, end)

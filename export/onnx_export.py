@@ -245,6 +245,6 @@ class _Steps:
 def _size(checkpoint: Checkpoint) -> str:
     dimensions = checkpoint.dimensions
     return (
-        f"{checkpoint.parameter_count / 1e6:.1f} million parameters, {dimensions.n_audio_layer} encoder and"
-        f" {dimensions.n_text_layer} decoder layers"
+        f"{checkpoint.parameter_count / 1e6:.1f} million parameters, {dimensions.n_audio_layer}"
+        f" encoder and {dimensions.n_text_layer} decoder layers"
     )

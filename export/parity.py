@@ -44,8 +44,8 @@ from whisper_npu.export.parity_reference import (
     expected_logits,
 )
 
-# Parameters; base has 74 million. The weights of larger models are loaded again instead of kept, and
-# their graphs are compiled again, which takes a little time.
+# Parameters; base has 74 million. Larger models are compared sparingly: their weights are loaded
+# again instead of kept, and their decoders are compiled again for each number of rows.
 LARGE = 128_000_000
 
 Progress = Callable[[str], None]

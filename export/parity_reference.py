@@ -1,7 +1,7 @@
 """Computes PyTorch's side of the comparison, and keeps it in files.
 
-All of it is computed before the first graph is compiled, so that the weights of a large model are not
-in memory twice. Arrays are mapped from their files one by one.
+All of it is computed before the first graph is compiled, so that the weights of a large model are
+not in memory twice. Arrays are mapped from their files one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ def compute_reference(
         hidden = encoder(torch.from_numpy(window.features)).last_hidden_state
         reference.arrays[_hidden(index)] = hidden.numpy()
     report(f"PyTorch encoded {len(windows)} windows")
-    rows = torch.from_numpy(reference.hidden(range(BATCH)))
+    rows = _encoded(reference.hidden(range(BATCH)))
     _decode(checkpoint, rows, reference)
     _align(checkpoint, rows, reference)
     report(f"PyTorch decoded {ids.size} random tokens")
@@ -106,16 +106,16 @@ def expected_logits(checkpoint: Checkpoint, hidden: NDArray[np.float32], ids: li
         float32 `(len(ids), n_vocab)`.
     """
     output = checkpoint.model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=torch.from_numpy(hidden)),
+        encoder_outputs=_encoded(hidden),
         decoder_input_ids=torch.tensor([ids]),
         use_cache=False,
     )
     return output.logits[0].numpy()
 
 
-def _decode(checkpoint: Checkpoint, hidden: torch.Tensor, reference: Reference) -> None:
+def _decode(checkpoint: Checkpoint, hidden: BaseModelOutput, reference: Reference) -> None:
     output = checkpoint.model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        encoder_outputs=hidden,
         decoder_input_ids=torch.from_numpy(reference.ids),
         use_cache=True,
     )
@@ -127,17 +127,18 @@ def _decode(checkpoint: Checkpoint, hidden: torch.Tensor, reference: Reference) 
     }
     for side, states in sides.items():
         pairs = [tensor for layer in states.layers for tensor in (layer.keys, layer.values)]
+        tensors = [tensor.numpy() for tensor in pairs if tensor is not None]
         names = cache_names("present", side, checkpoint.dimensions.n_text_layer)
-        for name, tensor in zip(names, pairs, strict=True):
-            reference.arrays[name] = tensor.numpy()
+        for name, array in zip(names, tensors, strict=True):
+            reference.arrays[name] = array
 
 
-def _align(checkpoint: Checkpoint, hidden: torch.Tensor, reference: Reference) -> None:
+def _align(checkpoint: Checkpoint, hidden: BaseModelOutput, reference: Reference) -> None:
     settings = checkpoint.alignment_settings()
     checkpoint.model.set_attn_implementation("eager")  # the other one returns no attentions
     ids = reference.aligned_ids
     output = checkpoint.model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        encoder_outputs=hidden,
         decoder_input_ids=torch.from_numpy(ids),
         use_cache=False,
         output_attentions=True,
@@ -148,6 +149,11 @@ def _align(checkpoint: Checkpoint, hidden: torch.Tensor, reference: Reference) -
     of_text = output.logits[:, :-1, : settings.eot].softmax(dim=-1).numpy()
     probabilities = np.take_along_axis(of_text, ids[:, 1:, None], axis=2)[..., 0]
     reference.arrays["token_probabilities"] = probabilities
+
+
+def _encoded(hidden: NDArray[np.float32]) -> BaseModelOutput:
+    state: Any = torch.from_numpy(hidden)
+    return BaseModelOutput(last_hidden_state=state)
 
 
 def _hidden(window: int) -> str:

@@ -84,25 +84,14 @@ class SharedWeights:
         for node in graph.node:
             if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
                 raise ExportError(f"{name}: the node {node.name} holds a graph of its own")
-        # A table for lookups keeps its layout, and its multiplied copy becomes a transpose: runtimes
-        # fold a transpose into a matrix product, but would store the table of a lookup again.
+        # A table for lookups keeps its layout, and its multiplied copy becomes a transpose:
+        # runtimes fold a transpose into a matrix product, but would store the table of a lookup
+        # again.
         gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"}
         placed: dict[_Stored, str] = {}
         aliases: list[onnx.NodeProto] = []
         for tensor in sorted(weights, key=lambda tensor: tensor not in gathered):
-            array = weights[tensor]
-            if array.nbytes < INLINE_BELOW:
-                graph.initializer.append(onnx.numpy_helper.from_array(array, tensor))
-                continue
-            stored, is_transpose = self._store(tensor, array)
-            if is_transpose:
-                # Another graph may have the stored layout; this graph refers to it by a new name.
-                source = placed.setdefault(stored, f"{tensor}_transposed")
-                aliases.append(onnx.helper.make_node("Transpose", [source], [tensor], perm=[1, 0]))
-            elif stored in placed:
-                aliases.append(onnx.helper.make_node("Identity", [placed[stored]], [tensor]))
-            else:
-                placed[stored] = tensor
+            self._add(graph, tensor, weights[tensor], placed, aliases)
         graph.initializer.extend(_external(name, stored) for stored, name in placed.items())
         nodes = list(graph.node)
         del graph.node[:]
@@ -110,6 +99,36 @@ class SharedWeights:
         path = self._target / name
         onnx.save(model, path)
         self._graphs.append(path)
+
+    def _add(
+        self,
+        graph: onnx.GraphProto,
+        name: str,
+        array: NDArray[np.generic],
+        placed: dict[_Stored, str],
+        aliases: list[onnx.NodeProto],
+    ) -> None:
+        """Add a weight to a graph: inline, in the data file, or as a node that reads another one.
+
+        Args:
+            graph: Receives a small weight.
+            name: The weight's name.
+            array: Its values.
+            placed: The graph's names of stored tensors; receives a stored weight.
+            aliases: Receives the node.
+        """
+        if array.nbytes < INLINE_BELOW:
+            graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+            return
+        stored, is_transpose = self._store(name, array)
+        if is_transpose:
+            # Another graph may have the stored layout; this graph then refers to it by a new name.
+            source = placed.setdefault(stored, f"{name}_transposed")
+            aliases.append(onnx.helper.make_node("Transpose", [source], [name], perm=[1, 0]))
+        elif stored in placed:
+            aliases.append(onnx.helper.make_node("Identity", [placed[stored]], [name]))
+        else:
+            placed[stored] = name
 
     def _store(self, name: str, array: NDArray[np.generic]) -> tuple[_Stored, bool]:
         """Store an array, unless the array or its exact transpose is stored already.

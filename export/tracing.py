@@ -1,8 +1,8 @@
 """Traces a Whisper model into optimum's three ONNX graphs, one at a time, without their weights.
 
-The exporter would put every weight into the graph's protobuf, and copy the protobuf several times: a
-decoder then needs four times its weights. Here its weights are taken away just before it writes the
-protobuf. They are views of the model's own tensors, so that a graph costs no memory of its own.
+The exporter would put every weight into the graph's protobuf, and copy the protobuf several times:
+a decoder then needs four times its weights. Here the weights are taken away just before it writes
+the protobuf. All large ones are views of the model's tensors and cost no memory of their own.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class TracedGraph:
     Attributes:
         file: the graph's file name.
         graph: its nodes, inputs and outputs.
-        weights: its initializers by name, in the order of the trace; views of the model's tensors.
+        weights: its initializers by name, in the order of the trace.
     """
 
     file: str
