@@ -42,8 +42,8 @@ def test_a_small_graph_stays_whole(tiny_folder: Path) -> None:
 
 @pytest.fixture
 def residual(tmp_path: Path) -> Path:
-    """`a = x @ W`, `b = a + relu(a)`, `y = b @ V`: no cut is possible between the sum's terms."""
-    weights = {name: RANDOM.standard_normal((8, 8)).astype(np.float32) for name in ("W", "V")}
+    """`a = x @ W`, `b = a + relu(a @ U)`, `y = b @ V`: no cut is possible between the terms."""
+    weights = {name: RANDOM.standard_normal((8, 8)).astype(np.float32) for name in "WUV"}
     node = onnx.helper.make_node
     values = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 8]) for name in "xy"
@@ -51,7 +51,8 @@ def residual(tmp_path: Path) -> Path:
     graph = onnx.helper.make_graph(
         [
             node("MatMul", ["x", "W"], ["a"]),
-            node("Relu", ["a"], ["r"]),
+            node("MatMul", ["a", "U"], ["m"]),
+            node("Relu", ["m"], ["r"]),
             node("Add", ["a", "r"], ["b"]),
             node("MatMul", ["b", "V"], ["y"]),
         ],
@@ -76,5 +77,5 @@ def test_a_cut_lies_where_one_tensor_is_left(residual: Path) -> None:
         state = _run(part, state)
     kinds = [{op.get_type_name() for op in part.get_ops()} for part in parts]
     around = {"Parameter", "Constant", "Result"}
-    assert [kind - around for kind in kinds] == [{"MatMul"}, {"Relu", "Add"}, {"MatMul"}]
+    assert [kind - around for kind in kinds] == [{"MatMul"}, {"MatMul", "Relu", "Add"}, {"MatMul"}]
     np.testing.assert_allclose(state, expected, rtol=1e-5)
