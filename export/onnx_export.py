@@ -136,6 +136,7 @@ def _export(
         parity: dict[str, Any] = {"status": NOT_VERIFIED}
         if verify:
             parity = verify_parity(folder, checkpoint, parity_audio, report)
+        checkpoint.release()
         facts: dict[str, Any] = {}
         if conversion.precision != "fp32":
             folder, facts = convert(folder, checkpoint, conversion, report, verify=verify)
