@@ -1,6 +1,7 @@
 """The certificate must fail on what it certifies: each test breaks one thing in a good export."""
 
 import json
+import re
 import shutil
 import weakref
 from pathlib import Path
@@ -232,6 +233,17 @@ def test_one_other_token_fails_with_both_sides(folder: Path, verify, monkeypatch
     ) as caught:
         verify()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0, float("nan")])
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 63, 2), (0, 64, 1), (1, 199, 2)])
+def test_the_largest_difference_is_found_in_every_block(place, value: float) -> None:
+    wanted = np.random.default_rng(0).standard_normal((2, 200, 3)).astype(np.float32)
+    got = wanted.copy()
+    got[1, 10, 1] += 1
+    got[place] = wanted[place] + value
+    with pytest.raises(ParityError, match=re.escape(f"logits{list(place)} is {got[place]:.6g}")):
+        parity.Differences().compare("decoder_model", "case", {"logits": got}, [("logits", wanted)])
 
 
 def test_suppressed_tokens_are_never_chosen(checkpoint: Checkpoint) -> None:
