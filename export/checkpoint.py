@@ -1,8 +1,10 @@
 """Loads a Whisper checkpoint of any form as a float32 PyTorch model with its small files."""
 
+import gc
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +39,81 @@ from whisper_npu.export.tokens import (
     read_special_tokens,
     with_cantonese,
 )
+from whisper_npu.runtime.engines.memory import release_memory
 from whisper_npu.runtime.model_folder.config import GenerationConfig, ModelConfig
 from whisper_npu.runtime.text.multilingual import ENGLISH_EOT
 
 Weights = dict[str, torch.Tensor]
 Progress = Callable[[str], None]
+Load = Callable[[], WhisperForConditionalGeneration]
+Read = Callable[[], tuple[Dimensions, Weights]]
 
 
-@dataclass(frozen=True)
 class Checkpoint:
     """A Whisper model ready for export.
 
-    `model` is float32, in eval mode, with eager attention; `tokenizer_json` is the content of
-    tokenizer.json; `generation_config` and `preprocessor_config` are complete.
+    Attributes:
+        dimensions: its sizes.
+        config: its configuration.
+        tokenizer_json: the content of tokenizer.json.
+        generation_config: the complete content of generation_config.json.
+        preprocessor_config: the complete content of preprocessor_config.json.
+        source: the place it was loaded from.
+        parameter_count: the number of values in its weights.
     """
 
-    model: WhisperForConditionalGeneration
-    dimensions: Dimensions
-    tokenizer_json: bytes
-    generation_config: dict[str, Any]
-    preprocessor_config: dict[str, Any]
-    source: Source
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration,
+        reload: Load,
+        *,
+        tokenizer_json: bytes,
+        known_generation: dict[str, Any],
+        known_preprocessor: dict[str, Any],
+        source: Source,
+        progress: Progress | None,
+    ) -> None:
+        """Complete the settings.
+
+        Args:
+            model: The model.
+            reload: Loads the model again.
+            tokenizer_json: The content of tokenizer.json.
+            known_generation: The settings of generation_config.json that are known.
+            known_preprocessor: The settings of preprocessor_config.json that are known.
+            source: The place it is loaded from.
+            progress: See `load_checkpoint`.
+        """
+        self._model: WhisperForConditionalGeneration | None = _ready(model)
+        self._reload = reload
+        self.config: WhisperConfig = model.config
+        self.dimensions = dimensions_of(self.config)
+        self.parameter_count = sum(tensor.numel() for tensor in model.parameters())
+        self.tokenizer_json = tokenizer_json
+        self.generation_config = complete_generation_config(
+            known_generation, tokenizer_json, self.dimensions, progress
+        )
+        self.preprocessor_config = preprocessor_config(self.dimensions, known_preprocessor)
+        self.source = source
+
+    @property
+    def model(self) -> WhisperForConditionalGeneration:
+        """The model, float32, in eval mode, with eager attention; loaded again after `release`."""
+        if self._model is None:
+            self._model = _ready(self._reload())
+        return self._model
+
+    def release(self) -> None:
+        """Return the memory of the weights to the system, until `model` is used again."""
+        self._model = None
+        gc.collect()  # modules and hooks refer to each other
+        release_memory()
 
     def alignment_settings(self) -> AlignmentSettings:
         """The settings of the alignment graph, from the two configurations."""
         return read_settings(
             check_json(self.generation_config, GenerationConfig, GENERATION_CONFIG),
-            check_json(self.model.config.to_dict(), ModelConfig, CONFIG),
+            check_json(self.config.to_dict(), ModelConfig, CONFIG),
         )
 
 
@@ -126,7 +176,8 @@ def dimensions_of(config: WhisperConfig) -> Dimensions:
 
 
 def _load_ctranslate2(folder: Path, source: Source, progress: Progress | None) -> Checkpoint:
-    dimensions, weights = ctranslate2.read_weights(folder)
+    read = partial(ctranslate2.read_weights, folder)
+    dimensions, weights = read()
     settings = ctranslate2.read_settings(folder)
     known = {
         ours: settings[theirs]
@@ -141,13 +192,14 @@ def _load_ctranslate2(folder: Path, source: Source, progress: Progress | None) -
     tokenizer = tokenizer_of_folder(folder)
     if tokenizer is None:
         tokenizer = standard_tokenizer(dimensions.n_vocab, eot=ctranslate2.end_of_text(folder))
-    return _assemble(dimensions, weights, tokenizer, known, source, progress)
+    return _assemble(dimensions, weights, read, tokenizer, known, source, progress)
 
 
 def _load_openai(path: Path, source: Source, progress: Progress | None) -> Checkpoint:
-    dimensions, weights = openai_checkpoint.read_weights(path)
+    read = partial(openai_checkpoint.read_weights, path)
+    dimensions, weights = read()
     tokenizer = standard_tokenizer(dimensions.n_vocab, progress)
-    return _assemble(dimensions, weights, tokenizer, {}, source, progress)
+    return _assemble(dimensions, weights, read, tokenizer, {}, source, progress)
 
 
 def standard_tokenizer(
@@ -179,12 +231,23 @@ def standard_tokenizer(
 def _assemble(
     dimensions: Dimensions,
     weights: Weights,
+    read: Read,
     tokenizer_json: bytes,
     known_generation: dict[str, Any],
     source: Source,
     progress: Progress | None,
 ) -> Checkpoint:
-    """A checkpoint from weights alone; their sizes give its transformers configuration."""
+    """A checkpoint from weights alone; their sizes give its transformers configuration.
+
+    Args:
+        dimensions: The sizes of the model.
+        weights: The result of the first `read`.
+        read: Reads dimensions and weights.
+        tokenizer_json: The content of tokenizer.json.
+        known_generation: The settings of generation_config.json that are known.
+        source: The place of the weights.
+        progress: See `load_checkpoint`.
+    """
     special = read_special_tokens(tokenizer_json, dimensions.n_vocab)
     config = WhisperConfig(  # type: ignore[no-untyped-call]
         vocab_size=dimensions.n_vocab,
@@ -205,8 +268,15 @@ def _assemble(
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
-    model = _build_model(config, weights, source)
-    return _finish(model, tokenizer_json, known_generation, {}, source, progress)
+    return Checkpoint(
+        _build_model(config, weights, source),
+        lambda: _build_model(config, read()[1], source),
+        tokenizer_json=tokenizer_json,
+        known_generation=known_generation,
+        known_preprocessor={},
+        source=source,
+        progress=progress,
+    )
 
 
 def _rows(weights: Weights, name: str, source: Source) -> int:
@@ -263,7 +333,15 @@ def _load_hf_folder(folder: Path, source: Source, progress: Progress | None) -> 
             if config.get(key)
         }
     preprocessor = read_json(folder / PREPROCESSOR_CONFIG)
-    return _finish(model, tokenizer, generation, preprocessor, source, progress)
+    return Checkpoint(
+        model,
+        partial(_load_pretrained, folder, source),
+        tokenizer_json=tokenizer,
+        known_generation=generation,
+        known_preprocessor=preprocessor,
+        source=source,
+        progress=progress,
+    )
 
 
 def _load_pretrained(folder: Path, source: Source) -> WhisperForConditionalGeneration:
@@ -309,23 +387,7 @@ def _name(mismatched: str | tuple[str, object, object]) -> str:
     return mismatched if isinstance(mismatched, str) else mismatched[0]
 
 
-def _finish(
-    model: WhisperForConditionalGeneration,
-    tokenizer_json: bytes,
-    known_generation: dict[str, Any],
-    known_preprocessor: dict[str, Any],
-    source: Source,
-    progress: Progress | None,
-) -> Checkpoint:
+def _ready(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(requires_grad=False)
-    dimensions = dimensions_of(model.config)
-    generation = complete_generation_config(known_generation, tokenizer_json, dimensions, progress)
-    return Checkpoint(
-        model=model,
-        dimensions=dimensions,
-        tokenizer_json=tokenizer_json,
-        generation_config=generation,
-        preprocessor_config=preprocessor_config(dimensions, known_preprocessor),
-        source=source,
-    )
+    return model

@@ -1,20 +1,13 @@
 """Turns a checkpoint into a verified model folder: ONNX graphs, tokenizer, configurations."""
 
-import contextlib
+import copy
 import json
-import logging
 import shutil
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import onnx
-from optimum.exporters.onnx import onnx_export_from_model
-from transformers import GenerationConfig
-from transformers.utils import logging as transformers_logging
 
 from whisper_npu.errors import AssetError, ExportError
 from whisper_npu.export.alignment import write_alignment_graph
@@ -28,14 +21,11 @@ from whisper_npu.export.manifest import (
 )
 from whisper_npu.export.parity import verify_parity
 from whisper_npu.export.partials import clean, locked, move_into_place, prefix
-from whisper_npu.export.shared_weights import DATA_FILE, share_weights
+from whisper_npu.export.shared_weights import DATA_FILE, SharedWeights
 from whisper_npu.export.source import SourceKind, find_source, with_digest
 from whisper_npu.export.target import prepare_target
+from whisper_npu.export.tracing import trace_graphs
 from whisper_npu.runtime.model_folder.folder import VAD_MODEL
-
-OPSET = 18
-GRAPHS = ("encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
-TASK = "automatic-speech-recognition-with-past"
 
 Progress = Callable[[str], None]
 
@@ -146,6 +136,7 @@ def _export(
         parity: dict[str, Any] = {"status": NOT_VERIFIED}
         if verify:
             parity = verify_parity(folder, checkpoint, parity_audio, report)
+        checkpoint.release()
         facts: dict[str, Any] = {}
         if conversion.precision != "fp32":
             folder, facts = convert(folder, checkpoint, conversion, report, verify=verify)
@@ -160,33 +151,23 @@ def write_graphs(checkpoint: Checkpoint, folder: Path, progress: Progress | None
         ExportError: The exporter failed.
     """
     report = progress or (lambda _line: None)
-    with tempfile.TemporaryDirectory(prefix="raw-", dir=folder.parent) as raw:
-        # optimum checks and saves the model's generation settings; write_companions writes the
-        # checkpoint's settings instead.
-        checkpoint.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-        try:
-            with _quiet():
-                onnx_export_from_model(
-                    model=checkpoint.model,
-                    output=raw,
-                    task=TASK,
-                    opset=OPSET,
-                    no_post_process=True,  # post-processing would add a merged decoder
-                    do_validation=False,  # parity.py validates strictly, at real shapes
-                )
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ExportError(f"the ONNX exporter failed: {reason}") from error
-        report("wrote the ONNX graphs")
-        share_weights([Path(raw) / name for name in GRAPHS], folder, _name_logits_axis)
-        report("stored every weight once")
+    with (
+        tempfile.TemporaryDirectory(prefix="raw-", dir=folder.parent) as raw,
+        SharedWeights(folder) as shared,
+    ):
+        for traced in trace_graphs(checkpoint.model, checkpoint.dimensions, Path(raw)):
+            shared.write(traced.file, traced.graph, traced.weights)
+            report(f"wrote {traced.file}")
     write_alignment_graph(folder, checkpoint.alignment_settings())
     report("cut out the alignment graph, for word times")
 
 
 def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the tokenizer and the configuration files into an existing folder."""
-    config = checkpoint.model.config.to_diff_dict()
+    moved = copy.deepcopy(checkpoint.config)
+    for key in moved._get_non_default_generation_parameters():
+        setattr(moved, key, None)  # it is in generation_config.json
+    config = moved.to_diff_dict()
     config.pop("_name_or_path", None)  # holds a path of this machine
     config["architectures"] = ["WhisperForConditionalGeneration"]
     for name, content in (
@@ -263,38 +244,8 @@ class _Steps:
 
 
 def _size(checkpoint: Checkpoint) -> str:
-    parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
     dimensions = checkpoint.dimensions
     return (
-        f"{parameters / 1e6:.1f} million parameters, {dimensions.n_audio_layer} encoder and"
-        f" {dimensions.n_text_layer} decoder layers"
+        f"{checkpoint.parameter_count / 1e6:.1f} million parameters, {dimensions.n_audio_layer}"
+        f" encoder and {dimensions.n_text_layer} decoder layers"
     )
-
-
-def _name_logits_axis(model: onnx.ModelProto) -> None:
-    """Name the sequence axis of the logits like that of the input ids.
-
-    The exporter traces the cached decoder with one token and names the axis "1", although several
-    tokens may be fed.
-    """
-    inputs = {value.name: value for value in model.graph.input}
-    for value in model.graph.output:
-        if value.name == "logits":
-            ids = inputs["input_ids"].type.tensor_type.shape.dim
-            value.type.tensor_type.shape.dim[1].CopyFrom(ids[1])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the tracer's warnings about Python branches."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(verbosity)

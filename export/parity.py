@@ -5,16 +5,16 @@ graphs decode together: greedy transcripts of recordings, and one decode that is
 limit, must choose PyTorch's token at every step.
 """
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
-from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_npu.errors import ParityError
 from whisper_npu.export.checkpoint import Checkpoint
@@ -30,15 +30,23 @@ from whisper_npu.export.parity_graph import (
     SMALLEST_SCALE,
     Arrays,
     Differences,
+    Expected,
     Graph,
     alignment_interface,
     cache_names,
     expected_interface,
+    run_in_parts,
+)
+from whisper_npu.export.parity_reference import (
+    BATCH,
+    Reference,
+    compute_reference,
+    expected_logits,
 )
 
-BATCH = 2  # rows of the reference; a case uses the first ones
-ALIGNED_TOKENS = 64  # PyTorch returns the attention of every head: 500 MB for the largest model
-SEED = 0
+# Parameters; base has 74 million. Larger models are compared sparingly: their weights are loaded
+# again instead of kept, and their decoders are compiled again for each number of rows.
+LARGE = 128_000_000
 
 Progress = Callable[[str], None]
 Float32 = NDArray[np.float32]
@@ -52,33 +60,21 @@ class Case:
     past: int
     new: int
 
+    @property
+    def products(self) -> int:
+        """The rows of its matrix products."""
+        return self.batch * self.new
+
     def __str__(self) -> str:
         return f"batch {self.batch}, past {self.past}, {self.new} new"
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The result of one PyTorch pass over `n_text_ctx` random tokens.
-
-    Attention is causal, so a slice of the result is the reference for any shorter past.
-
-    Shapes: ids `(BATCH, n_text_ctx)`, hidden `(BATCH, n_audio_ctx, n_audio_state)`, logits `(BATCH,
-    n_text_ctx, n_vocab)`, each cache tensor `(BATCH, heads, length, head_dim)`.
-    """
-
-    ids: NDArray[np.int64]
-    hidden: Float32
-    logits: Float32
-    self_attention: Arrays
-    cross_attention: Arrays
-
-
 @dataclass
 class Decode:
-    """A greedy decode in progress: its tokens and their states."""
+    """A greedy decode in progress: its window, its tokens and their states."""
 
     name: str
-    window: Window
+    window: int
     forced: bool
     tokens: list[int]
     hidden: Float32
@@ -98,8 +94,10 @@ def verify_parity(
     finished sequence: if PyTorch's argmax after every prefix is the next token, PyTorch's own
     greedy decode is that sequence.
 
+    The weights of a large model are released while the graphs run (`Checkpoint.release`).
+
     Args:
-        folder: The graphs and their weights.
+        folder: The graphs and their weights. PyTorch's results are kept beside it meanwhile.
         checkpoint: The model that was exported.
         audio_files: Recordings to transcribe; the built-in recording is added to fewer than three.
         progress: Called with one line per step.
@@ -114,42 +112,48 @@ def verify_parity(
     """
     report = progress or (lambda _line: None)
     dimensions = checkpoint.dimensions
+    is_large = checkpoint.parameter_count > LARGE
     audio = parity_audio(audio_files, checkpoint.preprocessor_config, report)
     choice = GreedyChoice(checkpoint)
     differences = Differences()
-    with torch.inference_mode():
-        features = np.concatenate([audio.windows[row].features for row in range(BATCH)])
-        reference = _reference(checkpoint, features)
+    with (
+        torch.inference_mode(),
+        tempfile.TemporaryDirectory(prefix=".reference-", dir=folder.parent) as work,
+    ):
+        reference = compute_reference(checkpoint, audio.windows, Path(work), report)
+        if is_large:
+            checkpoint.release()
 
-        encoder = Graph(folder, ENCODER, expected_interface(ENCODER, dimensions))
-        _check_encoder(encoder, features, reference, differences)
-        decodes = [
-            _start(encoder, window, choice, forced=forced)
-            for window, forced in [(audio.windows[0], True), *((w, False) for w in audio.windows)]
-        ]
-        del encoder
+        hidden = _check_encoder(folder, dimensions, audio.windows, reference, differences)
         report("the encoder's values agree with PyTorch")
+        decodes = [
+            _start(audio.windows, index, hidden, choice, forced=forced)
+            for index, forced in [(0, True), *((i, False) for i in range(len(hidden)))]
+        ]
 
-        decoder = Graph(folder, DECODER, expected_interface(DECODER, dimensions))
+        decoder = Graph(folder, DECODER, expected_interface(DECODER, dimensions), sparing=is_large)
         _check_decoder(decoder, reference, dimensions, differences)
         for decode in decodes:
             _prefill(decoder, decode, choice)
         del decoder
         report("the decoder's values agree, without a past")
 
-        with_past = Graph(
-            folder, DECODER_WITH_PAST, expected_interface(DECODER_WITH_PAST, dimensions)
-        )
+        interface = expected_interface(DECODER_WITH_PAST, dimensions)
+        with_past = Graph(folder, DECODER_WITH_PAST, interface, sparing=is_large)
         _check_decoder_with_past(with_past, reference, dimensions, differences)
         report(f"the decoder's values agree, with a past of 0 to {dimensions.n_text_ctx - 1}")
-        compared = 0
         for decode in decodes:
             _continue(with_past, decode, choice, dimensions.n_text_ctx)
-            equal = _compare_tokens(checkpoint, decode, choice)
+            report(f"{decode.name}: decoded {len(decode.tokens) - len(choice.prompt)} tokens")
+        del with_past
+        _check_alignment(folder, checkpoint, reference, differences, sparing=is_large)
+        report("the alignment heads attend where PyTorch's do")
+
+        compared = 0
+        for decode in decodes:
+            equal = _compare_tokens(checkpoint, reference, decode, choice)
             report(f"{decode.name}: all {equal} tokens are PyTorch's")
             compared += equal
-        _check_alignment(folder, checkpoint, reference, differences)
-        report("the alignment heads attend where PyTorch's do")
     return {
         "status": VERIFIED,
         "device": "CPU",
@@ -157,6 +161,7 @@ def verify_parity(
         "tolerance": {"relative": RELATIVE_TOLERANCE, "smallest_scale": SMALLEST_SCALE},
         "max_abs_diff": differences.largest,
         "max_relative_diff": differences.largest_relative,
+        "cases": differences.cases,
         "recordings": [window.name for window in audio.windows],
         "synthetic_audio": audio.synthetic,
         "forced_decode_length": len(decodes[0].tokens),
@@ -201,56 +206,50 @@ def _valid_ids(ids: list[int] | None) -> list[int]:
     return [token for token in ids or [] if token >= 0]
 
 
-def _reference(checkpoint: Checkpoint, features: Float32) -> Reference:
-    dimensions = checkpoint.dimensions
-    random = np.random.default_rng(SEED)
-    ids = random.integers(0, dimensions.n_vocab, (BATCH, dimensions.n_text_ctx), dtype=np.int64)
-    model = checkpoint.model
-    hidden = model.model.encoder(torch.from_numpy(features)).last_hidden_state
-    output = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-        decoder_input_ids=torch.from_numpy(ids),
-        use_cache=True,
-    )
-
-    def arrays(side: str, cache: DynamicCache) -> Arrays:
-        pairs = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        tensors = [tensor.numpy() for tensor in pairs if tensor is not None]
-        names = cache_names("present", side, dimensions.n_text_layer)
-        return dict(zip(names, tensors, strict=True))
-
-    cache = output.past_key_values
-    return Reference(
-        ids=ids,
-        hidden=hidden.numpy(),
-        logits=output.logits.numpy(),
-        self_attention=arrays("decoder", cache.self_attention_cache),
-        cross_attention=arrays("encoder", cache.cross_attention_cache),
-    )
-
-
 def _check_encoder(
-    encoder: Graph, features: Float32, reference: Reference, differences: Differences
-) -> None:
-    for batch in range(1, BATCH + 1):
-        outputs = encoder({"input_features": features[:batch]})
-        expected: Arrays = {"last_hidden_state": reference.hidden[:batch]}
-        differences.compare(encoder, f"batch {batch}", outputs, expected)
+    folder: Path,
+    dimensions: Dimensions,
+    windows: Sequence[Window],
+    reference: Reference,
+    differences: Differences,
+) -> list[Float32]:
+    """Compare the encoder's output of every window: one alone, two together, the others alone.
+
+    Returns:
+        The graph's own output for each window, `(1, n_audio_ctx, n_audio_state)`.
+    """
+    batches = [[0], [1, 2], *([index] for index in range(3, len(windows)))]
+    inputs = [
+        {"input_features": np.concatenate([windows[index].features for index in batch])}
+        for batch in batches
+    ]
+    interface = expected_interface(ENCODER, dimensions)
+    outputs = run_in_parts(folder, ENCODER, interface, inputs)
+    hidden: list[Float32] = []
+    for batch, output in zip(batches, outputs, strict=True):
+        expected: Expected = [("last_hidden_state", reference.hidden(batch))]
+        differences.compare(ENCODER, f"batch {len(batch)}", output, expected)
+        hidden += np.split(output["last_hidden_state"], len(batch))
+    return hidden
 
 
 def _check_decoder(
     decoder: Graph, reference: Reference, dimensions: Dimensions, differences: Differences
 ) -> None:
-    for case in (Case(1, 0, 1), Case(2, 0, 4), Case(1, 0, dimensions.n_text_ctx)):
+    cases = [Case(1, 0, 1), Case(2, 0, 4), Case(1, 0, dimensions.n_text_ctx)]
+    cross = cache_names("present", "encoder", dimensions.n_text_layer)
+    for case in _by_products(decoder, cases):
         outputs = decoder(
             {
                 "input_ids": reference.ids[: case.batch, : case.new],
-                "encoder_hidden_states": reference.hidden[: case.batch],
-            }
+                "encoder_hidden_states": reference.hidden(range(case.batch)),
+            },
+            keep=False,
         )
-        expected = _expected(reference, case)
-        expected |= {n: a[: case.batch] for n, a in reference.cross_attention.items()}
-        differences.compare(decoder, str(case), outputs, expected)
+        differences.compare(DECODER, str(case), outputs, _expected(reference, dimensions, case))
+        of_audio = ((name, reference.arrays[name][: case.batch]) for name in cross)
+        differences.compare(DECODER, str(case), outputs, of_audio)
+        del outputs, of_audio
 
 
 def _check_decoder_with_past(
@@ -258,60 +257,73 @@ def _check_decoder_with_past(
 ) -> None:
     last = dimensions.n_text_ctx - 1
     cases = [Case(1, 0, 1), Case(2, 0, 4), Case(1, 1, 1), Case(2, 7, 1), Case(1, 7, 4)]
-    for case in (*cases, Case(2, last // 2, 1), Case(1, last, 1), Case(2, last, 1)):
-        end = case.past + case.new
-        past = {n: a[: case.batch, :, : case.past] for n, a in reference.self_attention.items()}
-        past |= {n: a[: case.batch] for n, a in reference.cross_attention.items()}
-        ids = reference.ids[: case.batch, case.past : end]
-        outputs = decoder({"input_ids": ids, **_as_past(past)})
-        differences.compare(decoder, str(case), outputs, _expected(reference, case))
+    cases += [Case(2, last // 2, 1), Case(1, last, 1), Case(2, last, 1)]
+    for case in _by_products(decoder, cases):
+        past: Arrays = {
+            name: np.array(reference.arrays[name][: case.batch, :, :length])
+            for side, length in (("decoder", case.past), ("encoder", None))
+            for name in cache_names("present", side, dimensions.n_text_layer)
+        }
+        ids = reference.ids[: case.batch, case.past : case.past + case.new]
+        outputs = decoder({"input_ids": ids, **_as_past(past)}, keep=False)
+        expected = _expected(reference, dimensions, case)
+        differences.compare(DECODER_WITH_PAST, str(case), outputs, expected)
+        del past, outputs, expected  # 0.3 GB for small.en, before the next case's are made
+
+
+def _by_products(decoder: Graph, cases: Sequence[Case]) -> Iterator[Case]:
+    """The cases, those of most rows first; before each other number of rows, `Graph.forget`.
+
+    The cases of one row come last: the decodes that follow have one row.
+    """
+
+    def rows(case: Case) -> int:
+        return case.products
+
+    for _, of_one_kind in groupby(sorted(cases, key=rows, reverse=True), key=rows):
+        decoder.forget()
+        yield from of_one_kind
 
 
 def _check_alignment(
-    folder: Path, checkpoint: Checkpoint, reference: Reference, differences: Differences
+    folder: Path,
+    checkpoint: Checkpoint,
+    reference: Reference,
+    differences: Differences,
+    *,
+    sparing: bool,
 ) -> None:
     """Compare the alignment graph with PyTorch's own attentions and probabilities.
 
     All values are between 0 and 1 and most are tiny, so the tolerance is a share of the largest
     one.
     """
-    settings = checkpoint.alignment_settings()
-    heads, eot = settings.heads, settings.eot
-    graph = Graph(folder, ALIGNMENT, alignment_interface(checkpoint.dimensions, len(heads)))
-    length = min(ALIGNED_TOKENS, checkpoint.dimensions.n_text_ctx)
-    ids = reference.ids[:, :length] % eot  # text tokens only
-    hidden: Any = torch.from_numpy(reference.hidden)
-    output = checkpoint.model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-        decoder_input_ids=torch.from_numpy(ids),
-        use_cache=False,
-        output_attentions=True,
-    )
-    attentions = np.stack(
-        [output.cross_attentions[layer][:, head].numpy() for layer, head in heads], axis=1
-    )
-    of_text = output.logits[:, :-1, :eot].softmax(dim=-1).numpy()
-    probabilities = np.take_along_axis(of_text, ids[:, 1:, None], axis=2)[..., 0]
-    for case in (Case(1, 0, 2), Case(2, 0, length)):
+    heads = checkpoint.alignment_settings().heads
+    interface = alignment_interface(checkpoint.dimensions, len(heads))
+    graph = Graph(folder, ALIGNMENT, interface, sparing=sparing)
+    ids = reference.aligned_ids
+    for case in _by_products(graph, (Case(1, 0, 2), Case(BATCH, 0, ids.shape[1]))):
         outputs = graph(
             {
                 "input_ids": ids[: case.batch, : case.new],
-                "encoder_hidden_states": reference.hidden[: case.batch],
-            }
+                "encoder_hidden_states": reference.hidden(range(case.batch)),
+            },
+            keep=False,
         )
-        expected: Arrays = {
-            "token_probabilities": probabilities[: case.batch, : case.new - 1],
-            "cross_attentions": attentions[: case.batch, :, : case.new],
-        }
-        differences.compare(graph, str(case), outputs, expected, smallest_scale=0.0)
+        arrays = reference.arrays
+        expected: Expected = [
+            ("token_probabilities", arrays["token_probabilities"][: case.batch, : case.new - 1]),
+            ("cross_attentions", arrays["cross_attentions"][: case.batch, :, : case.new]),
+        ]
+        differences.compare(ALIGNMENT, str(case), outputs, expected, smallest_scale=0.0)
 
 
-def _expected(reference: Reference, case: Case) -> Arrays:
+def _expected(reference: Reference, dimensions: Dimensions, case: Case) -> Expected:
+    """The logits and the joined caches of a case, mapped one after another."""
     end = case.past + case.new
-    return {
-        "logits": reference.logits[: case.batch, case.past : end],
-        **{n: a[: case.batch, :, :end] for n, a in reference.self_attention.items()},
-    }
+    yield "logits", reference.arrays["logits"][: case.batch, case.past : end]
+    for name in cache_names("present", "decoder", dimensions.n_text_layer):
+        yield name, reference.arrays[name][: case.batch, :, :end]
 
 
 def _as_past(present: Arrays) -> Arrays:
@@ -321,10 +333,18 @@ def _as_past(present: Arrays) -> Arrays:
     }
 
 
-def _start(encoder: Graph, window: Window, choice: GreedyChoice, *, forced: bool) -> Decode:
-    hidden = encoder({"input_features": window.features})["last_hidden_state"]
-    name = f"{window.name}, forced to the limit" if forced else window.name
-    return Decode(name, window, forced, list(choice.prompt), hidden, {})
+def _start(
+    windows: Sequence[Window],
+    index: int,
+    hidden: Sequence[Float32],
+    choice: GreedyChoice,
+    *,
+    forced: bool,
+) -> Decode:
+    name = windows[index].name
+    if forced:
+        name = f"{name}, forced to the limit"
+    return Decode(name, index, forced, list(choice.prompt), hidden[index], {})
 
 
 def _prefill(decoder: Graph, decode: Decode, choice: GreedyChoice) -> None:
@@ -344,16 +364,13 @@ def _continue(decoder: Graph, decode: Decode, choice: GreedyChoice, n_text_ctx: 
         decode.cache |= _as_past(outputs)
 
 
-def _compare_tokens(checkpoint: Checkpoint, decode: Decode, choice: GreedyChoice) -> int:
+def _compare_tokens(
+    checkpoint: Checkpoint, reference: Reference, decode: Decode, choice: GreedyChoice
+) -> int:
     """Compare a decode with PyTorch's choice after each prefix; return the number of prefixes."""
-    hidden = checkpoint.model.model.encoder(torch.from_numpy(decode.window.features))
-    output = checkpoint.model(
-        encoder_outputs=hidden,
-        decoder_input_ids=torch.tensor([decode.tokens[:-1]]),
-        use_cache=False,
-    )
+    hidden = reference.hidden([decode.window])
     first = len(choice.prompt)
-    logits = output.logits[0, first - 1 :].numpy()
+    logits = expected_logits(checkpoint, hidden, decode.tokens[:-1])[first - 1 :]
     for step, (row, got) in enumerate(zip(logits, decode.tokens[first:], strict=True)):
         expected = choice(row, start=step == 0, forced=decode.forced)
         if got != expected:

@@ -1,5 +1,6 @@
 """Runs an exported graph on OpenVINO's CPU in float32, and compares its outputs."""
 
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from whisper_npu.errors import ParityError
 from whisper_npu.export.dimensions import Dimensions
+from whisper_npu.export.graph_parts import split_graph
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
 
@@ -26,7 +28,19 @@ DECODER = "decoder_model"
 DECODER_WITH_PAST = "decoder_with_past_model"
 ALIGNMENT = "decoder_alignment_model"
 
+PART_BYTES = 1 << 30  # weights: a larger encoder is compiled in parts
+_STATE = "state"  # the input of a part
+_BLOCK = 64  # entries of the second axis that are compared at once: all logits take 100 MB
+# OpenVINO keeps kernels for each length of the past: 5 MB a step for small.en. A decode does not
+# need them again. Without any such cache, packed weights are no longer shared.
+_SETTINGS = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "CACHE_DIR": "",
+    "CPU_RUNTIME_CACHE_CAPACITY": "1",
+}
+
 Arrays = dict[str, NDArray[Any]]
+Expected = Iterable[tuple[str, NDArray[Any]]]  # outputs by name
 Axes = tuple[int | None, ...]  # None: dynamic
 
 
@@ -85,80 +99,158 @@ def alignment_interface(dimensions: Dimensions, n_heads: int) -> Interface:
 
 
 class Graph:
-    """A compiled graph: called with arrays by name, it returns arrays by name."""
+    """A compiled graph: called with arrays by name, it returns arrays by name.
 
-    def __init__(self, folder: Path, name: str, interface: Interface) -> None:
-        self.file = f"{name}.onnx"
-        self.name = name
-        core = openvino_core()
+    OpenVINO packs the weights again for each number of rows that it multiplies, and keeps them all.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, interface: Interface, *, sparing: bool = False
+    ) -> None:
+        """Read a graph, and check its interface.
+
+        Args:
+            folder: The model folder.
+            name: The graph's name.
+            interface: The interface that it must have.
+            sparing: Compile it again after `forget`.
+
+        Raises:
+            ParityError: OpenVINO cannot read it, or its interface is another.
+        """
+        self._file = f"{name}.onnx"
+        self._model = _read(folder, self._file, interface)
+        self._sparing = sparing
+        self._compiled: _Compiled | None = None
+
+    def forget(self) -> None:
+        """Return the memory of packed weights, if the graph is to be sparing."""
+        if self._sparing:
+            self._compiled = None
+
+    def __call__(self, inputs: Arrays, *, keep: bool = True) -> Arrays:
+        """Run the graph once.
+
+        Args:
+            inputs: The inputs by name.
+            keep: Whether the outputs are needed after the next run; otherwise they are not copied.
+
+        Raises:
+            ParityError: The graph cannot be compiled, or cannot run on inputs of these shapes.
+        """
+        if self._compiled is None:
+            self._compiled = _Compiled(self._file, self._model)
+        return self._compiled(inputs, keep=keep)
+
+
+def run_in_parts(
+    folder: Path, name: str, interface: Interface, batches: Sequence[Arrays]
+) -> list[Arrays]:
+    """Run a graph with one input and one output; a large graph is compiled one part at a time.
+
+    Args:
+        folder: The model folder.
+        name: The graph's name.
+        interface: The interface that it must have.
+        batches: The inputs of each run.
+
+    Returns:
+        The outputs of each run, by name.
+
+    Raises:
+        ParityError: The graph cannot be read or compiled, has another interface, or cannot run.
+    """
+    file = f"{name}.onnx"
+    states = list(batches)
+    for part in split_graph(_read(folder, file, interface), PART_BYTES):
+        (parameter,) = part.inputs
+        if not parameter.get_names():
+            parameter.set_names({_STATE})
+        taken = parameter.get_any_name()
+        compiled = _Compiled(file, part)
+        states = [compiled({taken: value}) for state in states for value in state.values()]
+    return states
+
+
+def _read(folder: Path, file: str, interface: Interface) -> ov.Model:
+    try:
+        model = openvino_core().read_model(folder / file)
+    except RuntimeError as error:
+        raise _cannot_load(file, error) from error
+    _check_interface(file, model, interface)
+    return model
+
+
+def _cannot_load(file: str, error: RuntimeError) -> ParityError:
+    reason = " ".join(str(error).split())[:300]
+    return ParityError(f"OpenVINO cannot load {file}: {reason}")
+
+
+class _Compiled:
+    """A model compiled for OpenVINO's CPU in float32."""
+
+    def __init__(self, file: str, model: ov.Model) -> None:
+        self._file = file
         try:
-            model = core.read_model(folder / self.file)
-            self._check_interface(model, interface)
-            self._compiled = core.compile_model(
-                model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": ""}
-            )
+            self._compiled = openvino_core().compile_model(model, "CPU", _SETTINGS)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ParityError(f"OpenVINO cannot load {self.file}: {reason}") from error
+            raise _cannot_load(file, error) from error
         self._request = self._compiled.create_infer_request()
         self._has_run = False
 
-    def __call__(self, inputs: Arrays) -> Arrays:
-        """Run the graph once.
-
-        Raises:
-            ParityError: The graph cannot run on inputs of these shapes.
-        """
+    def __call__(self, inputs: Arrays, *, keep: bool = True) -> Arrays:
         try:
             with nullcontext() if self._has_run else one_thread():
-                results = self._request.infer(inputs, share_inputs=True)
+                results = self._request.infer(inputs, share_inputs=True, share_outputs=not keep)
             self._has_run = True
         except RuntimeError as error:
             shapes = {name: array.shape for name, array in inputs.items()}
             reason = " ".join(str(error).split())[:300]
-            raise ParityError(f"{self.file} cannot run on {shapes}: {reason}") from error
+            raise ParityError(f"{self._file} cannot run on {shapes}: {reason}") from error
         return {name: results[port] for port in self._compiled.outputs for name in port.get_names()}
 
-    def _check_interface(self, model: ov.Model, expected: Interface) -> None:
-        for side, ports, axes in (
-            ("input", model.inputs, expected.inputs),
-            ("output", model.outputs, expected.outputs),
-        ):
-            found = {name: port for port in ports for name in port.get_names()}
-            missing = [name for name in axes if name not in found]
-            extra = [min(port.get_names()) for port in ports if not port.get_names() & axes.keys()]
-            if missing or extra:
+
+def _check_interface(file: str, model: ov.Model, expected: Interface) -> None:
+    for side, ports, axes in (
+        ("input", model.inputs, expected.inputs),
+        ("output", model.outputs, expected.outputs),
+    ):
+        found = {name: port for port in ports for name in port.get_names()}
+        missing = [name for name in axes if name not in found]
+        extra = [min(port.get_names()) for port in ports if not port.get_names() & axes.keys()]
+        if missing or extra:
+            raise ParityError(
+                f"{file}: expected the {side}s {list(axes)}, got {sorted(found)}"
+                f" (missing {missing}, unexpected {extra})"
+            )
+        for name, wanted in axes.items():
+            shape = found[name].get_partial_shape()
+            got = tuple(None if axis.is_dynamic else axis.get_length() for axis in shape)
+            if got != wanted:
                 raise ParityError(
-                    f"{self.file}: expected the {side}s {list(axes)}, got {sorted(found)}"
-                    f" (missing {missing}, unexpected {extra})"
+                    f"{file}: the {side} {name} has the axes {_show(got)}, expected"
+                    f" {_show(wanted)} (? is dynamic)"
                 )
-            for name, wanted in axes.items():
-                shape = found[name].get_partial_shape()
-                got = tuple(None if axis.is_dynamic else axis.get_length() for axis in shape)
-                if got != wanted:
-                    raise ParityError(
-                        f"{self.file}: the {side} {name} has the axes {_show(got)}, expected"
-                        f" {_show(wanted)} (? is dynamic)"
-                    )
 
 
 class Differences:
     """Compares outputs with PyTorch's and keeps the largest differences.
 
-    `largest` has absolute differences by graph and output. `largest_relative` is a share of the
-    output's scale, to be compared with `RELATIVE_TOLERANCE`.
+    `largest` has absolute differences by graph and output, `cases` the compared inputs by graph.
+    `largest_relative` is a share of the output's scale, to be compared with `RELATIVE_TOLERANCE`.
     """
 
     def __init__(self) -> None:
         self.largest: dict[str, dict[str, float]] = {}
+        self.cases: dict[str, list[str]] = {}
         self.largest_relative = 0.0
 
     def compare(
         self,
-        graph: Graph,
+        graph: str,
         case: str,
         outputs: Arrays,
-        expected: Arrays,
+        expected: Expected,
         *,
         smallest_scale: float = SMALLEST_SCALE,
     ) -> None:
@@ -168,34 +260,51 @@ class Differences:
             graph: The name of the graph.
             case: A description of its inputs, for the message.
             outputs: The outputs of the graph.
-            expected: The outputs of PyTorch.
+            expected: The outputs of PyTorch; taken one by one.
             smallest_scale: The tolerance of an output is a share of its largest value, or of this
                 number if all values are below it.
 
         Raises:
             ParityError: An output differs; the message has the place and both values.
         """
-        for name, wanted in expected.items():
+        cases = self.cases.setdefault(graph, [])
+        if case not in cases:
+            cases.append(case)
+        for name, wanted in expected:
             got = outputs[name]
             if got.shape != wanted.shape:
                 raise ParityError(
-                    f"{graph.file}, {case}: {name} has the shape {got.shape}, PyTorch's has"
+                    f"{graph}.onnx, {case}: {name} has the shape {got.shape}, PyTorch's has"
                     f" {wanted.shape}"
                 )
-            difference = np.abs(got - wanted)
-            worst = np.unravel_index(int(np.argmax(difference)), difference.shape)  # NaN is first
-            largest = float(difference[worst])
-            scale = max(smallest_scale, float(np.abs(wanted).max()))
+            largest, worst = _largest_difference(got, wanted)
+            scale = max(smallest_scale, float(wanted.max()), -float(wanted.min()))
             tolerance = RELATIVE_TOLERANCE * scale
             if not largest <= tolerance:
-                place = [int(index) for index in worst]
+                place = list(worst)
                 raise ParityError(
-                    f"{graph.file}, {case}: {name}{place} is {got[worst]:.6g}, PyTorch says"
+                    f"{graph}.onnx, {case}: {name}{place} is {got[worst]:.6g}, PyTorch says"
                     f" {wanted[worst]:.6g} (difference {largest:.3g}, tolerance {tolerance:.3g})"
                 )
-            of_graph = self.largest.setdefault(graph.name, {})
+            of_graph = self.largest.setdefault(graph, {})
             of_graph[name] = max(of_graph.get(name, 0.0), largest)
             self.largest_relative = max(self.largest_relative, largest / scale)
+
+
+def _largest_difference(got: NDArray[Any], wanted: NDArray[Any]) -> tuple[float, tuple[int, ...]]:
+    """The largest difference of two arrays of two axes or more, and its place; NaN is largest."""
+    largest, place = -1.0, (0,) * got.ndim
+    for start in range(0, got.shape[1], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        difference = np.abs(got[:, block] - wanted[:, block])
+        first, second, *rest = np.unravel_index(int(np.argmax(difference)), difference.shape)
+        value = float(difference[(first, second, *rest)])
+        if not value <= largest:
+            largest = value
+            place = (int(first), start + int(second), *(int(index) for index in rest))
+        if np.isnan(value):
+            break
+    return largest, place
 
 
 def _show(axes: Axes) -> str:

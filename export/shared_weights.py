@@ -6,10 +6,10 @@ the parameters.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Self
 
 import numpy as np
 import onnx
@@ -38,59 +38,160 @@ class _Stored:
     length: int
 
 
-class _Store:
-    """Writes the data file: each distinct tensor once, aligned to pages."""
+class SharedWeights:
+    """Writes graphs into a folder, and each distinct weight once into the data file beside them.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.tensors: dict[Key, _Stored] = {}
+    Used as a context manager. A weight is read, compared and written by itself, so that the weights
+    are never in memory together.
+    """
 
-    def add(self, name: str, array: NDArray[np.generic], data_type: int) -> tuple[_Stored, bool]:
+    def __init__(self, target: Path) -> None:
+        """Create the data file.
+
+        Args:
+            target: An existing folder.
+        """
+        self._target = target
+        self._file = (target / DATA_FILE).open("wb")
+        self._tensors: dict[Key, _Stored] = {}
+        self._graphs: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        """Close the data file; check the graphs, unless an error is under way."""
+        with self._file:
+            self._fill_page()
+        if kind is None:
+            for path in self._graphs:
+                check_references(path)
+
+    def write(
+        self, name: str, model: onnx.ModelProto, weights: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        """Write a graph, and those of its weights that are not stored yet.
+
+        Args:
+            name: The graph's file name.
+            model: The graph without its initializers; it is changed.
+            weights: The initializers by name. Each is looked up once.
+
+        Raises:
+            ExportError: The graph has subgraphs, which are not supported.
+        """
+        graph = model.graph
+        for node in graph.node:
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                raise ExportError(f"{name}: the node {node.name} holds a graph of its own")
+        # A table for lookups keeps its layout, and its multiplied copy becomes a transpose:
+        # runtimes fold a transpose into a matrix product, but would store the table of a lookup
+        # again.
+        gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+        placed: dict[_Stored, str] = {}
+        aliases: list[onnx.NodeProto] = []
+        for tensor in sorted(weights, key=lambda tensor: tensor not in gathered):
+            self._add(graph, tensor, weights[tensor], placed, aliases)
+        graph.initializer.extend(_external(name, stored) for stored, name in placed.items())
+        nodes = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*aliases, *nodes])
+        path = self._target / name
+        onnx.save(model, path)
+        self._graphs.append(path)
+
+    def _add(
+        self,
+        graph: onnx.GraphProto,
+        name: str,
+        array: NDArray[np.generic],
+        placed: dict[_Stored, str],
+        aliases: list[onnx.NodeProto],
+    ) -> None:
+        """Add a weight to a graph: inline, in the data file, or as a node that reads another one.
+
+        Args:
+            graph: Receives a small weight.
+            name: The weight's name.
+            array: Its values.
+            placed: The graph's names of stored tensors; receives a stored weight.
+            aliases: Receives the node.
+        """
+        if array.nbytes < INLINE_BELOW:
+            graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+            return
+        stored, is_transpose = self._store(name, array)
+        if is_transpose:
+            # Another graph may have the stored layout; this graph then refers to it by a new name.
+            source = placed.setdefault(stored, f"{name}_transposed")
+            aliases.append(onnx.helper.make_node("Transpose", [source], [name], perm=[1, 0]))
+        elif stored in placed:
+            aliases.append(onnx.helper.make_node("Identity", [placed[stored]], [name]))
+        else:
+            placed[stored] = name
+
+    def _store(self, name: str, array: NDArray[np.generic]) -> tuple[_Stored, bool]:
         """Store an array, unless the array or its exact transpose is stored already.
 
         Returns:
             The stored tensor, and whether the array is its transpose.
         """
-        key = _key(array, data_type)
-        if key in self.tensors:
-            return self.tensors[key], False
+        key = _key(array)
+        if key in self._tensors:
+            return self._tensors[key], False
         if array.ndim == MATRIX_RANK:
-            transposed = self.tensors.get(_key(array.T, data_type))
+            transposed = self._tensors.get(_key(array.T))
             if transposed is not None:
                 return transposed, True
-        self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
-        offset = self.file.tell()
-        self.file.write(np.ascontiguousarray(array).data.cast("B"))
-        stored = _Stored(name, data_type, array.shape, offset, array.nbytes)
-        self.tensors[key] = stored
+        self._fill_page()
+        offset = self._file.tell()
+        for piece in _pieces(array):
+            self._file.write(piece.data.cast("B"))
+        stored = _Stored(name, key[0], array.shape, offset, array.nbytes)
+        self._tensors[key] = stored
         return stored, False
 
+    def _fill_page(self) -> None:
+        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
 
-def share_weights(
-    sources: Sequence[Path], target: Path, edit: Callable[[onnx.ModelProto], None] | None = None
-) -> None:
+
+def share_weights(sources: Sequence[Path], target: Path) -> None:
     """Rewrite ONNX files so that they share one external data file.
 
     Args:
         sources: The graphs, their weights inline or in external files.
         target: An existing folder that receives files of the same names and `DATA_FILE`.
-        edit: Applied to each graph before it is written.
 
     Raises:
         ExportError: A graph has subgraphs with weights, which are not supported, or a reference
             outside the data file.
     """
-    with (target / DATA_FILE).open("wb") as file:
-        store = _Store(file)
+    with SharedWeights(target) as shared:
         for path in sources:
             model = onnx.load(path, load_external_data=False)
-            _share_graph(model, path, store)
-            if edit is not None:
-                edit(model)
-            onnx.save(model, target / path.name)
-        file.write(b"\0" * (-file.tell() % ALIGNMENT))
-    for path in sources:
-        check_references(target / path.name)
+            weights = _Initializers(model.graph, path.parent)
+            shared.write(path.name, model, weights)
+
+
+class _Initializers(Mapping[str, NDArray[np.generic]]):
+    """The initializers of a graph, taken out of it; a value is dropped after it was read once."""
+
+    def __init__(self, graph: onnx.GraphProto, folder: Path) -> None:
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._folder = folder
+        del graph.initializer[:]
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        tensor = self._tensors[name]
+        array = read_tensor(tensor, self._folder)
+        tensor.ClearField("raw_data")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def check_references(path: Path) -> None:
@@ -116,39 +217,6 @@ def check_references(path: Path) -> None:
             )
 
 
-def _share_graph(model: onnx.ModelProto, path: Path, store: _Store) -> None:
-    graph = model.graph
-    for node in graph.node:
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise ExportError(f"{path.name}: the node {node.name} holds a graph of its own")
-    initializers = list(graph.initializer)
-    del graph.initializer[:]
-    # A table for lookups keeps its layout, and its multiplied copy becomes a transpose: runtimes
-    # fold a transpose into a matrix product, but would store the table of a lookup again.
-    gathered = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    placed: dict[_Stored, str] = {}
-    aliases: list[onnx.NodeProto] = []
-    for tensor in sorted(initializers, key=lambda tensor: tensor.name not in gathered):
-        array = read_tensor(tensor, path.parent)
-        if array.nbytes < INLINE_BELOW:
-            graph.initializer.append(onnx.numpy_helper.from_array(array, tensor.name))
-            continue
-        stored, is_transpose = store.add(tensor.name, array, tensor.data_type)
-        if is_transpose:
-            # Another graph may have the stored layout; this graph then refers to it by a new name.
-            source = placed.setdefault(stored, f"{tensor.name}_transposed")
-            aliases.append(onnx.helper.make_node("Transpose", [source], [tensor.name], perm=[1, 0]))
-        elif stored in placed:
-            aliases.append(onnx.helper.make_node("Identity", [placed[stored]], [tensor.name]))
-        else:
-            placed[stored] = tensor.name
-        tensor.ClearField("raw_data")  # so that a large model's weights are in memory only once
-    graph.initializer.extend(_external(name, stored) for stored, name in placed.items())
-    nodes = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*aliases, *nodes])
-
-
 def _external(name: str, stored: _Stored) -> onnx.TensorProto:
     tensor = onnx.TensorProto(name=name, data_type=stored.data_type, dims=stored.shape)
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -171,11 +239,11 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
     return map_tensor(folder, entries, dtype, tuple(tensor.dims))
 
 
-def _key(array: NDArray[np.generic], data_type: int) -> Key:
+def _key(array: NDArray[np.generic]) -> Key:
     digest = hashlib.sha256()
     for piece in _pieces(array):
         digest.update(piece.data.cast("B"))
-    return data_type, array.shape, digest.digest()
+    return onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, digest.digest()
 
 
 def _pieces(array: NDArray[np.generic], rows: int = 1024) -> Iterator[NDArray[np.generic]]:

@@ -7,6 +7,7 @@ import pytest
 import tiny_whisper
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from released_weights import check_loaded_again
 from safetensors.torch import load_file, save_file
 
 from whisper_npu import load_model
@@ -43,6 +44,12 @@ def test_half_precision_is_widened(folder: Path) -> None:
     save_file({n: t.half() for n, t in load_file(path).items()}, path, {"format": "pt"})
     model = load_checkpoint(str(folder)).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_released_weights_are_loaded_again(folder: Path) -> None:
+    checkpoint = load_checkpoint(str(folder))
+    checkpoint.model.set_attn_implementation("sdpa")
+    check_loaded_again(checkpoint)
 
 
 def test_missing_generation_config_is_built_from_the_tokenizer(folder: Path) -> None:

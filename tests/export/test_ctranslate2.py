@@ -8,6 +8,7 @@ import pytest
 import tiny_whisper
 import torch
 from ctranslate2_files import quantize, variables_of, write_folder, write_model_bin
+from released_weights import check_loaded_again
 
 from whisper_npu.errors import CheckpointError
 from whisper_npu.export.checkpoint import load_checkpoint
@@ -53,6 +54,12 @@ def test_int8_is_dequantized_row_by_row(model) -> None:
     stored = quantize({"a/weight": array}, "int8")
     error = np.abs(stored["a/weight"] / stored["a/weight_scale"][:, None] - array)
     assert (error <= np.abs(array).max(axis=1, keepdims=True) / 254 * 1.001).all()
+
+
+def test_released_weights_are_loaded_again(folder: Path) -> None:
+    checkpoint = load_checkpoint(str(folder))
+    checkpoint.model.set_attn_implementation("sdpa")
+    check_loaded_again(checkpoint)
 
 
 def test_model_is_ready_for_export(folder: Path) -> None:

@@ -292,6 +292,25 @@ def test_configuration_names_no_path_of_this_machine(tiny_folder, tiny_checkpoin
         assert str(tiny_checkpoint) not in (tiny_folder / name).read_text()
 
 
+def test_generation_settings_leave_the_configuration(tiny_checkpoint, tmp_path) -> None:
+    """Checkpoints from before transformers 4.26 have them there; transformers refuses them now."""
+    import json
+
+    from whisper_npu.export.checkpoint import load_checkpoint
+
+    old = Path(shutil.copytree(tiny_checkpoint, tmp_path / "old"))
+    config = json.loads((old / "config.json").read_text())
+    config |= {"max_length": 448, "suppress_tokens": [1, 2], "begin_suppress_tokens": [3]}
+    (old / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    out.mkdir()
+    write_companions(load_checkpoint(str(old)), out)
+    written = json.loads((out / "config.json").read_text())
+    assert not any(written.get(name) for name in ("max_length", "suppress_tokens"))
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["suppress_tokens"] == [1, 2]
+
+
 def test_companions_are_those_of_the_checkpoint(tiny_checkpoint, tmp_path) -> None:
     import json
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tiny_whisper
 import torch
+from released_weights import check_loaded_again
 
 from whisper_npu.errors import CheckpointError
 from whisper_npu.export import checkpoint as checkpoint_module
@@ -36,6 +37,10 @@ def pt_file(tmp_path: Path, monkeypatch) -> Path:
     torch.save({"dims": dims, "model_state_dict": state}, path)
     monkeypatch.setattr(checkpoint_module, "standard_tokenizer", lambda *_: TOKENIZER)
     return path
+
+
+def test_released_weights_are_loaded_again(pt_file: Path) -> None:
+    check_loaded_again(load_checkpoint(str(pt_file)))
 
 
 def _openai_name(name: str) -> str:

@@ -1,7 +1,9 @@
 """The certificate must fail on what it certifies: each test breaks one thing in a good export."""
 
 import json
+import re
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from whisper_npu.errors import AssetError, ParityError
-from whisper_npu.export import parity, parity_audio
+from whisper_npu.export import parity, parity_audio, parity_graph
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.parity import verify_parity
 
@@ -156,6 +158,56 @@ def test_delta_cache_fails_as_a_shape(folder: Path, verify) -> None:
         verify()
 
 
+@pytest.fixture
+def large(monkeypatch) -> None:
+    """The tiny Whisper is compared as a large model is."""
+    monkeypatch.setattr(parity, "LARGE", 0)
+    monkeypatch.setattr(parity_graph, "PART_BYTES", 1)
+
+
+def test_a_large_model_is_compared_in_the_same_cases(
+    tiny_folder, tiny_checkpoint, tiny_audio, large
+) -> None:
+    certificate = verify_parity(tiny_folder, load_checkpoint(str(tiny_checkpoint)), tiny_audio)
+    small = json.loads((tiny_folder / "export_manifest.json").read_text())["parity"]
+    for key in ("status", "cases", "recordings", "tokens_compared", "tokens_equal"):
+        assert certificate[key] == small[key]
+    assert certificate["max_abs_diff"].keys() == small["max_abs_diff"].keys()
+    assert [len(cases) for cases in certificate["cases"].values()] == [2, 3, 8, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("graph", "part"),
+    [(ENCODER, "conv1.weight"), (ENCODER, "MatMul"), (DECODER, "MatMul"), (WITH_PAST, "fc1.bias")],
+)
+def test_a_changed_weight_of_a_large_model_fails(
+    folder: Path, verify, large, graph: str, part: str
+) -> None:
+    _shift_one_weight(folder / graph, part, 1.0)
+    with pytest.raises(ParityError, match=graph):
+        verify()
+
+
+def test_weights_of_a_large_model_are_released_while_graphs_run(
+    tiny_folder, tiny_checkpoint, tiny_audio, large, monkeypatch
+) -> None:
+    checkpoint = load_checkpoint(str(tiny_checkpoint))
+    model = weakref.ref(checkpoint.model)
+
+    def run_in_parts(*_args) -> None:
+        assert model() is None
+        raise ParityError("nothing is left to test")
+
+    monkeypatch.setattr(parity, "run_in_parts", run_in_parts)
+    with pytest.raises(ParityError, match="nothing is left"):
+        verify_parity(tiny_folder, checkpoint, tiny_audio)
+
+
+def test_nothing_is_left_beside_the_folder(tiny_folder: Path) -> None:
+    assert [path.name for path in tiny_folder.parent.iterdir()] == ["tiny"]
+
+
 @pytest.mark.slow
 def test_unreadable_graph_is_named(folder: Path, verify) -> None:
     path = folder / DECODER
@@ -181,6 +233,17 @@ def test_one_other_token_fails_with_both_sides(folder: Path, verify, monkeypatch
     ) as caught:
         verify()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [5.0, -5.0, float("nan")])
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 63, 2), (0, 64, 1), (1, 199, 2)])
+def test_the_largest_difference_is_found_in_every_block(place, value: float) -> None:
+    wanted = np.random.default_rng(0).standard_normal((2, 200, 3)).astype(np.float32)
+    got = wanted.copy()
+    got[1, 10, 1] += 1
+    got[place] = wanted[place] + value
+    with pytest.raises(ParityError, match=re.escape(f"logits{list(place)} is {got[place]:.6g}")):
+        parity.Differences().compare("decoder_model", "case", {"logits": got}, [("logits", wanted)])
 
 
 def test_suppressed_tokens_are_never_chosen(checkpoint: Checkpoint) -> None:

@@ -1,3 +1,5 @@
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from whisper_npu.errors import ExportError
 from whisper_npu.export.shared_weights import (
     ALIGNMENT,
     DATA_FILE,
+    SharedWeights,
     check_references,
     share_weights,
 )
@@ -132,6 +135,62 @@ def test_external_weights_are_read_where_they_lie(graphs: list[Path], tmp_path: 
     target.mkdir()
     share_weights(graphs, target)
     assert (target / DATA_FILE).read_bytes().count(TABLE.tobytes()) == 1
+
+
+def test_weights_are_taken_one_at_a_time(tmp_path: Path) -> None:
+    """Each is read once, and dropped before the next is read."""
+    shape = (64, 64)
+    taken: list[weakref.ref[np.ndarray]] = []
+
+    class Weights(Mapping):
+        def __getitem__(self, name: str) -> np.ndarray:
+            assert all(array() is None for array in taken)
+            array = np.full(shape, int(name), np.float32)
+            taken.append(weakref.ref(array))
+            return array
+
+        def __iter__(self) -> Iterator[str]:
+            return iter("0123")
+
+        def __len__(self) -> int:
+            return 4
+
+    nodes = [onnx.helper.make_node("Sum", list("0123"), ["y"])]
+    model = onnx.load(_save(tmp_path / "sum.onnx", nodes, {}, [], [("y", shape)]))
+    target = tmp_path / "target"
+    target.mkdir()
+    with SharedWeights(target) as shared:
+        shared.write("sum.onnx", model, Weights())
+    assert len(taken) == 4
+    total = ov.Core().compile_model(target / "sum.onnx", "CPU")([])[0]
+    np.testing.assert_array_equal(total, np.full(shape, 6))
+
+
+def test_transposed_views_are_stored_in_order(tmp_path: Path) -> None:
+    """The exporter's matrices are transposed views; more rows than are written at once."""
+    view = RANDOM.standard_normal((32, 2100)).astype(np.float32).T
+    node = onnx.helper.make_node("Identity", ["view"], ["y"])
+    model = onnx.load(_save(tmp_path / "view.onnx", [node], {}, [], [("y", view.shape)]))
+    target = tmp_path / "target"
+    target.mkdir()
+    with SharedWeights(target) as shared:
+        shared.write("view.onnx", model, {"view": view})
+    assert (target / DATA_FILE).read_bytes()[: view.nbytes] == view.tobytes()
+
+
+def test_graphs_are_not_checked_after_an_error(graphs: list[Path], tmp_path: Path) -> None:
+    """The data file may be cut then; the error itself says why."""
+
+    def write_half() -> None:
+        with SharedWeights(target) as shared:
+            shared.write("square.onnx", onnx.load(graphs[1]), {"square": SQUARE})
+            (target / "square.onnx").unlink()
+            raise OSError("disk full")
+
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
 
 
 def test_cut_data_file_is_noticed(shared: Path) -> None:
