@@ -33,7 +33,7 @@ class TorchBackend(SingleStream):
         Args:
             checkpoint: the loaded checkpoint.
         """
-        self._model = checkpoint.model.eval()
+        self._model = checkpoint.model.eval()  # type: ignore[no-untyped-call]
         self._sizes = checkpoint.dimensions
 
     @property
@@ -106,7 +106,7 @@ class _Session(NoAttention):
         self._tokens = np.concatenate((self._tokens, tokens), axis=1)
         with torch.no_grad():
             found = self._model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=self._audio),
+                encoder_outputs=BaseModelOutput(last_hidden_state=self._audio),  # type: ignore[arg-type]
                 decoder_input_ids=torch.from_numpy(self._tokens),
                 use_cache=False,
             )
