@@ -12,6 +12,7 @@ from whisper_npu.version import __version__
 COMMANDS = {
     "transcribe": ("transcribe", "transcribe audio and video files"),
     "stream": ("stream", "transcribe live speech from a pipe"),
+    "serve": ("serve", "serve models over HTTP with OpenAI's audio API"),
     "export": ("export_onnx", "export a Whisper checkpoint to a verified ONNX model folder"),
     "wer": ("evaluate_wer", "measure the word error rate and speed of models"),
     "benchmark": ("benchmark_rtf", "measure the speed of a model, stage by stage"),
