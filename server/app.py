@@ -44,11 +44,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loading = service.models.load_in_background(config, on_fatal or (lambda _: None))
+        service.models.load_in_background(config, on_fatal or (lambda _: None))
         try:
             yield
         finally:
-            loading.join()
             service.close()
 
     app = FastAPIOffline(

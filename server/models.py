@@ -117,10 +117,16 @@ def _tone() -> npt.NDArray[np.float32]:
 
 
 class ModelRegistry:
-    """The models by name."""
+    """The models by name.
+
+    Attributes:
+        settled: set once every model is loaded, or one cannot be.
+    """
 
     def __init__(self, specs: Iterable[ModelSpec]) -> None:
         self._models = [ServedModel(spec) for spec in specs]
+        self._is_closed = False
+        self.settled = threading.Event()
         self._by_name = {model.name: model for model in self._models}
         self._by_name.setdefault(FIRST_MODEL, self._models[0])
 
@@ -161,23 +167,26 @@ class ModelRegistry:
 
     def load_in_background(
         self, config: ServerConfig, on_error: Callable[[WhisperNpuError], None]
-    ) -> threading.Thread:
-        """Load the models one after the other; `on_error` gets the first error."""
+    ) -> None:
+        """Load the models one after the other, in a thread; `on_error` gets the first error."""
 
         def load() -> None:
-            for model in self._models:
-                try:
+            try:
+                for model in self._models:
                     model.load(config)
-                except WhisperNpuError as error:
-                    on_error(error)
-                    return
-                logger.info("model %s is ready", model.name)
+                    if self._is_closed:
+                        model.close()
+                        return
+                    logger.info("model %s is ready", model.name)
+            except WhisperNpuError as error:
+                on_error(error)
+            finally:
+                self.settled.set()
 
-        thread = threading.Thread(target=load, name="load-models", daemon=True)
-        thread.start()
-        return thread
+        threading.Thread(target=load, name="load-models", daemon=True).start()
 
     def close(self) -> None:
-        """Free all models."""
+        """Free all models, also the one that is being loaded."""
+        self._is_closed = True
         for model in self._models:
             model.close()

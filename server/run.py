@@ -43,17 +43,18 @@ class Server(uvicorn.Server):
     """A server that ends by itself if a model cannot be loaded.
 
     Attributes:
+        app: the application.
         error: why it ended by itself; None if it was told to end.
         address: where it listens, such as `http://127.0.0.1:8000`.
     """
 
     def __init__(self, config: ServerConfig, listener: Listener, log_level: str = "info") -> None:
         self.error: WhisperNpuError | None = None
-        self._listener = listener
+        self.app = create_app(config, on_fatal=self._fail)
         try:
             super().__init__(
                 uvicorn.Config(
-                    create_app(config, on_fatal=self._fail),
+                    self.app,
                     http=PatientProtocol,
                     log_config=_logging(),
                     log_level=log_level,
