@@ -180,15 +180,16 @@ async def follow(
     try:
         while True:
             event: Event | None
+            patience = min(_TICK, max(0.0, latest - monotonic()))
             try:
-                event = await caller.wait_for(events.get(), timeout=_TICK)
+                event = await caller.wait_for(events.get(), timeout=patience)
             except TimeoutError:
                 event = job.progress
             if event is None:
                 await running  # raises its error
                 return
             _check_length(job, limits)
-            if monotonic() > latest:
+            if monotonic() >= latest:
                 raise _too_slow(limits)
             yield event
     finally:

@@ -100,7 +100,6 @@ def _check_size(n_bytes: int, most: int) -> None:
         "send the recording compressed, or in parts",
         param=FILE,
         code="upload_too_large",
-        headers={"Connection": "close"},
     )
 
 
@@ -139,7 +138,7 @@ async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
                 f"the upload is too slow: {n_bytes} bytes in {monotonic() - begun:.0f} s",
                 param=FILE,
                 code="upload_too_slow",
-                headers={"Connection": "close", "x-should-retry": "false"},
+                headers={"x-should-retry": "false"},
             ) from None
         except ClientDisconnect:
             raise ClientGoneError from None
@@ -310,5 +309,5 @@ def _disk_error(error: OSError) -> ApiError:
         f"the server cannot store the recording: {error.strerror or error}",
         kind="server_error",
         code="spool_failed",
-        headers={"Connection": "close", "Retry-After": "30"},
+        headers={"Retry-After": "30"},
     )
