@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from whisper_npu import WhisperNpuError
 from whisper_npu.server.authentication import KEY
+from whisper_npu.server.documentation import errors
 from whisper_npu.server.models import ServedModel
 from whisper_npu.server.service import service_of
 
@@ -28,7 +29,12 @@ class _Check:
     seconds: float | None = None
 
 
-@router.get("/health", summary="Decode a second of audio with every model")
+@router.get(
+    "/health",
+    summary="Decode a second of audio with every model",
+    response_class=JSONResponse,
+    responses={503: {"description": "A model is being loaded, or failed"}},
+)
 async def health(request: Request) -> Response:
     """Status 200 if every model has just decoded a second of audio, else 503.
 
@@ -67,7 +73,13 @@ async def _state(served: ServedModel, check: _Check) -> dict[str, Any]:
     return state
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", dependencies=list(KEY))
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **errors(401)},
+    dependencies=list(KEY),
+)
 async def metrics(request: Request) -> Response:
     """Requests, seconds of audio, queue, times by stage, batches, models."""
     content = generate_latest(service_of(request).metrics.registry)

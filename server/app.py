@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from whisper_npu import WhisperNpuError, __version__
 from whisper_npu.server import api_audio, api_health, api_models
 from whisper_npu.server.config import ServerConfig
-from whisper_npu.server.documentation import further_schemas
+from whisper_npu.server.documentation import complete
 from whisper_npu.server.errors import (
     ApiError,
     answer_any_error,
@@ -65,19 +65,18 @@ def create_app(
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(Exception, answer_any_error)
     app.add_middleware(RequestRecords, metrics=service.metrics)
-    _document_forms(app)
+    _complete_document(app, service)
     return app
 
 
-def _document_forms(app: FastAPI) -> None:
-    """Add the schemas that routes refer to by name."""
+def _complete_document(app: FastAPI, service: Service) -> None:
+    """Let the application complete its OpenAPI document when it is first asked for."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for name, schema in further_schemas().items():
-            schemas.setdefault(name, schema)
-        return document
+        if app.openapi_schema is None:
+            has_key = service.config.api_key is not None
+            complete(generate(), service.models.names, has_key=has_key)
+        return generate()  # the same document, which the application keeps
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -1,5 +1,6 @@
 """Parts of the OpenAPI document that the framework cannot find by itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -8,6 +9,7 @@ from whisper_npu.server.fields import TranscriptionFields, TranslationFields
 from whisper_npu.server.schemas import ErrorAnswer, Transcript, VerboseTranscript
 from whisper_npu.server.upload import FILE
 
+_FORM = "multipart/form-data"
 _MEANINGS = {
     400: "A field is missing, unknown or out of range; `param` names it",
     401: "The API key is missing or wrong",
@@ -57,6 +59,9 @@ def form_of(fields: type[TranslationFields]) -> dict[str, Any]:
     """The body of a request with a recording, for a route's `openapi_extra`."""
     schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
+    for about in schema["properties"].values():
+        if "anyOf" in about:  # a form has no null: a field is there or not
+            about["anyOf"] = [kind for kind in about["anyOf"] if kind != {"type": "null"}]
     recording = {
         "type": "string",
         "format": "binary",
@@ -67,12 +72,34 @@ def form_of(fields: type[TranslationFields]) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "content": {"multipart/form-data": {"schema": schema}},
+            "content": {_FORM: {"schema": schema}},
         }
     }
 
 
-def further_schemas() -> dict[str, Any]:
+def complete(document: dict[str, Any], model_names: Sequence[str], *, has_key: bool) -> None:
+    """Complete the OpenAPI document of a server.
+
+    Args:
+        document: as the framework makes it.
+        model_names: names that requests may use.
+        has_key: whether requests need a key.
+    """
+    components = document["components"]
+    for name, schema in _further_schemas().items():
+        components["schemas"].setdefault(name, schema)
+    if not has_key:
+        components.pop("securitySchemes", None)
+    for routes in document["paths"].values():
+        for route in routes.values():
+            if not has_key:
+                route.pop("security", None)
+            form = route.get("requestBody", {}).get("content", {}).get(_FORM)
+            if form is not None:
+                form["schema"]["properties"]["model"]["examples"] = list(model_names)
+
+
+def _further_schemas() -> dict[str, Any]:
     """Schemas that `form_of` and `audio_answers` refer to, by name."""
     schemas: dict[str, Any] = {}
     models: tuple[type[BaseModel], ...] = (Transcript, VerboseTranscript, TranscriptionFields)

@@ -283,8 +283,10 @@ def _validate(kind: type[TranslationFields], collected: Mapping[str, Any]) -> Tr
 
 def _described(invalid: ValidationError, collected: Mapping[str, Any]) -> ApiError:
     first = invalid.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"] if not str(part).isdecimal()]
-    param = place[0]
+    param, *inner = first["loc"]
+    param = str(param)
+    # The other parts of the place name the kinds that a value may be of, and numbers in lists.
+    place = [param, *(str(part) for part in inner if part in ServerVad.model_fields)]
     if first["type"] == "missing":
         return bad_request(f"the field {'.'.join(place)} is missing", param)
     shown = str(first.get("input", collected.get(param)))[:100]
