@@ -1,5 +1,6 @@
 """The text of recordings: `/v1/audio/transcriptions` and `/v1/audio/translations`."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
@@ -7,7 +8,7 @@ from time import monotonic
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from whisper_npu import DeviceError, Segment
 from whisper_npu.server import answers
@@ -96,6 +97,7 @@ class _Run:
         self.wanted = wanted
         self.seconds = seconds
         self.served = served
+        self.patience = service.config.limits.stall_seconds
         self._metrics = service.metrics
 
     async def watched(self, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
@@ -146,13 +148,23 @@ class _EventStream(Response):
         """See `Response`."""
         async with self._held:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await send(start)
-            try:
-                async for content in self._contents():
-                    await send({"type": "http.response.body", "body": content, "more_body": True})
-            except ClientGoneError:
-                return
+            await self._send(send, start)
+            async for content in self._contents():
+                body = {"type": "http.response.body", "body": content, "more_body": True}
+                await self._send(send, body)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, message: Message) -> None:
+        """Send a message, unless the caller has not read the earlier ones for too long.
+
+        Raises:
+            ClientGoneError: it has not; it would keep a place from others.
+        """
+        try:
+            async with asyncio.timeout(self._run.patience):
+                await send(message)
+        except TimeoutError:
+            raise ClientGoneError from None
 
     async def _contents(self) -> AsyncIterator[bytes]:
         writer = answers.EventWriter(self._run.wanted)

@@ -1,7 +1,9 @@
 """Puts a server together. A router is a module with a `router`, and a line in `ROUTERS`."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,6 +46,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        # Writes uploads and stops transcriptions: neither should wait for others of its kind.
+        n_helpers = config.limits.active + config.limits.uploads
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(n_helpers))
         service.models.load_in_background(config, on_fatal or (lambda _: None))
         try:
             yield

@@ -49,7 +49,7 @@ class Limits:
         queue: requests that may wait or upload beside these.
         audio_seconds: longest recording.
         work_seconds: longest time that a request is decoded, without the time it waits.
-        stall_seconds: longest time without a byte of an upload.
+        stall_seconds: longest time in which a caller neither sends nor reads a byte.
         least_rate: bytes per second below which an upload is given up, after `stall_seconds`.
     """
 

@@ -105,10 +105,12 @@ class Server(uvicorn.Server):
 
 def _listen(listener: Listener) -> socket.socket:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        opened = socket.socket(family, kind)
+        # asyncio sends small answers at once only if the socket names its protocol; the system
+        # would hold them back for 40 ms.
+        opened = socket.socket(family, kind, protocol)
         try:
             if sys.platform != "win32":  # there it would let two servers take one port
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

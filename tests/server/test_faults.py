@@ -15,6 +15,7 @@ import pytest
 from live_server import PATIENCE, TRANSCRIPTIONS, form, live_server, talking_model
 
 from whisper_npu.server import protocol
+from whisper_npu.server.answers import EventWriter
 from whisper_npu.server.config import Limits
 from whisper_npu.server.transcribing import Job
 
@@ -148,6 +149,11 @@ class TestConnections:
                     connection.sendall(bytes(1 << 16))
             assert status_of(connection) == 413
 
+    def test_small_answers_are_sent_at_once(self, server):
+        """Else the system holds back each answer on a kept connection for 40 ms."""
+        (listening,) = server.server.servers[0].sockets
+        assert listening.proto == socket.IPPROTO_TCP
+
     def test_the_next_request_on_the_connection(self, server):
         """The body of a refused request is read to its end, and the connection stays usable."""
         caller = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
@@ -280,6 +286,20 @@ class TestTime:
             reply = server.post(talk)
         assert (reply.status, error_of(reply)["code"]) == (504, "transcription_timeout")
         assert reply.headers["x-should-retry"] == "false"
+
+    def test_a_reader_that_reads_nothing(self, tmp_path, talk, monkeypatch):
+        """A stream that fills all buffers of the system ends, and its place is free."""
+        monkeypatch.setattr(EventWriter, "delta", lambda *_: bytes(10 << 20))
+        limits = Limits(active=1, stall_seconds=0.3)
+        model = talking_model(tmp_path)
+        with live_server("talker", load=lambda *_, **__: model, limits=limits) as server:
+            body, headers = form(talk, [("model", "whisper-1"), ("stream", "true")])
+            head = HEAD + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            with connect(server) as connection:
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                assert status_of(connection) == 200
+                wait_until_empty(server)
+            assert server.post(talk).status == 200
 
     def test_a_recording_that_is_too_long(self, tmp_path, talk):
         limits = Limits(audio_seconds=20.0)
