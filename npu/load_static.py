@@ -1,6 +1,7 @@
 """Loads a model's static graphs on OpenVINO or ONNX Runtime; only users of an NPU need this."""
 
 import logging
+from collections.abc import Callable
 
 from whisper_npu.errors import UsageError
 from whisper_npu.npu.build_bundle import ensure_bundle
@@ -29,6 +30,7 @@ def load_static(
     weights: str = "lossless",
     cache: CompileCache | None = None,
     parts: tuple[str, ...] = PARTS,
+    progress: Callable[[str], None] = logger.info,
 ) -> StaticBackend:
     """Load the static graphs of a model, and make them first if needed; see `load_backend`.
 
@@ -42,6 +44,7 @@ def load_static(
         weights: format of the stored weights: `lossless`, `f16` or `int8`.
         cache: the cache of compiled graphs; None for the user's.
         parts: the parts that will be used, of `encoder` and `decoder`.
+        progress: called with one line per graph that is made or compiled.
     """
     if kv_cache not in STATIC_CACHES:
         raise UsageError(
@@ -49,10 +52,12 @@ def load_static(
             f"not {kv_cache}"
         )
     if backend == ONNXRUNTIME:
-        return _load_static_onnxruntime(folder, device, precision, threads, weights, parts)
+        return _load_static_onnxruntime(
+            folder, device, precision, threads, weights, parts, progress
+        )
     core = core_for(device)
     target = resolve(core, device, precision, threads)  # fails before any work is done
-    bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
+    bundle = ensure_bundle(folder, weights=weights, progress=progress)
     at_once, names = graph_names(bundle, parts)
     engine: Engine = OpenVINOEngine(
         core,
@@ -61,7 +66,7 @@ def load_static(
         cache=default_cache() if cache is None else cache,
         at_once=at_once,
         names=names,
-        progress=logger.info,
+        progress=progress,
     )
     return StaticBackend(bundle, engine)
 
@@ -73,6 +78,7 @@ def _load_static_onnxruntime(
     threads: int,
     weights: str,
     parts: tuple[str, ...],
+    progress: Callable[[str], None],
 ) -> StaticBackend:
     from whisper_npu.npu.onnxruntime_engine import OnnxRuntimeEngine  # noqa: PLC0415 - an extra
     from whisper_npu.runtime.engines.onnxruntime import resolve_precision  # noqa: PLC0415
@@ -82,7 +88,7 @@ def _load_static_onnxruntime(
     resolve_precision(device, precision)  # fails before any work is done
     if device == NPU:
         require_npu(openvino_core())
-    bundle = ensure_bundle(folder, weights=weights, progress=logger.info)
+    bundle = ensure_bundle(folder, weights=weights, progress=progress)
     at_once, names = graph_names(bundle, parts)
     engine = OnnxRuntimeEngine(
         bundle, device, precision, threads=threads, at_once=at_once, names=names

@@ -78,6 +78,11 @@ class SplitBackend(SingleStream):
         """Whether both parts compute exactly."""
         return self._encoder.is_exact and self._decoder.is_exact
 
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the states of one window in the decoder."""
+        return self._decoder.window_bytes
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows; see `Backend.encode`."""
         return self._encoder.encode(features)

@@ -131,6 +131,10 @@ def transcribe(arguments: argparse.Namespace) -> int:
     with Progress([each.file for each in recordings]) as progress:
         log_beside(progress, debug=arguments.debug)
         progress.status = f"loading {one_line(arguments.model)}"
+
+        def show(step: str) -> None:
+            progress.status = step
+
         model = load_model(
             model_folder,
             device=arguments.device,
@@ -138,6 +142,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
             kv_cache=arguments.kv_cache,
             precision=arguments.precision,
             threads=arguments.threads,
+            progress=show,
         )
         progress.status = ""
         batch = Batch(recordings, arguments, formats, layout, progress)

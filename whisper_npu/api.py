@@ -1,6 +1,7 @@
 """Loads a model: joins a model folder, a device and a kind of cache."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from whisper_npu.errors import UsageError
@@ -22,6 +23,7 @@ def load_model(
     kv_cache: KVCache = "auto",
     precision: Precision = "auto",
     threads: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> WhisperModel:
     """Load an exported model. Use it in a `with` block, or call its `close`, to free its memory.
 
@@ -39,6 +41,8 @@ def load_model(
             are loaded, and computes the rest in bf16 or f32. `auto` is int8 for the stateful cache
             on a processor that multiplies in 8 bits, f16 on an NPU, f32 elsewhere; results name it.
         threads: processor threads for inference; 0 for one per core.
+        progress: called with one line per step of a first load, which exports or compiles; by
+            default the steps are logged.
 
     Raises:
         UsageError: an argument is not one of the above, or the device cannot follow it.
@@ -47,7 +51,7 @@ def load_model(
     """
     if threads < 0:
         raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
-    folder = read_model_folder(find_model(os.fspath(path)))
+    folder = read_model_folder(find_model(os.fspath(path), progress))
     # Compiling the graphs takes longest; the model's other parts are loaded at the same time.
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizer = beside.submit(Tokenizer, folder.tokenizer)
@@ -59,6 +63,7 @@ def load_model(
             kv_cache=kv_cache,
             precision=precision,
             threads=threads,
+            progress=progress,
         )
         model = WhisperModel(folder, loaded, tokenizer.result(), detector.result())
     release_memory()

@@ -1,5 +1,8 @@
 """Chooses and loads the engine for a device name."""
 
+import logging
+from collections.abc import Callable
+
 from whisper_npu.errors import UsageError
 from whisper_npu.npu.devices import EMULATED, NPU
 from whisper_npu.npu.placement import (
@@ -27,8 +30,10 @@ from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.engines.openvino.graphs import read_trio, require_finite
 from whisper_npu.runtime.engines.protocol import Backend
-from whisper_npu.runtime.model_folder.folder import ModelFolder
+from whisper_npu.runtime.model_folder.folder import GRAPHS, ModelFolder
 from whisper_npu.runtime.model_folder.verification import verify_folder
+
+logger = logging.getLogger("whisper_npu")
 
 STATIC_CACHES = ("auto", "static")
 
@@ -48,6 +53,7 @@ def load_backend(
     threads: int = 0,
     weights: str = "lossless",
     cache: CompileCache | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Backend:
     """Load a model on a device, or on two.
 
@@ -60,6 +66,7 @@ def load_backend(
         threads: processor threads; 0 leaves the choice to OpenVINO.
         weights: format of the weights of static graphs: `lossless`, `f16` or `int8`.
         cache: the cache of compiled graphs; None for the user's.
+        progress: called with one line per graph that is made or compiled; None logs them.
 
     Raises:
         DeviceError: the device is missing, or refuses a graph; it is never replaced by another.
@@ -74,6 +81,7 @@ def load_backend(
         raise UsageError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}")
 
     verify_folder(folder)
+    report = progress or logger.info
 
     def load(placement: Placement) -> Backend:
         if placement.encoder == placement.decoder:
@@ -96,13 +104,15 @@ def load_backend(
                 weights=weights,
                 cache=cache,
                 parts=parts,
+                progress=report,
             )
         if backend == "onnxruntime":
             from whisper_npu.runtime.engines.onnxruntime import (  # noqa: PLC0415 - an extra
                 OnnxRuntimeBackend,
             )
 
-            require_finite(folder, read_trio(openvino_core(), folder))
+            for file, graph in zip(GRAPHS, read_trio(openvino_core(), folder), strict=True):
+                require_finite(folder.path / file, graph)
             return OnnxRuntimeBackend(
                 folder, device=name, kv_cache=kv_cache, precision=precision, threads=threads
             )
@@ -114,6 +124,7 @@ def load_backend(
             precision=precision,
             threads=threads,
             cache=cache or (default_cache() if kind == "stateful" and name == "CPU" else None),
+            progress=report,
         )
 
     if device != AUTO:

@@ -4,6 +4,9 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -107,13 +110,19 @@ def map_large_blocks() -> None:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that can be used without swapping, in bytes.
+    """Return the memory that this process can use without swapping, in bytes.
+
+    In a container, the container's limit (cgroup) counts too.
 
     Args:
-        root: the folder that holds `proc`, for tests.
+        root: the folder that holds `proc` and `sys`, for tests.
     """
     if sys.platform == "win32":
         return _windows_available(ctypes.windll.kernel32)
+    return min([_free_bytes(root), *_left_in_control_groups(root)])
+
+
+def _free_bytes(root: Path) -> int:
     try:
         for line in (root / "proc" / "meminfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -122,6 +131,55 @@ def available_bytes(root: Path = Path("/")) -> int:
     except OSError:
         pass
     return _UNKNOWN
+
+
+@dataclass(frozen=True)
+class _ControlGroupFiles:
+    """The names of a control group's files in one version of cgroup."""
+
+    folder: str
+    limit: str
+    usage: str
+    cache: str  # name in memory.stat of file pages that can be dropped
+
+
+_CGROUP_2 = _ControlGroupFiles("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+_CGROUP_1 = _ControlGroupFiles(
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "total_inactive_file",
+)
+
+
+def _left_in_control_groups(root: Path) -> Iterator[int]:
+    """Yield what each control group of this process, and each group above it, has left in bytes.
+
+    Source: the kernel's `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/memory.rst`.
+    """
+    try:
+        memberships = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for membership in memberships:
+        number, controllers, path = membership.split(":", 2)
+        if number == "0":
+            files = _CGROUP_2
+        elif "memory" in controllers.split(","):
+            files = _CGROUP_1
+        else:
+            continue
+        top = root / files.folder
+        group = top / path.lstrip("/")
+        # In a container the path may be that of the host; the group is then mounted at the top.
+        for folder in dict.fromkeys((group, *group.parents, top)):
+            if folder.is_relative_to(top):
+                with suppress(OSError, ValueError, KeyError):  # no limit, or no such group
+                    limit = int((folder / files.limit).read_text())
+                    lines = (folder / "memory.stat").read_text().splitlines()
+                    cached = int(dict(line.split() for line in lines)[files.cache])
+                    used = int((folder / files.usage).read_text()) - cached
+                    yield max(0, limit - used)
 
 
 class _MemoryStatus(ctypes.Structure):

@@ -139,6 +139,11 @@ class Backend(Protocol):
         """Whether decoding should equal PyTorch's rather than be fast."""
         ...
 
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the states of one window that is decoded, in bytes; 0 if it is not known."""
+        ...
+
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows: `(batch, n_mels, frames)` to `(batch, frames // 2, n_audio_state)`."""
         ...
@@ -209,6 +214,11 @@ class SingleStream(ABC):
     def is_exact(self) -> bool:
         """Whether the arithmetic is f32."""
         return self.precision == "f32"
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the states of one window: not known."""
+        return 0
 
     @abstractmethod
     def encode(self, features: Float32Array) -> Float32Array:

@@ -99,7 +99,7 @@ class Group:
         """
         self.scheduler = scheduler
         self._client = scheduler.client(batch_size, priority)
-        self._batch_size = batch_size
+        self._batch_size = self._client.batch_size
         self._upcoming = recordings
         self._open: list[Recording] = []
         self._busy: Counter[Recording] = Counter()  # planned windows of each, not yet accepted

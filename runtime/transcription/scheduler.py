@@ -9,6 +9,7 @@ first), then by age. Batches of different clients are decoded together where tha
 the result of a row never depends on the other rows.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from threading import Condition, get_ident
 
 from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.runtime.engines.device_calls import DeviceCalls
+from whisper_npu.runtime.engines.memory import available_bytes
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.window_decoding import (
@@ -27,8 +29,11 @@ from whisper_npu.runtime.transcription.window_decoding import (
     encode_ahead,
 )
 
+logger = logging.getLogger("whisper_npu")
+
 GIVEN_UP = "this transcription was closed before its end; begin it anew"
 
+_SHARE_OF_MEMORY = 0.5  # of the free memory, for the states of windows that are decoded
 _MOST_OVERTAKINGS = 8  # after so many short batches that came later, a bulk batch is next
 
 
@@ -160,9 +165,17 @@ class Scheduler:
         self._calls.check()
 
     def client(self, batch_size: int, priority: Priority) -> Client:
-        """A new caller; see `Client`."""
+        """A new caller, whose batches are smaller if memory is short; see `Client`.
+
+        A text does not depend on the size of its batch.
+        """
+        backend = self.backend
+        for_each = max(1, backend.window_bytes * backend.n_streams)
+        affordable = max(1, int(available_bytes() * _SHARE_OF_MEMORY) // for_each)
+        if affordable < batch_size:
+            logger.info("little memory: %d windows at once instead of %d", affordable, batch_size)
         with self._changed:
-            return Client(batch_size, priority, self._n_decoded)
+            return Client(min(batch_size, affordable), priority, self._n_decoded)
 
     @property
     def is_decoding_here(self) -> bool:

@@ -6,9 +6,9 @@ reads no ONNX at all.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,8 @@ import numpy as np
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, ModelError
-from whisper_npu.runtime.engines.compile_cache import (
-    LIMIT_VARIABLE,
-    CompileCache,
-    Contents,
-)
+from whisper_npu.runtime.engines.choices import CacheKind
+from whisper_npu.runtime.engines.compile_cache import LIMIT_VARIABLE, CompileCache, Contents
 from whisper_npu.runtime.engines.compile_key import CacheKey, cache_key
 from whisper_npu.runtime.engines.cpu_capabilities import processor
 from whisper_npu.runtime.engines.kv_cache import is_self_attention
@@ -35,7 +32,7 @@ from whisper_npu.runtime.model_folder.folder import DECODER, DECODER_WITH_PAST, 
 
 logger = logging.getLogger("whisper_npu")
 
-RECIPE_REVISION = 2
+RECIPE_REVISION = 3
 """In the cache's keys. Raise it if the same ONNX graphs would be compiled to other graphs, or facts
 get another form: after an edit of this module, `graphs`, `stateful`, `cross_states`,
 `alignment_queries` or `int8_weights`. Otherwise graphs that an older version compiled would be
@@ -45,35 +42,45 @@ _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
 _HINTS = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-# The graphs of the stateful cache. The decoder with past takes longest, so it comes first.
-_STATEFUL = {
+# The ONNX graph that each compiled graph is made from. The decoder with past takes longest, so it
+# comes first.
+_SOURCES = {
     "with_past": DECODER_WITH_PAST,
     "encoder": ENCODER,
     "cross": DECODER,
+    "decoder": DECODER,
 }
+_WANTED: dict[CacheKind, tuple[str, ...]] = {
+    "stateful": ("with_past", "encoder", "cross"),
+    "concat": ("with_past", "encoder", "decoder"),
+    "static": ("with_past", "encoder", "decoder"),
+    "off": ("encoder", "decoder"),
+}
+_STATEFUL = _WANTED["stateful"]
 _OF_WHOLE_WINDOWS = ("encoder", "cross")  # they are compute-bound, the decoder is memory-bound
 _MEMORY_TO_KEEP = 4  # times the weights: the memory for writing compiled graphs to disk
 
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """Facts about graphs after they have been read and changed.
+    """Facts about a model's graphs, as they are after they have been changed.
 
     Attributes:
         dimensions: sizes of the model.
         contract: the content of `present.*`; None if it is not needed.
         elastic: whether the encoder takes windows of any length.
         is_int8: whether matrices are in 8 bits.
-        options: compile options of each graph, beside those of all graphs.
         heads: alignment heads, by layer and index, whose queries the decoder returns.
+        options: compile options of the one graph that these facts are stored with, beside those of
+            all graphs.
     """
 
     dimensions: graphs.GraphDimensions
     contract: KVContract | None
     elastic: bool
     is_int8: bool
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     heads: tuple[tuple[int, int], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,29 @@ class Compiled:
     info: GraphInfo
 
 
+@dataclass(frozen=True)
+class _Store:
+    """The cache of compiled graphs, and their keys in it."""
+
+    cache: CompileCache
+    keys: dict[str, CacheKey]
+
+
 class GraphCompiler:
     """Compiles the graphs of a model folder."""
 
-    def __init__(self, core: ov.Core, folder: ModelFolder, plan: Plan) -> None:
-        """Compile nothing yet."""
+    def __init__(
+        self, core: ov.Core, folder: ModelFolder, plan: Plan, progress: Callable[[str], None]
+    ) -> None:
+        """Compile nothing yet.
+
+        Args:
+            core: OpenVINO's.
+            folder: the model.
+            plan: the way to run it.
+            progress: called with one line per graph that is compiled.
+        """
+        self._progress = progress
         self._core = core
         self._folder = folder
         self._plan = plan
@@ -110,17 +135,12 @@ class GraphCompiler:
             DeviceError: the device refuses a graph.
         """
         if kept is None or kept.limit <= 0 or not self._plan.is_fast_path:
-            return self._compile_all()
-        keys = self._keys()
-        compiled = self._load(kept, keys)
+            return self._compile_all(None)
+        store = _Store(kept, self._keys())
+        compiled = self._load(store)
         if compiled is not None:
             return compiled
-        if not self._has_room(kept):
-            return self._compile_all()
-        compiled = self._compile_all()
-        if self._keys() == keys:  # else the files were replaced during compilation
-            self._keep(kept, keys, compiled)
-        return compiled
+        return self._compile_all(store if self._has_room(kept) else None)
 
     def compile_one(self, model: ov.Model, file: str, **options: object) -> ov.CompiledModel:
         """Compile a graph.
@@ -167,100 +187,132 @@ class GraphCompiler:
             for name in _STATEFUL
         }
 
-    def _load(self, kept: CompileCache, keys: dict[str, CacheKey]) -> Compiled | None:
+    def _load(self, store: _Store) -> Compiled | None:
         """Load all graphs from the cache; None if one of them is missing or unusable."""
-        info = _read_facts(kept.facts(keys["encoder"]))
-        if info is None or not all(map(kept.has, keys.values())):
+        found = {name: _read_facts(store.cache.facts(key)) for name, key in store.keys.items()}
+        infos = {name: info for name, info in found.items() if info is not None}
+        if len(infos) < len(store.keys):
             return None
 
         def load(name: str) -> ov.CompiledModel | None:
-            options = {**self._plan.config, **info.options.get(name, {})}
-            return kept.load(self._core, keys[name], options)
+            return self._load_one(store, name, infos[name])
 
         with ThreadPoolExecutor(max_workers=2) as loaders:
-            loaded = dict(zip(keys, loaders.map(load, keys), strict=True))
-        found = {name: graph for name, graph in loaded.items() if graph is not None}
-        if len(found) < len(keys):
+            loaded = dict(zip(infos, loaders.map(load, infos), strict=True))
+        compiled = {name: graph for name, graph in loaded.items() if graph is not None}
+        if len(compiled) < len(loaded):
             return None
-        logger.debug("%s: compiled graphs from %s", self._folder.name, kept.folder)
-        return Compiled(found, info)
+        logger.debug("%s: compiled graphs from %s", self._folder.name, store.cache.folder)
+        return Compiled(compiled, infos["encoder"])
 
-    def _keep(self, kept: CompileCache, keys: dict[str, CacheKey], compiled: Compiled) -> None:
-        precision = (
-            f"int8+{self._plan.compute_precision}"
-            if compiled.info.is_int8
-            else self._plan.compute_precision
+    def _load_one(self, store: _Store, name: str, info: GraphInfo) -> ov.CompiledModel | None:
+        options = {**self._plan.config, **info.options}
+        return store.cache.load(self._core, store.keys[name], options)
+
+    def _keep(
+        self, store: _Store, name: str, compiled: ov.CompiledModel, info: GraphInfo
+    ) -> ov.CompiledModel:
+        """Store a compiled graph; return the graph to use.
+
+        The weights of a large graph are then read from the stored file, and the compiled graph's
+        own copy of them is released.
+        """
+        if self._keys() != store.keys:  # the files were replaced during compilation
+            return compiled
+        precision = self._plan.compute_precision
+        contents = Contents(
+            str(self._folder.path),
+            Path(_SOURCES[name]).stem,
+            f"int8+{precision}" if info.is_int8 else precision,
         )
-        for name, file in _STATEFUL.items():
-            contents = Contents(str(self._folder.path), Path(file).stem, precision)
-            if not kept.store(keys[name], compiled.graphs[name], contents, asdict(compiled.info)):
-                break
+        is_stored = store.cache.store(store.keys[name], compiled, contents, asdict(info))
+        loaded = None
+        if is_stored and info.dimensions.is_large:
+            loaded = self._load_one(store, name, info)
         release_memory()
+        return compiled if loaded is None else loaded
 
-    def _compile_all(self) -> Compiled:
-        folder, kind = self._folder, self._plan.request.kv_cache
-        trio = encoder, decoder, with_past = graphs.read_trio(self._core, folder)
-        graphs.require_finite(folder, trio)
-        dimensions = graphs.read_dimensions(encoder, with_past)
-        contract = self._known_contract(with_past)
-        elastic = graphs.make_elastic(encoder, dimensions.n_audio_ctx)
-        graphs.keep_last_logits(decoder)
-        graphs.keep_last_logits(with_past)
-        wanted = {"encoder": encoder}
-        if kind == "stateful":
-            if contract is None:
-                probe = self.compile_one(with_past, "the probe").create_infer_request()
-                contract = _contract_by_step(probe, dimensions)
-            element_type = _ELEMENT_TYPES[self._plan.compute_precision]
-            cross = cross_states.cross_attention_projection(
-                decoder,
-                element_type,
-                multiply_in_it=self._plan.compute_precision == "bf16" and self._plan.is_whole,
+    def _compile_all(self, store: _Store | None) -> Compiled:
+        """Compile the graphs that the cache of past states needs.
+
+        Args:
+            store: where compiled graphs are kept; None keeps none.
+        """
+        info = self._read_info()
+
+        wanted = _WANTED[self._plan.request.kv_cache]
+
+        def compile_graph(name: str) -> ov.CompiledModel:
+            number = wanted.index(name) + 1
+            self._progress(
+                f"compiling {_SOURCES[name]} for {self._device}, {number} of {len(wanted)}"
             )
-            cross_states.transpose_cross_states(
-                with_past, element_type, multiply_in_it=self._plan.uses_int8
-            )
-            stateful.make_stateful(with_past, contract, fuse=self._device.startswith("CPU"))
-            wanted = {"with_past": with_past, "encoder": encoder, "cross": cross}
-        elif kind == "off":
-            wanted["decoder"] = decoder
-        else:
-            wanted = {"with_past": with_past, "encoder": encoder, "decoder": decoder}
-        is_int8 = self._plan.uses_int8 and self._can_round(wanted.values())
-        heads = self._followed_heads(with_past, dimensions)
-        if is_int8 and self._plan.is_fast_path and self._plan.compute_precision == "bf16":
-            # Half as much to write, and to read at each start. Done even if graphs are not kept, so
-            # that the results are the same.
-            int8_weights.narrow_tables(with_past)
-        files = {**_STATEFUL, "decoder": DECODER}
-        options: dict[str, dict[str, Any]] = {}
-        # A graph is rounded while the graph before it is compiled.
-        with ThreadPoolExecutor(max_workers=2) as compilers:
-            jobs = {}
-            for name, model in wanted.items():
-                if is_int8:
-                    options[name] = self._round(model, name)
-                if self._plan.is_fast_path:
-                    graphs.transpose_weights(model)
-                file = files[name]
-                jobs[name] = compilers.submit(
-                    self.compile_one, model, file, **options.get(name, {})
-                )
-            compiled = {name: job.result() for name, job in jobs.items()}
-        if contract is None and kind != "off":
-            contract = _contract_by_step(compiled["with_past"].create_infer_request(), dimensions)
-        info = GraphInfo(dimensions, contract, elastic, is_int8, options, heads)
+            model = self._read_changed(name, info)
+            options = self._round(model, name, info) if info.is_int8 else {}
+            if self._plan.is_fast_path:
+                graphs.transpose_weights(model)
+            compiled = self.compile_one(model, _SOURCES[name], **options)
+            del model  # its weights are released before those of the next graph are read
+            if store is None:
+                return compiled
+            return self._keep(store, name, compiled, replace(info, options=options))
+
+        # A large graph needs several times its weights to be compiled: one after the other.
+        with ThreadPoolExecutor(max_workers=1 if info.dimensions.is_large else 2) as compilers:
+            compiled = dict(zip(wanted, compilers.map(compile_graph, wanted), strict=True))
+        if info.contract is None and "with_past" in compiled:
+            request = compiled["with_past"].create_infer_request()
+            info = replace(info, contract=_contract_by_step(request, info.dimensions))
         return Compiled(compiled, info)
 
-    def _followed_heads(
-        self, with_past: ov.Model, dimensions: graphs.GraphDimensions
-    ) -> tuple[tuple[int, int], ...]:
-        """Let the decoder return queries of alignment heads, if it can; return these heads."""
+    def _read_info(self) -> GraphInfo:
+        """Read the graphs' structure, and check that they belong together; read no weights."""
+        encoder, decoder, with_past = graphs.read_trio(self._core, self._folder)
+        dimensions = graphs.read_dimensions(encoder, with_past)
+        contract = self._known_contract(with_past)
+        if contract is None and self._plan.request.kv_cache == "stateful":
+            probe = self.compile_one(with_past, "the probe").create_infer_request()
+            contract = _contract_by_step(probe, dimensions)
         heads = self._folder.alignment_heads if self._plan.is_fast_path else ()
         is_known = all(head < dimensions.n_text_head for _, head in heads)
-        return heads if is_known and expose_queries(with_past, heads) else ()
+        return GraphInfo(
+            dimensions=dimensions,
+            contract=contract,
+            elastic=graphs.make_elastic(encoder, dimensions.n_audio_ctx),
+            is_int8=self._plan.uses_int8 and self._can_round((encoder, decoder, with_past)),
+            heads=heads if is_known and expose_queries(with_past, heads) else (),
+        )
 
-    def _round(self, model: ov.Model, name: str) -> dict[str, Any]:
+    def _read_changed(self, name: str, info: GraphInfo) -> ov.Model:
+        """Read a graph with its weights, and change it for the cache of past states."""
+        path = self._folder.path / _SOURCES[name]
+        model = graphs.read_graph(self._core, path)
+        graphs.require_finite(path, model)
+        element_type = _ELEMENT_TYPES[self._plan.compute_precision]
+        if name == "encoder":
+            graphs.make_elastic(model, info.dimensions.n_audio_ctx)
+            return model
+        if name == "cross":
+            in_bf16 = self._plan.compute_precision == "bf16"
+            return cross_states.cross_attention_projection(
+                model, element_type, multiply_in_it=in_bf16 and self._plan.is_whole
+            )
+        graphs.keep_last_logits(model)
+        if name == "with_past" and info.contract and self._plan.request.kv_cache == "stateful":
+            cross_states.transpose_cross_states(
+                model, element_type, multiply_in_it=self._plan.uses_int8
+            )
+            on_processor = self._device.startswith("CPU")
+            stateful.make_stateful(model, info.contract, fuse=on_processor)
+            if info.heads:
+                expose_queries(model, info.heads)
+            if info.is_int8 and self._plan.is_fast_path and element_type == ov.Type.bf16:
+                # Half as much to write, and to read at each start. Done even if graphs are not
+                # kept, so that the results are the same.
+                int8_weights.narrow_tables(model)
+        return model
+
+    def _round(self, model: ov.Model, name: str, info: GraphInfo) -> dict[str, Any]:
         """Round a graph's matrices; return the options to compile it with."""
         options: dict[str, Any] = {}
         if name in _OF_WHOLE_WINDOWS:
@@ -270,7 +322,8 @@ class GraphCompiler:
             # Activations are sure to be rounded only in f32 (`int8_weights`). The stateful cache's
             # products with cross-attention states have their own type (`cross_states`).
             options = {hint: "f32" for hint in _HINTS if hint in self._plan.config}
-        if int8_weights.round_products(model, attention=name != "encoder"):
+        attention = name != "encoder" or info.dimensions.is_large
+        if int8_weights.round_products(model, attention=attention):
             options[_GROUP_SIZE] = int8_weights.GROUP
         return options
 
@@ -308,7 +361,7 @@ def _read_facts(content: dict[str, Any] | None) -> GraphInfo | None:
         info = GraphInfo(**{**content, "dimensions": dimensions, "heads": heads})
     except (KeyError, TypeError, ValueError):
         return None
-    return info if all(isinstance(each, dict) for each in info.options.values()) else None
+    return info if isinstance(info.options, dict) else None
 
 
 def _contract_by_step(request: ov.InferRequest, dimensions: graphs.GraphDimensions) -> KVContract:

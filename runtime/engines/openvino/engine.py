@@ -8,6 +8,8 @@
 | off      | none: the whole context is computed anew at each step (the oracle)       |
 """
 
+import logging
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock, Thread
 
@@ -40,6 +42,8 @@ from whisper_npu.runtime.engines.protocol import (
 )
 from whisper_npu.runtime.model_folder.folder import ALIGNMENT, ModelFolder
 
+logger = logging.getLogger("whisper_npu")
+
 _MOST_STREAMS = 4
 _WINDOW_STEP = 200  # frames of 10 ms: finer steps are not worth their kernels
 
@@ -57,6 +61,7 @@ class OpenVINOBackend(SingleStream):
         threads: int = 0,
         streams: int = 1,
         cache: CompileCache | None = None,
+        progress: Callable[[str], None] = logger.info,
     ) -> None:
         """Load or compile the graphs that `kv_cache` needs.
 
@@ -74,6 +79,7 @@ class OpenVINOBackend(SingleStream):
             streams: callers that share the threads.
             cache: of compiled graphs, used for the stateful cache on a processor; None compiles
                 them now.
+            progress: called with one line per graph that is compiled.
 
         Raises:
             ModelError: the folder's graphs cannot be used.
@@ -92,7 +98,7 @@ class OpenVINOBackend(SingleStream):
         wanted = CompileRequest(device, kv_cache, precision, threads, streams)
         with self.calls:
             self._plan = Plan(self._core, wanted)
-            self._compiler = GraphCompiler(self._core, folder, self._plan)
+            self._compiler = GraphCompiler(self._core, folder, self._plan, progress)
             compiled = self._compiler.compile(cache)
         self._info = compiled.info
         self._n_text_ctx = folder.context_length(self._info.dimensions.n_text_ctx)
@@ -145,8 +151,13 @@ class OpenVINOBackend(SingleStream):
 
     @property
     def n_streams(self) -> int:
-        """Number of streams that share the threads; one if the device is no processor."""
-        if self._device != "CPU" or self._kv_cache != "stateful":
+        """Number of streams that share the threads; one if the device is no processor.
+
+        One for a large model: its matrices keep all threads busy, and streams would need a second
+        copy of its weights.
+        """
+        is_large = self._info.dimensions.is_large
+        if self._device != "CPU" or self._kv_cache != "stateful" or is_large:
             return 1
         return min(self._n_threads_used, _MOST_STREAMS)
 
@@ -221,6 +232,16 @@ class OpenVINOBackend(SingleStream):
     def is_exact(self) -> bool:
         """Whether the arithmetic is f32, unless `auto` chose it as the fastest here."""
         return self.precision == "f32" and not self._plan.is_for_speed
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory for the attention's keys and values of one window, in bytes."""
+        d = self._info.dimensions
+        is_narrow = self._kv_cache == "stateful" and self._plan.compute_precision != "f32"
+        of_cross_attention = self.n_audio_ctx * (2 if is_narrow else 4)
+        of_text = self._n_text_ctx * 4
+        width = d.n_text_head * d.head_dim
+        return 2 * d.n_text_layer * width * (of_cross_attention + of_text)
 
     @calling_device
     def encode(self, features: Float32Array) -> Float32Array:

@@ -1,6 +1,6 @@
 """Reads facts from the three ONNX graphs, and changes the graphs, after OpenVINO has read them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ _NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 _MATRIX_RANK = 2
 _ROWS_AT_ONCE = 512  # of a table at a time: the result stays in the processor's cache
 _THREADS = 2  # that convert; more threads would wait for memory
+_LARGE = 768  # elements of the encoder's states
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,27 @@ class GraphDimensions:
     head_dim: int
     n_text_ctx: int | None  # None where the decoder's table of positions was not found
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the model is of small's size or larger."""
+        return self.n_audio_state >= _LARGE
 
-def read_graph(core: ov.Core, path: Path) -> ov.Model:
+
+def read_graph(core: ov.Core, path: Path, *, mapped: bool = False) -> ov.Model:
     """Read an ONNX file.
+
+    Args:
+        core: OpenVINO's.
+        path: the file.
+        mapped: map the weights, for a graph whose weights are hardly read. Mapped weights stay in
+            memory until the whole graph is released; copies are freed one by one.
 
     Raises:
         ModelError: the file is damaged, or its external weights are missing or outside its folder.
     """
     try:
         with without_links(path) as real:
-            # Mapped weights would stay in memory until every graph is compiled; copies are freed
-            # one by one (peak of a first start, tiny.en in int8: 459 instead of 592 MiB).
-            return core.read_model(real, config={"ENABLE_MMAP": False})
+            return core.read_model(real, config={"ENABLE_MMAP": mapped})
     except (RuntimeError, MemoryError) as error:
         raise cannot_read(path, error) from None
 
@@ -329,14 +339,15 @@ def keep_last_logits(decoder: ov.Model) -> None:
 
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
-    """Read the encoder, the decoder, and the decoder with past.
+    """Read the encoder, the decoder, and the decoder with past, with mapped weights.
 
     Raises:
         ModelError: a file is damaged, is another graph, or belongs to another model.
     """
     with ThreadPoolExecutor(max_workers=3) as readers:
         encoder, decoder, with_past = readers.map(
-            lambda name: read_graph(core, folder.path / name), (ENCODER, DECODER, DECODER_WITH_PAST)
+            lambda name: read_graph(core, folder.path / name, mapped=True),
+            (ENCODER, DECODER, DECODER_WITH_PAST),
         )
     path, logits, state = folder.path, {"logits": 3}, {"present.0.decoder.key": 4}
     require_tensors(encoder, path / ENCODER, {"input_features": 3}, {"last_hidden_state": 3})
@@ -382,25 +393,24 @@ def _require_one_model(
         )
 
 
-def require_finite(folder: ModelFolder, trio: Iterable[ov.Model]) -> None:
+def require_finite(path: Path, model: ov.Model) -> None:
     """Refuse weights that are no numbers, or infinite: they decode to arbitrary text.
 
     Args:
-        folder: the model, for the message.
-        trio: its graphs, as `read_trio` returns them.
+        path: the graph's file, for the message.
+        model: the graph.
 
     Raises:
         ModelError: names the graph and the weight.
     """
-    for file, model in zip((ENCODER, DECODER, DECODER_WITH_PAST), trio, strict=True):
-        for node in model.get_ops():
-            if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
-                continue
-            if not is_finite(node.data):
-                raise ModelError(
-                    f"{folder.path / file}: the weight {node.get_friendly_name()} holds values "
-                    "that are not finite (NaN or infinity); export the model again"
-                )
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() not in _NUMPY_FLOATS:
+            continue
+        if not is_finite(node.data):
+            raise ModelError(
+                f"{path}: the weight {node.get_friendly_name()} holds values that are not finite "
+                "(NaN or infinity); export the model again"
+            )
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:

@@ -54,7 +54,7 @@ def round_products(model: ov.Model, *, attention: bool) -> int:
             lookup tables stay as they are.
         attention: also round the matrices of an attention's queries, keys, values and output, which
             are the square matrices of a Whisper. They make an encoder twice as inexact, and hardly
-            faster.
+            faster if they are small (docs/performance.md has figures by size).
 
     Returns:
         the number of rounded products.

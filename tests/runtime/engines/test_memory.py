@@ -49,6 +49,63 @@ def test_pages_of_mapped_files_go_and_come_back(file, monkeypatch):
     assert (content == np.arange(SIZE // 4)).all()
 
 
+class TestAvailable:
+    """The memory that may be used: the machine's, or less in a container."""
+
+    @pytest.fixture
+    def machine(self, tmp_path):
+        def make(membership, groups):
+            files = {
+                "proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n",
+                "proc/self/cgroup": membership,
+                **groups,
+            }
+            for name, text in files.items():
+                path = tmp_path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            return memory.available_bytes(tmp_path)
+
+        return make
+
+    @staticmethod
+    def version_2(folder, limit, used, cached):
+        return {
+            f"sys/fs/cgroup{folder}/memory.max": f"{limit}\n",
+            f"sys/fs/cgroup{folder}/memory.current": f"{used}\n",
+            f"sys/fs/cgroup{folder}/memory.stat": f"anon 1\ninactive_file {cached}\n",
+        }
+
+    def test_without_a_limit(self, machine):
+        assert machine("0::/\n", {}) == 8000 * 1024
+
+    def test_no_limit_is_written_out(self, machine):
+        assert machine("0::/a\n", self.version_2("/a", "max", 1, 1)) == 8000 * 1024
+
+    def test_pages_of_files_count_as_free(self, machine):
+        assert machine("0::/a\n", self.version_2("/a", 5000, 3000, 1000)) == 3000
+
+    def test_the_narrowest_group_counts(self, machine):
+        groups = self.version_2("/a", 4000, 3000, 0) | self.version_2("/a/b", 9000, 0, 0)
+        assert machine("0::/a/b\n", groups) == 1000
+
+    def test_a_group_that_is_mounted_at_the_top(self, machine):
+        """As in a container, which does not see the host's groups."""
+        assert machine("0::/host/name\n", self.version_2("", 6000, 1000, 0)) == 5000
+
+    def test_more_than_allowed_leaves_nothing(self, machine):
+        assert machine("0::/a\n", self.version_2("/a", 1000, 3000, 0)) == 0
+
+    def test_version_1(self, machine):
+        folder = "sys/fs/cgroup/memory/docker/x"
+        groups = {
+            f"{folder}/memory.limit_in_bytes": "7000\n",
+            f"{folder}/memory.usage_in_bytes": "5000\n",
+            f"{folder}/memory.stat": "total_inactive_file 500\n",
+        }
+        assert machine("9:cpu,memory:/docker/x\n1:name=systemd:/\n", groups) == 2500
+
+
 class TestPools:
     """Memory is given back where weights have been read for the first times."""
 

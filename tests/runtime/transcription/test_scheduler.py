@@ -53,6 +53,7 @@ class FakeEngine:
     """
 
     window_frames = (1000, WHOLE)
+    window_bytes = 0
 
     def __init__(self, n_streams=1, fails=lambda requests: None):
         self.n_streams, self.fails = n_streams, fails
@@ -105,6 +106,17 @@ def engine():
 @pytest.fixture
 def scheduler(engine):
     return Scheduler(engine)
+
+
+@pytest.mark.parametrize(
+    ("window_bytes", "n_streams", "size"), [(0, 1, 8), (100, 1, 5), (100, 2, 2), (9999, 1, 1)]
+)
+def test_batches_are_smaller_if_memory_is_short(
+    scheduler, engine, monkeypatch, window_bytes, n_streams, size
+):
+    monkeypatch.setattr(scheduler_module, "available_bytes", lambda: 1000)
+    engine.window_bytes, engine.n_streams = window_bytes, n_streams
+    assert scheduler.client(8, Priority.BULK).batch_size == size
 
 
 def submit(scheduler, name, numbers, priority=Priority.BULK, *, client=None, size=4, **changes):

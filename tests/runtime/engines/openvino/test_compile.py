@@ -169,6 +169,58 @@ def test_streams_are_kept_too(folder, cache, reads):
     assert len(reads) == 2
 
 
+def test_a_large_model_has_one_copy_of_its_weights(folder, cache, reads, monkeypatch):
+    """One stream, and weights that are mapped from the stored graphs, from the first load on."""
+    monkeypatch.setattr(graphs, "_LARGE", 1)
+    mapped = []
+    load_stored = CompileCache.load
+
+    def count(self, core, key, options):
+        compiled = load_stored(self, core, key, options)
+        mapped.append(compiled)
+        return compiled
+
+    monkeypatch.setattr(CompileCache, "load", count)
+    first = load(folder, cache, precision="f32", threads=2)
+    assert first.n_streams == 1
+    assert first.parallel() is first
+    used = [pool.compiled for pool in first._pools.values()]
+    assert all(any(graph is each for each in mapped) for graph in used)
+    again = load(folder, cache, precision="f32", threads=2)
+    assert len(reads) == 1
+    for got, before in zip(outputs(again), outputs(first), strict=True):
+        np.testing.assert_array_equal(got, before)
+
+
+@pytest.mark.skipif(not HAS_VNNI, reason="other processors do not multiply in 8 bits")
+@pytest.mark.parametrize(("smallest", "rounded"), [(10**6, False), (1, True)])
+def test_square_matrices_of_a_large_encoder_are_in_8_bits(folder, monkeypatch, smallest, rounded):
+    """8 bits make them slower to load and less exact, and faster only if they are large."""
+    monkeypatch.setattr(graphs, "_LARGE", smallest)
+    monkeypatch.setattr("whisper_npu.runtime.engines.openvino.compile_config.is_faster_whole", no)
+    backend = load(folder, None, precision="int8")
+    found = product_precisions(backend._pools["encoder"].compiled)
+    n_layers = json.loads((folder / "config.json").read_text())["encoder_layers"]
+    of_mlp, of_attention = 2 * n_layers, 4 * n_layers
+    assert found["i8"] == of_mlp + rounded * of_attention
+
+
+def no(_):
+    return False
+
+
+def test_the_first_load_says_what_takes_time(folder, cache):
+    lines = []
+    load(folder, cache, progress=lines.append)
+    assert [line.split()[1] for line in lines] == [
+        "decoder_with_past_model.onnx",
+        "encoder_model.onnx",
+        "decoder_model.onnx",
+    ]
+    load(folder, cache, progress=lines.append)
+    assert len(lines) == N_GRAPHS
+
+
 @pytest.mark.slow
 def test_the_whole_program_uses_it(folder, tiny_audio, reads, monkeypatch, tmp_path):
     monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path))
