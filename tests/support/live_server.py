@@ -147,13 +147,14 @@ def live_server(
         ends_with: the error with which the server ends by itself.
         config: further parts of `ServerConfig`.
     """
+    specs = tuple(ModelSpec(Path(each).name, str(each)) for each in models)
     with pytest.MonkeyPatch.context() as patch:
         if load is not None:
             patch.setattr("whisper_npu.server.models.load_model", load)
-        specs = tuple(ModelSpec(Path(each).name, str(each)) for each in models)
         with _serving(ServerConfig(models=specs, **config), grace, ends_with) as server:
             if waits:
                 assert server.service.models.settled.wait(PATIENCE)
+                patch.undo()  # another server may load a model meanwhile
             yield server
 
 
