@@ -131,14 +131,14 @@ def build_parser() -> cli.Parser:
     limits.add_argument(
         "--max-duration",
         type=float,
-        default=12 * 3600.0,
+        default=43_200,
         metavar="SECONDS",
         help="longest recording (default: %(default)s)",
     )
     limits.add_argument(
         "--max-seconds",
         type=float,
-        default=3600.0,
+        default=3600,
         metavar="SECONDS",
         help="longest time to decode a recording (default: %(default)s)",
     )
