@@ -142,4 +142,6 @@ def _logging() -> dict[str, Any]:
     logging = copy.deepcopy(LOGGING_CONFIG)
     logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
     logging["loggers"]["whisper_npu"] = {"handlers": ["default"], "level": "INFO"}
+    # The caller learns what is wrong with its body; it should not fill the log as well.
+    logging["loggers"]["python_multipart"] = {"level": "CRITICAL"}
     return logging
