@@ -143,11 +143,11 @@ class Job:
         return 0.0 if stream is None else max(stream.seconds_read, stream.duration_estimate or 0.0)
 
     @property
-    def progress(self) -> Progress:
-        """How far it is."""
+    def progress(self) -> Progress | None:
+        """How far it is; None while the recording is being opened, which may still fail."""
         stream = self._stream
         if stream is None:
-            return Progress(0.0, None)
+            return None
         return Progress(stream.seconds_done, stream.duration_estimate)
 
 
@@ -180,18 +180,21 @@ async def follow(
     try:
         while True:
             event: Event | None
+            is_over = False
             patience = min(_TICK, max(0.0, latest - monotonic()))
             try:
                 event = await caller.wait_for(events.get(), timeout=patience)
+                is_over = event is None
             except TimeoutError:
                 event = job.progress
-            if event is None:
+            if is_over:
                 await running  # raises its error
                 return
             _check_length(job, limits)
             if monotonic() >= latest:
                 raise _too_slow(limits)
-            yield event
+            if event is not None:
+                yield event
     finally:
         if not running.done():
             await asyncio.to_thread(job.stop)
