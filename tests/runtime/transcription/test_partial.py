@@ -26,8 +26,22 @@ def none_is_left(within=5.0):
     return not threads()
 
 
+earlier = set()
+"""Threads that other tests of the process left behind."""
+
+
+@pytest.fixture(autouse=True)
+def _know_earlier_threads():
+    earlier.clear()
+    earlier.update(threading.enumerate())
+
+
 def threads():
-    return {thread for thread in threading.enumerate() if thread.name.startswith("whisper-npu")}
+    return {
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("whisper-npu") and thread not in earlier
+    }
 
 
 @pytest.fixture
