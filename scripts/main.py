@@ -12,6 +12,7 @@ from whisper_npu.version import __version__
 COMMANDS = {
     "transcribe": ("transcribe", "transcribe audio and video files"),
     "stream": ("stream", "transcribe live speech from a pipe"),
+    "serve": ("serve", "serve models over HTTP with OpenAI's audio API"),
     "export": ("export_onnx", "export a Whisper checkpoint to a verified ONNX model folder"),
     "pull": ("pull", "fetch a model, so that later starts need no network"),
     "models": ("models", "list the models on this machine"),

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     )
     from whisper_npu.runtime.audio.stream import AudioSource, load_audio
     from whisper_npu.runtime.coverage import Coverage, Span
+    from whisper_npu.runtime.languages import LANGUAGES
     from whisper_npu.runtime.options import TranscribeKwargs, TranscribeOptions
+    from whisper_npu.runtime.output.formats import format_transcript
+    from whisper_npu.runtime.output.subtitles import SubtitleOptions
     from whisper_npu.runtime.results import Retry, Segment, Transcription, Word
     from whisper_npu.runtime.transcription.live import (
         Committed,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.transcription.stream import TranscriptionStream
 
 __all__ = [
+    "LANGUAGES",
     "AssetError",
     "AudioError",
     "AudioInputError",
@@ -68,6 +72,7 @@ __all__ = [
     "Retry",
     "Segment",
     "Span",
+    "SubtitleOptions",
     "Tentative",
     "TranscribeKwargs",
     "TranscribeOptions",
@@ -78,12 +83,14 @@ __all__ = [
     "WhisperNpuError",
     "Word",
     "__version__",
+    "format_transcript",
     "load_audio",
     "load_model",
 ]
 
 # Loaded on first use, because `whisper-npu --help` needs no inference engine.
 _HOMES = {
+    "LANGUAGES": "runtime.languages",
     "AudioSource": "runtime.audio.stream",
     "Committed": "runtime.transcription.live",
     "Coverage": "runtime.coverage",
@@ -93,6 +100,7 @@ _HOMES = {
     "Retry": "runtime.results",
     "Segment": "runtime.results",
     "Span": "runtime.coverage",
+    "SubtitleOptions": "runtime.output.subtitles",
     "Tentative": "runtime.transcription.live",
     "TranscribeKwargs": "runtime.options",
     "TranscribeOptions": "runtime.options",
@@ -100,6 +108,7 @@ _HOMES = {
     "TranscriptionStream": "runtime.transcription.stream",
     "WhisperModel": "runtime.transcription.model",
     "Word": "runtime.results",
+    "format_transcript": "runtime.output.formats",
     "load_audio": "runtime.audio.stream",
     "load_model": "api",
 }

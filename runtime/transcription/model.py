@@ -36,7 +36,7 @@ from whisper_npu.runtime.transcription.partial import (
     PartialCallback,
 )
 from whisper_npu.runtime.transcription.recording_stream import RecordingStream, priority_of
-from whisper_npu.runtime.transcription.scheduler import Scheduler
+from whisper_npu.runtime.transcription.scheduler import Decoded, Scheduler
 from whisper_npu.runtime.transcription.session import TranscriptionSession
 from whisper_npu.runtime.transcription.stream import TranscriptionStream
 from whisper_npu.runtime.transcription.streams_in_order import StreamsInOrder
@@ -109,6 +109,11 @@ class WhisperModel(Closing):
         if scheduler is None:
             raise UsageError(_CLOSED)
         return scheduler
+
+    @property
+    def decoded(self) -> Decoded:
+        """The batches and windows decoded so far, for all callers; see `Decoded`."""
+        return self.scheduler.decoded
 
     def close(self) -> None:
         """Release the graphs, and close the transcriptions that have not ended.

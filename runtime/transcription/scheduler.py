@@ -46,6 +46,19 @@ class Priority(IntEnum):
     """Everything else."""
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The work of a scheduler so far; `windows / batches` tells how full its batches are.
+
+    Attributes:
+        batches: decodings of one or more windows together.
+        windows: windows in them.
+    """
+
+    batches: int = 0
+    windows: int = 0
+
+
 @dataclass(eq=False)
 class Client:
     """A caller of the scheduler; made by `Scheduler.client`.
@@ -125,9 +138,13 @@ class Scheduler:
         Args:
             backend: the model.
             after_batch: called after each decoding for a caller, with the number of its windows.
+
+        Attributes:
+            decoded: the work so far.
         """
         self.backend = backend
         self.after_batch: Callable[[int], None] = after_batch or (lambda _: None)
+        self.decoded = Decoded()
         self._calls = DeviceCalls("the model")
         self._changed = Condition()  # guards the attributes below
         self._waiting: list[Batch] = []
@@ -362,6 +379,9 @@ class Scheduler:
             nested.pop()
             if not nested:
                 del self._decoding[thread]
+            with self._changed:
+                so_far = self.decoded
+                self.decoded = Decoded(so_far.batches + 1, so_far.windows + len(requests))
             self.look_again()
 
     def _fail(

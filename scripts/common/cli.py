@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -83,13 +84,22 @@ def run(
     body: Callable[[argparse.Namespace], int],
     parser: Parser,
     argv: Sequence[str] | None,
+    *,
+    handles_signals: bool = False,
 ) -> int:
-    """Parse the command line and run `body`; an error becomes one line and an exit code."""
+    """Parse the command line and run `body`; an error becomes one line and an exit code.
+
+    Args:
+        body: the program.
+        parser: its command line.
+        argv: the command line; None for that of the process.
+        handles_signals: whether `body` ends by itself after a signal, as a server does.
+    """
     spelled = spell(sys.argv[1:] if argv is None else argv)
     parser.check(spelled)
     arguments = parser.parse_args(spelled)
     try:
-        with ended_by_signals():
+        with nullcontext() if handles_signals else ended_by_signals():
             return body(arguments)
     except (WhisperNpuError, OSError, MemoryError, KeyboardInterrupt, Terminated) as error:
         return _tell(error)

@@ -12,7 +12,7 @@ from pauses import PausesEverySoOften
 
 from whisper_npu.errors import AudioError, UsageError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE
-from whisper_npu.runtime.output.formats import render
+from whisper_npu.runtime.output.formats import format_transcript
 from whisper_npu.runtime.transcription import scheduler as scheduler_module
 from whisper_npu.runtime.transcription.model import WhisperModel
 from whisper_npu.runtime.transcription.partial import Partial
@@ -179,9 +179,9 @@ def test_output_files_name_the_channel(model, call):
     one = result.segments[0]
     assert one.channel is not None
     text = f"[{one.channel}] {one.text.strip()}"
-    assert render(result, "txt").startswith(text)
-    assert render(result, "tsv").split("\n", 1)[1].split("\t", 2)[2].startswith(text)
-    written = json.loads(render(result, "json"))
+    assert format_transcript(result, "txt").startswith(text)
+    assert format_transcript(result, "tsv").split("\n", 1)[1].split("\t", 2)[2].startswith(text)
+    written = json.loads(format_transcript(result, "json"))
     assert [each["channel"] for each in written["segments"]] == [s.channel for s in result.segments]
     assert set(written["coverage"]["channels"]) == {"left", "right"}
     assert all("channel" in span for span in written["coverage"]["spans"])

@@ -1,0 +1,64 @@
+"""HTTP/1.1 with an end to every wait for a caller."""
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_PATIENCE = {"head": 15.0, "unneeded body": 5.0}  # seconds
+
+
+class PatientProtocol(H11Protocol):
+    """Closes connections that uvicorn would leave open for ever.
+
+    uvicorn limits the time between two requests, but neither the time before the first one nor that
+    of a head that arrives byte by byte. And after it has refused a request early, it reads to the
+    end of the body. That reading is needed for a while: if a connection is closed with unread data,
+    its caller may never see the answer.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._timer: asyncio.TimerHandle | None = None
+        self._awaited: str | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """See `H11Protocol`."""
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._wait_for(None)
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        state = self.conn.their_state
+        if state is h11.IDLE:
+            self._wait_for("head")
+        elif state is h11.SEND_BODY and self.cycle.response_complete:
+            self._wait_for("unneeded body")
+        else:
+            self._wait_for(None)
+
+    def _wait_for(self, awaited: str | None) -> None:
+        """Let the timer run for what the caller has to send; an earlier timer for it goes on."""
+        if awaited == self._awaited:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._awaited = awaited
+        self._timer = None
+        if awaited is not None:
+            self._timer = self.loop.call_later(_PATIENCE[awaited], self.transport.close)

@@ -1,0 +1,147 @@
+"""Runs a server until it is told to end."""
+
+import copy
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG
+from uvicorn.server import HANDLED_SIGNALS
+
+from whisper_npu import UsageError, WhisperNpuError
+from whisper_npu.server.app import create_app
+from whisper_npu.server.config import ServerConfig
+from whisper_npu.server.protocol import PatientProtocol
+
+_BACKLOG = 2048  # connections that the system holds until they are accepted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Where a server listens.
+
+    Attributes:
+        host: an address or a name of this machine.
+        port: a port; 0 takes a free one.
+        tls: uvicorn's options for TLS: `ssl_certfile`, `ssl_keyfile`, `ssl_keyfile_password`.
+        grace: seconds that requests have to end once the server was told to.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls: dict[str, Any]
+    grace: int = 60
+
+
+class Server(uvicorn.Server):
+    """A server that ends by itself if a model cannot be loaded.
+
+    Attributes:
+        app: the application.
+        error: why it ended by itself; None if it was told to end.
+        address: where it listens, such as `http://127.0.0.1:8000`.
+    """
+
+    def __init__(self, config: ServerConfig, listener: Listener, log_level: str = "info") -> None:
+        self.error: WhisperNpuError | None = None
+        self.app = create_app(config, on_fatal=self._fail)
+        try:
+            super().__init__(
+                uvicorn.Config(
+                    self.app,
+                    http=PatientProtocol,
+                    log_config=_logging(),
+                    log_level=log_level,
+                    server_header=False,
+                    timeout_graceful_shutdown=listener.grace,
+                    **listener.tls,
+                )
+            )
+            self.config.load()  # reads the certificate
+        except (OSError, ValueError) as error:
+            raise UsageError(f"TLS cannot be used with these files: {error}") from error
+        self._socket = _listen(listener)
+        host, port = self._socket.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
+
+    def serve_until_told(self) -> None:
+        """Serve until a signal, or `should_exit`; requests that have begun are finished.
+
+        Raises:
+            WhisperNpuError: a model cannot be loaded.
+        """
+        _allow_many_connections()
+        try:
+            self.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+        if self.error is not None:
+            raise self.error
+
+    def _fail(self, error: WhisperNpuError) -> None:
+        self.error = error
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals during the block; uvicorn would raise them again after it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _listen(listener: Listener) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            listener.host, listener.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # asyncio sends small answers at once only if the socket names its protocol; the system
+        # would hold them back for 40 ms.
+        opened = socket.socket(family, kind, protocol)
+        try:
+            if sys.platform != "win32":  # there it would let two servers take one port
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            opened.bind(address)
+            opened.listen(_BACKLOG)
+        except OSError:
+            opened.close()
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {listener.host}:{listener.port}: {error.strerror or error}; "
+            "choose another --host or --port"
+        ) from error
+    return opened
+
+
+def _allow_many_connections() -> None:
+    """Let the process have as many open files as the system allows: each connection is one."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 - not on Windows
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _logging() -> dict[str, Any]:
+    """Uvicorn's logging, with this package's messages in it; all on standard error."""
+    logging = copy.deepcopy(LOGGING_CONFIG)
+    logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    logging["loggers"]["whisper_npu"] = {"handlers": ["default"], "level": "INFO"}
+    # The caller learns what is wrong with its body; it should not fill the log as well.
+    logging["loggers"]["python_multipart"] = {"level": "CRITICAL"}
+    return logging

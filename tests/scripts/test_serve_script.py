@@ -1,0 +1,135 @@
+"""`whisper-npu serve` as a process: how it starts, what it refuses, how it ends."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from live_server import form
+from repository import ROOT
+
+from whisper_npu.scripts.serve import main
+
+SCRIPT = ROOT / "scripts" / "serve.py"
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def serving(model, *arguments):
+    """A server process that has loaded its model, and its address."""
+    command = [sys.executable, str(SCRIPT), "--model", str(model), "--port", "0", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            first = process.stderr.readline()
+            assert first.startswith("listening on http://127.0.0.1:"), first
+            address = first.split()[2].rstrip(";")
+            while "is ready" not in process.stderr.readline():
+                assert process.poll() is None
+            yield process, address
+        finally:
+            process.kill()
+
+
+def post(address, audio, **fields):
+    body, headers = form(audio, [("model", "whisper-1"), *fields.items()])
+    request = urllib.request.Request(f"{address}/v1/audio/transcriptions", body, headers)
+    with urllib.request.urlopen(request) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_it_is_told_to_end(tiny_folder, tiny_audio, number):
+    with serving(tiny_folder) as (process, address):
+        with urllib.request.urlopen(f"{address}/health") as answer:
+            assert json.loads(answer.read())["status"] == "ok"
+        said = post(address, tiny_audio[0], response_format="verbose_json", language="en")
+        assert (said["duration"], said["whisper_npu"]["model"]) == (4.0, "tiny")
+        process.send_signal(number)
+        assert process.wait() == 0
+
+
+def test_a_killed_server_leaves_no_upload_behind(tiny_folder, tiny_audio, tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    for _ in range(2):  # it starts again, too
+        with serving(tiny_folder, "--spool", str(spool)) as (process, address):
+            host, port = address.removeprefix("http://").split(":")
+            body, headers = form(tiny_audio[2], [("model", "whisper-1")])
+            kind = headers["Content-Type"]
+            head = (
+                f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: here\r\nContent-Type: {kind}\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n"
+            )
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(head.encode() + body[:-10])
+                metrics = ""
+                while "whisper_npu_requests_uploading 1.0" not in metrics:
+                    with urllib.request.urlopen(f"{address}/metrics") as answer:
+                        metrics = answer.read().decode()
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+        assert list(spool.iterdir()) == []
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function from a wrong command line to its exit code and its only line."""
+
+    def run(*arguments):
+        try:
+            code = main(list(arguments))
+        except SystemExit as end:  # argparse
+            code = end.code
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        return code, line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-upload", "much"], "'much' is no size"),
+        (["--max-active", "0"], "active is 0"),
+        (["--port", "70000"], "70000 is no port"),
+        (["--model", "a=x", "--model", "a=y"], "two models are named a"),
+        (["--spool", "/no/such/folder"], "does not exist; make it"),
+        (["--api-key", " "], "the API key is empty"),
+        (["--ssl-keyfile", "a.key"], "give --ssl-certfile"),
+        (["--ssl-certfile", "/no/cert.pem"], "TLS cannot be used"),
+        (["--host", "no.such.host.invalid"], "choose another --host"),
+        (["--modle", "base"], "did you mean --model?"),
+    ],
+)
+def test_wrong_command_lines(refused, arguments, message):
+    code, line = refused(*arguments)
+    assert code == 2
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_an_address_in_use(refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, line = refused("--port", str(port))
+    assert code == 2
+    assert f"cannot listen on 127.0.0.1:{port}: " in line
+
+
+def test_a_model_that_does_not_exist(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--model", str(tmp_path / "none"), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: model folder ")
+
+
+def test_a_warning_without_a_key(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--host", "0.0.0.0", "--port", "0"]
+    command += ["--model", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "set WHISPER_NPU_API_KEY" in done.stderr.splitlines()[0]
