@@ -5,6 +5,7 @@ import { plainText, toFile } from "./formats.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
 import { Recorder } from "./recorder.js";
+import { capitalised } from "./text.js";
 import { Transcript } from "./transcript.js";
 
 const LOADING = 2000; // milliseconds between two looks at a model that is being loaded
@@ -65,7 +66,7 @@ function showLanguages() {
           new Option("Detect", ""),
           ...Object.entries(languages)
             .sort(([, one], [, other]) => one.localeCompare(other))
-            .map(([code, name]) => new Option(name[0].toUpperCase() + name.slice(1), code)),
+            .map(([code, name]) => new Option(capitalised(name), code)),
         ];
   select.replaceChildren(...options);
   if (options.some((option) => option.value === before)) select.value = before;
@@ -95,7 +96,7 @@ function showTrouble(error) {
 }
 
 function sentence(text) {
-  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  return capitalised(text) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 byId("try-again").addEventListener("click", start);
@@ -249,7 +250,7 @@ function choose(job) {
   }
   showItem(job);
   player.setResult(null);
-  player.open(job.file);
+  player.open(job.file, job.address);
   showChosen();
 }
 
@@ -278,7 +279,7 @@ function showChosen() {
     }),
   );
   for (const button of document.querySelectorAll("[data-format]")) button.disabled = job.state !== "done";
-  byId("copy").disabled = !job.segments.length;
+  byId("take").hidden = job.result === null && !job.segments.length;
   byId("help").hidden = !job.segments.length;
 }
 

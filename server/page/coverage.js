@@ -1,6 +1,6 @@
 /** Shows what became of every second: transcribed, silent, skipped, dropped. */
 
-import { clock } from "./time.js";
+import { clock } from "./text.js";
 
 export const FATES = ["transcribed", "silent", "skipped", "dropped"];
 const MEANINGS = {

@@ -1,7 +1,7 @@
 /** Plays a recording, and shows it as a waveform with its coverage. */
 
 import { drawCoverage, fateAt, showGaps, showLegend } from "./coverage.js";
-import { clock } from "./time.js";
+import { clock } from "./text.js";
 
 const LIBRARY = "./wavesurfer/wavesurfer.esm.js";
 const MOST_BYTES = 200e6; // a waveform needs the whole recording in memory, decoded
@@ -10,19 +10,17 @@ const byId = (id) => document.getElementById(id);
 
 /** Events: `time` with the position in seconds as `detail`. */
 export class Player extends EventTarget {
-  #audio = byId("audio");
+  #audio = new Audio();
   #library = null;
   #surfer = null;
-  #address = "";
   #result = null;
   #frame = 0;
 
   constructor() {
     super();
-    const audio = this.#audio;
     byId("play").addEventListener("click", () => this.toggle());
     byId("rate").addEventListener("change", (event) => {
-      audio.playbackRate = Number(event.target.value);
+      this.#audio.playbackRate = Number(event.target.value);
     });
     byId("seek").addEventListener("input", (event) => this.seek(Number(event.target.value)));
     const timeline = byId("timeline");
@@ -31,12 +29,6 @@ export class Player extends EventTarget {
       const seconds = this.#secondsAt(event);
       timeline.title = `${clock(seconds, 1)} ${fateAt(this.#coverage, seconds)}`;
     });
-    audio.addEventListener("loadedmetadata", () => this.#measure());
-    audio.addEventListener("durationchange", () => this.#shown());
-    audio.addEventListener("error", () => audio.getAttribute("src") && this.#cannotPlay());
-    for (const name of ["play", "pause", "ended", "seeked"]) {
-      audio.addEventListener(name, () => this.#moved());
-    }
     new ResizeObserver(() => this.#draw()).observe(timeline);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
       this.#draw();
@@ -59,12 +51,10 @@ export class Player extends EventTarget {
     return this.#result?.whisper_npu.coverage ?? null;
   }
 
-  /** Show a recording. */
-  open(file) {
+  /** Show a recording, given the address of its file in the browser's memory. */
+  open(file, address) {
     this.close();
-    this.#address = URL.createObjectURL(file);
-    this.#audio.src = this.#address;
-    this.#audio.playbackRate = Number(byId("rate").value);
+    this.#audio = this.#newAudio(address);
     byId("player-note").textContent = "";
     byId("play").disabled = false;
     this.#drawWave(file);
@@ -77,9 +67,7 @@ export class Player extends EventTarget {
     this.#surfer = null;
     byId("wave").replaceChildren();
     this.#audio.pause();
-    this.#audio.removeAttribute("src");
-    if (this.#address) URL.revokeObjectURL(this.#address);
-    this.#address = "";
+    this.#audio.remove();
   }
 
   /** Show what became of every second; null if it is not known yet. */
@@ -105,6 +93,20 @@ export class Player extends EventTarget {
     this.#play();
   }
 
+  /** A new element for each recording, so that late events of an earlier one change nothing. */
+  #newAudio(address) {
+    const audio = new Audio(address);
+    audio.playbackRate = Number(byId("rate").value);
+    const on = (name, act) =>
+      audio.addEventListener(name, () => audio === this.#audio && act());
+    on("loadedmetadata", () => this.#measure());
+    on("durationchange", () => this.#shown());
+    on("error", () => this.#cannotPlay());
+    for (const name of ["play", "pause", "ended", "seeked"]) on(name, () => this.#moved());
+    byId("player").append(audio);
+    return audio;
+  }
+
   async #play() {
     try {
       await this.#audio.play();
@@ -122,10 +124,11 @@ export class Player extends EventTarget {
     this.#moved();
   }
 
-  async #drawWave(file) {
+  #drawWave(file) {
     const canDraw = this.#library !== null && file.size <= MOST_BYTES;
     byId("timeline").classList.toggle("flat", !canDraw);
     if (!canDraw) return;
+    // It reads the recording from the audio element's address.
     const surfer = this.#library.create({
       container: byId("wave"),
       media: this.#audio,
@@ -139,12 +142,10 @@ export class Player extends EventTarget {
       cspNonce: document.querySelector("link[nonce]").nonce,
       ...colours(),
     });
+    surfer.on("error", () => {
+      if (surfer === this.#surfer) byId("timeline").classList.add("flat");
+    });
     this.#surfer = surfer;
-    try {
-      await surfer.load(this.#address);
-    } catch {
-      if (this.#surfer === surfer) byId("timeline").classList.add("flat");
-    }
   }
 
   #colour() {
@@ -154,7 +155,7 @@ export class Player extends EventTarget {
   #cannotPlay() {
     byId("play").disabled = true;
     byId("player-note").textContent =
-      "This browser cannot play the recording. The server reads more formats than a browser.";
+      "This browser cannot play the file; the server reads more formats.";
   }
 
   #shown() {
@@ -178,10 +179,11 @@ export class Player extends EventTarget {
     cancelAnimationFrame(this.#frame);
     const { currentTime, paused } = this.#audio;
     byId("play").textContent = paused ? "Play" : "Pause";
-    byId("time").textContent = `${clock(currentTime)} / ${clock(this.duration)}`;
+    const all = clock(Math.round(this.duration));
+    byId("time").textContent = `${clock(currentTime)} / ${all}`;
     const seek = byId("seek");
     seek.value = String(currentTime);
-    seek.setAttribute("aria-valuetext", `${clock(currentTime)} of ${clock(this.duration)}`);
+    seek.setAttribute("aria-valuetext", `${clock(currentTime)} of ${all}`);
     byId("cursor").style.left = `${100 * (currentTime / (this.duration || 1))}%`;
     this.dispatchEvent(new CustomEvent("time", { detail: currentTime }));
     if (!paused) this.#frame = requestAnimationFrame(() => this.#moved());

@@ -1,7 +1,7 @@
 /** The recordings of this page: each waits, is sent, is decoded, and is done, failed or cancelled. */
 
 import { ApiError, transcribe } from "./api.js";
-import { clock } from "./time.js";
+import { capitalised, clock } from "./text.js";
 
 const MOST_AT_ONCE = 2; // uploads of further recordings would only wait at the server
 const MOST_TRIES = 30; // of a server that is busy
@@ -19,6 +19,7 @@ export class Job {
   constructor(file, options) {
     this.number = ++Job.#count;
     this.file = file;
+    this.address = URL.createObjectURL(file);
     this.name = file.name;
     this.options = options;
     this.reset();
@@ -57,7 +58,7 @@ export class Job {
       case "cancelled":
         return "Cancelled";
       default:
-        return `Done: ${clock(this.result.duration)} of ${this.result.language}`;
+        return `Done: ${clock(Math.round(this.result.duration))} of ${capitalised(this.result.language)}`;
     }
   }
 
@@ -102,6 +103,7 @@ export class Queue extends EventTarget {
     this.cancel(job);
     this.jobs = this.jobs.filter((other) => other !== job);
     this.#changed(job);
+    URL.revokeObjectURL(job.address);
   }
 
   /** Go on after a key was given. */

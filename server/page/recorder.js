@@ -1,6 +1,6 @@
 /** Records the microphone into a file. */
 
-import { clock } from "./time.js";
+import { clock } from "./text.js";
 
 /** Events: `time` once a second with the seconds so far as `detail`. */
 export class Recorder extends EventTarget {

@@ -1,6 +1,6 @@
 /** The text of a recording: words that can be heard, segments that can be edited. */
 
-import { clock } from "./time.js";
+import { clock } from "./text.js";
 import { place, retime } from "./words.js";
 
 /** Events: `play` with seconds as `detail`, `toggle`, and `edit` with the segment. */
