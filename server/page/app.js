@@ -10,7 +10,7 @@ import { Transcript } from "./transcript.js";
 
 const LOADING = 2000; // milliseconds between two looks at a model that is being loaded
 const byId = (id) => document.getElementById(id);
-const queue = new Queue();
+const queue = new Queue(options);
 const player = new Player();
 const recorder = new Recorder();
 const transcript = new Transcript(byId("transcript"));
@@ -49,6 +49,7 @@ async function loadModels() {
   if (models.some((model) => model.whisper_npu.state === "loading")) {
     setTimeout(() => loadModels().catch(showTrouble), LOADING);
   }
+  queue.resume();
 }
 
 function model() {
@@ -75,9 +76,9 @@ function showLanguages() {
 
 function options() {
   return {
-    model: byId("model").value || "whisper-1",
+    model: byId("model").value,
     language: byId("language").value,
-    words: model()?.whisper_npu.has_word_times !== false,
+    words: model()?.whisper_npu.has_word_times === true,
   };
 }
 
@@ -107,14 +108,13 @@ byId("key-form").addEventListener("submit", async (event) => {
   useKey(byId("key").value);
   byId("key").value = "";
   await start();
-  if (byId("key-form").hidden) queue.resume();
 });
 
 // Recordings come in.
 
 function add(files) {
   if (!files.length) return;
-  const [first] = queue.add(files, options());
+  const [first] = queue.add(files, models.length ? options() : null);
   if (!chosen || chosen.hasEnded) choose(first);
 }
 

@@ -71,14 +71,17 @@ export class Job {
 
 /** Runs jobs in order, some at once. Events: `change` of a job (`detail`), `key` if one is needed. */
 export class Queue extends EventTarget {
-  constructor() {
+  /** @param {() => object} options the options of jobs that were added before one could choose */
+  constructor(options) {
     super();
+    this.options = options;
     this.jobs = [];
-    this.isPaused = false;
+    this.isPaused = true;
     this.aborters = new Map();
   }
 
-  add(files, options) {
+  /** Add jobs; without options they get those of the time when they begin. */
+  add(files, options = null) {
     const added = [...files].map((file) => new Job(file, options));
     this.jobs.push(...added);
     for (const job of added) this.#changed(job);
@@ -106,7 +109,7 @@ export class Queue extends EventTarget {
     URL.revokeObjectURL(job.address);
   }
 
-  /** Go on after a key was given. */
+  /** Begin once the models are known, and go on after a key was given. */
   resume() {
     this.isPaused = false;
     this.#run();
@@ -122,6 +125,7 @@ export class Queue extends EventTarget {
   async #start(job) {
     const aborter = new AbortController();
     this.aborters.set(job, aborter);
+    job.options ??= this.options();
     this.#set(job, { state: "uploading", fraction: 0, segments: [], progress: null });
     try {
       await transcribe(job.file, job.options, this.#taker(job), aborter.signal);
