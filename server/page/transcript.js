@@ -28,7 +28,6 @@ export class Transcript extends EventTarget {
     if (!added.length) return;
     const isAtEnd = this.#root.scrollHeight - this.#root.scrollTop - this.#root.clientHeight < 40;
     for (const segment of added) this.#add(segment);
-    this.#index();
     if (this.#current < 0) this.#choose(0);
     if (isAtEnd && this.#root.dataset.grows) this.#root.scrollTop = this.#root.scrollHeight;
   }
@@ -66,6 +65,7 @@ export class Transcript extends EventTarget {
     this.#root.append(element);
     this.#rows.push({ segment, element });
     this.#fill(this.#rows.length - 1);
+    this.#timed.push(...this.#timedIn(this.#rows.length - 1));
   }
 
   /** Make the contents of a row. */
@@ -83,19 +83,22 @@ export class Transcript extends EventTarget {
     this.#setTabs(row);
   }
 
-  /** List what can be marked. */
+  /** List what can be marked, after an edit. */
   #index() {
-    this.#timed = this.#rows.flatMap(({ segment, element }, row) => {
-      const text = element.querySelector("p");
-      const elements = [...element.querySelectorAll(".word")];
-      if (!elements.length && text) return [{ start: segment.start, end: segment.end, element: text, row }];
-      return elements.map((word) => ({
-        start: Number(word.dataset.start),
-        end: Number(word.dataset.end),
-        element: word,
-        row,
-      }));
-    });
+    this.#timed = this.#rows.flatMap((_, row) => this.#timedIn(row));
+  }
+
+  #timedIn(row) {
+    const { segment, element } = this.#rows[row];
+    const text = element.querySelector("p");
+    const words = [...element.querySelectorAll(".word")];
+    if (!words.length && text) return [{ start: segment.start, end: segment.end, element: text, row }];
+    return words.map((word) => ({
+      start: Number(word.dataset.start),
+      end: Number(word.dataset.end),
+      element: word,
+      row,
+    }));
   }
 
   /** The last word that begins before a time; -1 if none does. */

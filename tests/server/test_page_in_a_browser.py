@@ -90,11 +90,11 @@ def send(page: Page, *files) -> None:
         expect(states(page).nth(number)).to_have_class(ENDED)
 
 
-def content(page: Page, kind: str) -> str:
+def content(page: Page, kind: str, stem: str = "beckett") -> str:
     """What a download has in it."""
     with page.expect_download() as download:
         page.click(f"[data-format={kind}]")
-    assert download.value.suggested_filename == f"beckett.{kind}"
+    assert download.value.suggested_filename == f"{stem}.{kind}"
     return download.value.path().read_bytes().decode()
 
 
@@ -192,6 +192,8 @@ def test_a_file_is_dropped(visit, server, talk):
     expect(states(page)).to_have_class("state done")
     for sentence in SENTENCES:
         expect(page.locator("#transcript")).to_contain_text(sentence.strip())
+    for kind in ("srt", "vtt"):  # this model has no word times
+        assert content(page, kind, "talk") == server.post(talk, ("response_format", kind)).text
 
 
 def test_the_microphone(visit, tiny_en_server):
