@@ -4,14 +4,16 @@ import secrets
 from pathlib import Path
 from string import Template
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import NoMatchFound
 
 from whisper_npu import LANGUAGES, __version__
 
 FOLDER = Path(__file__).parent / "page"
 WAVEFORM = "wavesurfer/wavesurfer.esm.js"  # the library, which `make setup` puts there
+LIVE = "realtime"  # the route of the WebSocket that gives text while one speaks
 _TYPES = {
     ".css": "text/css",
     ".js": "text/javascript",
@@ -46,12 +48,13 @@ def page() -> Response:
 
 
 @router.get("/page/about.json")
-def about() -> Response:
+def about(request: Request) -> Response:
     """What the page has to know of this server before it has a key."""
     known = {
         "version": __version__,
         "languages": dict(LANGUAGES),
         "has_waveform": (FOLDER / WAVEFORM).is_file(),
+        "has_live": _has_route(request, LIVE),
     }
     return JSONResponse(known, headers=_HEADERS)
 
@@ -65,3 +68,11 @@ def page_file(name: str) -> Response:
             headers = {**_HEADERS, "Content-Type": f"{content_type}; charset=utf-8"}
             return Response(path.read_bytes(), headers=headers)
     raise HTTPException(404)
+
+
+def _has_route(request: Request, name: str) -> bool:
+    try:
+        request.app.url_path_for(name)
+    except NoMatchFound:
+        return False
+    return True

@@ -34,13 +34,18 @@ export function hasKey() {
   return key !== "";
 }
 
+/** The protocols of a WebSocket; a browser sends the key as one, as it cannot send headers. */
+export function webSocketProtocols() {
+  return key ? ["realtime", `openai-insecure-api-key.${key}`] : ["realtime"];
+}
+
 /** The models, without aliases. */
 export async function listModels() {
   const { data } = await getJson("v1/models");
   return data.filter((model) => model.whisper_npu.alias_of === undefined);
 }
 
-/** What the page has to know of its server: languages by code, and whether it has the waveform. */
+/** What the page has to know of its server: languages by code, whether it has waveforms, live text. */
 export function about() {
   return getJson("page/about.json");
 }

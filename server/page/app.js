@@ -2,6 +2,7 @@
 
 import { ApiError, about, hasKey, listModels, useKey } from "./api.js";
 import { plainText, toFile } from "./formats.js";
+import { Live } from "./live.js";
 import { Player } from "./player.js";
 import { Queue } from "./queue.js";
 import { Recorder } from "./recorder.js";
@@ -13,8 +14,10 @@ const byId = (id) => document.getElementById(id);
 const queue = new Queue(options);
 const player = new Player();
 const recorder = new Recorder();
+const live = new Live();
 const transcript = new Transcript(byId("transcript"));
 let models = [];
+let hasLive = false; // whether the server has text while one speaks
 let languages = {};
 let chosen = null; // the job that is shown
 
@@ -23,9 +26,10 @@ let chosen = null; // the job that is shown
 async function start() {
   byId("trouble").hidden = true;
   try {
-    const { languages: known, has_waveform: hasWaveform } = await about();
-    languages = known;
-    await player.loadLibrary(hasWaveform);
+    const known = await about();
+    languages = known.languages;
+    hasLive = known.has_live;
+    await player.loadLibrary(known.has_waveform);
     await loadModels();
   } catch (error) {
     if (error.status === 401) askForKey(error.message);
@@ -144,7 +148,21 @@ function showRecording(text) {
   byId("discard").hidden = !recorder.isOn;
   byId("recording-text").classList.toggle("live", recorder.isOn);
   byId("recording-text").textContent = text;
+  if (recorder.isOn) return;
+  live.stop();
+  showLive({ text: "", isHearing: false });
 }
+
+function showLive({ text, isHearing }) {
+  byId("live-text").textContent = text || (isHearing ? " " : "");
+  byId("live-text").classList.toggle("hearing", isHearing);
+  byId("live-text").scrollTop = byId("live-text").scrollHeight;
+}
+
+live.addEventListener("text", ({ detail }) => showLive(detail));
+live.addEventListener("end", ({ detail }) => {
+  byId("status").textContent = `No live text: ${detail}. The recording goes on.`;
+});
 
 byId("record").addEventListener("click", async () => {
   if (recorder.isOn) {
@@ -155,6 +173,7 @@ byId("record").addEventListener("click", async () => {
   }
   try {
     await recorder.start();
+    if (hasLive && models.length) live.start(recorder.stream, options());
   } catch (error) {
     showRecording(error.message);
   }

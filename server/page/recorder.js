@@ -14,6 +14,11 @@ export class Recorder extends EventTarget {
     return "";
   }
 
+  /** What is recorded. */
+  get stream() {
+    return this.#recorder.stream;
+  }
+
   get isOn() {
     return this.#recorder !== null;
   }

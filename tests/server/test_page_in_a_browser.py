@@ -201,10 +201,56 @@ def test_the_microphone(visit, tiny_en_server):
     expect(page.locator("#model")).to_be_enabled()
     page.click("#record")
     expect(page.locator("#recording-text")).to_have_text("Recording 0:04")
+    if page.request.get(f"{visit.address}/page/about.json").json()["has_live"]:
+        expect(page.locator("#live-text")).to_contain_text("tried")
     page.click("#record")
     expect(states(page)).to_have_class("state done")
     expect(page.locator("#transcript")).to_contain_text("failed")
-    expect(page.locator("#time")).to_have_text(re.compile(r"0:00 / 0:0[45]"))
+    expect(page.locator("#time")).to_have_text(re.compile(r"0:00 / 0:[0-3]\d"))
+
+
+def test_text_while_one_speaks(visit, server):
+    """The page against OpenAI's events; `/v1/realtime` itself has tests of its own."""
+    page, sent, kind = visit(server), [], "conversation.item.input_audio_transcription"
+
+    def answer(socket):
+        def take(message):
+            sent.append(json.loads(message))
+            if len(sent) != 3:
+                return
+            for event in (
+                {"type": "input_audio_buffer.speech_started", "item_id": "a"},
+                {"type": f"{kind}.delta", "item_id": "a", "delta": "Ever <b>tried"},
+                {"type": f"{kind}.delta", "item_id": "a", "delta": "."},
+                {"type": f"{kind}.completed", "item_id": "a", "transcript": "Ever <b>tried."},
+                {"type": "input_audio_buffer.speech_started", "item_id": "b"},
+                {"type": f"{kind}.delta", "item_id": "b", "delta": "Ever"},
+            ):
+                socket.send(json.dumps(event))
+
+        socket.on_message(take)
+
+    def with_live(route):
+        known = route.fetch().json()
+        route.fulfill(json={**known, "has_live": True})
+
+    page.route_web_socket(re.compile("/v1/realtime"), answer)
+    page.route("**/page/about.json", with_live)
+    page.reload()
+    expect(page.locator("#model")).to_be_enabled()
+    page.click("#record")
+    expect(page.locator("#live-text")).to_have_text("Ever <b>tried. Ever")
+    expect(page.locator("#live-text")).to_have_class("hearing")
+    page.click("#discard")
+    expect(page.locator("#live-text")).to_be_hidden()
+    expect(states(page)).to_have_count(0)
+    update, *blocks = sent
+    assert update["session"]["audio"]["input"] == {
+        "format": {"type": "audio/pcm", "rate": 24_000},
+        "transcription": {"model": "talker"},
+    }
+    assert {block["type"] for block in blocks} == {"input_audio_buffer.append"}
+    assert {len(base64.b64decode(block["audio"])) for block in blocks} == {4800}  # 0.1 s
 
 
 def test_text_is_never_markup(visit, tmp_path, talk):
