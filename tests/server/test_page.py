@@ -74,7 +74,8 @@ def test_every_file_that_is_named_is_served_with_its_type(server, html):
     }
     scripts = [path for path in OWN if path.suffix == ".js"]
     for path in scripts:
-        named |= {f"page/{name}" for name in re.findall(r'from "\./(.+?)"', path.read_text())}
+        found = re.findall(r'(?:from |new URL\()"\./(.+?)"', path.read_text())
+        named |= {f"page/{name}" for name in found}
     assert {f"page/{path.name}" for path in scripts} <= named  # there is none that nobody uses
     for name in named:
         reply = server.request("GET", f"/{name}")
