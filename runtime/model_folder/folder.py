@@ -133,12 +133,7 @@ class ModelFolder:
             if not graph.exists():
                 continue
             for path in (graph, *external_files(graph)):
-                try:
-                    digest = remembered_sha256(path)
-                except OSError as error:
-                    reason = error.strerror or error
-                    raise ModelError(f"cannot read {path}: {reason}") from None
-                found[path.relative_to(self.path).as_posix()] = digest
+                found[path.relative_to(self.path).as_posix()] = _sha256(path)
         return found
 
     @property
@@ -150,8 +145,27 @@ class ModelFolder:
         """Return a digest of the content of the three graphs and their weights."""
         return hashlib.sha256(json.dumps(self.graph_digests(GRAPHS)).encode()).hexdigest()
 
+    def digest(self) -> str:
+        """Return a digest of the content of every file that a transcription depends on.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        digests = self.graph_digests((*GRAPHS, ALIGNMENT, VAD_MODEL))
+        for path in (self.path / name for name in (TOKENIZER, CONFIG, GENERATION_CONFIG)):
+            if path.exists():
+                digests[path.name] = _sha256(path)
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
     def _files(self) -> list[Path]:
         return sorted(path for path in self.path.iterdir() if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return remembered_sha256(path)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_model_folder(path: str | Path) -> ModelFolder:
