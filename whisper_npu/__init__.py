@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_npu.version import __version__
 
 if TYPE_CHECKING:
-    from whisper_npu.api import load_model
+    from whisper_npu.api import load_model, model_digest
     from whisper_npu.errors import (
         AssetError,
         AudioError,
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
         UsageError,
         WhisperNpuError,
     )
-    from whisper_npu.runtime.audio.stream import AudioSource, load_audio
+    from whisper_npu.runtime.audio.stream import MEDIA_SUFFIXES, AudioSource, load_audio
     from whisper_npu.runtime.coverage import Coverage, Span
     from whisper_npu.runtime.options import TranscribeKwargs, TranscribeOptions
+    from whisper_npu.runtime.output.formats import format_transcript
     from whisper_npu.runtime.results import Retry, Segment, Transcription, Word
     from whisper_npu.runtime.transcription.live import (
         Committed,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.transcription.stream import TranscriptionStream
 
 __all__ = [
+    "MEDIA_SUFFIXES",
     "AssetError",
     "AudioError",
     "AudioInputError",
@@ -78,12 +80,15 @@ __all__ = [
     "WhisperNpuError",
     "Word",
     "__version__",
+    "format_transcript",
     "load_audio",
     "load_model",
+    "model_digest",
 ]
 
 # Loaded on first use, because `whisper-npu --help` needs no inference engine.
 _HOMES = {
+    "MEDIA_SUFFIXES": "runtime.audio.stream",
     "AudioSource": "runtime.audio.stream",
     "Committed": "runtime.transcription.live",
     "Coverage": "runtime.coverage",
@@ -100,8 +105,10 @@ _HOMES = {
     "TranscriptionStream": "runtime.transcription.stream",
     "WhisperModel": "runtime.transcription.model",
     "Word": "runtime.results",
+    "format_transcript": "runtime.output.formats",
     "load_audio": "runtime.audio.stream",
     "load_model": "api",
+    "model_digest": "api",
 }
 
 

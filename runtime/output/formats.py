@@ -165,10 +165,15 @@ def expand_formats(names: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(expanded))
 
 
-def render(
+def format_transcript(
     result: Transcription, output_format: str, options: SubtitleOptions = DEFAULT_OPTIONS
 ) -> str:
-    """Return the whole content of one output file.
+    """Return the whole content of one output file, as the command line writes it.
+
+    Args:
+        result: A transcription: `model.transcribe(...).result()`.
+        output_format: One of `txt`, `vtt`, `srt`, `tsv`, `json`.
+        options: The layout of subtitles.
 
     Raises:
         UsageError: There is no such format.

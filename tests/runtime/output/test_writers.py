@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from whisper_npu.errors import OutputError, UsageError
-from whisper_npu.runtime.output.formats import FORMATS, expand_formats, make_formatter, render
+from whisper_npu.runtime.output.formats import (
+    FORMATS,
+    expand_formats,
+    format_transcript,
+    make_formatter,
+)
 from whisper_npu.runtime.output.subtitles import SubtitleOptions, format_timestamp
 from whisper_npu.runtime.output.writers import OutputFiles, write
 from whisper_npu.runtime.results import Segment, Transcription, Word
@@ -63,21 +68,21 @@ PLAIN = transcription(
 
 class TestWithoutWords:
     def test_txt(self):
-        assert render(PLAIN, "txt") == "Hello, world.\nArrow --> and\ttab.\n"
+        assert format_transcript(PLAIN, "txt") == "Hello, world.\nArrow --> and\ttab.\n"
 
     def test_tsv(self):
-        assert render(PLAIN, "tsv") == (
+        assert format_transcript(PLAIN, "tsv") == (
             "start\tend\ttext\n0\t3250\tHello, world.\n3250\t3661500\tArrow --> and tab.\n"
         )
 
     def test_srt(self):
-        assert render(PLAIN, "srt") == (
+        assert format_transcript(PLAIN, "srt") == (
             "1\n00:00:00,000 --> 00:00:03,250\nHello, world.\n\n"
             "2\n00:00:03,250 --> 01:01:01,500\nArrow -> and\ttab.\n\n"
         )
 
     def test_vtt(self):
-        assert render(PLAIN, "vtt") == (
+        assert format_transcript(PLAIN, "vtt") == (
             "WEBVTT\n\n"
             "00:00.000 --> 00:03.250\nHello, world.\n\n"
             "00:03.250 --> 01:01:01.500\nArrow -> and\ttab.\n\n"
@@ -86,7 +91,7 @@ class TestWithoutWords:
     def test_json(self):
         """openai/whisper's keys come first, in its order and ASCII; ours follow."""
         result = transcription(segment(0.0, 2.0, " Žluť"), warnings=("damaged",))
-        content = render(result, "json")
+        content = format_transcript(result, "json")
         assert content.startswith(
             '{"text": " \\u017dlu\\u0165", "segments": [{"id": 0, "seek": 0, "start": 0.0,'
             ' "end": 2.0, "text": " \\u017dlu\\u0165", "tokens": [50364, 440, 50464],'
@@ -102,14 +107,14 @@ class TestWithoutWords:
         [("txt", ""), ("srt", ""), ("vtt", "WEBVTT\n\n"), ("tsv", "start\tend\ttext\n")],
     )
     def test_silence(self, output_format, expected):
-        assert render(transcription(), output_format) == expected
-        assert json.loads(render(transcription(), "json"))["text"] == ""
+        assert format_transcript(transcription(), output_format) == expected
+        assert json.loads(format_transcript(transcription(), "json"))["text"] == ""
 
 
 class TestWithWords:
     def test_each_segment_is_a_cue_by_default(self):
         result = transcription(spoken(0, "One two."), spoken(1.5, "Three."))
-        assert render(result, "srt") == (
+        assert format_transcript(result, "srt") == (
             "1\n00:00:00,000 --> 00:00:01,000\nOne two.\n\n"
             "2\n00:00:01,500 --> 00:00:02,000\nThree.\n\n"
         )
@@ -119,14 +124,14 @@ class TestWithWords:
         result = transcription(
             segment(0, 0, "", ()), spoken(1, "One."), segment(2, 3, " No words.", None)
         )
-        assert render(result, "vtt") == (
+        assert format_transcript(result, "vtt") == (
             "WEBVTT\n\n00:01.000 --> 00:01.500\nOne.\n\n00:02.000 --> 00:03.000\nNo words.\n\n"
         )
 
     def test_highlight_words(self):
         words = (Word(0.0, 0.4, " One", 0.9), Word(0.6, 1.0, " two", 0.9))
         result = transcription(segment(0.0, 1.0, " One two", words))
-        assert render(result, "vtt", SubtitleOptions(highlight_words=True)) == (
+        assert format_transcript(result, "vtt", SubtitleOptions(highlight_words=True)) == (
             "WEBVTT\n\n"
             "00:00.000 --> 00:00.400\n<u>One</u> two\n\n"
             "00:00.400 --> 00:00.600\nOne two\n\n"
@@ -136,7 +141,7 @@ class TestWithWords:
     def test_highlight_keeps_the_line_break_outside(self):
         result = transcription(spoken(0, "alpha beta"))
         options = SubtitleOptions(highlight_words=True, max_line_width=6)
-        assert render(result, "srt", options) == (
+        assert format_transcript(result, "srt", options) == (
             "1\n00:00:00,000 --> 00:00:00,500\n<u>alpha</u>\nbeta\n\n"
             "2\n00:00:00,500 --> 00:00:01,000\nalpha\n<u>beta</u>\n\n"
         )
@@ -144,7 +149,7 @@ class TestWithWords:
     def test_max_line_width_breaks_lines_within_the_cue(self):
         result = transcription(spoken(0, "aaa bbb ccc ddd"), spoken(2, "eee"))
         # " bbb" makes "aaa bbb" 7 characters wide; " ccc" would make 11.
-        assert render(result, "srt", SubtitleOptions(max_line_width=7)) == (
+        assert format_transcript(result, "srt", SubtitleOptions(max_line_width=7)) == (
             "1\n00:00:00,000 --> 00:00:02,000\naaa bbb\nccc ddd\n\n"
             "2\n00:00:02,000 --> 00:00:02,500\neee\n\n"
         )
@@ -152,7 +157,7 @@ class TestWithWords:
     def test_max_line_count_and_width_fill_cues_across_segments(self):
         result = transcription(spoken(0, "aaa bbb ccc"), spoken(1.5, "ddd eee fff"))
         options = SubtitleOptions(max_line_width=7, max_line_count=2)
-        assert render(result, "srt", options) == (
+        assert format_transcript(result, "srt", options) == (
             "1\n00:00:00,000 --> 00:00:02,000\naaa bbb\nccc ddd\n\n"
             "2\n00:00:02,000 --> 00:00:03,000\neee fff\n\n"
         )
@@ -162,11 +167,11 @@ class TestWithWords:
         words = (Word(0.0, 0.5, " aaa", 0.9), Word(pause, pause + 0.5, " bbb", 0.9))
         result = transcription(segment(0, 4, " aaa bbb", words))
         options = SubtitleOptions(max_line_width=40, max_line_count=2)
-        assert render(result, "srt", options).count("-->") == cues
+        assert format_transcript(result, "srt", options).count("-->") == cues
 
     def test_max_words_per_line(self):
         result = transcription(spoken(0, "a b c d e"), spoken(3, "f"))
-        assert render(result, "srt", SubtitleOptions(max_words_per_line=2)) == (
+        assert format_transcript(result, "srt", SubtitleOptions(max_words_per_line=2)) == (
             "1\n00:00:00,000 --> 00:00:01,000\na b\n\n"
             "2\n00:00:01,000 --> 00:00:02,000\nc d\n\n"
             "3\n00:00:02,000 --> 00:00:02,500\ne\n\n"
@@ -179,10 +184,12 @@ class TestWithWords:
             dataclasses.replace(segment(0.0, 1.0, " Hello."), channel="left"),
             dataclasses.replace(segment(0.5, 2.0, " Hi."), channel="right"),
         )
-        assert render(two, "txt") == "[left] Hello.\n[right] Hi.\n"
-        assert render(two, "tsv").endswith("0\t1000\t[left] Hello.\n500\t2000\t[right] Hi.\n")
-        assert "00:00.000 --> 00:01.000\n<v left>Hello.\n" in render(two, "vtt")
-        assert "00:00:00,500 --> 00:00:02,000\n[right] Hi.\n" in render(two, "srt")
+        assert format_transcript(two, "txt") == "[left] Hello.\n[right] Hi.\n"
+        assert format_transcript(two, "tsv").endswith(
+            "0\t1000\t[left] Hello.\n500\t2000\t[right] Hi.\n"
+        )
+        assert "00:00.000 --> 00:01.000\n<v left>Hello.\n" in format_transcript(two, "vtt")
+        assert "00:00:00,500 --> 00:00:02,000\n[right] Hi.\n" in format_transcript(two, "srt")
         assert [each["channel"] for each in two.to_dict()["segments"]] == ["left", "right"]
 
     def test_a_cue_of_words_ends_with_its_channel(self):
@@ -192,14 +199,17 @@ class TestWithWords:
             dataclasses.replace(spoken(1.5, "four five"), channel="left"),
         )
         wide = SubtitleOptions(max_line_width=40, max_line_count=2)
-        texts = [cue.split("\n", 1)[1] for cue in render(turns, "vtt", wide).split("\n\n")[1:-1]]
+        texts = [
+            cue.split("\n", 1)[1]
+            for cue in format_transcript(turns, "vtt", wide).split("\n\n")[1:-1]
+        ]
         assert texts == ["<v left>one two", "<v right>three", "<v left>four five"]
         one_by_one = SubtitleOptions(highlight_words=True)
-        assert "[right] <u>three</u>" in render(turns, "srt", one_by_one)
+        assert "[right] <u>three</u>" in format_transcript(turns, "srt", one_by_one)
 
     def test_json_has_the_words(self):
         result = transcription(segment(0, 1, " One", (Word(0.0, 0.5, " One", 0.75),)))
-        assert json.loads(render(result, "json"))["segments"][0]["words"] == [
+        assert json.loads(format_transcript(result, "json"))["segments"][0]["words"] == [
             {"word": " One", "start": 0.0, "end": 0.5, "probability": 0.75}
         ]
 
@@ -233,7 +243,7 @@ class TestOptions:
         assert "--max-words-per-line has no effect" in full.check(word_timestamps=True)[0]
         result = transcription(spoken(0, "a b c d e f g"))
         without = dataclasses.replace(full, max_words_per_line=None)
-        assert render(result, "srt", full) == render(result, "srt", without)
+        assert format_transcript(result, "srt", full) == format_transcript(result, "srt", without)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +281,7 @@ class TestFiles:
         assert paths == [tmp_path / "new" / "out" / f"my talk.v2.{name}" for name in FORMATS]
         assert sorted((tmp_path / "new" / "out").iterdir()) == sorted(paths)
         for path in paths:
-            assert path.read_bytes().decode("utf-8") == render(PLAIN, path.suffix[1:])
+            assert path.read_bytes().decode("utf-8") == format_transcript(PLAIN, path.suffix[1:])
 
     def test_utf8_whatever_the_locale(self, tmp_path):
         (path,) = write(transcription(segment(0, 1, " 日本語 🎙")), "x.wav", tmp_path, "txt")
@@ -296,7 +306,10 @@ class TestFiles:
                 outputs.segment(item)
             assert not (tmp_path / "x.txt").exists()
             paths = outputs.finish(PLAIN)
-        assert [path.read_text() for path in paths] == [render(PLAIN, "txt"), render(PLAIN, "srt")]
+        assert [path.read_text() for path in paths] == [
+            format_transcript(PLAIN, "txt"),
+            format_transcript(PLAIN, "srt"),
+        ]
 
     def test_a_run_that_is_stopped_leaves_the_old_files(self, tmp_path):
         (tmp_path / "x.txt").write_text("old")
@@ -311,7 +324,7 @@ class TestFiles:
         assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
         assert (tmp_path / "x.txt").read_text() == "old"
         write(PLAIN, "x.wav", tmp_path, "txt")
-        assert (tmp_path / "x.txt").read_text() == render(PLAIN, "txt")
+        assert (tmp_path / "x.txt").read_text() == format_transcript(PLAIN, "txt")
 
     def test_a_name_as_long_as_a_name_can_be(self, tmp_path):
         stem = "n" * 251
@@ -365,7 +378,7 @@ class TestPartial:
             result = transcription(segment(0, 1, " One."), segment(1, 2, " Two."))
             paths = outputs.keep_partial(result)
         assert paths == [tmp_path / "talk.partial.srt", tmp_path / "talk.partial.json"]
-        assert paths[0].read_text() == render(result, "srt")
+        assert paths[0].read_text() == format_transcript(result, "srt")
         assert json.loads(paths[1].read_text())["text"] == " One. Two."
         assert (tmp_path / "talk.srt").read_text() == "old"
         assert len(list(tmp_path.iterdir())) == 3
@@ -384,5 +397,5 @@ def test_numbers_of_numpy_become_plain_json():
             segment(0, 1, "x"), start=np.float32(0.5), tokens=(np.int64(7),), id=np.int32(3)
         )
     )
-    first = json.loads(render(result, "json"))["segments"][0]
+    first = json.loads(format_transcript(result, "json"))["segments"][0]
     assert (first["start"], first["tokens"], first["id"]) == (0.5, [7], 3)
