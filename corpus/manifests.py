@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from whisper_npu import MEDIA_SUFFIXES, UsageError
 from whisper_npu.corpus.storage import filesystem
 
+_UNREADABLE = (OSError, UnicodeDecodeError, EOFError, tarfile.TarError, pa.ArrowException)
 _GLOB = re.compile(r"[*?[]")
 _SAME_LENGTH = 1e-3  # seconds
 _ROWS_AT_ONCE = 1000
@@ -360,11 +362,11 @@ def read_manifest(url: str, kind: str | None = None) -> Iterator[Item]:
     if kind is not None and kind not in _READERS:
         raise UsageError(f"unknown kind of manifest {kind!r}: one of {', '.join(KINDS)}")
     try:
+        if not _GLOB.search(manifest.path) and not manifest.fs.exists(manifest.path):
+            raise manifest.unusable("no such file or folder")
         reader = _READERS[kind] if kind else _detect(manifest)
         yield from reader(manifest)
-    except FileNotFoundError:
-        raise manifest.unusable("no such file or folder") from None
-    except (OSError, UnicodeDecodeError, EOFError, tarfile.TarError) as error:
+    except _UNREADABLE as error:
         raise manifest.unusable(f"cannot be read: {error}") from None
 
 
@@ -373,8 +375,6 @@ def _detect(manifest: _Manifest) -> Callable[[_Manifest], Iterator[Item]]:
     name = manifest.path.removesuffix(".gz")
     if _GLOB.search(manifest.path):
         return _audio_files
-    if not manifest.fs.exists(manifest.path):
-        raise FileNotFoundError
     if manifest.fs.isdir(manifest.path):
         return _detect_folder(manifest)
     for suffixes, reader in (

@@ -14,6 +14,7 @@ from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import Keys
 
 PARQUET = "corpus.parquet"
+RUN_FILE = "run.json"  # how the outputs were made
 JSON_LINES = "corpus.jsonl"
 SUBTITLES = "subtitles"
 SUBTITLE_FORMATS = ("srt", "vtt", "txt")

@@ -24,14 +24,13 @@ from whisper_npu.corpus.plan import (
     write_index,
     write_manifest,
 )
-from whisper_npu.corpus.publish import SUBTITLE_FORMATS, publish
+from whisper_npu.corpus.publish import RUN_FILE, SUBTITLE_FORMATS, publish
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import ResultStore
 from whisper_npu.corpus.worker import ModelSettings
 
 STATE = "state"
 RESULTS = "results"
-RUN_FILE = "run.json"
 _MOST_THREADS = 4  # of an actor: more actors of fewer threads decode more at a time
 _LONGEST_BLOCK, _SHORTEST_BLOCK = 600.0, 60.0  # seconds of audio
 _BLOCKS_PER_ACTOR = 8

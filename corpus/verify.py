@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 
 from whisper_npu import OutputError, UsageError
 from whisper_npu.corpus.manifests import Item, read_manifest
-from whisper_npu.corpus.publish import JSON_LINES, PARQUET
-from whisper_npu.corpus.run import RUN_FILE
+from whisper_npu.corpus.publish import JSON_LINES, PARQUET, RUN_FILE
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import work_key
 

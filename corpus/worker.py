@@ -97,7 +97,7 @@ class Worker:
         done = {
             "items": len(rows),
             "failed": sum(row["error"] is not None for row in rows),
-            "seconds": sum(row["duration"] or 0.0 for row in rows),
+            "seconds": sum(row.get("duration") or 0.0 for row in rows),
             "work_seconds": sum(row["work_seconds"] for row in rows),
         }
         return pa.Table.from_pylist([done], schema=DONE)
