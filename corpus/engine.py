@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +40,8 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[None]:
         options["include_dashboard"] = dashboard
         options["object_store_memory"] = _OBJECT_STORE_BYTES
     try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        with _same_signals():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -49,6 +52,18 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Keep the caller's handlers of signals, which Ray replaces by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def processors() -> int:

@@ -25,7 +25,7 @@ from whisper_npu.corpus.plan import (
     write_manifest,
 )
 from whisper_npu.corpus.publish import RUN_FILE, SUBTITLE_FORMATS, publish
-from whisper_npu.corpus.storage import Folder
+from whisper_npu.corpus.storage import Folder, absolute
 from whisper_npu.corpus.store import ResultStore
 from whisper_npu.corpus.worker import ModelSettings
 
@@ -192,7 +192,7 @@ def _options_digest(settings: ModelSettings) -> str:
 def _record(output: Folder, job: CorpusJob, digests: Sequence[str], progress: Progress) -> None:
     """Note how the outputs were made."""
     record: dict[str, Any] = {
-        "manifest": job.manifest,
+        "manifest": absolute(job.manifest),
         "kind": job.kind,
         "model": job.settings.model,
         "model_digest": digests[0],

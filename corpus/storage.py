@@ -26,9 +26,8 @@ class Folder:
         Raises:
             UsageError: no installed package knows this kind of URL.
         """
-        self._fs, self._path = filesystem(url.rstrip("/") or "/")
-        # Other processes may have another current folder.
-        self.url = self._path if isinstance(self._fs, LocalFileSystem) else url.rstrip("/")
+        self.url = absolute(url.rstrip("/") or "/")
+        self._fs, self._path = filesystem(self.url)
 
     def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
         return Folder, (self.url,)
@@ -115,6 +114,12 @@ class Folder:
             raise OutputError(
                 f"{self.path(name)}: cannot be written: {error.strerror or error}"
             ) from error
+
+
+def absolute(url: str) -> str:
+    """A path or URL that means the same in processes with another current folder."""
+    fs, path = filesystem(url)
+    return path if isinstance(fs, LocalFileSystem) else url
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

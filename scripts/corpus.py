@@ -14,6 +14,7 @@ from whisper_npu.scripts.common.decoding_options import (
 )
 from whisper_npu.scripts.common.outputs import needing_the_extra
 from whisper_npu.scripts.common.progress import words
+from whisper_npu.scripts.common.signals import Terminated
 
 VERIFY = "verify"
 _PURPOSE = "transcribing a corpus"
@@ -162,7 +163,7 @@ def transcribe_corpus(arguments: argparse.Namespace) -> int:
     )
     try:
         run_corpus(job, Meter(arguments.price_per_hour).show)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         console.note("to go on, give the same command again")
         raise
     is_well = corpus_errors.report(arguments.output, options, arguments.max_wer)
