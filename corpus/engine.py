@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +19,10 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from whisper_npu import DeviceError, UsageError, WhisperNpuError
+from whisper_npu import DeviceError, UsageError
 from whisper_npu.corpus.worker import Worker
 
+_ERROR_LINE = re.compile(r"[\w.]+(Error|Exception): ")  # in a traceback
 _OBJECT_STORE_BYTES = 256 << 20  # blocks of work hold names, no audio
 
 
@@ -44,7 +46,7 @@ def cluster(address: str | None, *, dashboard: bool) -> Iterator[None]:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -117,15 +119,6 @@ def _stream(blocks: Sequence[Any], function: Any, **options: Any) -> Iterator[pa
     try:
         yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except RayError as error:
-        raise _our_error(error) from error
-
-
-def _our_error(error: BaseException) -> WhisperNpuError:
-    """The error of this package that an actor raised, which Ray wraps in its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, WhisperNpuError) and not isinstance(seen, RayError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return DeviceError(f"Ray cannot go on: {lines[-1] if lines else error}")
+        lines = [line for line in str(error).splitlines() if _ERROR_LINE.match(line)]
+        reason = lines[-1] if lines else type(error).__name__
+        raise DeviceError(f"Ray cannot go on: {reason}") from error

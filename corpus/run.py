@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from whisper_npu import UsageError, model_digest
+import whisper_npu
+from whisper_npu import UsageError, WhisperNpuError, model_digest
 from whisper_npu.corpus import engine
 from whisper_npu.corpus.manifests import read_manifest
 from whisper_npu.corpus.plan import (
@@ -171,6 +173,7 @@ def _work(
     began = time.monotonic()
     arguments = (settings, store, attempts)
     for done in engine.map_in_actors(blocks, arguments, actors=actors, threads=threads):
+        _raise_fatal(done)
         progress = replace(
             progress,
             done=progress.done + sum(done["items"].to_pylist()),
@@ -179,6 +182,14 @@ def _work(
             elapsed=time.monotonic() - began,
         )
         yield progress
+
+
+def _raise_fatal(done: pa.Table) -> None:
+    """Raise the error that an actor returned, if it did."""
+    for row in done.to_pylist():
+        if row["fatal"] is not None:
+            kind: type[WhisperNpuError] = getattr(whisper_npu, row["fatal"], WhisperNpuError)
+            raise kind(row["message"])
 
 
 def _options_digest(settings: ModelSettings) -> str:

@@ -15,6 +15,7 @@ from whisper_npu import (
     TranscribeOptions,
     Transcription,
     TranscriptionStream,
+    WhisperNpuError,
     load_model,
 )
 from whisper_npu.corpus.audio import Source, opened
@@ -40,6 +41,8 @@ DONE = pa.schema(
         pa.field("failed", pa.int64()),
         pa.field("seconds", pa.float64()),
         pa.field("work_seconds", pa.float64()),
+        pa.field("fatal", pa.string()),  # the class of an error that ends the run
+        pa.field("message", pa.string()),
     ]
 )
 _MOST_ATTEMPTS = 2
@@ -72,28 +75,38 @@ class Worker:
         self._store = store
         self._attempts = attempts
         self._options = settings.options
-        self._model = load_model(
-            settings.model,
-            device=settings.device,
-            backend=settings.backend,
-            kv_cache=settings.kv_cache,
-            precision=settings.precision,
-            threads=settings.threads,
-        )
+        self._fatal: WhisperNpuError | None = None
+        try:
+            self._model = load_model(
+                settings.model,
+                device=settings.device,
+                backend=settings.backend,
+                kv_cache=settings.kv_cache,
+                precision=settings.precision,
+                threads=settings.threads,
+            )
+        except WhisperNpuError as error:
+            self._fatal = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Transcribe a block and store its results.
+
+        An error that ends the run is returned: of an error that an actor raises, Ray keeps a
+        traceback only.
 
         Args:
             block: a table of `WORK`.
 
         Returns:
             a table of `DONE` with one row.
-
-        Raises:
-            OutputError: the results cannot be stored.
         """
-        rows = self._transcribe_block(block.to_pylist())
+        try:
+            if self._fatal is not None:
+                raise self._fatal
+            rows = self._transcribe_block(block.to_pylist())
+        except WhisperNpuError as error:
+            fatal = {"fatal": type(error).__name__, "message": str(error)}
+            return pa.Table.from_pylist([fatal], schema=DONE)
         done = {
             "items": len(rows),
             "failed": sum(row["error"] is not None for row in rows),

@@ -112,6 +112,18 @@ def test_a_recording_that_ends_its_process_becomes_an_error(worker, items):
     assert rows[items[4]["key"]]["text"]
 
 
+def test_errors_that_end_the_run_are_returned(worker, items, settings):
+    act, store, attempts = worker
+    store.local_path.write_text("in the way")
+    (done,) = act(block(items)).to_pylist()
+    assert done["fatal"] == "OutputError"
+    assert "cannot be written" in done["message"]
+    broken = Worker(replace(settings, device="GPU.7"), ResultStore(store), attempts)
+    (done,) = broken(block(items)).to_pylist()
+    assert done["fatal"] == "DeviceError"
+    assert "GPU.7" in done["message"]
+
+
 def test_an_attempt_after_one_that_ended_is_a_whole_block(worker, items):
     act, store, attempts = worker
     attempted(attempts, items, 1)
