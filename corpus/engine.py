@@ -73,6 +73,11 @@ def processors() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
+def memory() -> int:
+    """The bytes of memory that Ray may give out, on all machines of the cluster."""
+    return int(ray.cluster_resources().get("memory", 0))
+
+
 def processors_of_a_machine() -> int:
     """The processors of its smallest machine that has any."""
     counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

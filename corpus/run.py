@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,8 @@ RESULTS = "results"
 _MOST_THREADS = 4  # of an actor: more actors of fewer threads decode more at a time
 _LONGEST_BLOCK, _SHORTEST_BLOCK = 600.0, 60.0  # seconds of audio
 _BLOCKS_PER_ACTOR = 8
+# Bytes of memory of an actor: the first for each byte of the model's files, the second in any case.
+_MEMORY_PER_MODEL, _MEMORY_PER_ACTOR = 1.5, 500e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,7 @@ def _work(
 ) -> Iterator[Progress]:
     """Transcribe the planned work."""
     threads = job.settings.threads or min(_MOST_THREADS, engine.processors_of_a_machine())
-    actors = job.actors or max(1, engine.processors() // threads)
+    actors = job.actors or _actors_that_fit(job.settings.model, threads)
     per_block = progress.seconds / (_BLOCKS_PER_ACTOR * actors)
     block_seconds = job.block_seconds or min(_LONGEST_BLOCK, max(_SHORTEST_BLOCK, per_block))
     blocks = engine.put(work_blocks(state, plan, block_seconds))
@@ -182,6 +185,14 @@ def _work(
             elapsed=time.monotonic() - began,
         )
         yield progress
+
+
+def _actors_that_fit(model: str, threads: int) -> int:
+    """The number of actors for which there are processors and memory; 1 at least."""
+    files = (path for path in Path(model).iterdir() if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    needed = _MEMORY_PER_MODEL * size + _MEMORY_PER_ACTOR
+    return max(1, min(engine.processors() // threads, int(engine.memory() / needed)))
 
 
 def _raise_fatal(done: pa.Table) -> None:

@@ -50,7 +50,14 @@ _MOST_ATTEMPTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """How a model is loaded and used; see `load_model`."""
+    """How a model is loaded and used; see `load_model`.
+
+    Attributes:
+        model: the model's folder, under the same path on every machine.
+        device: see `load_model`; so are backend, kv_cache, precision.
+        threads: of an actor; 0 for as many as fit.
+        options: of the transcription.
+    """
 
     model: str
     device: str = "CPU"

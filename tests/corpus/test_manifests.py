@@ -200,3 +200,9 @@ def test_parquet_without_audio(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(UsageError, match="has no column of audio"):
         list(read_manifest(str(tmp_path / "x.parquet")))
+
+
+def test_the_help_names_every_kind():
+    from whisper_npu.scripts import corpus
+
+    assert ", ".join(KINDS) == corpus._KINDS
