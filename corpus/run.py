@@ -125,6 +125,8 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
         stack.enter_context(engine.cluster(job.address, dashboard=job.dashboard))
         store = ResultStore(Folder(output.path(RESULTS)))
         store.folder.make()
+        for folder in (output, state, store.folder):
+            folder.remove_drafts()
         plan = _plan(state, store, digests, retry_errors=job.retry_errors)
         begin = Progress(rows=n_rows, items=len(plan.todo), seconds=plan.seconds_to_do)
         for progress in _work(job, state, store, plan, begin):

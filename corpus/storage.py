@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from whisper_npu import OutputError, UsageError
+
+_DRAFT = re.compile(r"\..+-[0-9a-f]{16}")
 
 
 class Folder:
@@ -53,6 +56,12 @@ class Folder:
                 f"{self.url}: cannot be written to: {error.strerror or error}; "
                 "choose another --output"
             ) from None
+
+    def remove_drafts(self) -> None:
+        """Remove the files that killed programs left unfinished in a local folder."""
+        for path in self.local_path.glob(".*") if self.local_path is not None else ():
+            if _DRAFT.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def path(self, name: str) -> str:
         """The path or URL of a file in this folder."""

@@ -185,6 +185,18 @@ class TestStore:
             store_results(store, plan, 1)
 
 
+def test_drafts_of_killed_programs_are_removed(out):
+    out.make()
+    with out.create("whole") as file:
+        file.write(b"whole")
+        drafts = [path for path in out.local_path.iterdir() if path.name != "whole"]
+        copy = drafts[0].with_name(drafts[0].name[:-4] + "abcd")
+        copy.write_bytes(b"half")
+    (out.local_path / ".hidden").touch()
+    out.remove_drafts()
+    assert sorted(path.name for path in out.local_path.iterdir()) == [".hidden", "whole"]
+
+
 @pytest.fixture
 def published(out, items):
     """The outputs, in which one recording failed."""
