@@ -97,7 +97,7 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
     (n_left,) = re.findall(r"^9 rows in the manifest; (\d) recording", resumed.stderr, re.MULTILINE)
     assert 1 <= int(n_left) <= 7 - len(stored)
     assert f"{n_left} of {n_left} recordings" in resumed.stderr
-    assert "cost 0.00 of 0.00" in resumed.stderr
+    assert ", cost " in resumed.stderr
     assert "WER: " in resumed.stdout
     assert results_of(out).items() >= stored.items()
     rows = pq.read_table(out / "corpus.parquet").to_pylist()
