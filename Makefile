@@ -41,7 +41,7 @@ setup: $(INSTALLED) $(ASSETS)
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,corpus,dev]'
 	@touch $@
 
 # The library of the page of `whisper-npu serve`: packed into the wheel, never in git.
@@ -107,7 +107,7 @@ fuzz: $(INSTALLED)
 # an installation. (import-linter follows no links.)
 LAYOUT := build/layout
 AS_INSTALLED = rm -rf $(LAYOUT) && mkdir -p $(LAYOUT) && cp -r whisper_npu $(LAYOUT) \
-	&& cp -r export runtime npu scripts server $(LAYOUT)/whisper_npu
+	&& cp -r corpus export runtime npu scripts server $(LAYOUT)/whisper_npu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

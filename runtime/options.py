@@ -1,5 +1,7 @@
 """The options of a transcription, with the defaults of openai/whisper."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -266,6 +268,14 @@ class TranscribeOptions:
             raise UsageError(f"max_initial_timestamp is {limit}; give seconds, 0 or more, or None")
         self._refuse_wrong_vad_options()
         self._refuse_contradictions()
+
+    def digest(self) -> str:
+        """Return a digest of the options that a text can depend on.
+
+        It leaves `batch_size` out: a text is the same in every batch.
+        """
+        values = {name: value for name, value in vars(self).items() if name != "batch_size"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def _check_types(self) -> None:
         for names, kind, described in (

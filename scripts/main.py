@@ -11,6 +11,7 @@ from whisper_npu.version import __version__
 
 COMMANDS = {
     "transcribe": ("transcribe", "transcribe audio and video files"),
+    "corpus": ("corpus", "transcribe thousands of hours on Ray, every recording exactly once"),
     "stream": ("stream", "transcribe live speech from a pipe"),
     "serve": ("serve", "serve models over HTTP with OpenAI's audio API"),
     "export": ("export_onnx", "export a Whisper checkpoint to a verified ONNX model folder"),

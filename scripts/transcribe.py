@@ -16,13 +16,18 @@ from whisper_npu.scripts.common.decoding_options import (
     decoding_options,
 )
 from whisper_npu.scripts.common.progress import Progress, log_beside
-from whisper_npu.scripts.common.signals import on_interrupt
-from whisper_npu.scripts.common.transcription_batch import Batch, find_recordings
+from whisper_npu.scripts.common.signals import Terminated, on_interrupt
+from whisper_npu.scripts.common.transcription_batch import (
+    Batch,
+    find_recordings,
+    without_complete,
+)
 
 EPILOG = f"""\
 examples:
   whisper-npu transcribe talk.mp3
   whisper-npu transcribe recordings/ --output-dir texts --output-format srt,json
+  whisper-npu transcribe recordings/ --output-dir texts --output-format srt,json --skip-existing
   whisper-npu transcribe interview.mp4 --model base --language German
   ffmpeg -i talk.mkv -f wav - | whisper-npu transcribe -
 
@@ -62,6 +67,13 @@ def build_parser() -> cli.Parser:
         action="store_true",
         help="write talk.mp3.srt instead of talk.srt, for recordings that differ only in their "
         "suffix",
+    )
+    out.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave out recordings whose files an earlier run completed with the same model and "
+        "options, to go on with a run that was stopped or killed; needs --output-dir, in which "
+        "transcribe.jsonl notes the state of every recording",
     )
     cli.add_flag(
         out,
@@ -106,6 +118,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
     from whisper_npu.runtime.output.formats import expand_formats  # noqa: PLC0415
     from whisper_npu.runtime.output.names import check_names, check_output_dir  # noqa: PLC0415
     from whisper_npu.runtime.output.subtitles import SubtitleOptions  # noqa: PLC0415
+    from whisper_npu.scripts.common.journal import open_journal  # noqa: PLC0415
 
     options = decoding_options(arguments)
     layout = SubtitleOptions(
@@ -123,13 +136,22 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if arguments.output_format or arguments.output_dir:
         formats = expand_formats(arguments.output_format or "all")
     folder = arguments.output_dir or "."
+    if arguments.skip_existing and not arguments.output_dir:
+        raise UsageError("--skip-existing needs the --output-dir of the earlier run")
     recordings, n_missing = find_recordings(arguments.files, keep_suffix=arguments.keep_suffix)
     if formats:
         check_names([(each.file, each.name) for each in recordings], folder, formats)
         check_output_dir(folder)
-    model_folder = cli.find_model(
-        arguments.model, arguments.variant
-    )  # may export the model and print lines
+    # This may export the model and print lines.
+    model_folder = cli.find_model(arguments.model, arguments.variant)
+    journal = None
+    is_alone = len(recordings) == 1
+    if arguments.output_dir:
+        journal = open_journal(arguments, model_folder, options, formats)
+        if arguments.skip_existing:
+            recordings = without_complete(recordings, journal)
+            if not recordings:
+                return cli.EXIT_SOME_FAILED if n_missing else cli.EXIT_OK
     with Progress([each.file for each in recordings]) as progress:
         log_beside(progress, debug=arguments.debug)
         progress.status = f"loading {one_line(arguments.model)}"
@@ -148,11 +170,16 @@ def transcribe(arguments: argparse.Namespace) -> int:
             progress=show,
         )
         progress.status = ""
-        batch = Batch(recordings, arguments, formats, layout, progress)
-        with on_interrupt(batch.stop):
-            n_failed = batch.run(model, options)
+        batch = Batch(recordings, arguments, formats, layout, progress, journal, is_alone=is_alone)
+        try:
+            with on_interrupt(batch.stop):
+                n_failed = batch.run(model, options)
+        except (KeyboardInterrupt, Terminated):
+            batch.advise()
+            raise
     batch.summarise()
     if batch.is_stopped:
+        batch.advise()
         raise KeyboardInterrupt
     return cli.EXIT_SOME_FAILED if n_failed + n_missing else cli.EXIT_OK
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_npu.version import __version__
 
 if TYPE_CHECKING:
-    from whisper_npu.api import load_model
+    from whisper_npu.api import load_model, model_digest
     from whisper_npu.errors import (
         AssetError,
         AudioError,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         UsageError,
         WhisperNpuError,
     )
-    from whisper_npu.runtime.audio.stream import AudioSource, load_audio
+    from whisper_npu.runtime.audio.stream import MEDIA_SUFFIXES, AudioSource, load_audio
     from whisper_npu.runtime.coverage import Coverage, Span
     from whisper_npu.runtime.languages import LANGUAGES
     from whisper_npu.runtime.options import TranscribeKwargs, TranscribeOptions
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LANGUAGES",
+    "MEDIA_SUFFIXES",
     "AssetError",
     "AudioError",
     "AudioInputError",
@@ -86,11 +87,13 @@ __all__ = [
     "format_transcript",
     "load_audio",
     "load_model",
+    "model_digest",
 ]
 
 # Loaded on first use, because `whisper-npu --help` needs no inference engine.
 _HOMES = {
     "LANGUAGES": "runtime.languages",
+    "MEDIA_SUFFIXES": "runtime.audio.stream",
     "AudioSource": "runtime.audio.stream",
     "Committed": "runtime.transcription.live",
     "Coverage": "runtime.coverage",
@@ -111,6 +114,7 @@ _HOMES = {
     "format_transcript": "runtime.output.formats",
     "load_audio": "runtime.audio.stream",
     "load_model": "api",
+    "model_digest": "api",
 }
 
 

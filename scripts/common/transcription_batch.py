@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.results import Transcription
     from whisper_npu.runtime.transcription.model import WhisperModel
     from whisper_npu.runtime.transcription.stream import TranscriptionStream
+    from whisper_npu.scripts.common.journal import Journal, RecordingLog
 
 logger = logging.getLogger("whisper_npu")
 
@@ -55,6 +56,15 @@ def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Re
     return list(found.values()), n_missing
 
 
+def without_complete(recordings: Sequence[Recording], journal: "Journal") -> list[Recording]:
+    """The recordings that no earlier run completed; prints the number of the others."""
+    left = [each for each in recordings if not journal.is_complete(each.file, each.name)]
+    n_complete = len(recordings) - len(left)
+    if n_complete:
+        console.note(f"{n_complete} of {len(recordings)} files are complete, and are skipped")
+    return left
+
+
 class Batch:
     """Recordings that are transcribed together with the options of a command line."""
 
@@ -65,6 +75,9 @@ class Batch:
         formats: Sequence[str],
         layout: "SubtitleOptions",
         progress: Progress,
+        journal: "Journal | None" = None,
+        *,
+        is_alone: bool,
     ) -> None:
         """Prepare the batch; nothing begins yet.
 
@@ -74,12 +87,19 @@ class Batch:
             formats: formats of the files; if empty, no file is written.
             layout: the layout of subtitles.
             progress: shows the progress of every recording.
+            journal: gets a line for every recording; None for no journal.
+            is_alone: whether the command line names a single recording, which is encoded shorter.
+                A batch of which one recording is left is not alone, so that its text stays the
+                same.
         """
         self._recordings = recordings
         self._arguments = arguments
         self._formats = formats
         self._layout = layout
         self._progress = progress
+        self._journal = journal
+        self._is_alone = is_alone
+        self._logs: dict[Recording, RecordingLog] = {}  # of the opened recordings
         self._streams: list[TranscriptionStream] = []
         self._n_done = 0
         self.is_stopped = False
@@ -91,13 +111,13 @@ class Batch:
             the number of failed recordings.
         """
         sources: Iterable[Path | BinaryIO] = self._sources()
-        if len(self._recordings) == 1:
-            sources = list(sources)  # a recording by itself is encoded shorter
+        if self._is_alone:
+            sources = list(sources)
         streams = model.transcribe_all(sources, options, on_open=self._opened)
         n_failed = 0
         # After a stop there are fewer streams than recordings.
         for place, (recording, stream) in enumerate(zip(self._recordings, streams, strict=False)):
-            if self._arguments.verbose and len(self._recordings) > 1:
+            if self._arguments.verbose and not self._is_alone:
                 self._print(f"==> {console.one_line(recording.file)} <==", sys.stdout)
             try:
                 if isinstance(stream, AudioError):
@@ -108,9 +128,11 @@ class Batch:
                     self._progress.ended(place, stream.seconds_read)
             except (AudioError, OutputError) as error:
                 n_failed += 1
-                read = 0.0 if isinstance(stream, AudioError) else stream.seconds_read
-                self._progress.ended(place, read, failed=True)
+                opened = None if isinstance(stream, AudioError) else stream
+                self._progress.ended(place, opened.seconds_read if opened else 0.0, failed=True)
                 self._print(f"error: {console.one_line(error)}", sys.stderr)
+                self._log_failure(recording, error, opened)
+            self._logs.pop(recording, None)
             if stream in self._streams:
                 self._streams.remove(stream)  # frees the stream, which holds the whole text
         return n_failed
@@ -130,10 +152,17 @@ class Batch:
         if summary is not None:
             print(summary, file=sys.stderr)
 
+    def advise(self) -> None:
+        """Tell how to go on after a stop, if that repeats no work."""
+        if self._journal is not None and self._n_done < len(self._recordings):
+            self._print("to go on, give the same command with --skip-existing", sys.stderr)
+
     def _sources(self) -> Iterator[Path | BinaryIO]:
         for recording in self._recordings:
             if self.is_stopped:
                 return
+            if self._journal is not None:
+                self._logs[recording] = self._journal.begin(recording.file, recording.name)
             yield cli.standard_input() if str(recording.file) == "-" else recording.file
 
     def _opened(self, stream: "TranscriptionStream | AudioError") -> None:
@@ -164,13 +193,14 @@ class Batch:
                 raise
             except (KeyboardInterrupt, Terminated, DeviceError, MemoryError):
                 self._keep(recording, stream.partial_result(), outputs)
+                self._log_stop(recording, stream)
                 raise
             if stream.is_partial:
                 self._keep(recording, result, outputs)
+                self._log_stop(recording, stream)
                 return
             if outputs is not None:
-                for path in outputs.finish(result):
-                    logger.debug("wrote %s", path)
+                self._finish(recording, stream, result, outputs)
         for warning in result.warnings:
             self._print(f"warning: {console.one_line(warning)}", sys.stderr)
         if self._arguments.report:
@@ -187,20 +217,55 @@ class Batch:
         folder = self._arguments.output_dir or "."
         return OutputFiles(recording.file, folder, self._formats, self._layout, name=recording.name)
 
+    def _finish(
+        self,
+        recording: Recording,
+        stream: "TranscriptionStream",
+        result: "Transcription",
+        outputs: "OutputFiles",
+    ) -> None:
+        """Give the files their final names, and note that they are complete."""
+        log = self._logs.get(recording)
+        if log is not None:
+            log.before_outputs()
+        paths = outputs.finish(result)
+        for path in paths:
+            logger.debug("wrote %s", path)
+        if log is not None:
+            log.complete(stream, result, paths)
+
     def _keep(
         self, recording: Recording, result: "Transcription", outputs: "OutputFiles | None"
     ) -> None:
         """Keep the text of a stopped recording, and print its place."""
+        kept: list[Path] = []
         if not result.segments:
             where = "nothing of it is transcribed yet"
         else:
             where = f"transcribed up to {words(result.segments[-1].end)}"
             if outputs is not None:
-                files = ", ".join(map(str, outputs.keep_partial(result)))
-                where = f"{where}, which is in {files}"
+                kept = outputs.keep_partial(result)
+                where = f"{where}, which is in {', '.join(map(str, kept))}"
+        if recording in self._logs:
+            self._logs[recording].keep(result, kept)
         self._print(
             f"stopped: {console.one_line(recording.file)}: {console.one_line(where)}", sys.stderr
         )
+
+    def _log_stop(self, recording: Recording, stream: "TranscriptionStream") -> None:
+        if recording in self._logs:
+            self._logs[recording].stopped(stream)
+
+    def _log_failure(
+        self, recording: Recording, error: Exception, stream: "TranscriptionStream | None"
+    ) -> None:
+        """Note the failure in the journal; the batch goes on even if that fails."""
+        if recording not in self._logs:
+            return
+        try:
+            self._logs[recording].failed(error, stream)
+        except OutputError as problem:
+            self._print(f"error: {console.one_line(problem)}", sys.stderr)
 
     def _print(self, line: str, out: TextIO) -> None:
         with self._progress.paused():

@@ -15,6 +15,7 @@ from audio_files import RATE, Track, bad_files, cut, voice, write_film
 
 from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.scripts import main as console
+from whisper_npu.scripts.common.journal import JOURNAL
 from whisper_npu.scripts.transcribe import main
 
 LINE = re.compile(r"\[(\d\d:)?\d\d:\d\d\.\d{3} --> (\d\d:)?\d\d:\d\d\.\d{3}\]  ?\S.*")
@@ -48,6 +49,11 @@ def run(tiny_folder, capsys):
         return code, output.out, output.err.splitlines()
 
     return run_program
+
+
+def outputs(folder):
+    """The names of the files in an output folder, other than the journal."""
+    return sorted(path.name for path in folder.iterdir() if path.name != JOURNAL)
 
 
 @pytest.fixture
@@ -326,7 +332,7 @@ class TestOptions:
         )
         assert (code, err) == (0, [])
         assert out
-        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["voice.srt", "voice.txt"]
+        assert outputs(tmp_path / "out") == ["voice.srt", "voice.txt"]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["stateful", "concat", "static", "off"])
@@ -380,7 +386,7 @@ class TestOutput:
         code, out, _ = run(sound, *INVENT, "--output-dir", tmp_path / "new" / "folder")
         assert code == 0
         folder = tmp_path / "new" / "folder"
-        assert sorted(p.name for p in folder.iterdir()) == sorted(f"voice.{f}" for f in FORMATS)
+        assert outputs(folder) == sorted(f"voice.{f}" for f in FORMATS)
         document = json.loads((folder / "voice.json").read_text(encoding="utf-8"))
         (segment,) = document["segments"]
         assert document["text"] == segment["text"].strip()
@@ -421,16 +427,15 @@ class TestOutput:
         """Before a model is loaded: what a file is called never depends on its neighbours."""
         for suffix in ("wav", "flac"):
             soundfile.write(tmp_path / f"talk.{suffix}", voice(1.0), RATE)
-        outputs = ("-o", tmp_path / "out", "-f", "txt")
-        code, out, err = run(tmp_path, *outputs, model=tmp_path / "no model")
+        options = ("-o", tmp_path / "out", "-f", "txt")
+        code, out, err = run(tmp_path, *options, model=tmp_path / "no model")
         assert (code, out) == (2, "")
         (line,) = err
         both = f"{tmp_path / 'talk.flac'} and {tmp_path / 'talk.wav'}"
         assert line.startswith(f"error: {both} would both be written to {tmp_path / 'out'}")
         assert "--keep-suffix" in line
-        assert run(tmp_path, *INVENT, *outputs, "--keep-suffix")[0] == 0
-        names = sorted(path.name for path in (tmp_path / "out").iterdir())
-        assert names == ["talk.flac.txt", "talk.wav.txt"]
+        assert run(tmp_path, *INVENT, *options, "--keep-suffix")[0] == 0
+        assert outputs(tmp_path / "out") == ["talk.flac.txt", "talk.wav.txt"]
 
     def test_an_output_folder_that_cannot_be_used_is_told_first(self, run, sound, tmp_path):
         (tmp_path / "file").write_text("")
@@ -451,8 +456,7 @@ class TestOutput:
         odd = Path(shutil.copy(sound, tmp_path / "..wav"))
         code, _, err = run(odd, sound, *INVENT, "-o", tmp_path / "out", "-f", "txt")
         assert (code, err) == (0, [])
-        names = sorted(path.name for path in (tmp_path / "out").iterdir())
-        assert names == ["..txt", "voice.txt"]
+        assert outputs(tmp_path / "out") == ["..txt", "voice.txt"]
 
     @pytest.mark.parametrize("option", ["--initial-prompt", "--hotwords", "--prefix"])
     def test_texts_that_are_no_utf8(self, run, sound, option):

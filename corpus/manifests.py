@@ -1,0 +1,402 @@
+"""Reads the manifests of corpora: every kind becomes rows of `schema.MANIFEST`.
+
+A manifest is read as a stream, so its length costs no memory.
+"""
+
+import gzip
+import io
+import json
+import posixpath
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from whisper_npu import MEDIA_SUFFIXES, UsageError
+from whisper_npu.corpus.storage import filesystem
+
+_UNREADABLE = (OSError, UnicodeDecodeError, EOFError, tarfile.TarError, pa.ArrowException)
+_GLOB = re.compile(r"[*?[]")
+_SAME_LENGTH = 1e-3  # seconds
+_ROWS_AT_ONCE = 1000
+_TEXT_SUFFIXES = (".txt", ".text", ".lab")
+_AUDIO_COLUMNS = ("audio", "bytes", "audio_bytes", "wav", "flac", "mp3")
+_HEADER_NAMES = ("audio", "file", "filename", "path")
+_TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "reference")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A recording of a corpus, or a cut of one. The attributes are those of `schema.MANIFEST`."""
+
+    id: str
+    audio: str
+    start: int | None = None
+    size: int | None = None
+    row: int | None = None
+    offset: float | None = None
+    seconds: float | None = None
+    stated_seconds: float | None = None
+    reference: str | None = None
+    fields: str | None = None
+
+
+class _Manifest:
+    """Where a manifest is, and how its paths are meant."""
+
+    def __init__(self, url: str) -> None:
+        self.fs, self.path = filesystem(url)
+        self.url = url
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def unusable(self, reason: object) -> UsageError:
+        return UsageError(f"{self.url}: {reason}")
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """The lines that are not empty, with their numbers."""
+        with self.fs.open(self.path, "rb") as raw:
+            binary = gzip.GzipFile(fileobj=raw) if self.path.endswith(".gz") else raw
+            with io.TextIOWrapper(cast(Any, binary), encoding="utf-8-sig") as text:
+                for number, line in enumerate(text, 1):
+                    if line.strip():
+                        yield number, line.rstrip("\r\n")
+
+    def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The JSON objects, one a line."""
+        for number, line in self.lines():
+            try:
+                found = json.loads(line)
+            except ValueError as error:
+                raise self.unusable(f"line {number} is no JSON: {error}") from None
+            if not isinstance(found, dict):
+                raise self.unusable(f"line {number} is no JSON object")
+            yield number, found
+
+    def locate(self, named: str, below: str = "") -> str:
+        """The path or URL of a recording that the manifest names.
+
+        A relative path is below the manifest's folder, or below the current folder if it only
+        exists there, as in manifests of lhotse.
+        """
+        if "://" in named:
+            return named
+        folder = posixpath.join(posixpath.dirname(self.path), below)
+        joined = posixpath.normpath(posixpath.join(folder, named))
+        if not self.is_local:
+            return str(self.fs.unstrip_protocol(joined))
+        if not self.fs.exists(joined) and self.fs.exists(named):
+            return str(filesystem(named)[1])
+        return joined
+
+    def url_of(self, path: str) -> str:
+        """The path or URL of a file that was found in a listing."""
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def files(self, *suffixes: str) -> list[str]:
+        """The sorted files below the folder, at any depth, without hidden ones."""
+        found = []
+        for path in self.fs.find(self.path):
+            below = path[len(self.path) :].lstrip("/")
+            hidden = any(part.startswith(".") for part in below.split("/"))
+            if not hidden and posixpath.splitext(path)[1].lower() in suffixes:
+                found.append(path)
+        return sorted(found)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(cast(float, value)) if is_number else None
+
+
+def _nemo(manifest: _Manifest) -> Iterator[Item]:
+    """NeMo: `audio_filepath`, `duration`, `text`; with `offset` the row is a cut."""
+    for number, row in manifest.objects():
+        named = row.get("audio_filepath")
+        if not isinstance(named, str):
+            raise manifest.unusable(f"line {number} has no audio_filepath")
+        offset, duration = _number(row.get("offset")), _number(row.get("duration"))
+        given = row.get("id")
+        cut = "" if offset is None else f"@{offset:g}+{duration or 0:g}"
+        yield Item(
+            id=named + cut if given is None else str(given),
+            audio=manifest.locate(named),
+            offset=offset,
+            seconds=None if offset is None else duration,
+            stated_seconds=duration,
+            reference=_text(row.get("text")),
+            fields=json.dumps(row),
+        )
+
+
+def _lhotse(manifest: _Manifest) -> Iterator[Item]:
+    """Recordings and cuts of lhotse."""
+    for number, row in manifest.objects():
+        is_cut = "sources" not in row
+        recording = row.get("recording") if is_cut else row
+        if not isinstance(recording, dict) or not recording.get("sources"):
+            raise manifest.unusable(
+                f"line {number} ({row.get('type', 'unknown')}) names no recording with sources; "
+                "give recordings or MonoCuts that hold their recording"
+            )
+        source = recording["sources"][0]
+        if len(recording["sources"]) > 1 or source.get("type") not in ("file", "url"):
+            raise manifest.unusable(
+                f"line {number}: recording {recording.get('id')} is no single file or URL"
+            )
+        whole = _number(recording.get("duration"))
+        length = _number(row.get("duration"))
+        offset = _number(row.get("start")) if is_cut else None
+        if offset == 0 and None not in (whole, length) and _same(cast(float, length), whole):
+            offset = None
+        texts = [each.get("text") for each in row.get("supervisions") or []]
+        spoken = " ".join(text for text in texts if text)
+        yield Item(
+            id=str(row.get("id", recording.get("id"))),
+            audio=manifest.locate(str(source["source"])),
+            offset=offset,
+            seconds=None if offset is None else length,
+            stated_seconds=length,
+            reference=spoken or None,
+            fields=json.dumps(row),
+        )
+
+
+def _same(length: float, other: float | None) -> bool:
+    return other is not None and abs(length - other) < _SAME_LENGTH
+
+
+def _json_lines(manifest: _Manifest) -> Iterator[Item]:
+    """NeMo or lhotse, by the first line."""
+    for _, first in manifest.objects():
+        return _nemo(manifest) if "audio_filepath" in first else _lhotse(manifest)
+    raise manifest.unusable("is empty")
+
+
+def _tsv(manifest: _Manifest) -> Iterator[Item]:
+    """Lines of `audio<TAB>reference`, or a table of Common Voice with its header."""
+    header: list[str] | None = None
+    for number, line in manifest.lines():
+        cells = line.split("\t")
+        if number == 1 and {"path", "sentence"} <= set(cells):
+            header = cells
+            continue
+        if number == 1 and cells[0].lower() in _HEADER_NAMES:
+            continue
+        if header is None:
+            named, reference = cells[0], "\t".join(cells[1:]) if len(cells) > 1 else None
+            row: dict[str, str | None] = {"audio": named, "text": reference}
+        else:
+            row = dict(zip(header, cells, strict=False))
+            named, reference = row["path"] or "", row.get("sentence")
+            if "." not in posixpath.basename(named):
+                named = f"{named}.mp3"  # as the first releases of Common Voice have it
+        below = "" if header is None else "clips"
+        yield Item(
+            id=named,
+            audio=manifest.locate(named, below),
+            reference=reference,
+            fields=json.dumps(row),
+        )
+
+
+def _common_voice(manifest: _Manifest) -> Iterator[Item]:
+    """A folder of Common Voice: its `validated.tsv`, or else its only other table."""
+    tables = [path for path in manifest.fs.ls(manifest.path, detail=False) if path.endswith(".tsv")]
+    chosen = [path for path in tables if posixpath.basename(path) == "validated.tsv"] or tables
+    if len(chosen) != 1:
+        names = ", ".join(sorted(map(posixpath.basename, tables))) or "none"
+        raise manifest.unusable(f"which table? give the path of one of: {names}")
+    return _tsv(_Manifest(manifest.url_of(chosen[0])))
+
+
+def _librispeech(manifest: _Manifest) -> Iterator[Item]:
+    """A folder of LibriSpeech: `*.trans.txt` beside the recordings."""
+    for path in manifest.files(".txt"):
+        if not path.endswith(".trans.txt"):
+            continue
+        table = _Manifest(manifest.url_of(path))
+        for _, line in table.lines():
+            utterance, _, reference = line.partition(" ")
+            yield Item(id=utterance, audio=table.locate(f"{utterance}.flac"), reference=reference)
+
+
+def _audio_files(manifest: _Manifest) -> Iterator[Item]:
+    """The recordings in a folder, those that a glob matches, or a single one."""
+    if manifest.fs.isdir(manifest.path):
+        found = manifest.files(*MEDIA_SUFFIXES)
+        start = len(manifest.path) + 1
+    elif _GLOB.search(manifest.path):
+        found = sorted(path for path in manifest.fs.glob(manifest.path) if manifest.fs.isfile(path))
+        start = _GLOB.split(manifest.path)[0].rfind("/") + 1
+    else:
+        found, start = [manifest.path], manifest.path.rfind("/") + 1
+    for path in found:
+        yield Item(id=path[start:], audio=manifest.url_of(path))
+
+
+def _parquet(manifest: _Manifest) -> Iterator[Item]:
+    """Parquet with the bytes of recordings, as data sets of Hugging Face have them."""
+    is_folder = manifest.fs.isdir(manifest.path)
+    for path in manifest.files(".parquet") if is_folder else [manifest.path]:
+        with manifest.fs.open(path, "rb") as file:
+            table = pq.ParquetFile(file)
+            audio = audio_column(table.schema_arrow.names)
+            if audio is None:
+                raise manifest.unusable(
+                    f"has no column of audio; one of {', '.join(_AUDIO_COLUMNS)} holds the bytes"
+                )
+            names = [name for name in table.schema_arrow.names if name != audio]
+            for number, row in enumerate(_rows(table, names)):
+                yield _parquet_item(manifest, path, is_folder, number, row)
+
+
+def _rows(table: pq.ParquetFile, names: list[str]) -> Iterator[dict[str, Any]]:
+    if not names:
+        yield from ({} for _ in range(table.metadata.num_rows))
+        return
+    for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
+        yield from batch.to_pylist()
+
+
+def audio_column(names: Iterable[str]) -> str | None:
+    """The column of a parquet file that holds the bytes of recordings."""
+    return next((name for name in _AUDIO_COLUMNS if name in names), None)
+
+
+def _parquet_item(
+    manifest: _Manifest, path: str, is_folder: bool, number: int, row: dict[str, Any]
+) -> Item:
+    given = row.get("id")
+    file = path[len(manifest.path) + 1 :] if is_folder else posixpath.basename(path)
+    texts = (_text(row.get(name)) for name in _TEXT_COLUMNS)
+    return Item(
+        id=f"{file}#{number}" if given is None else str(given),
+        audio=manifest.url_of(path),
+        row=number,
+        reference=next((text for text in texts if text is not None), None),
+        fields=json.dumps(row, default=str),
+    )
+
+
+def _web_dataset(manifest: _Manifest) -> Iterator[Item]:
+    """Tar files of WebDataset: the members of a recording have one name and several suffixes."""
+    is_folder = manifest.fs.isdir(manifest.path)
+    for path in manifest.files(".tar") if is_folder else [manifest.path]:
+        with manifest.fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            sample: dict[str, tarfile.TarInfo] = {}
+            key = ""
+            for member in tar:
+                folder, base = posixpath.split(member.name)
+                stem, _, suffix = base.partition(".")
+                if not member.isfile() or base.startswith("."):
+                    continue
+                if posixpath.join(folder, stem) != key and sample:
+                    yield from _web_sample(manifest, path, tar, key, sample)
+                    sample = {}
+                key = posixpath.join(folder, stem)
+                sample[f".{suffix.lower()}"] = member
+            yield from _web_sample(manifest, path, tar, key, sample)
+
+
+def _web_sample(
+    manifest: _Manifest, path: str, tar: tarfile.TarFile, key: str, sample: dict[str, Any]
+) -> Iterator[Item]:
+    audio = next((sample[suffix] for suffix in sample if suffix in MEDIA_SUFFIXES), None)
+    if audio is None:
+        return
+    fields: dict[str, Any] = {}
+    if ".json" in sample:
+        try:
+            fields = dict(json.loads(_content(tar, sample[".json"])))
+        except (ValueError, TypeError) as error:
+            raise manifest.unusable(f"{sample['.json'].name}: {error}") from None
+    text = next((_content(tar, sample[each]) for each in _TEXT_SUFFIXES if each in sample), None)
+    yield Item(
+        id=key,
+        audio=manifest.url_of(path),
+        start=audio.offset_data,
+        size=audio.size,
+        reference=_text(fields.get("text")) if text is None else text.decode("utf-8").strip(),
+        fields=json.dumps(fields) if fields else None,
+    )
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+_READERS: dict[str, Callable[[_Manifest], Iterator[Item]]] = {
+    "nemo": _nemo,
+    "lhotse": _lhotse,
+    "tsv": _tsv,
+    "common-voice": _common_voice,
+    "librispeech": _librispeech,
+    "parquet": _parquet,
+    "webdataset": _web_dataset,
+    "files": _audio_files,
+}
+KINDS = tuple(_READERS)
+
+
+def read_manifest(url: str, kind: str | None = None) -> Iterator[Item]:
+    """The rows of a manifest, in order.
+
+    Args:
+        url: the manifest, a path or URL: a file, a folder, or a pattern with `*`.
+        kind: one of `KINDS`; None finds it out.
+
+    Raises:
+        UsageError: the manifest cannot be read, or is of no known kind.
+    """
+    manifest = _Manifest(url)
+    if kind is not None and kind not in _READERS:
+        raise UsageError(f"unknown kind of manifest {kind!r}: one of {', '.join(KINDS)}")
+    try:
+        if not _GLOB.search(manifest.path) and not manifest.fs.exists(manifest.path):
+            raise manifest.unusable("no such file or folder")
+        reader = _READERS[kind] if kind else _detect(manifest)
+        yield from reader(manifest)
+    except _UNREADABLE as error:
+        raise manifest.unusable(f"cannot be read: {error}") from None
+
+
+def _detect(manifest: _Manifest) -> Callable[[_Manifest], Iterator[Item]]:
+    """The reader for a manifest, by its suffix or its content."""
+    name = manifest.path.removesuffix(".gz")
+    if _GLOB.search(manifest.path):
+        return _audio_files
+    if manifest.fs.isdir(manifest.path):
+        return _detect_folder(manifest)
+    for suffixes, reader in (
+        ((".jsonl", ".json", ".ndjson"), _json_lines),
+        ((".tsv",), _tsv),
+        ((".parquet",), _parquet),
+        ((".tar",), _web_dataset),
+        (tuple(MEDIA_SUFFIXES), _audio_files),
+    ):
+        if name.lower().endswith(suffixes):
+            return reader
+    raise manifest.unusable(f"is of no known kind; give --format: {', '.join(KINDS)}")
+
+
+def _detect_folder(manifest: _Manifest) -> Callable[[_Manifest], Iterator[Item]]:
+    entries = {posixpath.basename(path) for path in manifest.fs.ls(manifest.path, detail=False)}
+    if "clips" in entries and any(name.endswith(".tsv") for name in entries):
+        return _common_voice
+    if any(name.endswith(".parquet") for name in entries):
+        return _parquet
+    if any(name.endswith(".tar") for name in entries):
+        return _web_dataset
+    if any(path.endswith(".trans.txt") for path in manifest.files(".txt")):
+        return _librispeech
+    return _audio_files

@@ -1,0 +1,232 @@
+"""Runs a corpus: reads the manifest, does what no earlier run has done, writes the outputs."""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+import whisper_npu
+from whisper_npu import UsageError, WhisperNpuError, model_digest
+from whisper_npu.corpus import engine
+from whisper_npu.corpus.manifests import read_manifest
+from whisper_npu.corpus.plan import (
+    Plan,
+    examine_block,
+    index_blocks,
+    list_sources,
+    make_plan,
+    work_blocks,
+    write_index,
+    write_manifest,
+)
+from whisper_npu.corpus.publish import RUN_FILE, SUBTITLE_FORMATS, publish
+from whisper_npu.corpus.storage import Folder, absolute
+from whisper_npu.corpus.store import ResultStore
+from whisper_npu.corpus.worker import ModelSettings
+
+STATE = "state"
+RESULTS = "results"
+_MOST_THREADS = 4  # of an actor: more actors of fewer threads decode more at a time
+_LONGEST_BLOCK, _SHORTEST_BLOCK = 600.0, 60.0  # seconds of audio
+_BLOCKS_PER_ACTOR = 8
+# Bytes of memory of an actor: the first for each byte of the model's files, the second in any case.
+_MEMORY_PER_MODEL, _MEMORY_PER_ACTOR = 1.5, 500e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        rows: rows of the manifest.
+        items: different recordings and cuts to transcribe in this run.
+        done: of them, those transcribed so far.
+        failed: of them, those that could not be transcribed.
+        seconds: seconds of audio to transcribe in this run, partly estimated.
+        seconds_done: seconds of audio transcribed so far.
+        elapsed: seconds since the first block of work was given out.
+        actors: processes that transcribe.
+    """
+
+    rows: int
+    items: int
+    done: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    seconds_done: float = 0.0
+    elapsed: float = 0.0
+    actors: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusJob:
+    """A corpus, and how to transcribe it.
+
+    Attributes:
+        manifest: a path or URL.
+        output: the folder of the outputs, a path or URL.
+        settings: the model and its options.
+        kind: kind of the manifest; None finds it out.
+        subtitles: formats of subtitles.
+        retry_errors: whether recordings that failed in an earlier run are tried again.
+        address: of a cluster of Ray; None for this machine alone.
+        actors: number of processes with a model; 0 for as many as the processors allow.
+        dashboard: whether Ray's dashboard is started.
+        block_seconds: seconds of audio that an actor gets at a time, and stores at a time; 0 for a
+            length that keeps all actors busy.
+    """
+
+    manifest: str
+    output: str
+    settings: ModelSettings
+    kind: str | None = None
+    subtitles: Sequence[str] = ()
+    retry_errors: bool = False
+    address: str | None = None
+    actors: int = 0
+    dashboard: bool = False
+    block_seconds: float = 0.0
+
+
+def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progress:
+    """Transcribe what no earlier run has transcribed, and write the outputs.
+
+    Args:
+        job: the corpus.
+        on_progress: called when the work begins and after each block of it.
+
+    Returns:
+        the final progress.
+
+    Raises:
+        UsageError: the manifest or an option is wrong, or another run uses the folder.
+        OutputError: the outputs cannot be written.
+        ModelError: the model cannot be used.
+        DeviceError: the device cannot be used.
+    """
+    for each in job.subtitles:
+        if each not in SUBTITLE_FORMATS:
+            raise UsageError(f"subtitles are {each!r}; give {', '.join(SUBTITLE_FORMATS)}")
+    digests = (model_digest(job.settings.model), _options_digest(job.settings))
+    output = Folder(job.output)
+    output.make()
+    state = Folder(output.path(STATE))
+    state.make()
+    with _alone(state), contextlib.ExitStack() as stack:
+        n_rows = write_manifest(state, read_manifest(job.manifest, job.kind))
+        stack.enter_context(engine.cluster(job.address, dashboard=job.dashboard))
+        store = ResultStore(Folder(output.path(RESULTS)))
+        store.folder.make()
+        for folder in (output, state, store.folder):
+            folder.remove_drafts()
+        plan = _plan(state, store, digests, retry_errors=job.retry_errors)
+        begin = Progress(rows=n_rows, items=len(plan.todo), seconds=plan.seconds_to_do)
+        for progress in _work(job, state, store, plan, begin):
+            on_progress(progress)
+        publish(output, state, plan, store.read_keys(), job.subtitles)
+        _record(output, job, digests, progress)
+    return progress
+
+
+@contextlib.contextmanager
+def _alone(state: Folder) -> Iterator[None]:
+    """Refuse a second run in a local folder."""
+    if state.local_path is None:
+        yield
+        return
+    try:
+        with FileLock(state.local_path / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise UsageError(
+            f"{state.url}: another run is using it; wait for its end, or choose another --output"
+        ) from None
+
+
+def _plan(state: Folder, store: ResultStore, digests: Sequence[str], *, retry_errors: bool) -> Plan:
+    names, sources = list_sources(state)
+    examined = engine.map_tables(index_blocks(state, names), examine_block)
+    index = write_index(state, names, examined)
+    return make_plan(
+        state, sources, index, store.read_keys(), digests=digests, retry_errors=retry_errors
+    )
+
+
+def _work(
+    job: CorpusJob, state: Folder, store: ResultStore, plan: Plan, progress: Progress
+) -> Iterator[Progress]:
+    """Transcribe the planned work."""
+    threads = job.settings.threads or min(_MOST_THREADS, engine.processors_of_a_machine())
+    actors = job.actors or _actors_that_fit(job.settings.model, threads)
+    per_block = progress.seconds / (_BLOCKS_PER_ACTOR * actors)
+    block_seconds = job.block_seconds or min(_LONGEST_BLOCK, max(_SHORTEST_BLOCK, per_block))
+    blocks = engine.put(work_blocks(state, plan, block_seconds))
+    actors = min(actors, max(1, len(blocks)))
+    progress = replace(progress, actors=actors)
+    yield progress
+    settings = replace(job.settings, threads=threads)
+    attempts = Folder(state.path("attempts"))
+    attempts.make()
+    began = time.monotonic()
+    arguments = (settings, store, attempts)
+    for done in engine.map_in_actors(blocks, arguments, actors=actors, threads=threads):
+        _raise_fatal(done)
+        progress = replace(
+            progress,
+            done=progress.done + sum(done["items"].to_pylist()),
+            failed=progress.failed + sum(done["failed"].to_pylist()),
+            seconds_done=progress.seconds_done + math.fsum(done["seconds"].to_pylist()),
+            elapsed=time.monotonic() - began,
+        )
+        yield progress
+
+
+def _actors_that_fit(model: str, threads: int) -> int:
+    """The number of actors for which there are processors and memory; 1 at least."""
+    files = (path for path in Path(model).iterdir() if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    needed = _MEMORY_PER_MODEL * size + _MEMORY_PER_ACTOR
+    return max(1, min(engine.processors() // threads, int(engine.memory() / needed)))
+
+
+def _raise_fatal(done: pa.Table) -> None:
+    """Raise the error that an actor returned, if it did."""
+    for row in done.to_pylist():
+        if row["fatal"] is not None:
+            kind: type[WhisperNpuError] = getattr(whisper_npu, row["fatal"], WhisperNpuError)
+            raise kind(row["message"])
+
+
+def _options_digest(settings: ModelSettings) -> str:
+    facts = [
+        settings.options.digest(),
+        *(settings.device, settings.backend, settings.kv_cache, settings.precision),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _record(output: Folder, job: CorpusJob, digests: Sequence[str], progress: Progress) -> None:
+    """Note how the outputs were made."""
+    record: dict[str, Any] = {
+        "manifest": absolute(job.manifest),
+        "kind": job.kind,
+        "model": job.settings.model,
+        "model_digest": digests[0],
+        "options_digest": digests[1],
+        **{
+            name: getattr(job.settings, name)
+            for name in ("device", "backend", "kv_cache", "precision")
+        },
+        "options": asdict(job.settings.options),
+        "last_run": asdict(progress),
+    }
+    with output.create(RUN_FILE) as file:
+        file.write(json.dumps(record, indent=2).encode())

@@ -1,0 +1,208 @@
+"""The actor: holds a model, transcribes blocks of work, and stores their results."""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from whisper_npu import (
+    AudioError,
+    TranscribeOptions,
+    Transcription,
+    TranscriptionStream,
+    WhisperNpuError,
+    load_model,
+)
+from whisper_npu.corpus.audio import Source, opened
+from whisper_npu.corpus.storage import Folder
+from whisper_npu.corpus.store import ResultStore, work_key
+
+# A block of work.
+WORK = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("audio", pa.string()),
+        pa.field("start", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("row", pa.int64()),
+        pa.field("offset", pa.float64()),
+        pa.field("seconds", pa.float64()),
+    ]
+)
+# What an actor tells of a block.
+DONE = pa.schema(
+    [
+        pa.field("items", pa.int64()),
+        pa.field("failed", pa.int64()),
+        pa.field("seconds", pa.float64()),
+        pa.field("work_seconds", pa.float64()),
+        pa.field("fatal", pa.string()),  # the class of an error that ends the run
+        pa.field("message", pa.string()),
+    ]
+)
+_MOST_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """How a model is loaded and used; see `load_model`.
+
+    Attributes:
+        model: the model's folder, under the same path on every machine.
+        device: see `load_model`; so are backend, kv_cache, precision.
+        threads: of an actor; 0 for as many as fit.
+        options: of the transcription.
+    """
+
+    model: str
+    device: str = "CPU"
+    backend: Any = "openvino"
+    kv_cache: Any = "auto"
+    precision: Any = "auto"
+    threads: int = 0
+    options: TranscribeOptions = field(default_factory=TranscribeOptions)
+
+
+class Worker:
+    """Transcribes blocks of work. Ray keeps one in each actor."""
+
+    def __init__(self, settings: ModelSettings, store: ResultStore, attempts: Folder) -> None:
+        """Load the model.
+
+        Args:
+            settings: the model and how to use it.
+            store: for the results.
+            attempts: a folder for notes on blocks under way, which outlive this process.
+        """
+        self._store = store
+        self._attempts = attempts
+        self._options = settings.options
+        self._fatal: WhisperNpuError | None = None
+        try:
+            self._model = load_model(
+                settings.model,
+                device=settings.device,
+                backend=settings.backend,
+                kv_cache=settings.kv_cache,
+                precision=settings.precision,
+                threads=settings.threads,
+            )
+        except WhisperNpuError as error:
+            self._fatal = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Transcribe a block and store its results.
+
+        An error that ends the run is returned: of an error that an actor raises, Ray keeps a
+        traceback only.
+
+        Args:
+            block: a table of `WORK`.
+
+        Returns:
+            a table of `DONE` with one row.
+        """
+        try:
+            if self._fatal is not None:
+                raise self._fatal
+            rows = self._transcribe_block(block.to_pylist())
+        except WhisperNpuError as error:
+            fatal = {"fatal": type(error).__name__, "message": str(error)}
+            return pa.Table.from_pylist([fatal], schema=DONE)
+        done = {
+            "items": len(rows),
+            "failed": sum(row["error"] is not None for row in rows),
+            "seconds": sum(row.get("duration") or 0.0 for row in rows),
+            "work_seconds": sum(row["work_seconds"] for row in rows),
+        }
+        return pa.Table.from_pylist([done], schema=DONE)
+
+    def _transcribe_block(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Transcribe, and find the recording that ends this process if one does.
+
+        A block that ended its process twice is transcribed one recording at a time. A recording
+        that did so alone becomes an error, and the others of its block are kept.
+        """
+        with self._attempt(items) as attempt:
+            if attempt <= _MOST_ATTEMPTS:
+                rows = self._transcribe(items)
+            elif len(items) > 1:
+                return [row for item in items for row in self._transcribe_block([item])]
+            else:
+                reason = f"its process ended {_MOST_ATTEMPTS} times while it was transcribed"
+                rows = [_failed(items[0], f"{items[0]['audio']}: {reason}")]
+            self._store.write(rows)
+        return rows
+
+    @contextlib.contextmanager
+    def _attempt(self, items: Sequence[dict[str, Any]]) -> Iterator[int]:
+        """Count the attempts at a block, also those of processes that ended in it."""
+        name = work_key(*(item["key"] for item in items))
+        count = 1
+        with contextlib.suppress(FileNotFoundError, ValueError), self._attempts.open(name) as file:
+            count = int(file.read()) + 1
+        with self._attempts.create(name) as file:
+            file.write(str(count).encode())
+        yield count
+        self._attempts.remove(name)
+
+    def _transcribe(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of the results, in the order of the items."""
+        rows: dict[int, dict[str, Any]] = {}
+        open_items: deque[tuple[int, ExitStack]] = deque()  # in the order of their streams
+
+        def recordings() -> Iterator[Path | bytes]:
+            for number, item in enumerate(items):
+                held = ExitStack()
+                source = Source(item["audio"], item["start"], item["size"], item["row"])
+                try:
+                    recording = held.enter_context(opened(source, item["offset"], item["seconds"]))
+                except AudioError as error:
+                    rows[number] = _failed(item, str(error))
+                    continue
+                open_items.append((number, held))
+                yield recording
+
+        for stream in self._model.transcribe_all(recordings(), self._options):
+            number, held = open_items.popleft()
+            with held:
+                rows[number] = _row(items[number], stream)
+        return [rows[number] for number in range(len(items))]
+
+
+def _row(item: dict[str, Any], stream: TranscriptionStream | AudioError) -> dict[str, Any]:
+    if isinstance(stream, AudioError):
+        return _failed(item, str(stream))
+    with contextlib.closing(stream):
+        try:
+            result = stream.result()
+        except AudioError as error:
+            return _failed(item, str(error), sum(stream.times.seconds.values()))
+    return {"key": item["key"], **_fields(result, sum(stream.times.seconds.values()))}
+
+
+def _failed(item: dict[str, Any], error: str, work_seconds: float = 0.0) -> dict[str, Any]:
+    return {"key": item["key"], "error": error, "work_seconds": work_seconds}
+
+
+def _fields(result: Transcription, work_seconds: float) -> dict[str, Any]:
+    """The columns of a result."""
+    return {
+        "text": result.text,
+        "language": result.language,
+        "segments": [segment.to_dict() for segment in result.segments],
+        "duration": result.duration,
+        "coverage": result.coverage.seconds(),
+        "warnings": list(result.warnings),
+        "device": result.device,
+        "precision": result.precision,
+        "kv_cache": result.kv_cache,
+        "model": result.model,
+        "work_seconds": work_seconds,
+        "error": None,
+    }

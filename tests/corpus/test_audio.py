@@ -1,0 +1,99 @@
+"""Recordings of a corpus: digests, cuts, and errors."""
+
+import io
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+from audio_files import RATE, voice
+
+from whisper_npu import AudioError, load_audio
+from whisper_npu.corpus.audio import Source, examine, opened
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """Three seconds of a synthetic voice, of 16 bits."""
+    path = tmp_path / "voice.wav"
+    soundfile.write(path, voice(3.0), RATE, "PCM_16")
+    return path
+
+
+def samples(content):
+    return soundfile.read(io.BytesIO(content), dtype="int16")[0]
+
+
+def test_a_whole_file_stays_a_path(sound):
+    with opened(Source(str(sound)), None, None) as recording:
+        assert recording == sound
+
+
+@pytest.mark.parametrize(("offset", "seconds"), [(0.0, 1.0), (0.75, 1.5), (2.0, None), (2.5, 9.0)])
+def test_a_cut_has_the_samples_of_its_place(sound, offset, seconds):
+    whole, _ = soundfile.read(sound, dtype="int16")
+    first = round(offset * RATE)
+    end = None if seconds is None else first + round(seconds * RATE)
+    with opened(Source(str(sound)), offset, seconds) as recording:
+        assert np.array_equal(samples(recording), whole[first:end])
+
+
+def test_a_cut_keeps_rate_and_channels(tmp_path):
+    pair = np.stack([voice(2.0, 8000), voice(2.0, 8000)[::-1]], axis=1)
+    soundfile.write(tmp_path / "pair.wav", pair, 8000, "FLOAT")
+    with opened(Source(str(tmp_path / "pair.wav")), 0.5, 1.0) as recording:
+        cut, rate = soundfile.read(io.BytesIO(recording))
+    assert rate == 8000
+    assert np.array_equal(cut, pair[4000:12000])
+
+
+def test_a_cut_of_a_file_that_only_ffmpeg_reads(sound, tmp_path):
+    import av
+
+    path = tmp_path / "voice.m4a"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(voice(3.0)[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    whole = load_audio(path)
+    with opened(Source(str(path)), 1.0, 1.0) as recording:
+        cut, rate = soundfile.read(io.BytesIO(recording), dtype="float32")
+    assert rate == RATE
+    assert np.array_equal(cut, whole[RATE : 2 * RATE])
+
+
+def test_a_cut_after_the_end(sound):
+    with (
+        pytest.raises(AudioError, match="the cut begins after the end, at 4 s"),
+        opened(Source(str(sound)), 4.0, 1.0),
+    ):
+        pass
+
+
+def test_a_remote_file(sound):
+    fsspec.filesystem("memory").pipe_file("/far/voice.wav", sound.read_bytes())
+    source = Source("memory://far/voice.wav")
+    assert examine(source).digest == examine(Source(str(sound))).digest
+    with opened(source, None, None) as recording:
+        assert recording.read_bytes() == sound.read_bytes()
+    assert not recording.exists()
+
+
+def test_facts_are_kept_while_the_file_is_unchanged(sound):
+    facts = examine(Source(str(sound)))
+    assert (facts.seconds, facts.error) == (3.0, None)
+    assert examine(Source(str(sound)), facts) is facts
+    soundfile.write(sound, voice(2.0), RATE)
+    again = examine(Source(str(sound)), facts)
+    assert again.seconds == 2.0
+    assert again.digest != facts.digest
+
+
+def test_errors(tmp_path):
+    missing = examine(Source(str(tmp_path / "none.wav")))
+    assert missing.error == f"{tmp_path / 'none.wav'}: no such file"
+    assert missing.digest is None
+    (tmp_path / "text.wav").write_text("no audio")
+    assert examine(Source(str(tmp_path / "text.wav"))).seconds is None

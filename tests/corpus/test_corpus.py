@@ -1,0 +1,155 @@
+"""`whisper-npu corpus` on Ray, in processes of their own that are really killed."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from audio_files import RATE, voice
+from repository import ROOT
+
+from whisper_npu.scripts.corpus import main
+
+# The tiny Whisper invents text: every window of sound becomes some.
+INVENT = [
+    *("--vad", "False", "--language", "en", "--without-timestamps"),
+    *("--no-speech-threshold", "None", "--temperature-increment-on-fallback", "None"),
+    *("--unheard-speech-threshold", "None"),
+]
+
+# Runs the command with short blocks. It kills its actor after the first, itself after the third.
+KILLED = """
+import os, signal, sys
+import psutil
+from whisper_npu.corpus import run
+from whisper_npu.scripts import corpus
+from whisper_npu.scripts.common import corpus_progress
+
+run._LONGEST_BLOCK = run._SHORTEST_BLOCK = 1.0
+show = corpus_progress.Meter.show
+
+def show_and_kill(self, progress):
+    show(self, progress)
+    if progress.done == 1:
+        for process in psutil.Process().children(recursive=True):
+            if process.name().startswith("ray::MapWorker"):
+                process.kill()
+                print("killed an actor", flush=True)
+    if progress.done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+corpus_progress.Meter.show = show_and_kill
+sys.exit(corpus.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """A manifest of NeMo: six recordings, the twin of one, a broken one and a missing one."""
+    rows = []
+    for number in range(6):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, voice(2.0 + number / 4), RATE)
+        rows.append({"audio_filepath": path.name, "duration": 2.0 + number / 4, "text": "a b"})
+    (tmp_path / "twin.wav").write_bytes((tmp_path / "1.wav").read_bytes())
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    rows += [{"audio_filepath": f"{name}.wav"} for name in ("twin", "broken", "gone")]
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def results_of(out):
+    """The stored files by name, and which files they are."""
+    return {path.name: path.stat().st_ino for path in (out / "results").glob("*.parquet")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kills processes by signals")
+def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = [str(manifest), "-o", str(out), "--model", str(tiny_folder), *INVENT]
+
+    def run(*program):
+        return subprocess.run(
+            [sys.executable, *program, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+
+    killed = run("-c", KILLED)
+    assert killed.returncode == -signal.SIGKILL
+    assert "killed an actor" in killed.stdout
+    assert not (out / "corpus.parquet").exists()
+    stored = results_of(out)  # each of one recording
+    assert 3 <= len(stored) < 7
+
+    resumed = run(ROOT / "scripts" / "corpus.py", "--subtitles", "vtt", "--price-per-hour", "2")
+    assert resumed.returncode == 1, resumed.stderr  # for the broken and the missing recording
+    assert "Traceback" not in resumed.stderr
+    # The actor may have stored more before it ended.
+    (n_left,) = re.findall(r"^9 rows in the manifest; (\d) recording", resumed.stderr, re.MULTILINE)
+    assert 1 <= int(n_left) <= 7 - len(stored)
+    assert f"{n_left} of {n_left} recordings" in resumed.stderr
+    assert ", cost " in resumed.stderr
+    assert "WER: " in resumed.stdout
+    assert results_of(out).items() >= stored.items()
+    rows = pq.read_table(out / "corpus.parquet").to_pylist()
+    assert [row["id"] for row in rows][-3:] == ["twin.wav", "broken.wav", "gone.wav"]
+    assert all(row["text"] for row in rows[:7])
+    assert rows[6]["text"] == rows[1]["text"]
+    assert "no such file" in rows[8]["error"]
+    assert len(list((out / "subtitles").glob("*.vtt"))) == 7
+    keys = [
+        row["key"]
+        for path in (out / "results").glob("*.parquet")
+        for row in pq.read_table(path, columns=["key"]).to_pylist()
+    ]
+    assert len(keys) == len(set(keys)) == 7
+
+    assert main(["verify", str(out)]) == 0
+    assert "9 rows in the manifest: 7 with a text, 2 with an error" in capsys.readouterr().out
+    with manifest.open("a") as file:
+        file.write('{"audio_filepath": "new.wav"}\n')
+    assert main(["verify", str(out)]) == 1
+    assert "new.wav: is missing in corpus.parquet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m.jsonl"], "required: -o/--output"),
+        (["missing.jsonl", "-o", "out"], "missing.jsonl: no such file or folder"),
+        (["m.jsonl", "-o", "out", "--actors", "-1"], "--actors and --threads take 0 or more"),
+        (["m.jsonl", "-o", "out", "--subtitles", "doc"], "subtitles are 'doc'; give srt, vtt, txt"),
+        (["m.jsonl", "-o", "out", "--format", "xml"], "unknown kind of manifest 'xml'"),
+        (["verify", "out"], "holds no outputs of a finished run"),
+    ],
+)
+def test_wrong_command_lines(arguments, message, tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav"}\n')
+    model = [] if arguments[0] == "verify" else ["--model", str(tiny_folder)]
+    try:
+        code = main([*arguments, *model])
+    except SystemExit as end:  # argparse
+        code = end.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_in_use(tiny_folder, tmp_path, monkeypatch, capsys):
+    from filelock import FileLock
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "state").mkdir(parents=True)
+    (tmp_path / "m.jsonl").write_text('{"audio_filepath": "a.wav"}\n')
+    with FileLock(tmp_path / "out" / "state" / "lock"):
+        assert main(["m.jsonl", "-o", "out", "--model", str(tiny_folder)]) == 2
+    assert "another run is using it" in capsys.readouterr().err

@@ -1,0 +1,208 @@
+"""Every kind of manifest names the same recordings."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from audio_files import RATE, voice
+
+from whisper_npu import UsageError
+from whisper_npu.corpus.audio import Source, examine
+from whisper_npu.corpus.manifests import KINDS, read_manifest
+
+TEXTS = {"a": "first", "b": "second one", "c": "third"}
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Three recordings by name."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    found = {}
+    for number, name in enumerate(TEXTS):
+        found[name] = folder / f"{name}.flac"
+        soundfile.write(found[name], voice(1.0 + number), RATE)
+    return found
+
+
+def write_lines(path, rows):
+    text = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def lhotse_recording(name, path):
+    return {
+        "id": name,
+        "sources": [{"type": "file", "channels": [0], "source": str(path)}],
+        "sampling_rate": RATE,
+        "duration": soundfile.info(path).duration,
+    }
+
+
+def nemo(sounds, folder):
+    rows = [
+        {"audio_filepath": f"sounds/{name}.flac", "duration": 1.0 + number, "text": TEXTS[name]}
+        for number, name in enumerate(sounds)
+    ]
+    return write_lines(folder / "manifest.jsonl", rows)
+
+
+def recordings(sounds, folder):
+    rows = [lhotse_recording(name, path) for name, path in sounds.items()]
+    return write_lines(folder / "recordings.jsonl.gz", rows)
+
+
+def cuts(sounds, folder):
+    rows = [
+        {
+            "id": f"cut-{name}",
+            "start": 0,
+            "duration": soundfile.info(path).duration,
+            "type": "MonoCut",
+            "supervisions": [{"text": TEXTS[name], "start": 0}],
+            "recording": lhotse_recording(name, path),
+        }
+        for name, path in sounds.items()
+    ]
+    return write_lines(folder / "cuts.jsonl.gz", rows)
+
+
+def tsv(sounds, folder):
+    lines = [f"sounds/{name}.flac\t{TEXTS[name]}\n" for name in sounds]
+    (folder / "references.tsv").write_text("".join(["audio\ttext\n", *lines]))
+    return folder / "references.tsv"
+
+
+def common_voice(sounds, folder):
+    (folder / "cv" / "clips").mkdir(parents=True)
+    lines = ["client_id\tpath\tsentence\tup_votes\n"]
+    for name, path in sounds.items():
+        shutil.copy(path, folder / "cv" / "clips")
+        lines.append(f"x\t{name}.flac\t{TEXTS[name]}\t2\n")
+    (folder / "cv" / "validated.tsv").write_text("".join(lines))
+    (folder / "cv" / "other.tsv").write_text(lines[0])
+    return folder / "cv"
+
+
+def librispeech(sounds, folder):
+    chapter = folder / "ls" / "1" / "2"
+    chapter.mkdir(parents=True)
+    for path in sounds.values():
+        shutil.copy(path, chapter)
+    lines = [f"{name} {TEXTS[name]}\n" for name in sounds]
+    (chapter / "1-2.trans.txt").write_text("".join(lines))
+    return folder / "ls"
+
+
+def parquet(sounds, folder):
+    rows = [
+        {"audio": {"bytes": path.read_bytes(), "path": path.name}, "text": TEXTS[name], "n": 3}
+        for name, path in sounds.items()
+    ]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / "data.parquet", row_group_size=2)
+    return folder / "data.parquet"
+
+
+def webdataset(sounds, folder):
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for name, path in sounds.items():
+            tar.add(path, f"{name}.flac")
+            text = TEXTS[name].encode()
+            member = tarfile.TarInfo(f"{name}.txt")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    return folder / "shard.tar"
+
+
+def audio_folder(sounds, folder):
+    return folder / "sounds"
+
+
+def audio_glob(sounds, folder):
+    return folder / "sounds" / "*.flac"
+
+
+WITH_TEXTS = [nemo, cuts, tsv, common_voice, librispeech, parquet, webdataset]
+
+
+@pytest.mark.parametrize("make", [*WITH_TEXTS, recordings, audio_folder, audio_glob])
+def test_every_kind(make, sounds, tmp_path):
+    items = list(read_manifest(str(make(sounds, tmp_path))))
+    wanted = [examine(Source(str(path))) for path in sounds.values()]
+    found = [examine(Source(i.audio, i.start, i.size, i.row)) for i in items]
+    assert [facts.digest for facts in found] == [facts.digest for facts in wanted]
+    assert [facts.seconds for facts in found] == [1.0, 2.0, 3.0]
+    assert len({item.id for item in items}) == 3
+    assert all(item.offset is None for item in items)
+    if make in WITH_TEXTS:
+        assert [item.reference for item in items] == list(TEXTS.values())
+
+
+def test_cuts_of_nemo(sounds, tmp_path):
+    row = {"audio_filepath": str(sounds["c"]), "offset": 0.5, "duration": 1.25, "text": "x", "k": 1}
+    (item,) = read_manifest(str(write_lines(tmp_path / "m.json", [row])))
+    assert (item.offset, item.seconds, item.stated_seconds) == (0.5, 1.25, 1.25)
+    assert item.id == f"{sounds['c']}@0.5+1.25"
+    assert json.loads(item.fields) == row
+
+
+def test_cuts_of_lhotse(sounds, tmp_path):
+    row = {
+        "id": "x-1",
+        "start": 1.0,
+        "duration": 0.5,
+        "supervisions": [],
+        "recording": lhotse_recording("c", sounds["c"]),
+    }
+    (item,) = read_manifest(str(write_lines(tmp_path / "cuts.jsonl.gz", [row])))
+    assert (item.id, item.offset, item.seconds, item.reference) == ("x-1", 1.0, 0.5, None)
+
+
+def test_urls(sounds):
+    (item,) = read_manifest(f"file://{sounds['b']}")
+    assert item.audio == str(sounds["b"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", "", "is empty"),
+        ("x.jsonl", "{\n", "line 1 is no JSON"),
+        ("x.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("x.jsonl", '{"audio_filepath": "a"}\n{"text": 3}\n', "line 2 has no audio_filepath"),
+        ("x.jsonl", '{"type": "MixedCut"}\n', r"line 1 \(MixedCut\) names no recording"),
+        ("x.tar", "no tar", "cannot be read"),
+        ("x.parquet", "no parquet", "cannot be read"),
+        ("x.doc", "", "is of no known kind; give --format: nemo"),
+    ],
+)
+def test_manifests_that_cannot_be_read(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        list(read_manifest(str(tmp_path / name)))
+
+
+def test_a_missing_manifest(tmp_path):
+    for kind in (None, *KINDS):
+        with pytest.raises(UsageError, match="no such file or folder"):
+            list(read_manifest(str(tmp_path / "missing.jsonl"), kind))
+
+
+def test_parquet_without_audio(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match="has no column of audio"):
+        list(read_manifest(str(tmp_path / "x.parquet")))
+
+
+def test_the_help_names_every_kind():
+    from whisper_npu.scripts import corpus
+
+    assert ", ".join(KINDS) == corpus._KINDS
