@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from whisper_npu import WhisperNpuError, __version__
-from whisper_npu.server import api_audio, api_health, api_models
+from whisper_npu.server import api_audio, api_health, api_models, realtime
 from whisper_npu.server.config import ServerConfig
 from whisper_npu.server.documentation import complete
 from whisper_npu.server.errors import (
@@ -30,6 +30,7 @@ ROUTERS = (
     api_audio.router,
     api_models.router,
     api_health.router,
+    realtime.router,
 )
 
 
