@@ -13,6 +13,7 @@ COMMANDS = {
     "transcribe": ("transcribe", "transcribe audio and video files"),
     "stream": ("stream", "transcribe live speech from a pipe"),
     "serve": ("serve", "serve models over HTTP with OpenAI's audio API"),
+    "wyoming": ("serve_wyoming", "serve a model to Home Assistant over the Wyoming protocol"),
     "export": ("export_onnx", "export a Whisper checkpoint to a verified ONNX model folder"),
     "wer": ("evaluate_wer", "measure the word error rate and speed of models"),
     "benchmark": ("benchmark_rtf", "measure the speed of a model, stage by stage"),
