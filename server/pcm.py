@@ -1,7 +1,7 @@
 """Turns the raw samples of live protocols into float32 samples at 16 kHz."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +40,11 @@ class RawAudio:
         data = self._rest + data
         whole = len(data) - len(data) % self._frame
         self._rest = data[whole:]
-        samples = self._decode(data[:whole]).reshape(-1, self._channels).mean(axis=1)
+        channels = self._decode(data[:whole]).reshape(-1, self._channels)
+        samples: Floats = channels.mean(axis=1, dtype=np.float32)
         if self._resampler is None:
-            return samples.astype(np.float32)
-        return np.asarray(self._resampler.resample_chunk(samples.astype(np.float32)), np.float32)
+            return samples
+        return np.asarray(self._resampler.resample_chunk(samples), np.float32)
 
     def end(self) -> Floats:
         """The samples that the resampler still holds; what is pushed next begins a new stream."""
@@ -67,17 +68,25 @@ def _decoder(encoding: Encoding, width: int) -> Callable[[bytes], Floats]:
         table = _G711[encoding]
         return lambda data: table[np.frombuffer(data, np.uint8)]
     if width == 1:
-        return lambda data: (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
+        return _from_8_bits
     if width == 3:
         return _from_24_bits
-    scale = np.float32(2 ** (8 * width - 1))
-    return lambda data: np.frombuffer(data, f"<i{width}").astype(np.float32) / scale
+    return lambda data: _from_integers(np.frombuffer(data, f"<i{width}"))
+
+
+def _from_8_bits(data: bytes) -> Floats:
+    return np.frombuffer(data, np.uint8).astype(np.float32) / np.float32(128) - np.float32(1)
 
 
 def _from_24_bits(data: bytes) -> Floats:
     padded = np.zeros((len(data) // 3, 4), np.uint8)
     padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-    return padded.view("<i4").reshape(-1).astype(np.float32) / np.float32(2**31)
+    return _from_integers(padded.view("<i4").reshape(-1))
+
+
+def _from_integers(samples: npt.NDArray[Any]) -> Floats:
+    whole = np.float32(2 ** (8 * samples.dtype.itemsize - 1))
+    return np.asarray(samples.astype(np.float32) / whole, np.float32)
 
 
 def _mu_law() -> Floats:

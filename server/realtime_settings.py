@@ -40,8 +40,8 @@ class _Transcription(_Strict):
     model: str | None = None
     language: str | None = None
     languages: list[str] | None = None
-    prompt: str | None = Field(None, max_length=_MOST_TEXT)
-    keywords: list[str] | None = Field(None, max_length=_MOST_KEYWORDS)
+    prompt: str | None = Field(default=None, max_length=_MOST_TEXT)
+    keywords: list[str] | None = Field(default=None, max_length=_MOST_KEYWORDS)
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
@@ -49,12 +49,12 @@ class _ServerVad(_Strict):
     """`create_response`, `interrupt_response`: this session has no responses."""
 
     type: Literal["server_vad"] = "server_vad"
-    threshold: float = Field(0.5, gt=0, lt=1)
-    prefix_padding_ms: int = Field(300, ge=0, le=5_000)
-    silence_duration_ms: int = Field(500, ge=100, le=10_000)
-    create_response: bool | None = Field(None, exclude=True)
-    interrupt_response: bool | None = Field(None, exclude=True)
-    idle_timeout_ms: None = Field(None, exclude=True)
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    prefix_padding_ms: int = Field(default=300, ge=0, le=5_000)
+    silence_duration_ms: int = Field(default=500, ge=100, le=10_000)
+    create_response: bool | None = Field(default=None, exclude=True)
+    interrupt_response: bool | None = Field(default=None, exclude=True)
+    idle_timeout_ms: None = Field(default=None, exclude=True)
 
 
 class _Input(_Strict):

@@ -489,13 +489,12 @@ def _format(event: Event) -> AudioFormat:
     Raises:
         _ProtocolError: it cannot be read.
     """
-    values = [event.data.get(name) for name in ("rate", "width", "channels")]
-    for name, value, most in zip(
-        ("rate", "width", "channels"), values, (_MOST_RATE, 4, _MOST_CHANNELS), strict=True
-    ):
+    wanted = {"rate": _MOST_RATE, "width": 4, "channels": _MOST_CHANNELS}
+    for name, most in wanted.items():
+        value = event.data.get(name)
         if not isinstance(value, int) or not 1 <= value <= most:
             raise _ProtocolError(f"audio with {name} {str(value)[:20]!r}: give 1 to {most}")
-    return AudioFormat(*values)
+    return AudioFormat(*(event.data[name] for name in wanted))
 
 
 def _options(request: Transcribe, server: WyomingServer) -> TranscribeKwargs:
