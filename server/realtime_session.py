@@ -299,10 +299,10 @@ class Session:
 
     async def _append(self, events: Sequence[Event]) -> None:
         found, wrong = await self._in_thread(self._hear, events)
-        for event in found:
-            await self._follow(event)
         for event_id, error in wrong:
             await self._send_error(error, event_id)
+        for event in found:
+            await self._follow(event)
 
     def _hear(self, events: Sequence[Event]) -> tuple[list[TurnEvent], list[tuple[Any, ApiError]]]:
         """Decode the audio of events; returns what it brings, and errors by event."""
