@@ -333,13 +333,14 @@ class Connection:
         await self._settle()
         utterance, self._utterance = self._utterance, None
         request, self._request = self._request, Transcribe()
-        if utterance is None:  # no audio: no text
-            await self._write(Transcript(text="", language=request.language))
-            return
-        await self._send(utterance, await self._in_thread(utterance.finish))
-        if not utterance.is_started:
-            await self._write(TranscriptStart(language=utterance.language))
-        await self._write(Transcript(text=utterance.text, language=utterance.language))
+        text, language, is_started = "", request.language, False
+        if utterance is not None:
+            await self._send(utterance, await self._in_thread(utterance.finish))
+            text, language = utterance.text, utterance.language
+            is_started = utterance.is_started
+        if not is_started:
+            await self._write(TranscriptStart(language=language))
+        await self._write(Transcript(text=text, language=language))
         await self._write(TranscriptStop())
 
     async def _drop(self) -> None:
@@ -370,8 +371,12 @@ class Connection:
                 await self._reader.drop()
 
     async def _write(self, event: Eventable) -> None:
-        async with asyncio.timeout(_PATIENCE):
-            await async_write_event(event.event(), self._writer)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await async_write_event(event.event(), self._writer)
+        except TimeoutError:
+            self._writer.transport.abort()  # a close would wait for the client to read
+            raise
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -508,9 +513,11 @@ def _options(request: Transcribe, server: WyomingServer) -> TranscribeKwargs:
     if request.name not in (None, "", known):
         raise _ProtocolError(f"there is no model {str(request.name)[:100]!r}; there is {known}")
     # Of too many hotwords the last are used, and names matter more than terms.
-    words = [*(request.transcript_terms or ()), *(request.transcript_names or ())]
-    if not all(isinstance(word, str) for word in words):
-        raise _ProtocolError("transcript_names and transcript_terms are lists of texts")
+    words: list[str] = []
+    for given in (request.transcript_terms or [], request.transcript_names or []):
+        if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
+            raise _ProtocolError("transcript_names and transcript_terms are lists of texts")
+        words += given
     options: TranscribeKwargs = {"language": request.language or server.config.language}
     if words:
         options["hotwords"] = ", ".join(words)
