@@ -120,6 +120,8 @@ def serve(arguments: argparse.Namespace) -> int:
         connections=arguments.max_connections,
         audio_seconds=arguments.max_duration,
     )
+    if arguments.zeroconf is not None:
+        _require_reachable(arguments.uri)
     folder = cli.find_model(arguments.model)
     with load_model(
         folder,
@@ -155,17 +157,27 @@ def _say_ready(server: "WyomingServer") -> None:
     print(f"listening on {server.shown_uri}", file=sys.stderr, flush=True)
 
 
-async def _announce(name: str, uri: str) -> None:
-    """Let Home Assistant find the server until the process ends.
+def _require_reachable(uri: str) -> None:
+    """Refuse to announce a server that no other machine can reach.
 
     Raises:
-        UsageError: no other machine can reach the server, or a library is missing.
+        UsageError: none can.
     """
     parts = urlsplit(uri)
     if parts.scheme != "tcp" or parts.hostname in _LOOPBACK or not parts.port:
         raise UsageError(
             "--zeroconf announces a port that other machines reach: give --uri tcp://0.0.0.0:10300"
         )
+
+
+async def _announce(name: str, uri: str) -> None:
+    """Let Home Assistant find the server until the process ends.
+
+    Raises:
+        UsageError: a library is missing.
+    """
+    parts = urlsplit(uri)
+    assert parts.port is not None  # checked by `_require_reachable`
     logging.getLogger("wyoming.zeroconf").setLevel(logging.CRITICAL + 1)  # it tells it itself
     try:
         from wyoming.zeroconf import HomeAssistantZeroconf  # noqa: PLC0415 - an extra

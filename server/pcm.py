@@ -94,7 +94,7 @@ def _mu_law() -> Floats:
     code = ~np.arange(256, dtype=np.uint8)
     exponent, mantissa = (code >> 4 & 7).astype(int), (code & 15).astype(int)
     size = ((2 * mantissa + 33) << exponent) - 33  # 14 bits
-    return (np.where(code & 128, -size, size) / 8192).astype(np.float32)
+    return np.asarray(np.where(code & 128, -size, size) / 8192, np.float32)
 
 
 def _a_law() -> Floats:
@@ -104,7 +104,7 @@ def _a_law() -> Floats:
     size = np.where(
         exponent == 0, 2 * mantissa + 1, (2 * mantissa + 33) << np.maximum(exponent - 1, 0)
     )  # 13 bits
-    return (np.where(code & 128, size, -size) / 4096).astype(np.float32)
+    return np.asarray(np.where(code & 128, size, -size) / 4096, np.float32)
 
 
 _G711: dict[str, Floats] = {"mu-law": _mu_law(), "a-law": _a_law()}
