@@ -41,7 +41,7 @@ setup: $(INSTALLED) $(ASSETS)
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,corpus,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,wyoming,corpus,dev]'
 	@touch $@
 
 # The library of the page of `whisper-npu serve`: packed into the wheel, never in git.

@@ -14,6 +14,7 @@ COMMANDS = {
     "corpus": ("corpus", "transcribe thousands of hours on Ray, every recording exactly once"),
     "stream": ("stream", "transcribe live speech from a pipe"),
     "serve": ("serve", "serve models over HTTP with OpenAI's audio API"),
+    "wyoming": ("serve_wyoming", "serve a model to Home Assistant over the Wyoming protocol"),
     "export": ("export_onnx", "export a Whisper checkpoint to a verified ONNX model folder"),
     "pull": ("pull", "fetch a model, so that later starts need no network"),
     "models": ("models", "list the models on this machine"),

@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from whisper_npu import WhisperNpuError, __version__
-from whisper_npu.server import api_audio, api_health, api_models, api_page
+from whisper_npu.server import api_audio, api_health, api_models, api_page, realtime
 from whisper_npu.server.config import ServerConfig
 from whisper_npu.server.documentation import complete
 from whisper_npu.server.errors import (
@@ -31,6 +31,7 @@ ROUTERS = (
     api_models.router,
     api_health.router,
     api_page.router,
+    realtime.router,
 )
 
 

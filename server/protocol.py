@@ -45,7 +45,9 @@ class PatientProtocol(H11Protocol):
 
     def _watch(self) -> None:
         state = self.conn.their_state
-        if state is h11.IDLE:
+        if self.transport.get_protocol() is not self:
+            self._wait_for(None)  # the connection has become a WebSocket
+        elif state is h11.IDLE:
             self._wait_for("head")
         elif state is h11.SEND_BODY and self.cycle.response_complete:
             self._wait_for("unneeded body")

@@ -18,6 +18,7 @@ from whisper_npu import UsageError, WhisperNpuError
 from whisper_npu.server.app import create_app
 from whisper_npu.server.config import ServerConfig
 from whisper_npu.server.protocol import PatientProtocol
+from whisper_npu.server.websocket import PatientWebSocket
 
 _BACKLOG = 2048  # connections that the system holds until they are accepted
 
@@ -56,6 +57,7 @@ class Server(uvicorn.Server):
                 uvicorn.Config(
                     self.app,
                     http=PatientProtocol,
+                    ws=PatientWebSocket,
                     log_config=_logging(),
                     log_level=log_level,
                     server_header=False,

@@ -50,6 +50,13 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.transcription.model import WhisperModel
     from whisper_npu.runtime.transcription.partial import Partial
     from whisper_npu.runtime.transcription.stream import TranscriptionStream
+    from whisper_npu.runtime.transcription.turns import (
+        TurnAudio,
+        TurnDetector,
+        TurnEnded,
+        TurnEvent,
+        TurnStarted,
+    )
 
 __all__ = [
     "LANGUAGES",
@@ -79,6 +86,11 @@ __all__ = [
     "TranscribeOptions",
     "Transcription",
     "TranscriptionStream",
+    "TurnAudio",
+    "TurnDetector",
+    "TurnEnded",
+    "TurnEvent",
+    "TurnStarted",
     "UsageError",
     "WhisperModel",
     "WhisperNpuError",
@@ -109,6 +121,10 @@ _HOMES = {
     "TranscribeOptions": "runtime.options",
     "Transcription": "runtime.results",
     "TranscriptionStream": "runtime.transcription.stream",
+    **dict.fromkeys(
+        ("TurnAudio", "TurnDetector", "TurnEnded", "TurnEvent", "TurnStarted"),
+        "runtime.transcription.turns",
+    ),
     "WhisperModel": "runtime.transcription.model",
     "Word": "runtime.results",
     "format_transcript": "runtime.output.formats",

@@ -1,0 +1,68 @@
+"""`whisper-npu wyoming` as a process: how it starts, what it refuses, how it ends."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+
+import pytest
+from repository import ROOT
+from wyoming.asr import Transcribe
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncClient
+from wyoming.info import Describe, Info
+
+from whisper_npu.scripts.main import main
+
+SCRIPT = ROOT / "scripts" / "serve_wyoming.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_it_is_told_to_end(tiny_folder, number):
+    command = [sys.executable, str(SCRIPT), "--model", str(tiny_folder)]
+    command += ["--uri", "tcp://127.0.0.1:0", "--language", "en"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            first = process.stderr.readline()
+            assert first.startswith("listening on tcp://127.0.0.1:"), first
+            uri = first.split()[2]
+
+            async def ask():
+                async with AsyncClient.from_uri(uri) as client:
+                    await client.write_event(Describe().event())
+                    (program,) = Info.from_event(await client.read_event()).asr
+                    assert program.models[0].name == "tiny"
+                    await client.write_event(Transcribe().event())
+                    await client.write_event(AudioStart(16_000, 2, 1).event())
+                    await client.write_event(AudioChunk(16_000, 2, 1, bytes(32_000)).event())
+                    await client.write_event(AudioStop().event())
+                    kinds = [(await client.read_event()).type for _ in range(3)]
+                    assert kinds == ["transcript-start", "transcript", "transcript-stop"]
+
+            asyncio.run(ask())
+            process.send_signal(number)
+            assert process.wait() == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--uri", "10300"], "give tcp://HOST:PORT"),
+        (["--uri", "tcp://here:99999"], "a port is a number"),
+        (["--max-connections", "0"], "0 is not above 0"),
+        (["--zeroconf"], "give --uri tcp://0.0.0.0:10300"),
+        (["--uri", "unix:///run/ears", "--zeroconf", "ears"], "give --uri tcp://0.0.0.0:10300"),
+        (["--langauge", "de"], "did you mean --language?"),
+    ],
+)
+def test_wrong_command_lines(capsys, arguments, message):
+    try:
+        code = main(["wyoming", *arguments])
+    except SystemExit as end:  # argparse
+        code = end.code
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert code == 2
+    assert message in line
