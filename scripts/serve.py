@@ -213,7 +213,10 @@ def serve(arguments: argparse.Namespace) -> int:
             f"every machine that reaches {arguments.host} can use this server: it has "
             f"no key; set {KEY_VARIABLE}"
         )
-    print(f"listening on {server.address}; {server.address}/docs describes it", file=sys.stderr)
+    print(
+        f"listening: open {server.address} in a browser; {server.address}/docs describes the API",
+        file=sys.stderr,
+    )
     server.serve_until_told()
     return cli.EXIT_OK
 
