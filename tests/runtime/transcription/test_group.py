@@ -60,6 +60,8 @@ class FakeRecording:
 
 
 class FakeStreams:
+    window_bytes = 0
+
     def __init__(self, n_streams=STREAMS):
         self.n_streams = n_streams
 
