@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from whisper_npu.errors import ModelError
 from whisper_npu.runtime.model_folder.cache_folder import cache_folder
-from whisper_npu.runtime.model_folder.folder import MANIFEST
-from whisper_npu.runtime.model_folder.json_files import read_object
-from whisper_npu.runtime.model_folder.layout import Layout, find_layout, weight_files
+
+if TYPE_CHECKING:
+    from whisper_npu.runtime.model_folder.layout import Layout
 
 logger = logging.getLogger("whisper_npu")
 
@@ -97,12 +98,20 @@ class LocalModel:
 
 def local_models() -> list[LocalModel]:
     """Return the models in all places where `find_model` looks, the hub's cache included."""
+    # Imported here, because `--help` needs neither.
+    from whisper_npu.runtime.model_folder.folder import MANIFEST  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.json_files import read_object  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.layout import find_layout, weight_files  # noqa: PLC0415
+
     found: dict[Path, LocalModel] = {}
     for name, path in _named_folders():
         try:
             layout = find_layout(path)
             manifest = read_object(path / MANIFEST)
-            size = sum(file.stat().st_size for file in _content(layout))
+            content = {
+                file.resolve() for graph in layout.graphs for file in (graph, *weight_files(graph))
+            }
+            size = sum(file.stat().st_size for file in content)
         except (ModelError, OSError):  # no model, or an unfinished one
             continue
         parity = manifest.get("parity")
@@ -121,11 +130,7 @@ def local_models() -> list[LocalModel]:
     return list(found.values())
 
 
-def _content(layout: Layout) -> set[Path]:
-    return {file.resolve() for graph in layout.graphs for file in (graph, *weight_files(graph))}
-
-
-def _form(layout: Layout) -> str:
+def _form(layout: "Layout") -> str:
     if layout.is_openvino:
         return "OpenVINO IR"
     return "ONNX" if layout.with_past is not None else "ONNX, merged decoder"

@@ -83,7 +83,7 @@ def bench(tmp_path, monkeypatch) -> SimpleNamespace:
     for folder in (bench.en, bench.base):
         Path(folder).mkdir()
 
-    def load_model(folder, *, device, backend, kv_cache, precision, threads):
+    def load_model(folder, *, device, backend, kv_cache, precision, threads, variant):
         bench.loads.append((folder.name, device, kv_cache, precision, threads))
         if device == "NPU":
             raise DeviceError("device NPU is not available here")

@@ -232,9 +232,9 @@ def test_graphs_that_are_compared_with_pytorch(tiny_folder, monkeypatch):
         yield
 
     monkeypatch.setattr(parity_graph, "one_thread", noting)
-    monkeypatch.setattr(parity_graph.Graph, "_check_interface", lambda *_: None)
+    monkeypatch.setattr(parity_graph, "_check_interface", lambda *_: None)
     graph = parity_graph.Graph(tiny_folder, "decoder_model", parity_graph.Interface({}, {}))
-    d_model = graph._compiled.input("encoder_hidden_states").partial_shape[2].get_length()
+    d_model = graph._model.input("encoder_hidden_states").partial_shape[2].get_length()
     inputs = {
         "input_ids": np.ones((1, 3), np.int64),
         "encoder_hidden_states": np.zeros((1, 1500, d_model), np.float32),
