@@ -25,7 +25,7 @@ def serving(model, *arguments):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             first = process.stderr.readline()
-            assert first.startswith("listening on http://127.0.0.1:"), first
+            assert first.startswith("listening: open http://127.0.0.1:"), first
             address = first.split()[2].rstrip(";")
             while "is ready" not in process.stderr.readline():
                 assert process.poll() is None
