@@ -115,7 +115,10 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
     for each in job.subtitles:
         if each not in SUBTITLE_FORMATS:
             raise UsageError(f"subtitles are {each!r}; give {', '.join(SUBTITLE_FORMATS)}")
-    digests = (model_digest(job.settings.model), _options_digest(job.settings))
+    digests = (
+        model_digest(job.settings.model, job.settings.load.get("variant")),
+        _options_digest(job.settings),
+    )
     output = Folder(job.output)
     output.make()
     state = Folder(output.path(STATE))
@@ -164,7 +167,9 @@ def _work(
     job: CorpusJob, state: Folder, store: ResultStore, plan: Plan, progress: Progress
 ) -> Iterator[Progress]:
     """Transcribe the planned work."""
-    threads = job.settings.threads or min(_MOST_THREADS, engine.processors_of_a_machine())
+    threads = job.settings.load.get("threads") or min(
+        _MOST_THREADS, engine.processors_of_a_machine()
+    )
     actors = job.actors or _actors_that_fit(job.settings.model, threads)
     per_block = progress.seconds / (_BLOCKS_PER_ACTOR * actors)
     block_seconds = job.block_seconds or min(_LONGEST_BLOCK, max(_SHORTEST_BLOCK, per_block))
@@ -172,7 +177,7 @@ def _work(
     actors = min(actors, max(1, len(blocks)))
     progress = replace(progress, actors=actors)
     yield progress
-    settings = replace(job.settings, threads=threads)
+    settings = replace(job.settings, load={**job.settings.load, "threads": threads})
     attempts = Folder(state.path("attempts"))
     attempts.make()
     began = time.monotonic()
@@ -206,10 +211,9 @@ def _raise_fatal(done: pa.Table) -> None:
 
 
 def _options_digest(settings: ModelSettings) -> str:
-    facts = [
-        settings.options.digest(),
-        *(settings.device, settings.backend, settings.kv_cache, settings.precision),
-    ]
+    """A digest of what decides a text beside the model; the number of threads does not."""
+    load = {name: value for name, value in settings.load.items() if name != "threads"}
+    facts = [settings.options.digest(), sorted(load.items())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -221,10 +225,7 @@ def _record(output: Folder, job: CorpusJob, digests: Sequence[str], progress: Pr
         "model": job.settings.model,
         "model_digest": digests[0],
         "options_digest": digests[1],
-        **{
-            name: getattr(job.settings, name)
-            for name in ("device", "backend", "kv_cache", "precision")
-        },
+        "load": job.settings.load,
         "options": asdict(job.settings.options),
         "last_run": asdict(progress),
     }

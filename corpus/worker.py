@@ -54,17 +54,13 @@ class ModelSettings:
 
     Attributes:
         model: the model's folder, under the same path on every machine.
-        device: see `load_model`; so are backend, kv_cache, precision.
-        threads: of an actor; 0 for as many as fit.
+        load: keyword arguments of `load_model`; without `threads`, or with 0, an actor has as many
+            as fit.
         options: of the transcription.
     """
 
     model: str
-    device: str = "CPU"
-    backend: Any = "openvino"
-    kv_cache: Any = "auto"
-    precision: Any = "auto"
-    threads: int = 0
+    load: dict[str, Any] = field(default_factory=dict)
     options: TranscribeOptions = field(default_factory=TranscribeOptions)
 
 
@@ -84,14 +80,7 @@ class Worker:
         self._options = settings.options
         self._fatal: WhisperNpuError | None = None
         try:
-            self._model = load_model(
-                settings.model,
-                device=settings.device,
-                backend=settings.backend,
-                kv_cache=settings.kv_cache,
-                precision=settings.precision,
-                threads=settings.threads,
-            )
+            self._model = load_model(settings.model, **settings.load)
         except WhisperNpuError as error:
             self._fatal = error
 

@@ -370,7 +370,7 @@ def _compare_tokens(
     """Compare a decode with PyTorch's choice after each prefix; return the number of prefixes."""
     hidden = reference.hidden([decode.window])
     first = len(choice.prompt)
-    logits = expected_logits(checkpoint, hidden, decode.tokens[:-1])[first - 1 :]
+    logits = expected_logits(checkpoint, hidden, np.array([decode.tokens[:-1]]))[0, first - 1 :]
     for step, (row, got) in enumerate(zip(logits, decode.tokens[first:], strict=True)):
         expected = choice(row, start=step == 0, forced=decode.forced)
         if got != expected:

@@ -94,23 +94,26 @@ def compute_reference(
     return reference
 
 
-def expected_logits(checkpoint: Checkpoint, hidden: NDArray[np.float32], ids: list[int]) -> Any:
+def expected_logits(
+    checkpoint: Checkpoint, hidden: NDArray[np.float32], ids: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """PyTorch's logits after each prefix of some tokens, computed in one pass without a cache.
 
     Args:
         checkpoint: The model.
-        hidden: The encoder's output `(1, n_audio_ctx, n_audio_state)`.
-        ids: The tokens.
+        hidden: The encoder's output `(rows, n_audio_ctx, n_audio_state)`.
+        ids: The tokens `(rows, n)`.
 
     Returns:
-        float32 `(len(ids), n_vocab)`.
+        float32 `(rows, n, n_vocab)`.
     """
     output = checkpoint.model(
         encoder_outputs=_encoded(hidden),
-        decoder_input_ids=torch.tensor([ids]),
+        decoder_input_ids=torch.from_numpy(ids),
         use_cache=False,
     )
-    return output.logits[0].numpy()
+    logits: NDArray[np.float32] = output.logits.numpy()
+    return logits
 
 
 def _decode(checkpoint: Checkpoint, hidden: BaseModelOutput, reference: Reference) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from whisper_npu.errors import UsageError
 from whisper_npu.export.checkpoint import Checkpoint
+from whisper_npu.export.parity_reference import expected_logits
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Float32Array,
     Int64Array,
     NoAttention,
     SingleStream,
+    check_room,
 )
 
 
@@ -33,7 +34,7 @@ class TorchBackend(SingleStream):
         Args:
             checkpoint: the loaded checkpoint.
         """
-        self._model = checkpoint.model.eval()  # type: ignore[no-untyped-call]
+        self._checkpoint = checkpoint
         self._sizes = checkpoint.dimensions
 
     @property
@@ -63,14 +64,14 @@ class TorchBackend(SingleStream):
 
     def encode(self, features: Float32Array) -> Float32Array:
         """Encode windows; see `Backend.encode`."""
-        with torch.no_grad():
-            hidden = self._model.get_encoder()(torch.from_numpy(np.ascontiguousarray(features)))
+        encoder = self._checkpoint.model.model.encoder
+        hidden = encoder(torch.from_numpy(np.ascontiguousarray(features)))
         encoded: Float32Array = hidden.last_hidden_state.numpy()
         return encoded
 
     def start(self, audio: Float32Array, rows_per_window: int = 1) -> "_Session":
         """Start decoding encoded windows; see `Backend.start`."""
-        return _Session(self._model, np.repeat(audio, rows_per_window, axis=0), self.n_text_ctx)
+        return _Session(self._checkpoint, np.repeat(audio, rows_per_window, axis=0))
 
     def align(self, audio: Float32Array, tokens: Int64Array) -> tuple[Float32Array, Float32Array]:
         """Refuse: no comparison needs word times.
@@ -84,10 +85,9 @@ class TorchBackend(SingleStream):
 class _Session(NoAttention):
     """A batch of token rows; each step computes the whole context."""
 
-    def __init__(self, model: torch.nn.Module, audio: Float32Array, n_text_ctx: int) -> None:
-        self._model = model
-        self._audio = torch.from_numpy(np.ascontiguousarray(audio))
-        self._n_text_ctx = n_text_ctx
+    def __init__(self, checkpoint: Checkpoint, audio: Float32Array) -> None:
+        self._checkpoint = checkpoint
+        self._audio = audio
         self._tokens = np.empty((len(audio), 0), np.int64)
 
     @property
@@ -98,20 +98,10 @@ class _Session(NoAttention):
     def step(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
-        if self.length + n_new > self._n_text_ctx:
-            raise UsageError(
-                f"{self.length} + {n_new} tokens do not fit the decoder's context of "
-                f"{self._n_text_ctx}"
-            )
+        check_room(self.length, n_new, self._checkpoint.dimensions.n_text_ctx)
         self._tokens = np.concatenate((self._tokens, tokens), axis=1)
-        with torch.no_grad():
-            found = self._model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=self._audio),  # type: ignore[arg-type]
-                decoder_input_ids=torch.from_numpy(self._tokens),
-                use_cache=False,
-            )
-        logits: Float32Array = found.logits[:, -min(n_new, N_LOGITS) :].numpy()
-        return logits
+        logits = expected_logits(self._checkpoint, self._audio, self._tokens)
+        return logits[:, -min(n_new, N_LOGITS) :]
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Let row `i` continue row `rows[i]`."""

@@ -23,6 +23,7 @@ from whisper_npu.runtime.engines.protocol import (
     Int64Array,
     NoAttention,
     SingleStream,
+    check_room,
 )
 
 INPUT_IDS = "input_ids"
@@ -157,8 +158,7 @@ class StaticBackend(SingleStream):
                 f"the model of {self._bundle.path} has no alignment graph, which word times need; "
                 "add it with `whisper-npu export --add-alignment`"
             )
-        if n_tokens > self.n_text_ctx:
-            raise UsageError(f"{n_tokens} tokens do not fit the context of {self.n_text_ctx}")
+        check_room(0, n_tokens, self.n_text_ctx)
         probabilities, attentions = [], []
         request = self._engine.take(name)
         try:
@@ -345,11 +345,7 @@ class StaticSession(NoAttention):
     def step(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
-        if self._length + n_new > self._backend.n_text_ctx:
-            raise UsageError(
-                f"{self._length} + {n_new} tokens do not fit the decoder's context of "
-                f"{self._backend.n_text_ctx}"
-            )
+        check_room(self._length, n_new, self._backend.n_text_ctx)
         found: list[Float32Array] = []
         rest = tokens
         if self._length == 0:

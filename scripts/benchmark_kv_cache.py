@@ -120,7 +120,7 @@ def benchmark_kv_cache(arguments: argparse.Namespace) -> int:
     if arguments.repeats < 1:
         raise UsageError(f"--repeats is {arguments.repeats}; give 1 or more")
     check_outputs((arguments.json, arguments.markdown), plot_folder=arguments.plots)
-    folder = cli.find_model(arguments.model)
+    folder = cli.find_model(arguments.model, arguments.variant)
     found = conditions(arguments.threads)
     if warning := busy_warning(found):
         console.warning(warning)

@@ -11,6 +11,7 @@ from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
+    model_options,
 )
 from whisper_npu.scripts.common.outputs import needing_the_extra
 from whisper_npu.scripts.common.progress import words
@@ -142,12 +143,8 @@ def transcribe_corpus(arguments: argparse.Namespace) -> int:
         from whisper_npu.corpus.worker import ModelSettings  # noqa: PLC0415
         from whisper_npu.scripts.evaluation import corpus_errors  # noqa: PLC0415
     settings = ModelSettings(
-        model=str(cli.find_model(arguments.model).absolute()),
-        device=arguments.device,
-        backend=arguments.backend,
-        kv_cache=arguments.kv_cache,
-        precision=arguments.precision,
-        threads=arguments.threads,
+        model=str(cli.find_model(arguments.model, arguments.variant).absolute()),
+        load=model_options(arguments),
         options=options,
     )
     job = CorpusJob(

@@ -9,6 +9,7 @@ from pathlib import Path
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.engines.choices import PRECISIONS
 from whisper_npu.scripts.common import cli, console
+from whisper_npu.scripts.common.decoding_options import add_variant
 
 KEY_VARIABLE = "WHISPER_NPU_API_KEY"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -60,6 +61,7 @@ def build_parser() -> cli.Parser:
         "it by its folder's name, or by NAME; whisper-1 means the first model. Can be repeated "
         f"(default: {cli.DEFAULT_MODEL})",
     )
+    add_variant(models)
     models.add_argument(
         "--device",
         default="CPU",
@@ -196,6 +198,7 @@ def serve(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             precision=arguments.precision,
             threads=arguments.threads,
+            variant=arguments.variant,
             api_key=key,
             limits=config.Limits(**given),
             spool=arguments.spool or config.default_spool(),

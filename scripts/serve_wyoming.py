@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
-from whisper_npu.scripts.common.decoding_options import add_model_options
+from whisper_npu.scripts.common.decoding_options import add_model_options, model_options
 
 if TYPE_CHECKING:
     from whisper_npu.server.wyoming import WyomingServer
@@ -71,7 +71,7 @@ def build_parser() -> cli.Parser:
     )
     server.add_argument(
         "--max-connections",
-        type=_positive,
+        type=cli.positive,
         default=32,
         metavar="N",
         help="most connections at the same time (default: %(default)s)",
@@ -95,13 +95,6 @@ def build_parser() -> cli.Parser:
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
     try:
@@ -122,15 +115,8 @@ def serve(arguments: argparse.Namespace) -> int:
     )
     if arguments.zeroconf is not None:
         _require_reachable(arguments.uri)
-    folder = cli.find_model(arguments.model)
-    with load_model(
-        folder,
-        device=arguments.device,
-        backend=arguments.backend,
-        kv_cache=arguments.kv_cache,
-        precision=arguments.precision,
-        threads=arguments.threads,
-    ) as model:
+    folder = cli.find_model(arguments.model, arguments.variant)
+    with load_model(folder, **model_options(arguments)) as model:
         server = wyoming.WyomingServer(model, config)
         asyncio.run(_serve(server, arguments))
     return cli.EXIT_OK

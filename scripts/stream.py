@@ -56,12 +56,15 @@ def build_parser() -> cli.Parser:
         "--format", choices=SAMPLE_FORMATS, help="format of raw samples (default: s16le)"
     )
     audio.add_argument(
-        "--rate", type=_positive, metavar="HZ", help="sample rate of raw samples (default: 16000)"
+        "--rate",
+        type=cli.positive,
+        metavar="HZ",
+        help="sample rate of raw samples (default: 16000)",
     )
     audio.add_argument(
         "--channels",
         dest="n_channels",
-        type=_positive,
+        type=cli.positive,
         metavar="N",
         help="number of channels of raw samples (default: 1)",
     )
@@ -100,13 +103,6 @@ def build_parser() -> cli.Parser:
     add_model_options(parser)
     add_decoding_options(parser, live=True)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
 
 
 def stream(arguments: argparse.Namespace) -> int:

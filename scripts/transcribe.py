@@ -14,6 +14,7 @@ from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
+    model_options,
 )
 from whisper_npu.scripts.common.progress import Progress, log_beside
 from whisper_npu.scripts.common.signals import Terminated, on_interrupt
@@ -159,16 +160,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
         def show(step: str) -> None:
             progress.status = step
 
-        model = load_model(
-            model_folder,
-            device=arguments.device,
-            backend=arguments.backend,
-            kv_cache=arguments.kv_cache,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            variant=arguments.variant,
-            progress=show,
-        )
+        model = load_model(model_folder, **model_options(arguments), progress=show)
         progress.status = ""
         batch = Batch(recordings, arguments, formats, layout, progress, journal, is_alone=is_alone)
         try:

@@ -85,6 +85,7 @@ class ServerConfig:
         device: see `load_model`.
         precision: see `load_model`.
         threads: see `load_model`.
+        variant: see `load_model`.
         api_key: the key that requests under `/v1` must bring; None: no key.
         limits: see `Limits`.
         spool: folder of uploads; their files have no names, so that none is ever left behind.
@@ -94,6 +95,7 @@ class ServerConfig:
     device: str = "CPU"
     precision: Precision = "auto"
     threads: int = 0
+    variant: str | None = None
     api_key: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
     spool: Path = field(default_factory=default_spool)

@@ -72,6 +72,7 @@ class ServedModel:
                 device=config.device,
                 precision=config.precision,
                 threads=config.threads,
+                variant=config.variant,
             )
             self.check()
         except WhisperNpuError as error:

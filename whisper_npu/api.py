@@ -15,16 +15,19 @@ from whisper_npu.runtime.text.tokenizer import Tokenizer
 from whisper_npu.runtime.transcription.model import WhisperModel
 
 
-def model_digest(path: str | os.PathLike[str]) -> str:
+def model_digest(path: str | os.PathLike[str], variant: str | None = None) -> str:
     """A digest of the files of a model that a text depends on; no engine is loaded.
 
     Args:
         path: see `load_model`.
+        variant: see `load_model`.
 
     Raises:
         ModelError: the folder cannot be used, or no model has that name.
+        UsageError: the folder has no such variant.
     """
-    return read_model_folder(find_model(os.fspath(path))).digest()
+    place = find_model(os.fspath(path), variant=variant)
+    return read_model_folder(place, variant).digest()
 
 
 def load_model(

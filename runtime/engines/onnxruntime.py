@@ -38,6 +38,7 @@ from whisper_npu.runtime.engines.protocol import (
     Int64Array,
     NoAttention,
     SingleStream,
+    check_room,
 )
 from whisper_npu.runtime.model_folder.config import KVContract
 from whisper_npu.runtime.model_folder.folder import ModelFolder
@@ -382,11 +383,7 @@ class _Session(NoAttention):
     def step(self, tokens: Int64Array) -> Float32Array:
         """Decode further tokens; see `DecoderSession.step`."""
         n_new = tokens.shape[1]
-        if self.length + n_new > self._n_text_ctx:
-            raise UsageError(
-                f"{self.length} + {n_new} tokens do not fit the decoder's context of "
-                f"{self._n_text_ctx}"
-            )
+        check_room(self.length, n_new, self._n_text_ctx)
         first = self.length == 0
         self._tokens = np.concatenate((self._tokens, tokens), axis=1)
         if first or self._cache is None:

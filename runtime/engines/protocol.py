@@ -10,6 +10,8 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from whisper_npu.errors import UsageError
+
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
@@ -18,6 +20,23 @@ SILENCE_FEATURE = -1.5
 
 N_LOGITS = 4
 """Most positions whose logits a step returns: <|sot|>, language, task and <|notimestamps|>."""
+
+
+def check_room(length: int, n_new: int, n_text_ctx: int) -> None:
+    """Make sure that further tokens fit the decoder's context.
+
+    Args:
+        length: positions decoded so far.
+        n_new: further tokens.
+        n_text_ctx: positions of the decoder.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if length + n_new > n_text_ctx:
+        raise UsageError(
+            f"{length} + {n_new} tokens do not fit the decoder's context of {n_text_ctx}"
+        )
 
 
 class DecoderSession(Protocol):

@@ -20,6 +20,7 @@ from whisper_npu.scripts.benchmarks.kv_cache_figures import (
     room,
     synthetic_window,
 )
+from whisper_npu.scripts.common.decoding_options import model_options
 
 
 def measure_kinds(
@@ -42,15 +43,7 @@ def measure_kinds(
     """
 
     def load(kind: Any) -> WhisperModel:  # argparse has checked it
-        return api.load_model(
-            folder,
-            device=arguments.device,
-            backend=arguments.backend,
-            kv_cache=kind,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            variant=arguments.variant,
-        )
+        return api.load_model(folder, **model_options(arguments), kv_cache=kind)
 
     automatic = load("auto")
     auto = automatic.backend.kv_cache

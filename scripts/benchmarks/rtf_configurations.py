@@ -11,6 +11,7 @@ from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
+    model_options,
 )
 
 if TYPE_CHECKING:
@@ -86,17 +87,13 @@ def read_configurations(arguments: argparse.Namespace) -> "list[Configuration]":
 def _configuration(label: str, arguments: argparse.Namespace) -> "Configuration":
     from whisper_npu.scripts.benchmarks.rtf import Configuration  # noqa: PLC0415
 
+    load = model_options(arguments)
+    threads: int = load.pop("threads")
     return Configuration(
         label=label,
-        folder=cli.find_model(arguments.model).resolve(),
-        load={
-            "device": arguments.device,
-            "backend": arguments.backend,
-            "kv_cache": arguments.kv_cache,
-            "precision": arguments.precision,
-            "variant": arguments.variant,
-        },
-        threads=arguments.threads,
+        folder=cli.find_model(arguments.model, arguments.variant).resolve(),
+        load=load,
+        threads=threads,
         options=decoding_options(arguments),
         one_by_one=arguments.one_by_one,
     )

@@ -175,6 +175,18 @@ def boolean(text: str) -> bool:
     return _TRUTHS[text.lower()]
 
 
+def positive(text: str) -> int:
+    """Convert an option's value to a whole number above 0; a type for `argparse`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not above 0.
+    """
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
 def names(text: str) -> list[str]:
     """Names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]

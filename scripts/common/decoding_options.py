@@ -5,6 +5,7 @@ An option that openai/whisper has, too, has the same name here.
 
 import argparse
 from dataclasses import fields
+from typing import Any
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.audio_choices import CHANNEL_CHOICES
@@ -77,6 +78,15 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
         help="number of processor threads; 0 is one per core. Give fewer to leave cores to other "
         "programs (default: %(default)s)",
     )
+
+
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `load_model` that `add_model_options` has put in a command.
+
+    Every option is in it, so that no command accepts an option and ignores it.
+    """
+    names = ("device", "backend", "kv_cache", "precision", "threads", "variant")
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 def add_variant(parser: "argparse._ActionsContainer") -> None:

@@ -11,6 +11,7 @@ from whisper_npu.runtime.audio.stream import SAMPLE_RATE, AudioStream
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.live import LiveTranscriber, LiveUpdate
 from whisper_npu.scripts.common import cli
+from whisper_npu.scripts.common.decoding_options import model_options
 from whisper_npu.scripts.common.live_input import Arrivals
 from whisper_npu.scripts.common.live_output import JsonLines, Lines, LiveOutput, SavedFile, Session
 from whisper_npu.scripts.common.signals import on_interrupt
@@ -50,15 +51,7 @@ def transcribe_live(
         channels=arguments.n_channels,
     )
     arrivals = Arrivals(AudioStream(decoder, name, round(_BLOCK_SECONDS * SAMPLE_RATE), warnings))
-    model = load_model(
-        folder,
-        device=arguments.device,
-        backend=arguments.backend,
-        kv_cache=arguments.kv_cache,
-        precision=arguments.precision,
-        threads=arguments.threads,
-        variant=arguments.variant,
-    )
+    model = load_model(folder, **model_options(arguments))
     live = LiveTranscriber(model, options, min_chunk=arguments.min_chunk, pause=arguments.pause)
     printed = JsonLines(sys.stdout) if arguments.json_lines else Lines(sys.stdout)
     outputs: list[LiveOutput] = [printed, *files]

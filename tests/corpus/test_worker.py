@@ -118,7 +118,7 @@ def test_errors_that_end_the_run_are_returned(worker, items, settings):
     (done,) = act(block(items)).to_pylist()
     assert done["fatal"] == "OutputError"
     assert "cannot be written" in done["message"]
-    broken = Worker(replace(settings, device="GPU.7"), ResultStore(store), attempts)
+    broken = Worker(replace(settings, load={"device": "GPU.7"}), ResultStore(store), attempts)
     (done,) = broken(block(items)).to_pylist()
     assert done["fatal"] == "DeviceError"
     assert "GPU.7" in done["message"]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from whisper_npu.errors import UsageError
 from whisper_npu.runtime.engines.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.engines.kv_cache import (
     KVCache,
@@ -29,6 +28,7 @@ from whisper_npu.runtime.engines.protocol import (
     Float32Array,
     Int64Array,
     NoAttention,
+    check_room,
 )
 
 logger = logging.getLogger("whisper_npu")
@@ -100,18 +100,6 @@ class RequestPool:
 
     def _preparing(self) -> AbstractContextManager[None]:
         return nullcontext() if self.is_prepared else one_thread()
-
-
-def check_room(length: int, n_new: int, n_text_ctx: int) -> None:
-    """Make sure that further tokens fit the decoder's context.
-
-    Raises:
-        UsageError: they do not fit.
-    """
-    if length + n_new > n_text_ctx:
-        raise UsageError(
-            f"{length} + {n_new} tokens do not fit the decoder's context of {n_text_ctx}"
-        )
 
 
 class OpenVINOSession(NoAttention):

@@ -12,9 +12,9 @@ from whisper_npu.runtime.engines.device_calls import calling_device
 from whisper_npu.runtime.engines.kv_cache import SEQUENCE_AXIS
 from whisper_npu.runtime.engines.openvino import graphs
 from whisper_npu.runtime.engines.openvino.alignment_queries import QUERIES, Heads, attention_weights
-from whisper_npu.runtime.engines.openvino.sessions import OpenVINOSession, RequestPool, check_room
+from whisper_npu.runtime.engines.openvino.sessions import OpenVINOSession, RequestPool
 from whisper_npu.runtime.engines.openvino.stateful import ROWS
-from whisper_npu.runtime.engines.protocol import Float32Array, Int64Array
+from whisper_npu.runtime.engines.protocol import Float32Array, Int64Array, check_room
 
 # Most tokens of all rows in one pass: each needs memory for scores of cross-attention, which the
 # plugin never returns.
