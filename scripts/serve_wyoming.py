@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.common.decoding_options import add_model_options, model_options
+from whisper_npu.server.wyoming.config import DEFAULT_URI, WyomingConfig
 
 if TYPE_CHECKING:
-    from whisper_npu.server.wyoming import WyomingServer
+    from whisper_npu.server.wyoming.server import WyomingServer
 
-_URI = "tcp://127.0.0.1:10300"
+
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -55,7 +56,7 @@ def build_parser() -> cli.Parser:
     server = parser.add_argument_group("server")
     server.add_argument(
         "--uri",
-        default=_URI,
+        default=DEFAULT_URI,
         help="where to listen: tcp://HOST:PORT, unix://PATH, or stdio:// for one client "
         "(default: %(default)s, which other machines cannot reach)",
     )
@@ -98,14 +99,14 @@ def build_parser() -> cli.Parser:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal; returns the exit code."""
     try:
-        from whisper_npu.server import wyoming  # noqa: PLC0415 - an extra
+        from whisper_npu.server.wyoming.server import WyomingServer  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise UsageError(
             f"this server needs {error.name}: pip install 'whisper-npu[wyoming]'"
         ) from None
     from whisper_npu.api import load_model  # noqa: PLC0415 - after the command line is checked
 
-    config = wyoming.WyomingConfig(
+    config = WyomingConfig(
         uri=arguments.uri,
         name=Path(arguments.model).name,
         language=arguments.language,
@@ -117,7 +118,7 @@ def serve(arguments: argparse.Namespace) -> int:
         _require_reachable(arguments.uri)
     folder = cli.find_model(arguments.model, arguments.variant)
     with load_model(folder, **model_options(arguments)) as model:
-        server = wyoming.WyomingServer(model, config)
+        server = WyomingServer(model, config)
         asyncio.run(_serve(server, arguments))
     return cli.EXIT_OK
 

@@ -58,7 +58,7 @@ async def _answer(request: Request, task: Task) -> Response:
         started = monotonic()
         with service.admission.upload():
             form = await read_form(request, service.config.limits, service.config.spool)
-        held.enter_context(form)
+        held.callback(form.close)
         wanted = Wanted(form.fields, task)
         served = service.models.get(wanted.model)
         job = _job(form, wanted, served)

@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from whisper_npu import WhisperNpuError, __version__
-from whisper_npu.server import api_audio, api_health, api_models, api_page, realtime
+from whisper_npu.server import api_audio, api_health, api_models, api_page
 from whisper_npu.server.config import ServerConfig
 from whisper_npu.server.documentation import complete
 from whisper_npu.server.errors import (
@@ -21,6 +21,7 @@ from whisper_npu.server.errors import (
     answer_api_error,
     answer_http_error,
 )
+from whisper_npu.server.realtime import router as realtime
 from whisper_npu.server.records import RequestRecords
 from whisper_npu.server.service import Service
 

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -33,7 +32,7 @@ _CUT_OFF = "the request's body ends too early; send it again"
 
 @dataclass
 class Form:
-    """A request's fields and its recording; a context manager that closes the recording.
+    """A request's fields and its recording. Close it.
 
     Attributes:
         fields: names and values, in order.
@@ -45,15 +44,8 @@ class Form:
     file: BinaryIO | None = None
     n_bytes: int = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the recording, which deletes it."""
         if self.file is not None:
             self.file.close()
 
@@ -87,7 +79,7 @@ async def read_form(request: Request, limits: Limits, spool: Path) -> Form:
             await asyncio.to_thread(reader.write_pending)
         return reader.finish()
     except BaseException:
-        reader.form.__exit__(None, None, None)
+        reader.form.close()
         raise
 
 

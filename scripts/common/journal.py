@@ -252,6 +252,7 @@ class RecordingLog:
         read = None if stream is None else stream.seconds_read
         self._journal.append(
             Line(
+                # Path.absolute would keep `..`, and resolve would follow links.
                 path=os.path.abspath(self._file) if str(self._file) != "-" else "-",  # noqa: PTH100
                 name=self._name,
                 status=status,

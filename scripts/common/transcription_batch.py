@@ -52,6 +52,7 @@ def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Re
             continue
         for file in files:
             recording = Recording(file, output_name(file, folder, keep_suffix=keep_suffix))
+            # Path.absolute would keep `..`, and resolve would follow links to other names.
             found.setdefault((os.path.abspath(file), recording.name), recording)  # noqa: PTH100
     return list(found.values()), n_missing
 

@@ -25,10 +25,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from whisper_npu import DeviceError
-from whisper_npu.server import protocol, realtime
+from whisper_npu.server import protocol
 from whisper_npu.server.errors import bad_request
 from whisper_npu.server.pcm import _G711
-from whisper_npu.server.realtime_session import _Inbox
+from whisper_npu.server.realtime import router as realtime
+from whisper_npu.server.realtime.inbox import Inbox
 from whisper_npu.server.websocket import PatientWebSocket
 
 PAUSE = silence(1)
@@ -549,7 +550,7 @@ def test_audio_that_waits_is_bounded():
     append = {"type": "input_audio_buffer.append", "audio": ""}
 
     async def check():
-        inbox = _Inbox()
+        inbox = Inbox()
         await inbox.put(append, 3 << 20)
         blocked = asyncio.create_task(inbox.put(append, 1))
         for _ in range(10):

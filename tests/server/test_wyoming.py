@@ -18,8 +18,9 @@ from wyoming.info import Describe, Info
 from wyoming.ping import Ping
 
 from whisper_npu import DeviceError, UsageError, load_audio
-from whisper_npu.server import wyoming
-from whisper_npu.server.wyoming import WyomingConfig, WyomingServer
+from whisper_npu.server.wyoming import connection
+from whisper_npu.server.wyoming.config import WyomingConfig
+from whisper_npu.server.wyoming.server import WyomingServer
 
 RATE = 16_000
 STREAMED = ["transcript-start", "transcript-chunk", "transcript", "transcript-stop"]
@@ -411,7 +412,7 @@ def test_a_language_that_the_model_does_not_know(listener):
 
 
 def test_a_client_that_does_not_read_is_left(listener, monkeypatch):
-    monkeypatch.setattr(wyoming, "_PATIENCE", 0.05)
+    monkeypatch.setattr(connection, "_PATIENCE", 0.05)
     ping = json.dumps({"type": "ping", "data": {"text": "a" * 50_000}}).encode() + b"\n"
 
     async def check():

@@ -6,11 +6,9 @@ does not read is closed by `websocket.py`.
 """
 
 import asyncio
-import base64
 import json
 import logging
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -33,105 +31,20 @@ from whisper_npu import (
 from whisper_npu.server.errors import ApiError, bad_request, from_transcription, server_error
 from whisper_npu.server.models import ServedModel
 from whisper_npu.server.pcm import SAMPLE_RATE, Floats, RawAudio
-from whisper_npu.server.realtime_settings import Settings
+from whisper_npu.server.realtime.inbox import APPEND, Event, Inbox, audio_of, parsed
+from whisper_npu.server.realtime.item import Item
+from whisper_npu.server.realtime.settings import Settings
 from whisper_npu.server.service import Service
 
 logger = logging.getLogger("whisper_npu.server")
 
-Event = dict[str, Any]
 T = TypeVar("T")
 
-_APPEND = "input_audio_buffer.append"
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
-_MOST_WAITING = 2 << 20  # characters of events that wait for the worker: 30 s of audio at 24 kHz
-_MOST_EVENTS = 1000
 _AT_ONCE = 30 * SAMPLE_RATE  # samples: more are fed in parts, between which a session can end
 _LEAST_COMMIT = SAMPLE_RATE // 10  # samples
 _MOST_ID = 512  # characters of a client's event_id that an error repeats
-_NO_EVENT = "invalid_event"
 _NORMAL, _BROKEN = 1000, 1011  # codes of closed connections
-
-
-class _Item:
-    """An utterance.
-
-    Attributes:
-        live: its transcription.
-        served: the model.
-        id: its name in events.
-        n_samples: its audio so far.
-        text: its text so far, as it was sent.
-        languages: codes of the languages in it.
-        flaws: what looks wrong with the text.
-        error: why it has no further text.
-    """
-
-    def __init__(self, live: LiveTranscriber, served: ServedModel) -> None:
-        self.live = live
-        self.served = served
-        self.id = f"item_{uuid.uuid4().hex[:24]}"
-        self.n_samples = 0
-        self.text = ""
-        self.languages: list[str] = []
-        self.flaws: list[str] = []
-        self.error: ApiError | None = None
-
-    def add(self, words: Committed) -> str:
-        """Add words that are final; returns the text to send."""
-        delta = words.text if self.text else words.text.lstrip()
-        self.text += delta
-        if words.language not in self.languages:
-            self.languages.append(words.language)
-        if words.flaw is not None:
-            self.flaws.append(words.flaw)
-        return delta
-
-
-class _Inbox:
-    """The client's events that wait for the worker; it holds a limited amount."""
-
-    def __init__(self) -> None:
-        self._events: deque[tuple[Event | ApiError | None, int]] = deque()
-        self._size = 0
-        self._changed = asyncio.Condition()
-
-    async def put(self, event: Event | ApiError | None, size: int) -> None:
-        """Add an event, an error in the client's place, or None for the end; waits for room."""
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._size < _MOST_WAITING and len(self._events) < _MOST_EVENTS
-            )
-            self._add(event, size)
-
-    async def end(self) -> None:
-        """Drop what waits: the client has left."""
-        async with self._changed:
-            self._events.clear()
-            self._add(None, 0)
-
-    def _add(self, event: Event | ApiError | None, size: int) -> None:
-        self._events.append((event, size))
-        self._size += size
-        self._changed.notify_all()
-
-    async def take(self) -> list[Event | ApiError | None]:
-        """The next event, or all audio up to the next event of another kind."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._events))
-            taken = [self._take()]
-            while _is_audio(taken[-1]) and self._events and _is_audio(self._events[0][0]):
-                taken.append(self._take())
-            self._changed.notify_all()
-            return taken
-
-    def _take(self) -> Event | ApiError | None:
-        event, size = self._events.popleft()
-        self._size -= size
-        return event
-
-
-def _is_audio(event: Event | ApiError | None) -> bool:
-    return isinstance(event, dict) and event["type"] == _APPEND
 
 
 class Session:
@@ -161,11 +74,11 @@ class Session:
         self._served = served
         self._threads = threads
         self._is_old = is_old
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
         self._settings = Settings.initial(served.name)
         self._raw: RawAudio
         self._turns: TurnDetector | None
-        self._item: _Item | None = None  # the one whose audio arrives
+        self._item: Item | None = None  # the one whose audio arrives
         self._last_item: str | None = None  # the last one that was committed
         self._n_samples = 0  # heard since the start of the session
 
@@ -205,7 +118,7 @@ class Session:
                 await self._inbox.end()
                 return
             text = message.get("text") or message.get("bytes") or ""
-            await self._inbox.put(_parsed(text), len(text))
+            await self._inbox.put(parsed(text), len(text))
 
     async def _work(self) -> None:
         while True:
@@ -218,7 +131,7 @@ class Session:
             try:
                 if isinstance(first, ApiError):
                     raise first
-                if first["type"] == _APPEND:
+                if first["type"] == APPEND:
                     await self._append([each for each in taken if isinstance(each, dict)])
                 else:
                     await self._control(first)
@@ -309,7 +222,7 @@ class Session:
         pieces, wrong = list[Floats](), list[tuple[Any, ApiError]]()
         for event in events:
             try:
-                pieces.append(self._raw.push(_audio_of(event)))
+                pieces.append(self._raw.push(audio_of(event)))
             except ApiError as error:
                 wrong.append((event.get("event_id"), error))
         samples = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
@@ -342,7 +255,7 @@ class Session:
     def _milliseconds(self, sample: int) -> int:
         return (self._turns_begin + sample) * 1000 // SAMPLE_RATE
 
-    async def _open_item(self) -> _Item:
+    async def _open_item(self) -> Item:
         """The item whose audio arrives."""
         if self._item is None:
             settings, served = self._settings, self._served
@@ -355,7 +268,7 @@ class Session:
                     **settings.options(model),
                 )
             )
-            self._item = _Item(live, served)
+            self._item = Item(live, served)
         return self._item
 
     async def _feed(self, samples: Floats) -> None:
@@ -406,7 +319,7 @@ class Session:
         place = {"previous_item_id": previous}
         await self._send("input_audio_buffer.committed", item_id=item.id, **place)
         for name in ("created",) if self._is_old else ("added", "done"):
-            await self._send(f"conversation.item.{name}", item=_message(item), **place)
+            await self._send(f"conversation.item.{name}", item=item.as_message(), **place)
         if item.error is None:
             await self._tell(item, item.live.finish)
         if item.error is not None:
@@ -423,7 +336,7 @@ class Session:
             whisper_npu={"warnings": [*item.live.warnings, *item.flaws]},
         )
 
-    async def _tell(self, item: _Item, work: Callable[[], list[LiveUpdate]]) -> None:
+    async def _tell(self, item: Item, work: Callable[[], list[LiveUpdate]]) -> None:
         """Send the words that the work makes final. An error ends the item, not the session."""
         try:
             updates = await self._in_thread(work)
@@ -441,7 +354,7 @@ class Session:
 
     # Answers
 
-    async def _send_text(self, item: _Item, name: str, **fields: Any) -> None:
+    async def _send_text(self, item: Item, name: str, **fields: Any) -> None:
         await self._send(f"{_TRANSCRIPTION}.{name}", item_id=item.id, content_index=0, **fields)
 
     async def _send_error(self, error: ApiError, event_id: Any = None) -> None:
@@ -457,18 +370,6 @@ class Session:
         return await loop.run_in_executor(self._threads, work, *arguments)
 
 
-def _message(item: _Item) -> Event:
-    """The item as a message of a conversation."""
-    return {
-        "id": item.id,
-        "object": "realtime.item",
-        "type": "message",
-        "status": "completed",
-        "role": "user",
-        "content": [{"type": "input_audio", "transcript": None}],
-    }
-
-
 def _error(error: ApiError) -> Event:
     known: Event = error.body()["error"]
     return known
@@ -480,23 +381,3 @@ def _idle(seconds: float) -> ApiError:
         f"no event for {seconds:g} s: the session ends; send audio, silence included",
         code="session_idle",
     )
-
-
-def _parsed(text: str | bytes) -> Event | ApiError:
-    """A client's event, or what is wrong with it."""
-    try:
-        event = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return bad_request(f"the message is no JSON: {str(error)[:100]}", code="invalid_json")
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        return bad_request("the message is no event: an object with a type", "type", _NO_EVENT)
-    return event
-
-
-def _audio_of(event: Event) -> bytes:
-    try:
-        return base64.b64decode(event["audio"], validate=True)
-    except (KeyError, TypeError, ValueError) as error:
-        raise bad_request(
-            f"audio is no base64: {str(error)[:100]}", "audio", "invalid_value"
-        ) from None

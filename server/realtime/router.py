@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from whisper_npu.server.authentication import require_key
 from whisper_npu.server.errors import bad_request, busy
 from whisper_npu.server.models import FIRST_MODEL
-from whisper_npu.server.realtime_session import Session
+from whisper_npu.server.realtime.session import Session
 from whisper_npu.server.service import service_of
 
 logger = logging.getLogger("whisper_npu.server")

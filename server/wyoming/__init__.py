@@ -1,0 +1,1 @@
+"""The Wyoming protocol: speech recognition for Home Assistant and its voice satellites."""
