@@ -28,7 +28,8 @@ help:
 	@echo "make bench-peers compare speed and accuracy with other recognisers on REFERENCES"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run the tests that are not slow, in under two minutes"
-	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options)"
+	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options), and try"
+	@echo "                 FUZZ_EXAMPLES damaged model folders, manifests, caches and requests each"
 	@echo "make soak        use files, live speech and the server for HOURS, and watch their memory"
 	@echo "make lint        check style, and which room imports which"
 	@echo "make format      correct the style"
@@ -101,8 +102,10 @@ test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 FUZZ_FLAGS ?=
+FUZZ_EXAMPLES ?= 1000
 fuzz: $(INSTALLED)
 	$(BIN)/python scripts/fuzz_audio.py $(FUZZ_FLAGS)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
 HOURS ?= 1
 SOAK_FLAGS ?=
