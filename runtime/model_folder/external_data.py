@@ -49,11 +49,19 @@ def external_files(graph: Path) -> tuple[Path, ...]:
         ModelError: the file cannot be read, or names a data file that is missing, no regular file,
             or outside its folder.
     """
+    return tuple(data_file(graph.parent, name) for name in external_names(graph))
+
+
+def external_names(graph: Path) -> tuple[str, ...]:
+    """Return the names of data files in a graph as they are: they may lead anywhere, or nowhere.
+
+    Raises:
+        ModelError: the file cannot be read, or is no ONNX file.
+    """
     try:
-        names = default_memory().recall(graph, "external data", _locations)
+        return tuple(default_memory().recall(graph, "external data", _locations))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {graph}: {error}; export the model again") from None
-    return tuple(data_file(graph.parent, name) for name in names)
 
 
 def data_file(folder: Path, location: str) -> Path:
