@@ -85,7 +85,8 @@ class LocalModel:
         form: the exporter's form: `ONNX`, `ONNX, merged decoder` or `OpenVINO IR`.
         variants: all variants of its decoder, the best first.
         precision: the manifest's precision of the weights; None if there is no manifest.
-        is_verified: whether the manifest says that the graphs were compared with the checkpoint.
+        is_verified: whether the manifest says that its best variant was compared with the
+            checkpoint.
     """
 
     name: str
@@ -100,22 +101,23 @@ class LocalModel:
 def local_models() -> list[LocalModel]:
     """Return the models in all places where `find_model` looks, the hub's cache included."""
     # Imported here, because `--help` needs neither.
+    from whisper_npu.runtime.model_folder.config import Manifest  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.folder import MANIFEST  # noqa: PLC0415
-    from whisper_npu.runtime.model_folder.json_files import read_object  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.json_files import checked, read_object  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.layout import find_layout, weight_files  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.verification import is_verified  # noqa: PLC0415
 
     found: dict[Path, LocalModel] = {}
     for name, path in _named_folders():
         try:
             layout = find_layout(path)
-            manifest = read_object(path / MANIFEST)
+            manifest = checked(read_object(path / MANIFEST), Manifest, path / MANIFEST)
             content = {
                 file.resolve() for graph in layout.graphs for file in (graph, *weight_files(graph))
             }
             size = sum(file.stat().st_size for file in content)
         except (ModelError, OSError):  # no model, or an unfinished one
             continue
-        parity = manifest.get("parity")
         found.setdefault(
             path.resolve(),
             LocalModel(
@@ -124,8 +126,8 @@ def local_models() -> list[LocalModel]:
                 size=size,
                 form=_form(layout),
                 variants=layout.variants[1],
-                precision=manifest.get("precision"),
-                is_verified=isinstance(parity, dict) and parity.get("status") == "verified",
+                precision=manifest.precision,
+                is_verified=is_verified(manifest.parity, layout.variant),
             ),
         )
     return list(found.values())
