@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub: from its cache, from the network, and listed. No network here."""
 
+import errno
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,7 +12,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from whisper_npu import load_model, model_search
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
-from whisper_npu.export import hub, onnx_export
+from whisper_npu.export import hub, hub_records, onnx_export
 from whisper_npu.model_search import find_model, local_models
 from whisper_npu.scripts.main import main
 
@@ -215,6 +216,25 @@ def test_an_interrupted_download_is_completed(repository, monkeypatch, lost):
     assert (folder / lost).exists()
     (folder / lost).unlink()
     assert (find_model("owner/tiny") / lost).exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"variants": {"": 1}}'])
+def test_a_damaged_record_is_made_again(repository, content):
+    folder = find_model("owner/tiny")
+    record = repository.cache.parent / "own cache" / "hub" / "owner--tiny.json"
+    good = record.read_text()
+    record.write_text(content)
+    assert find_model("owner/tiny") == folder
+    assert record.read_text() == good
+
+
+def test_without_a_record_nothing_is_fetched_twice(repository, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub_records.tempfile, "NamedTemporaryFile", full)
+    folder = find_model("owner/tiny")
+    assert find_model("owner/tiny") == folder
 
 
 def test_what_another_program_fetched_serves_only_offline(repository, monkeypatch, caplog):

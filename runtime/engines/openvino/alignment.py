@@ -115,11 +115,14 @@ def _cross_attention(decoder: ov.Model) -> dict[int, ov.Output]:
 def _weights_of(values: ov.Output) -> list[ov.Output]:
     """Return the softmaxes that are multiplied by values."""
     found = []
-    waiting = [values]
+    waiting, passed = [values], set[str]()  # a graph may join values with themselves
     while waiting:
         for reader in waiting.pop().get_target_inputs():
             node = reader.get_node()
             if node.get_type_name() in _PASS_ON:
+                if node.get_name() in passed:
+                    continue
+                passed.add(node.get_name())
                 waiting.append(node.output(0))
             elif node.get_type_name() == "MatMul" and reader.get_index() == 1:
                 weights = node.input_value(0)

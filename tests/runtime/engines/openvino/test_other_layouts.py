@@ -5,6 +5,7 @@ import tempfile
 
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from decoding_checks import TOLERANCE
 from layouts import (
@@ -17,12 +18,14 @@ from layouts import (
     with_merged_decoder,
 )
 from model_surgery import copy_folder
+from openvino import opset13 as ops
 
 from whisper_npu import load_model
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.npu.merged_graph import read_merged
 from whisper_npu.npu.onnxruntime_files import rewritten
 from whisper_npu.runtime.engines.compile_cache import CompileCache
+from whisper_npu.runtime.engines.openvino import alignment, explicit_states
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.runtime.model_folder.layout import ALIGNMENT, DECODER, DECODER_WITH_PAST
@@ -244,6 +247,20 @@ def test_tensors_without_a_rank(tiny_folder, tmp_path, name):
     onnx.save(model, folder / name)
     with pytest.raises(ModelError, match="has an unknown number of axes instead of 2"):
         OpenVINOBackend(read_model_folder(folder))
+
+
+def test_states_that_are_joined_again_and_again():
+    """There are more ways through such a graph than can be counted."""
+    state = ops.parameter([1, 2, 3, 4], np.float32)
+    joined = state
+    for _ in range(60):
+        joined = ops.multiply(joined, joined)
+    read = ops.scaled_dot_product_attention(joined, joined, joined, causal=False)
+    model = ov.Model([read], [state], "decoder")
+    (parameter,) = model.get_parameters()
+    found = list(explicit_states._attentions(parameter.output(0)))
+    assert {kind for _, kind in found} == {"key", "value"}
+    assert alignment._weights_of(parameter.output(0)) == []
 
 
 def test_an_alignment_graph_that_is_added_later_counts(tiny_folder, tmp_path):
