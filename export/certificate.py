@@ -10,9 +10,9 @@ import openvino as ov
 
 from whisper_npu.errors import ExportError
 from whisper_npu.export.manifest import FORMAT, describe_file, is_export, write_content
+from whisper_npu.runtime.model_folder.config import NOT_VERIFIED, VERIFIED
 from whisper_npu.runtime.model_folder.folder import MANIFEST, ModelFolder
 from whisper_npu.runtime.model_folder.json_files import read_object
-from whisper_npu.runtime.model_folder.verification import NOT_VERIFIED, VERIFIED
 from whisper_npu.version import __version__
 
 _ADVICE = "give --read-only to write no certificate"

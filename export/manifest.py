@@ -12,8 +12,8 @@ from typing import Any
 from whisper_npu.errors import ExportError
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.source import Source
+from whisper_npu.runtime.model_folder.config import VERIFIED
 from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
-from whisper_npu.runtime.model_folder.verification import VERIFIED
 from whisper_npu.version import __version__
 
 MANIFEST = "export_manifest.json"

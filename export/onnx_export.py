@@ -21,8 +21,8 @@ from whisper_npu.export.shared_weights import DATA_FILE, SharedWeights
 from whisper_npu.export.source import SourceKind, find_source, with_digest
 from whisper_npu.export.target import prepare_target
 from whisper_npu.export.tracing import trace_graphs
+from whisper_npu.runtime.model_folder.config import NOT_VERIFIED
 from whisper_npu.runtime.model_folder.folder import VAD_MODEL
-from whisper_npu.runtime.model_folder.verification import NOT_VERIFIED
 
 Progress = Callable[[str], None]
 

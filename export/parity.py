@@ -42,7 +42,7 @@ from whisper_npu.export.parity_reference import (
     compute_reference,
     expected_logits,
 )
-from whisper_npu.runtime.model_folder.verification import VERIFIED
+from whisper_npu.runtime.model_folder.config import VERIFIED
 
 # Parameters; base has 74 million. Larger models are compared sparingly: their weights are loaded
 # again instead of kept, and their decoders are compiled again for each number of rows.

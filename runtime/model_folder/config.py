@@ -8,6 +8,9 @@ from typing import Literal
 
 from whisper_npu.runtime.model_folder.json_files import Index, Size
 
+VERIFIED = "verified"  # the states of a manifest's comparison with the checkpoint
+NOT_VERIFIED = "not verified"
+
 Heads = tuple[tuple[int, int], ...]
 KVContract = Literal["accumulated", "delta"]
 """The content of `present.*` of the decoder with past; see `kv_cache`."""
@@ -77,7 +80,7 @@ class ManifestParity:
     """A manifest's comparison with the checkpoint.
 
     Attributes:
-        status: `verified` or `not verified`.
+        status: `VERIFIED` or `NOT_VERIFIED`.
         tokens_equal: number of tokens equal to PyTorch's, of an export.
         tokens_compared: number of compared tokens, of an export.
         variants: the checkpoint that each variant was compared with, by `whisper-npu verify`; None

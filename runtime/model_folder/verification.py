@@ -7,15 +7,12 @@ remembered (see `digests`), so that only the first load of a folder reads its fi
 from pathlib import Path
 
 from whisper_npu.errors import ModelError
-from whisper_npu.runtime.model_folder.config import Manifest, ManifestParity
+from whisper_npu.runtime.model_folder.config import VERIFIED, Manifest, ManifestParity
 from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
 from whisper_npu.runtime.model_folder.external_data import leads_out
 from whisper_npu.runtime.model_folder.folder import MANIFEST, ModelFolder
 from whisper_npu.runtime.model_folder.json_files import checked
 from whisper_npu.runtime.model_folder.layout import PLAIN, weight_files
-
-VERIFIED = "verified"
-NOT_VERIFIED = "not verified"
 
 _MOST_SHOWN = 80  # characters of a name in a message
 
