@@ -97,3 +97,53 @@ def test_errors(tmp_path):
     assert missing.digest is None
     (tmp_path / "text.wav").write_text("no audio")
     assert examine(Source(str(tmp_path / "text.wav"))).seconds is None
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ("foo://bar/x.wav", "foo://bar/x.wav: Protocol not known: foo"),
+        ("memory://far/none.wav", "memory://far/none.wav: "),
+        ("breaks://x.wav", "breaks://x.wav: cannot be read: Unauthorized"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_an_error_of_the_recording(audio, message):
+    """The libraries of stores have errors of their own, which are no OSErrors."""
+
+    class UnauthorizedError(Exception):
+        pass
+
+    class Breaks(fsspec.AbstractFileSystem):
+        protocol = "breaks"
+
+        def info(self, path, **_):
+            raise UnauthorizedError("Unauthorized")
+
+        open = info
+
+    fsspec.register_implementation("breaks", Breaks, clobber=True)
+    assert (examine(Source(audio)).error or "").startswith(message)
+    with pytest.raises(AudioError, match=message), opened(Source(audio), None, None):
+        pass
+
+
+def test_a_local_name_with_two_colons(sound):
+    """fsspec takes them for a chain of URLs."""
+    other = sound.with_name("10::30.wav")
+    sound.rename(other)
+    assert examine(Source(str(other))).seconds == 3.0
+    with opened(Source(str(other)), None, None) as recording:
+        assert recording == other
+
+
+def test_an_error_of_the_work_is_not_one_of_the_file(sound):
+    with pytest.raises(ValueError, match="of the work"), opened(Source(str(sound)), None, None):
+        raise ValueError("of the work")
+
+
+def test_a_file_whose_store_tells_no_time_is_read_again():
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/far/x.wav", b"one")
+    facts = examine(Source("memory://far/x.wav"))
+    memory.pipe_file("/far/x.wav", b"two")
+    assert examine(Source("memory://far/x.wav"), facts).digest != facts.digest

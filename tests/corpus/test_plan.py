@@ -197,6 +197,35 @@ def test_drafts_of_killed_programs_are_removed(out):
     assert sorted(path.name for path in out.local_path.iterdir()) == [".hidden", "whole"]
 
 
+class TestRemoteFolder:
+    """A store without renames, as object stores are."""
+
+    @pytest.fixture
+    def remote(self, tmp_path):
+        return Folder(f"memory://{tmp_path.name}")
+
+    def test_files_that_are_open_together(self, remote):
+        with remote.create("one") as one, remote.create("two") as two:
+            one.write(b"1")
+            two.write(b"2")
+        with remote.open("one") as one, remote.open("two") as two:
+            assert (one.read(), two.read()) == (b"1", b"2")
+
+    def test_a_file_that_is_not_finished_does_not_appear(self, remote):
+        with pytest.raises(KeyError), remote.create("half") as file:
+            file.write(b"half")
+            raise KeyError
+        assert remote.names() == []
+
+    def test_the_outputs(self, remote, items):
+        plan, state, store = plan_of(remote, items)
+        store_results(store, plan, 0, 1, 2)
+        publish(remote, state, plan, store.read_keys(), ["srt"])
+        with remote.open("corpus.parquet") as file:
+            assert pq.read_table(file)["text"].to_pylist() == ["hello"] * 4 + [None]
+        assert remote.names() == ["corpus.jsonl", "corpus.parquet", "results", "state", "subtitles"]
+
+
 @pytest.fixture
 def published(out, items):
     """The outputs, in which one recording failed."""
