@@ -116,7 +116,7 @@ def test_a_store_that_cannot_be_used_is_an_error_of_the_recording(audio, message
     class Breaks(fsspec.AbstractFileSystem):
         protocol = "breaks"
 
-        def info(self, path, **_):
+        def info(self, *_, **__):
             raise UnauthorizedError("Unauthorized")
 
         open = info
