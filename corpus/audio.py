@@ -21,16 +21,10 @@ from whisper_npu.corpus.storage import filesystem
 
 _RATE = 16_000  # Hz, of `load_audio`
 _PIECE = 1 << 20  # bytes
-# The names that kinds of stores have for what changes with a file.
+# The names that kinds of stores have for what changes with a file. Of a local file, "created" is
+# the time that no program can set back.
 _TIMES = (
-    "mtime",
-    "ETag",
-    "etag",
-    "md5Hash",
-    "LastModified",
-    "updated",
-    "last_modified",
-    "modified",
+    *("mtime", "created", "ETag", "etag", "LastModified", "last_modified", "updated", "modified"),
 )
 
 
@@ -102,16 +96,15 @@ def _unreadable(source: Source, error: Exception) -> str:
 
 
 def stamp_of(audio: str) -> str:
-    """Size and time of a file, or what a store has instead of a time; empty if it has neither.
+    """Size and times of a file, or what a store has instead; empty if it tells no time.
 
     Raises:
         OSError: there is no such file, or its store cannot be asked.
     """
     fs, path = filesystem(audio)
     found = fs.info(path)
-    times = (found.get(name) for name in _TIMES)
-    time = next(filter(None, times), None)
-    return "" if time is None else f"{found.get('size')} {time}"
+    times = [str(found[name]) for name in _TIMES if found.get(name)]
+    return " ".join((str(found.get("size")), *times)) if times else ""
 
 
 def _digest(file: IO[bytes]) -> str:

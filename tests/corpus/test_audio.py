@@ -1,6 +1,7 @@
 """Recordings of a corpus: digests, cuts, and errors."""
 
 import io
+import os
 
 import fsspec
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 from audio_files import RATE, voice
 
 from whisper_npu import AudioError, load_audio
+from whisper_npu.corpus import audio
 from whisper_npu.corpus.audio import Source, examine, opened
 
 
@@ -141,7 +143,16 @@ def test_an_error_of_the_work_is_not_one_of_the_file(sound):
         raise ValueError("of the work")
 
 
-def test_a_file_whose_store_tells_no_time_is_read_again():
+def test_another_recording_with_the_same_size_and_time(sound):
+    facts, before = examine(Source(str(sound))), sound.stat()
+    soundfile.write(sound, voice(3.0)[::-1], RATE, "PCM_16")
+    os.utime(sound, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert sound.stat().st_size == before.st_size
+    assert examine(Source(str(sound)), facts).digest != facts.digest
+
+
+def test_a_file_whose_store_tells_no_time_is_read_again(monkeypatch):
+    monkeypatch.setattr(audio, "_TIMES", ())
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/far/x.wav", b"one")
     facts = examine(Source("memory://far/x.wav"))

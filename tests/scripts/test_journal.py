@@ -192,6 +192,25 @@ class TestSkipExisting:
         os.utime(sounds / "c.wav", (0, 0))
         assert run("--skip-existing")[1] == ["b"]
 
+    def test_another_recording_with_the_same_size_and_time(self, run, sounds):
+        run()
+        path, before = sounds / "c.wav", (sounds / "c.wav").stat()
+        samples, _ = soundfile.read(path)
+        soundfile.write(path, samples[::-1], RATE)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_size == before.st_size
+        assert run("--skip-existing")[1] == ["b", "c"]
+
+    @pytest.mark.parametrize("moment", ["before the work", "after the work"])
+    def test_a_recording_from_the_future(self, run, sounds, moment):
+        """A camera's clock was wrong, or this machine's has been set back."""
+        if moment == "after the work":
+            run()
+        os.utime(sounds / "c.wav", (4e9, 4e9))
+        if moment == "before the work":
+            run()
+        assert run("--skip-existing")[1] == ["b"]
+
     def test_missing_outputs(self, run, out):
         run()
         (out / "a.srt").unlink()
