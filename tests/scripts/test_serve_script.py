@@ -96,6 +96,7 @@ def refused(capsys):
         (["--max-upload", "much"], "'much' is no size"),
         (["--max-active", "0"], "active is 0"),
         (["--port", "70000"], "70000 is no port"),
+        (["--grace", "-1"], "grace is -1; give seconds, 0 or more"),
         (["--model", "a=x", "--model", "a=y"], "two models are named a"),
         (["--spool", "/no/such/folder"], "does not exist; make it"),
         (["--api-key", " "], "the API key is empty"),

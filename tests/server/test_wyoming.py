@@ -432,6 +432,13 @@ def test_uris_that_cannot_be_used(uri):
         WyomingConfig(uri=uri)
 
 
+@pytest.mark.parametrize("name", ["connections", "audio_seconds", "idle_seconds"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_limits_that_cannot_be_used(name, value):
+    with pytest.raises(UsageError, match=f"{name} is {value}; give more than 0"):
+        WyomingConfig(**{name: value})
+
+
 def test_an_address_in_use(listener):
     async def check():
         with socket.create_server(("127.0.0.1", 0)) as taken:
