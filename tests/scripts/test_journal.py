@@ -306,8 +306,7 @@ def test_a_stopped_run_says_how_to_go_on(run, sounds, out, monkeypatch):
     assert not [name for name in contents(out) if "partial" in name]
 
 
-@pytest.mark.parametrize("full", [(OutputFiles, "keep_partial"), (Journal, "append")])
-def test_a_full_disk_keeps_no_program_from_ending(run, monkeypatch, full):
+def test_a_full_disk_keeps_no_program_from_ending(run, monkeypatch):
     """The error of the disk must not be taken for one of the recording, and the batch go on."""
 
     def ends(self, text):
@@ -317,7 +316,7 @@ def test_a_full_disk_keeps_no_program_from_ending(run, monkeypatch, full):
         raise OutputError("the disk is full")
 
     monkeypatch.setattr(OutputFiles, "segment", ends)
-    monkeypatch.setattr(*full, fails)
+    monkeypatch.setattr(Journal, "append", fails)
     code, done, err = run()
     assert (code, done) == (143, ["a"])
     assert "error: the disk is full" in err
