@@ -310,13 +310,14 @@ def test_a_full_disk_keeps_no_program_from_ending(run, monkeypatch):
     """The error of the disk must not be taken for one of the recording, and the batch go on."""
 
     def ends(self, text):
+        monkeypatch.undo()  # keeping the text writes it again
+        monkeypatch.setattr(Journal, "append", fails)
         raise Terminated(signal.SIGTERM)
 
     def fails(*_, **__):
         raise OutputError("the disk is full")
 
     monkeypatch.setattr(OutputFiles, "segment", ends)
-    monkeypatch.setattr(Journal, "append", fails)
     code, done, err = run()
     assert (code, done) == (143, ["a"])
     assert "error: the disk is full" in err
