@@ -125,6 +125,9 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
     state.make()
     with _alone(state), contextlib.ExitStack() as stack:
         n_rows = write_manifest(state, read_manifest(job.manifest, job.kind))
+        attempts = Folder(state.path("attempts"))
+        attempts.make()
+        stack.enter_context(_forgotten_at_a_stop(attempts))
         stack.enter_context(engine.cluster(job.address, dashboard=job.dashboard))
         store = ResultStore(Folder(output.path(RESULTS)))
         store.folder.make()
@@ -132,7 +135,7 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
             folder.remove_drafts()
         plan = _plan(state, store, digests, retry_errors=job.retry_errors)
         begin = Progress(rows=n_rows, items=len(plan.todo), seconds=plan.seconds_to_do)
-        for progress in _work(job, state, store, plan, begin):
+        for progress in _work(job, state, store, attempts, plan, begin):
             on_progress(progress)
         publish(output, state, plan, store.read_keys(), job.subtitles)
         _record(output, job, digests, progress)
@@ -154,6 +157,19 @@ def _alone(state: Folder) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def _forgotten_at_a_stop(attempts: Folder) -> Iterator[None]:
+    """Forget the attempts of blocks under way if the run is told to end: they are not to blame."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM
+        for name in attempts.names():
+            attempts.remove(name)
+        raise
+
+
 def _plan(state: Folder, store: ResultStore, digests: Sequence[str], *, retry_errors: bool) -> Plan:
     names, sources = list_sources(state)
     examined = engine.map_tables(index_blocks(state, names), examine_block)
@@ -164,7 +180,12 @@ def _plan(state: Folder, store: ResultStore, digests: Sequence[str], *, retry_er
 
 
 def _work(
-    job: CorpusJob, state: Folder, store: ResultStore, plan: Plan, progress: Progress
+    job: CorpusJob,
+    state: Folder,
+    store: ResultStore,
+    attempts: Folder,
+    plan: Plan,
+    progress: Progress,
 ) -> Iterator[Progress]:
     """Transcribe the planned work."""
     threads = job.settings.load.get("threads") or min(
@@ -178,8 +199,6 @@ def _work(
     progress = replace(progress, actors=actors)
     yield progress
     settings = replace(job.settings, load={**job.settings.load, "threads": threads})
-    attempts = Folder(state.path("attempts"))
-    attempts.make()
     began = time.monotonic()
     arguments = (settings, store, attempts)
     for done in engine.map_in_actors(blocks, arguments, actors=actors, threads=threads):
@@ -196,7 +215,7 @@ def _work(
 
 def _actors_that_fit(model: str, threads: int) -> int:
     """The number of actors for which there are processors and memory; 1 at least."""
-    files = (path for path in Path(model).iterdir() if path.is_file())
+    files = (path for path in Path(model).rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     needed = _MEMORY_PER_MODEL * size + _MEMORY_PER_ACTOR
     return max(1, min(engine.processors() // threads, int(engine.memory() / needed)))

@@ -85,14 +85,14 @@ def build_parser() -> cli.Parser:
     )
     out.add_argument(
         "--max-wer",
-        type=float,
+        type=cli.amount,
         metavar="PERCENT",
         help="exit with code 1 if the error rate against the references is above this (default: "
         "no limit)",
     )
     out.add_argument(
         "--price-per-hour",
-        type=float,
+        type=cli.amount,
         metavar="PRICE",
         help="price of an hour of all machines, to show the cost (default: cost is not shown)",
     )

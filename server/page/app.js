@@ -164,7 +164,9 @@ live.addEventListener("end", ({ detail }) => {
   byId("status").textContent = `No live text: ${detail}. The recording goes on.`;
 });
 
-byId("record").addEventListener("click", async () => {
+let isSwitching = false; // a second click must not ask for a second microphone
+
+async function switchRecording() {
   if (recorder.isOn) {
     const file = await recorder.stop();
     showRecording("");
@@ -176,6 +178,16 @@ byId("record").addEventListener("click", async () => {
     if (hasLive && models.length) live.start(recorder.stream, options());
   } catch (error) {
     showRecording(error.message);
+  }
+}
+
+byId("record").addEventListener("click", async () => {
+  if (isSwitching) return;
+  isSwitching = true;
+  try {
+    await switchRecording();
+  } finally {
+    isSwitching = false;
   }
 });
 byId("discard").addEventListener("click", () => {

@@ -363,7 +363,8 @@ class Session:
 
     async def _send(self, kind: str, **fields: Any) -> None:
         event = {"type": kind, "event_id": f"event_{uuid.uuid4().hex[:24]}", **fields}
-        await self._socket.send_text(json.dumps(event, ensure_ascii=False))
+        # In ASCII: what the client sent, and is repeated, may be no valid Unicode.
+        await self._socket.send_text(json.dumps(event))
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()

@@ -209,6 +209,29 @@ def test_the_microphone(visit, tiny_en_server):
     expect(page.locator("#time")).to_have_text(re.compile(r"0:00 / 0:[0-3]\d"))
 
 
+def test_two_clicks_ask_for_one_microphone(visit, server):
+    page = visit(server)
+    page.evaluate(
+        """() => {
+          const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);
+          const answered = new Promise((answer) => (globalThis.answer = answer));
+          globalThis.nAsked = 0;
+          devices.getUserMedia = async (wanted) => {
+            nAsked += 1;
+            await answered;
+            return ask(wanted);
+          };
+        }"""
+    )
+    page.click("#record")
+    page.click("#record")
+    page.evaluate("answer()")
+    expect(page.locator("#record")).to_have_text("Stop and transcribe")
+    assert page.evaluate("nAsked") == 1
+    page.click("#discard")
+    expect(page.locator("#record")).to_have_text("Record")
+
+
 def test_text_while_one_speaks(visit, server):
     """The page against OpenAI's events; `/v1/realtime` itself has tests of its own."""
     page, sent, kind = visit(server), [], "conversation.item.input_audio_transcription"

@@ -319,6 +319,8 @@ def test_the_events_from_before_the_api_was_final(listener):
         ('{"type": 5}', "invalid_event"),
         ('{"kind": "x"}', "invalid_event"),
         ('{"type": "response.create"}', "unknown_event"),
+        ('{"type": "x", "event_id": "\\ud800"}', "unknown_event"),
+        ('{"type": "session.update", "session": {"\\ud800": 1}}', "invalid_value"),
         ('{"type": "input_audio_buffer.append"}', "invalid_value"),
         ('{"type": "input_audio_buffer.append", "audio": 5}', "invalid_value"),
         ('{"type": "input_audio_buffer.append", "audio": "%%%"}', "invalid_value"),
