@@ -18,6 +18,7 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.runtime.output.writers import OutputFiles
 from whisper_npu.scripts.common.journal import JOURNAL, Journal, Line
+from whisper_npu.scripts.common.signals import Terminated
 from whisper_npu.scripts.transcribe import main
 
 # The tiny Whisper invents text: every window of sound becomes some.
@@ -303,6 +304,23 @@ def test_a_stopped_run_says_how_to_go_on(run, sounds, out, monkeypatch):
     assert run("--mode", "sequential", "--skip-existing")[0] == 1  # for b
     assert {"a.txt", "a.srt"} <= set(contents(out))
     assert not [name for name in contents(out) if "partial" in name]
+
+
+def test_a_full_disk_keeps_no_program_from_ending(run, monkeypatch):
+    """The error of the disk must not be taken for one of the recording, and the batch go on."""
+
+    def ends(self, text):
+        raise Terminated(signal.SIGTERM)
+
+    def fails(*_, **__):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(OutputFiles, "segment", ends)
+    monkeypatch.setattr(Journal, "append", fails)
+    code, done, err = run()
+    assert (code, done) == (143, ["a"])
+    assert "error: the disk is full" in err
+    assert err[-1] == "terminated"
 
 
 def test_a_journal_that_cannot_be_read(run, out):
