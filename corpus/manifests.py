@@ -10,6 +10,7 @@ import math
 import posixpath
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +22,14 @@ from fsspec.implementations.local import LocalFileSystem
 from whisper_npu import MEDIA_SUFFIXES, UsageError
 from whisper_npu.corpus.storage import filesystem
 
-_UNREADABLE = (OSError, UnicodeDecodeError, EOFError, tarfile.TarError, pa.ArrowException)
+_UNREADABLE = (
+    OSError,
+    UnicodeDecodeError,
+    EOFError,
+    tarfile.TarError,
+    zlib.error,
+    pa.ArrowException,
+)
 _GLOB = re.compile(r"[*?[]")
 _SAME_LENGTH = 1e-3  # seconds
 _ROWS_AT_ONCE = 1000
@@ -88,7 +96,12 @@ class _Manifest:
 
         A relative path is below the manifest's folder, or below the current folder if it only
         exists there, as in manifests of lhotse.
+
+        Raises:
+            UsageError: the name is empty.
         """
+        if not named:
+            raise self.unusable("a row names no recording")
         if "://" in named:
             return named
         folder = posixpath.join(posixpath.dirname(self.path), below)
@@ -210,8 +223,8 @@ def _tsv(manifest: _Manifest) -> Iterator[Item]:
             row: dict[str, str | None] = {"audio": named, "text": reference}
         else:
             row = dict(zip(header, cells, strict=False))
-            named, reference = row["path"] or "", row.get("sentence")
-            if "." not in posixpath.basename(named):
+            named, reference = row.get("path") or "", row.get("sentence")
+            if named and "." not in posixpath.basename(named):
                 named = f"{named}.mp3"  # as the first releases of Common Voice have it
         below = "" if header is None else "clips"
         yield Item(
@@ -392,6 +405,8 @@ def _check(manifest: _Manifest, item: Item) -> None:
     Raises:
         UsageError: a text is no UTF-8 or has a NUL, or a cut is not within a recording.
     """
+    if not item.id:
+        raise manifest.unusable(f"{item.audio} has an empty id")
     for name in ("id", "audio", "reference"):
         text = getattr(item, name) or ""
         if "\x00" in text or not _is_utf8(text):

@@ -1,6 +1,7 @@
 """The actor: holds a model, transcribes blocks of work, and stores their results."""
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -42,6 +43,8 @@ DONE = pa.schema(
         pa.field("failed", pa.int64()),
         pa.field("seconds", pa.float64()),
         pa.field("work_seconds", pa.float64()),
+        pa.field("began", pa.float64()),  # seconds of the system's clock
+        pa.field("ended", pa.float64()),
         pa.field("fatal", pa.string()),  # the class of an error that ends the run
         pa.field("message", pa.string()),
     ]
@@ -97,6 +100,7 @@ class Worker:
         Returns:
             a table of `DONE` with one row.
         """
+        began = time.time()
         try:
             if self._fatal is not None:
                 raise self._fatal
@@ -109,6 +113,8 @@ class Worker:
             "failed": sum(row["error"] is not None for row in rows),
             "seconds": sum(row.get("duration") or 0.0 for row in rows),
             "work_seconds": sum(row["work_seconds"] for row in rows),
+            "began": began,
+            "ended": time.time(),
         }
         return pa.Table.from_pylist([done], schema=DONE)
 

@@ -107,8 +107,8 @@ def build_parser() -> cli.Parser:
         type=int,
         default=0,
         metavar="N",
-        help="number of processes with a model, each with --threads processors; 0 is as many as "
-        "the processors allow (default: %(default)s)",
+        help="number of processes with a model, each with --threads processors; 0 uses all "
+        "processors, and tries how to divide them if the work is large (default: %(default)s)",
     )
     ray.add_argument(
         "--dashboard",

@@ -150,11 +150,17 @@ function showRecording(text) {
   byId("recording-text").textContent = text;
   if (recorder.isOn) return;
   live.stop();
-  showLive({ text: "", isHearing: false });
+  showLive({ text: "", tentative: "", isHearing: false });
 }
 
-function showLive({ text, isHearing }) {
+function showLive({ text, tentative, isHearing }) {
   byId("live-text").textContent = text || (isHearing ? " " : "");
+  if (tentative) {
+    const maybe = document.createElement("span");
+    maybe.className = "tentative";
+    maybe.textContent = ` ${tentative}`;
+    byId("live-text").append(maybe);
+  }
   byId("live-text").classList.toggle("hearing", isHearing);
   byId("live-text").scrollTop = byId("live-text").scrollHeight;
 }
