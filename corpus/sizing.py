@@ -35,7 +35,7 @@ def sizes(processors: int, fitting: Callable[[int], int]) -> list[Size]:
         fitting: the number of actors of so many threads that fit on all machines.
     """
     most = min(MOST_THREADS, processors)
-    found = {}
+    found: dict[int, Size] = {}
     for threads in (most, *(count for count in (2, 1) if count < most)):
         found.setdefault(fitting(threads), Size(fitting(threads), threads))
     return list(found.values())
