@@ -1,6 +1,6 @@
 """Cuts encoder windows from a stream of audio, in memory that does not grow with the recording."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -86,26 +86,40 @@ class FeatureStream:
     def window(
         self, seek: int, n_frames: int, content: int | None = None, *, amplified: bool = False
     ) -> Float32Array:
-        """Return the features of a window, padded with silence after its content.
+        """Return the features of a window of one piece; see `joined`.
 
         Args:
             seek: number of the first frame.
             n_frames: frames in the window.
             content: frames to take from the recording; by default all available frames.
+            amplified: amplify a quiet window to the usual level of speech.
+        """
+        take = n_frames if content is None else min(content, n_frames)
+        return self.joined([(seek, seek + take)], n_frames, amplified=amplified)
+
+    def joined(
+        self, pieces: Sequence[tuple[int, int]], n_frames: int, *, amplified: bool = False
+    ) -> Float32Array:
+        """Return the features of a window, padded with silence after its content.
+
+        Args:
+            pieces: frames `[start, end)` of the recording, one or more, in order.
+            n_frames: frames in the window; content beyond them is left out.
             amplified: amplify a quiet window to the usual level of speech. The reference does not.
 
         Returns:
             float32 `(n_mels, n_frames)`, scaled by the window's own peak.
         """
-        take = n_frames if content is None else min(content, n_frames)
-        self._read_to(seek + take)
-        if self.n_frames is not None and seek + take >= self.n_frames:
-            take = n_frames  # frames across the recording's end belong to it
         log_mel = np.full((self._n_mels, n_frames), np.log10(LOG_FLOOR), np.float32)
         done = 0
-        for held in self._frames.between(seek, seek + take):
-            log_mel[:, done : done + held.shape[1]] = held
-            done += held.shape[1]
+        for start, end in pieces:
+            stop = min(end, start + n_frames - done)
+            self._read_to(stop)
+            if self.n_frames is not None and stop >= self.n_frames:
+                stop = start + n_frames - done  # frames across the recording's end belong to it
+            for held in self._frames.between(start, stop):
+                log_mel[:, done : done + held.shape[1]] = held
+                done += held.shape[1]
         return normalize(_amplified(log_mel) if amplified else log_mel)
 
     def peak(self, seek: int, n_frames: int) -> float:

@@ -1,8 +1,9 @@
 """Chooses the windows to decode: they hold speech and fit the encoder.
 
 Without a speech detector a window takes the next audio, whatever it holds. With a detector,
-stretches without speech are skipped, and a window ends at a long pause: Whisper invents text for
-silence.
+stretches without speech are skipped, because Whisper invents text for silence. A window ends at a
+long pause; if the speech after the pause fits into it, it takes that speech, too, and leaves the
+pause out: the model makes fewer errors with more context.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ PAD = 0.4  # seconds kept before and after speech: it begins and ends softly
 LONG_PAUSE = 3.0  # seconds without speech that end a window
 SHORT_PAUSE = 0.5  # the same if the language may change at any pause
 LOOK_AHEAD = 0.5  # seconds at the end of the judged audio in which speech may just begin
+_LONGEST_JOINED = 30.0  # seconds of a pause that a window leaves out; beyond it, speech begins anew
 _BESIDE = 2.0  # seconds from the edge of left-out speech, within which a window is split
 _PART = 2.0  # shortest part of a split window, in seconds
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
@@ -34,15 +36,28 @@ _FILL = 14 / 15
 
 @dataclass(frozen=True)
 class Window:
-    """Frames `[start, end)` of 10 ms to be decoded together."""
+    """Frames `[start, end)` of 10 ms to be decoded together, without the pauses in them.
+
+    Attributes:
+        start: the first frame.
+        end: the frame after the last one.
+        pauses: frames `[start, end)` that are left out; in order, apart, and within the window.
+    """
 
     start: int
     end: int
+    pauses: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def pieces(self) -> tuple[tuple[int, int], ...]:
+        """The frames `[start, end)` of each piece between the pauses."""
+        edges = [self.start, *(edge for pause in self.pauses for edge in pause), self.end]
+        return tuple(zip(edges[::2], edges[1::2], strict=True))
 
     @property
     def n_frames(self) -> int:
         """Frames of audio in the window."""
-        return self.end - self.start
+        return sum(end - start for start, end in self.pieces)
 
     @property
     def offset(self) -> float:
@@ -53,6 +68,49 @@ class Window:
     def end_time(self) -> float:
         """End in seconds from the start of the recording."""
         return self.end / FRAMES_PER_SECOND
+
+    def frame_at(self, number: int) -> int:
+        """The recording's frame that is the window's frame `number`; after a pause, not before."""
+        for start, end in self.pieces:
+            if number < end - start:
+                return start + number
+            number -= end - start
+        return self.end + number
+
+    def in_recording(self, start: float, end: float) -> Stretch:
+        """Where a stretch of the window is in the recording, both in seconds.
+
+        A stretch that only touches the padding beside a left-out pause does not reach over it.
+        """
+        first, last = 0.0, 0.0  # of the piece, in the window
+        begin = None
+        for index, (piece_start, piece_end) in enumerate(self.pieces):
+            first, last = last, last + (piece_end - piece_start) / FRAMES_PER_SECOND
+            shift = piece_start / FRAMES_PER_SECOND - first
+            is_final = index == len(self.pauses)
+            if begin is None and (is_final or start < last - PAD or end <= last):
+                begin = max(start, first) + shift if index else start + shift
+            if begin is not None and (is_final or end <= last + PAD):
+                return begin, (end if is_final else min(end, last)) + shift
+        raise AssertionError("a window has at least one piece")
+
+    def in_window(self, start: float, end: float) -> Stretch:
+        """Where a stretch of one piece is in the window, both in seconds."""
+        left_out = sum(last - first for first, last in self.pauses if last <= _frame(start))
+        before = self.offset + left_out / FRAMES_PER_SECOND
+        return start - before, end - before
+
+    def part(self, start: int, end: int) -> "Window":
+        """The window's frames from `[start, end)` of the recording."""
+        pieces = [
+            (max(first, start), min(last, end))
+            for first, last in self.pieces
+            if max(first, start) < min(last, end)
+        ]
+        if not pieces:
+            return Window(start, start)
+        pauses = tuple((before[1], after[0]) for before, after in pairwise(pieces))
+        return Window(pieces[0][0], pieces[-1][1], pauses)
 
 
 class WindowChooser:
@@ -82,7 +140,7 @@ class WindowChooser:
         self._speech = speech
         self._window_frames = window_frames
 
-    def next(self, seek: int, *, cut_at_pause: bool) -> Window | None:
+    def next(self, seek: int, *, cut_at_pause: bool, joins: bool = False) -> Window | None:
         """Return the next window with speech from frame `seek` on; None at the recording's end.
 
         Skipped frames without speech are released.
@@ -91,10 +149,18 @@ class WindowChooser:
             seek: first frame that has not been decoded.
             cut_at_pause: end a full window at a pause, so that no word is cut in two. Otherwise the
                 window is as long as possible, and the caller goes on from the last timestamp.
+            joins: add the speech after long pauses, as far as it fits, and leave the pauses out.
         """
         limit = self._window_frames
         if cut_at_pause and self._speech is not None:
             limit = round(_FILL * limit)
+        window = self._next(seek, limit, cut_at_pause=cut_at_pause)
+        if joins and window is not None and self._skips_silence:
+            window = self._joined(window, limit)
+        return window
+
+    def _next(self, seek: int, limit: int, *, cut_at_pause: bool) -> Window | None:
+        """The next window, of one piece."""
         begin = seek
         while True:
             self._features.pass_over(begin, seek)
@@ -118,6 +184,36 @@ class WindowChooser:
                 n_frames = self._features.available(start, limit)
                 spans = self._spans(start, n_frames)
             return self._end(start, n_frames, spans, cut_at_pause=cut_at_pause)
+
+    def _joined(self, window: Window, limit: int) -> Window:
+        """Add the speech after the window, as long as all of it up to a long pause fits."""
+        while (piece := self._piece_after(window.end, limit - window.n_frames)) is not None:
+            self._features.pass_over(window.end, piece[0])
+            pauses = (*window.pauses, (window.end, piece[0]))
+            window = Window(window.start, piece[1], pauses)
+        return window
+
+    def _piece_after(self, end: int, room: int) -> tuple[int, int] | None:
+        """The frames of the next speech up to a long pause; None if it is far away or too long."""
+        wanted = round(_LONGEST_JOINED * FRAMES_PER_SECOND) + room
+        n_frames = self._features.available(end, wanted)
+        spans = self._spans(end, n_frames) if n_frames else []
+        start = _frame(spans[0][0] - PAD) if spans else end
+        if start <= end or start - end > wanted - room:
+            return None
+        pause = round(self._long_pause * FRAMES_PER_SECOND)
+        follows = [*(begin for begin, _ in spans[1:]), (end + n_frames) / FRAMES_PER_SECOND]
+        for (_, speech_end), following in zip(spans, follows, strict=True):
+            if _frame(following) - _frame(speech_end) >= pause:
+                stop = _frame(speech_end + PAD)
+                break
+        else:
+            if n_frames == wanted:  # it goes on
+                return None
+            stop = min(_frame(spans[-1][1] + PAD), end + n_frames)
+        if stop - start > room or self._features.peak(start, stop - start) < SILENCE:
+            return None
+        return start, stop
 
     def _end(
         self, start: int, n_frames: int, spans: list[tuple[float, float]], *, cut_at_pause: bool
@@ -153,7 +249,7 @@ class WindowChooser:
             unheard: the left-out stretches, in seconds from its start; at least one.
         """
         longest = max(unheard, key=lambda stretch: stretch[1] - stretch[0])
-        seconds = window.end_time - window.offset
+        seconds = window.n_frames / FRAMES_PER_SECOND
         edge = max(longest, key=lambda at: min(at, seconds - at))
         if min(edge, seconds - edge) < _PART:  # nearly all speech was left out
             edge = seconds / 2
@@ -162,8 +258,8 @@ class WindowChooser:
         pauses = [(before[1] + after[0]) / 2 for before, after in pairwise(spans)]
         pauses = [pause for pause in pauses if near[0] <= pause <= near[1]]
         if pauses:
-            return window.start + _frame(min(pauses, key=lambda pause: abs(pause - edge)))
-        return self._quietest(window.offset + near[0], window.offset + near[1])
+            return window.frame_at(_frame(min(pauses, key=lambda pause: abs(pause - edge))))
+        return self._quietest(*window.in_recording(*near))
 
     def _pause(self, start: int, end: int, spans: list[tuple[float, float]]) -> int:
         """Return the frame at which to cut a full window: the middle of its latest pause.
@@ -200,8 +296,11 @@ class WindowChooser:
         """Return the speech in a window, in seconds from its start; nothing without a detector."""
         if self._speech is None:
             return ()
-        spans = self._spans(window.start, window.n_frames)
-        return tuple((start - window.offset, end - window.offset) for start, end in spans)
+        return tuple(
+            window.in_window(*span)
+            for start, end in window.pieces
+            for span in self._spans(start, end - start)
+        )
 
     def speech_seconds(self, start: float, end: float) -> float:
         """Return the seconds of speech between two times; all of them if silence is not skipped."""

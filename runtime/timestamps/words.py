@@ -5,7 +5,7 @@ so that the words of a segment always make up its text. And onsets are known (`a
 that pauses are distinct from speech: words with a pause need not be cut to a likely length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import nan
@@ -62,7 +62,7 @@ def add_word_timestamps(
     language: str,
     sot_sequence: Sequence[int],
     n_frames: int,
-    offset: float,
+    in_recording: Callable[[float, float], tuple[float, float]],
     attention_delay: float,
     not_before: float = 0.0,
     prepend_punctuations: str = PREPEND_PUNCTUATIONS,
@@ -82,7 +82,7 @@ def add_word_timestamps(
         language: language code of the text; it decides where words end.
         sot_sequence: the tokens that begin its transcript (`tokenizer.sot_sequence`).
         n_frames: frames of 10 ms of real audio in the window, without padding.
-        offset: seconds from the start of the recording to the window.
+        in_recording: turns start and end in the window into those in the recording, in seconds.
         attention_delay: the model's (`alignment.attention_delay`), in seconds.
         not_before: end of the last word of the window before, in seconds from the start of the
             recording; windows may overlap a little, words must not.
@@ -116,12 +116,13 @@ def add_word_timestamps(
     for segment, of_segment in zip(segments, sounding, strict=True):
         words = [
             Word(
-                start=round(max(not_before, offset + timing.start), 2),
-                end=round(max(not_before, offset + timing.end), 2),
+                start=round(max(not_before, start), 2),
+                end=round(max(not_before, end), 2),
                 word=timing.word,
                 probability=timing.probability,
             )
             for timing in of_segment
+            for start, end in [in_recording(timing.start, timing.end)]
         ]
         timed.append(fit_to_segment(segment, words, typical))
     return timed

@@ -86,6 +86,9 @@ class BatchedStrategy:
         self._has_context = _has_context(session)
         # Larger models lose no accuracy by sampling timestamps, and gain some if there is context.
         self._aligns = session.may_align and (session.is_tiny or not self._has_context)
+        # After a pause, the language may be another one; and text without timestamps has the times
+        # of its window.
+        self._joins = not (session.options.multilingual or session.options.without_timestamps)
         self._seek = 0
         self._newest: _Place | None = None  # a window whose text is the context of the next window
         self._places: deque[_Place] = deque()  # in order; complete places leave at the front
@@ -124,7 +127,7 @@ class BatchedStrategy:
             request.decoding_options = replace(request.decoding_options, language=place.language)
 
     def _next_place(self) -> _Place | None:
-        window = self._session.window_at(self._seek, cut_at_pause=True)
+        window = self._session.window_at(self._seek, cut_at_pause=True, joins=self._joins)
         if window is None:
             return None
         self._seek = window.end
@@ -222,11 +225,11 @@ class BatchedStrategy:
         text = session.write(result, parts, last_word_end(place.segments) or 0.0)
         place.segments += text.segments
         place.doubtful |= result.outcome.is_doubtful
-        rest = Window(window.start + round(text_end * FRAMES_PER_SECOND), window.end)
+        rest = window.part(window.frame_at(round(text_end * FRAMES_PER_SECOND)), window.end)
         of_rest = self._judge_rest(result, rest)
         if of_rest.action is Action.DROP:
             session.account(result, rest.offset, text)
-            session.coverage.add(rest.offset, rest.end_time, "dropped", of_rest.reason)
+            session.cover(rest, "dropped", of_rest.reason)
             place.start = window.end
             return
         if of_rest.action is Action.SPLIT:
@@ -243,10 +246,12 @@ class BatchedStrategy:
         if unheard:
             cut = windows.cut_beside(window, unheard)
         else:
-            cut = windows.best_cut(window.start, window.start + 2 * window.n_frames // 3)
-        place.rest = Window(window.start, cut)
+            two_thirds = window.frame_at(2 * window.n_frames // 3)
+            cut = windows.best_cut(window.start, two_thirds)
+        place.rest, last = window.part(window.start, cut), window.part(cut, window.end)
         place.retries = (*place.retries, *result.outcome.retries)
-        place.later.append((Window(cut, window.end), place.retries))
+        place.later.append((last, place.retries))
+        self._session.cover(Window(place.rest.end, last.start), "silent", "no speech")
 
     def _judge_rest(self, result: WindowResult, rest: Window) -> Verdict:
         """Decide whether the rest of a window, after the end of its text, is decoded."""
@@ -254,7 +259,7 @@ class BatchedStrategy:
         if rest.n_frames > 0:
             speech = self._session.windows.speech_seconds(rest.offset, rest.end_time)
         return judge_rest(
-            rest.start - result.window.start,
+            result.window.n_frames - rest.n_frames,
             rest.n_frames,
             speech,
             aligned=result.outcome.decoded.aligned,

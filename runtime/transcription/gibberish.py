@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from whisper_npu.errors import GibberishError
 from whisper_npu.runtime.decoding.quality import Action
+from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.transcription.window_decoding import WindowResult
 
 _ENOUGH = 100.0  # seconds of gibberish at the start of a recording that raise the error
@@ -38,7 +39,7 @@ class GibberishWatch:
             self.n_texts += 1
             return
         self.n_gibberish += 1
-        self.seconds += result.window.end_time - result.window.offset
+        self.seconds += result.window.n_frames / FRAMES_PER_SECOND
         if self.refuses and self.seconds >= _ENOUGH and not self.n_texts:
             raise GibberishError(
                 f"the first {self.seconds:.0f} s that were decoded gave nothing but repetitions, "

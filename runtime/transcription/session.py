@@ -121,13 +121,13 @@ class TranscriptionSession:
         """Whether texts may be decoded without timestamps, and get them by alignment."""
         return self.can_align and self.options.task == "transcribe"
 
-    def window_at(self, seek: int, *, cut_at_pause: bool) -> Window | None:
+    def window_at(self, seek: int, *, cut_at_pause: bool, joins: bool = False) -> Window | None:
         """The next window; the time that is skipped before it is recorded as silent."""
         if self.stopping:
             self.stopped_at = seek
             return None
         with self.times.measure("features"):
-            window = self.windows.next(seek, cut_at_pause=cut_at_pause)
+            window = self.windows.next(seek, cut_at_pause=cut_at_pause, joins=joins)
         silent_until = (self.features.n_frames or seek) if window is None else window.start
         start, end = seek / FRAMES_PER_SECOND, silent_until / FRAMES_PER_SECOND
         self.coverage.add(start, end, "silent", "no speech")
@@ -188,9 +188,7 @@ class TranscriptionSession:
         choices = self.backend.window_frames if self.elastic else (self.window_frames,)
         frames = frames_to_encode(window.n_frames, choices, self.n_audio_state)
         with self.times.measure("features"):
-            return self.features.window(
-                window.start, frames, window.n_frames, amplified=not self.backend.is_exact
-            )
+            return self.features.joined(window.pieces, frames, amplified=not self.backend.is_exact)
 
     def _find_language(self, window: Window, features: Float32Array) -> Float32Array:
         """Detect the language of a window, and return the encoded window."""
@@ -272,8 +270,12 @@ class TranscriptionSession:
         if not verdict.is_left_out:
             return False
         fate: Fate = "skipped" if verdict.action is Action.SILENCE else "dropped"
-        self.coverage.add(window.offset, window.end_time, fate, verdict.reason)
+        self.cover(window, fate, verdict.reason)
         return True
+
+    def cover(self, window: Window, fate: Fate, reason: str) -> None:
+        """Record the fate of a window; the pauses that it leaves out are silent."""
+        _cover(self.coverage, window, window.offset, window.end_time, fate, reason)
 
     def write(
         self, result: WindowResult, parts: Sequence[TokenSegment], last_speech_end: float
@@ -320,7 +322,7 @@ class TranscriptionSession:
                 task=self.options.task,
             ),
             n_frames=result.window.n_frames,
-            offset=result.window.offset,
+            in_recording=result.window.in_recording,
             attention_delay=self.attention_delay,
             not_before=last_speech_end,
             prepend_punctuations=self.options.prepend_punctuations,
@@ -343,22 +345,24 @@ class TranscriptionSession:
             for segment in text.hallucinated
         ]
         lost += [
-            (start + first, start + last, "speech without text, in every attempt")
-            for first, last in result.outcome.decoded.unheard
+            (*window.in_recording(*stretch), "speech without text, in every attempt")
+            for stretch in result.outcome.decoded.unheard
         ]
         said = any(char.isalnum() for segment in text.segments for char in segment.text)
         if not said and not text.hallucinated:
             if self.windows.speech(window):
-                self.coverage.add(start, end, "dropped", "the model writes no text for it")
+                _cover(
+                    self.coverage, window, start, end, "dropped", "the model writes no text for it"
+                )
             else:
                 self.coverage.add(start, end, "silent", "no speech, and no text")
             return
         for first, last, reason in sorted(lost):
             dropped = min(max(start, first), end), min(max(start, last), end)
-            self.coverage.add(start, dropped[0], "transcribed")
-            self.coverage.add(*dropped, "dropped", reason)
+            _cover(self.coverage, window, start, dropped[0], "transcribed")
+            _cover(self.coverage, window, *dropped, "dropped", reason)
             start = dropped[1]
-        self.coverage.add(start, end, "transcribed")
+        _cover(self.coverage, window, start, end, "transcribed")
 
     def _segments(self, result: WindowResult, parts: Sequence[TokenSegment]) -> list[Segment]:
         window, outcome = result.window, result.outcome
@@ -368,8 +372,8 @@ class TranscriptionSession:
         for part in parts:
             with self.times.measure("text"):
                 text = self.tokenizer.decode(part.tokens)
-            start = min(window.offset + part.start, window.end_time)
-            end = min(window.offset + part.end, window.end_time)
+            start, end = window.in_recording(part.start, part.end)
+            start, end = min(start, window.end_time), min(end, window.end_time)
             if not text.strip() or start >= end:
                 continue
             made.append(
@@ -390,3 +394,15 @@ class TranscriptionSession:
                 )
             )
         return made
+
+
+def _cover(
+    coverage: Coverage, window: Window, start: float, end: float, fate: Fate, reason: str = ""
+) -> None:
+    """Record the fate of a window from `start` to `end` seconds; its pauses are silent."""
+    for pause in window.pauses:
+        first, last = (frame / FRAMES_PER_SECOND for frame in pause)
+        coverage.add(start, min(first, end), fate, reason)
+        coverage.add(max(first, start), min(last, end), "silent", "no speech")
+        start = max(start, min(last, end))
+    coverage.add(start, end, fate, reason)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pauses import SpeechAt
 
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.stream import FeatureStream
@@ -74,3 +75,132 @@ class TestBesideSpeechLeftOut:
     @pytest.mark.parametrize("stretch", [(0.0, 28.0), (0.4, 27.5), (0.0, 1.5), (26.5, 28.0)])
     def test_near_the_middle_where_it_is_all_of_the_window_or_an_end(self, speech, stretch):
         assert self.cut(speech, *stretch) == pytest.approx(14, abs=2.1)
+
+
+JOINED = Window(1000, 6000, ((1500, 2500), (3000, 5000)))  # 5, 5 and 10 s
+# Two left-out pauses: 5 to 10 s and 10 to 20 s of the window are 25 to 30 s and 50 to 60 s.
+
+
+class TestJoinedWindow:
+    def test_pieces(self):
+        assert JOINED.pieces == ((1000, 1500), (2500, 3000), (5000, 6000))
+        assert JOINED.n_frames == 2000
+        assert Window(3, 7).pieces == ((3, 7),)
+
+    @pytest.mark.parametrize(
+        ("number", "frame"),
+        [
+            (0, 1000),
+            (499, 1499),
+            (500, 2500),
+            (999, 2999),
+            (1000, 5000),
+            (2000, 6000),
+            (2100, 6100),
+        ],
+    )
+    def test_frames(self, number, frame):
+        assert JOINED.frame_at(number) == frame
+
+    @pytest.mark.parametrize(
+        ("stretch", "expected"),
+        [
+            ((1.0, 2.0), (11.0, 12.0)),
+            ((6.0, 7.5), (26.0, 27.5)),
+            ((12.0, 20.0), (52.0, 60.0)),
+            ((1.0, 5.3), (11.0, 15.0)),  # into the padding after the pause: it ends before it
+            ((4.8, 7.0), (25.0, 27.0)),  # from the padding before it: it begins after it
+            ((4.7, 4.9), (14.7, 14.9)),  # all of it is there
+            ((3.0, 8.0), (13.0, 28.0)),  # it really reaches over the pause
+            ((3.0, 12.0), (13.0, 52.0)),
+            ((19.0, 20.5), (59.0, 60.5)),  # beyond the end, as in any window
+        ],
+    )
+    def test_times_in_the_recording(self, stretch, expected):
+        assert JOINED.in_recording(*stretch) == pytest.approx(expected)
+
+    def test_times_in_order(self):
+        times = np.arange(0, 20, 0.05)
+        starts, ends = np.transpose(
+            [JOINED.in_recording(a, b) for a, b in zip(times, times + 0.05, strict=True)]
+        )
+        assert (starts <= ends).all()
+        assert (ends[:-1] <= starts[1:] + 1e-6).all()
+
+    def test_a_window_of_one_piece_only_moves_times(self):
+        assert Window(200, 500).in_recording(1.0, 9.0) == (3.0, 11.0)
+
+    @pytest.mark.parametrize("stretch", [(11.0, 12.0), (26.0, 27.5), (52.0, 60.0)])
+    def test_times_in_the_window_and_back(self, stretch):
+        assert JOINED.in_recording(*JOINED.in_window(*stretch)) == pytest.approx(stretch)
+
+    @pytest.mark.parametrize(
+        ("start", "end", "expected"),
+        [
+            (1200, 1400, Window(1200, 1400)),
+            (1200, 2000, Window(1200, 1500)),  # up to within a pause
+            (2000, 5500, Window(2500, 5500, ((3000, 5000),))),
+            (1000, 6000, JOINED),
+            (1500, 2500, Window(1500, 1500)),
+        ],
+    )
+    def test_parts(self, start, end, expected):
+        assert JOINED.part(start, end) == expected
+
+
+class TestJoining:
+    """What follows a long pause."""
+
+    @staticmethod
+    def windows(*stretches, seconds=100.0, joins=True):
+        noise = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
+        detector = SpeechAt(*stretches)
+        speech = SpeechMap(detector.detector())
+        features = FeatureStream(iter([noise.astype(np.float32)]), 80, speech)
+        chooser = WindowChooser(features, speech, 3000)
+        found, seek = [], 0
+        while (window := chooser.next(seek, cut_at_pause=True, joins=joins)) is not None:
+            found.append(window)
+            seek = window.end
+        return [
+            [tuple(round(frame / 100, 1) for frame in piece) for piece in window.pieces]
+            for window in found
+        ]
+
+    def test_speech_that_fits_is_joined(self):
+        assert self.windows((1, 6), (12, 18), (40, 44)) == [
+            [(0.6, 6.4), (11.6, 18.4), (39.6, 44.4)]
+        ]
+
+    def test_only_if_asked_for(self):
+        alone = [[(0.6, 6.4)], [(11.6, 18.4)], [(39.6, 44.4)]]
+        assert self.windows((1, 6), (12, 18), (40, 44), joins=False) == alone
+
+    def test_speech_that_does_not_fit_begins_a_window(self):
+        assert self.windows((1, 13), (20, 36), (40, 44)) == [
+            [(0.6, 13.4)],
+            [(19.6, 36.4), (39.6, 44.4)],
+        ]
+
+    def test_speech_longer_than_a_window_is_not_cut_for_it(self):
+        first, *_ = self.windows((1, 6), (12, 60))
+        assert first == [(0.6, 6.4)]
+
+    def test_not_over_a_very_long_pause(self):
+        assert self.windows((1, 6), (40, 44)) == [[(0.6, 6.4)], [(39.6, 44.4)]]
+
+    def test_speech_up_to_the_end_of_the_recording(self):
+        assert self.windows((1, 6), (12, 20), seconds=20.0) == [[(0.6, 6.4), (11.6, 20.0)]]
+
+    def test_short_pauses_stay_in_the_window(self):
+        assert self.windows((1, 6), (8, 10), (15, 16)) == [[(0.6, 10.4), (14.6, 16.4)]]
+
+    def test_features_are_those_of_the_pieces(self):
+        noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 20).astype(np.float32)
+        stream = FeatureStream(iter([noise]), 80)
+        whole = stream.window(0, 2000)
+        joined = stream.joined([(100, 300), (800, 900)], 400)
+        peak = np.concatenate((whole[:, 100:300], whole[:, 800:900]), axis=1)
+        np.testing.assert_allclose(joined[:, :300].max(), peak.max(), atol=0.05)
+        assert np.corrcoef(joined[:, :300].ravel(), peak.ravel())[0, 1] > 0.999
+        assert (joined[:, 300:] == joined.min()).all()

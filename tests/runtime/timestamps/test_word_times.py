@@ -77,7 +77,7 @@ class Model:
                 task="transcribe",
             ),
             n_frames=n_frames,
-            offset=0.0,
+            in_recording=lambda start, end: (start, end),
             attention_delay=self.attention_delay,
         )
 

@@ -77,7 +77,7 @@ def _add(tokenizer: Tokenizer, texts: list[str], **changes) -> tuple[list[Segmen
             special, is_multilingual=True, language="en", task="transcribe"
         ),
         "n_frames": 3000,
-        "offset": 100.0,
+        "in_recording": lambda start, end: (100.0 + start, 100.0 + end),
         "attention_delay": 0.0,
     }
     audio = np.zeros((1, 1500, 4), np.float32)

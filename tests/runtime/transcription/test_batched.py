@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_whisper
 from fake_backend import Say, fake_model
-from pauses import PausesEverySoOften
+from pauses import PausesEverySoOften, SpeechAt
 
 from whisper_npu.runtime.transcription.model import WhisperModel
 from whisper_npu.runtime.transcription.strategy import choose_strategy
@@ -337,3 +337,59 @@ class TestPlan:
         _ = model.transcribe(samples, **options, condition_on_previous_text=False).text
         in_order = [model.backend.windows[place] for place in (0, 2, 4, 1, 3)]
         np.testing.assert_array_equal(waited, in_order)
+
+
+class TestLongPauses:
+    """Speech after a long pause shares a window with the speech before it."""
+
+    SPEECH = ((1, 6), (12, 18), (50, 54))
+
+    @pytest.fixture
+    def result(self, model):
+        def result(*spoken, **options):
+            model.voice_activity = SpeechAt(*self.SPEECH)
+            begin = model.tokenizer.special.timestamp_begin
+            model.backend.script = [
+                Say(
+                    tuple(
+                        token
+                        for text, start, end in texts
+                        for token in (
+                            begin + round(start / 0.02),
+                            *model.tokenizer.encode(text),
+                            begin + round(end / 0.02),
+                        )
+                    )
+                )
+                for texts in spoken
+            ]
+            noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 60).astype(np.float32)
+            return model.transcribe(noise, **{**BATCHED, **options}).result()
+
+        return result
+
+    def test_times_and_coverage_are_those_of_the_recording(self, result):
+        first = [(" One.", 0.4, 5.4), (" Two.", 6.2, 12.2)]
+        said = result(first, [(" Three.", 0.4, 4.4)])
+        assert [each.text for each in said.segments] == [" One.", " Two.", " Three."]
+        times = [(each.start, each.end) for each in said.segments]
+        # The last text is the only one of its window, and begins with it.
+        assert np.allclose(times, [(1, 6), (12, 18), (49.6, 54)], atol=0.05)
+        spans = [(span.start, span.end) for span in said.coverage.spans if span.fate == "silent"]
+        expected = [(0, 0.6), (6.4, 11.6), (18.4, 49.6), (54.4, 60)]
+        assert np.allclose(spans, expected, atol=0.05)
+        assert sum(said.coverage.seconds().values()) == pytest.approx(60)
+        assert said.coverage.seconds()["dropped"] == 0
+
+    def test_the_rest_after_a_text_that_ends_early(self, result):
+        """The text ends with the first piece: the second is decoded again by itself."""
+        said = result([(" One.", 0.4, 5.4)], [(" Two.", 0.4, 6.4)], [(" Three.", 0.4, 4.4)])
+        assert [each.text for each in said.segments] == [" One.", " Two.", " Three."]
+        two = said.segments[1]
+        assert (two.start, two.end) == (pytest.approx(12, abs=0.5), pytest.approx(18, abs=0.5))
+        assert sum(said.coverage.seconds().values()) == pytest.approx(60)
+
+    def test_not_if_times_are_those_of_windows(self, result):
+        texts = [[(" One.", 0.4, 5.4)], [(" Two.", 0.4, 6.4)], [(" Three.", 0.4, 4.4)]]
+        said = result(*texts, without_timestamps=True)
+        assert [each.start for each in said.segments] == pytest.approx([0.6, 11.6, 49.6], abs=0.1)
