@@ -3,10 +3,12 @@
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoSibling
 
 from whisper_npu import load_model, model_search
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
@@ -50,9 +52,14 @@ class Hub:
         files = (path for path in self.content.rglob("*") if path.is_file())
         return [path.relative_to(self.content).as_posix() for path in files]
 
-    def list_repo_files(self, repository, *, revision, token):
+    def model_info(self, repository, *, revision, token, files_metadata):
+        assert files_metadata
         self.asked.append(("list", repository, revision))
-        return self.names
+        files = [
+            RepoSibling(rfilename=name, size=(self.content / name).stat().st_size)
+            for name in self.names
+        ]
+        return SimpleNamespace(siblings=files, tags=["whisper", "license:mit"])
 
     def snapshot_download(self, repository, *, revision, token, allow_patterns):
         self.asked.append(("fetch", repository, revision))
@@ -92,7 +99,7 @@ def test_without_a_network_the_cache_serves(repository, monkeypatch):
     first = find_model("owner/tiny")
 
     class Offline:
-        def list_repo_files(self, *_args, **_options):
+        def model_info(self, *_args, **_options):
             raise OfflineModeIsEnabled("offline")
 
     monkeypatch.setattr(hub, "HfApi", Offline)
@@ -175,7 +182,9 @@ def test_pull_fetches_and_models_lists(repository, capsys):
     assert main(["pull", "owner/tiny"]) == 0
     told = capsys.readouterr()
     assert Path(told.out.strip()).is_dir()
-    assert "fetching owner/tiny" in told.err
+    size = sum(path.stat().st_size for path in Path(told.out.strip()).rglob("*"))
+    expected = f"fetching owner/tiny from the hub: {size / 1e6:.1f} MB, licence mit; "
+    assert told.err.startswith(expected)
     (model,) = local_models()
     assert (model.name, model.form, model.precision) == ("owner/tiny", "ONNX", "fp32")
     assert model.is_verified
