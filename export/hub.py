@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from whisper_npu.errors import CheckpointError, ModelError
+from whisper_npu.export.assets import megabytes
 from whisper_npu.export.checkpoint_files import (
     HF_INDEXES,
     HF_WEIGHTS,
@@ -186,13 +187,6 @@ class _Listing:
             f"fetching {self.repository} from the hub: {megabytes(size)}, licence "
             f"{self.licence or 'unknown: see its card'}; what is cached is not fetched again"
         )
-
-
-def megabytes(size: int) -> str:
-    """A size in bytes as a text: `71 MB`, `1.6 GB`."""
-    return (
-        f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.{int(size < 1e7)}f} MB"
-    )
 
 
 def _list_files(repository: str, revision: str | None, token: str | None) -> _Listing:

@@ -14,6 +14,7 @@ from whisper_npu import load_model, model_search
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
 from whisper_npu.export import hub, onnx_export
 from whisper_npu.model_search import find_model, local_models
+from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.main import main
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -123,6 +124,70 @@ def test_a_checkpoint_is_exported(repository, monkeypatch):
     assert exported == [("owner/tiny", found)]
     assert find_model("owner/tiny") == found
     assert len(exported) == 1
+
+
+class TestWithoutTheExporter:
+    """As after `pip install whisper-npu`: nothing can be exported here."""
+
+    @pytest.fixture(autouse=True)
+    def _core_only(self, monkeypatch):
+        monkeypatch.setattr(model_search, "EXPORTERS", ("no_such_package",))
+
+    def test_ready_made_graphs_are_taken_and_named(self, repository, capsys):
+        found = cli.find_model("tiny.en")
+        assert found.is_relative_to(repository.cache / "models--onnx-community--whisper-tiny.en")
+        told = capsys.readouterr().err
+        assert "tiny.en: without the extra [export] it cannot be exported and compared" in told
+        assert "fetching onnx-community/whisper-tiny.en from the hub: " in told
+        assert "licence mit" in told
+
+    def test_later_starts_ask_nothing_and_name_them_again(self, repository, capsys):
+        first = cli.find_model("small")
+        n_asked = len(repository.asked)
+        capsys.readouterr()
+        assert cli.find_model("small") == first
+        assert len(repository.asked) == n_asked
+        assert "taking the graphs of onnx-community/whisper-small" in capsys.readouterr().err
+
+    def test_a_program_is_told_by_its_log(self, repository, caplog):
+        load_model("tiny.en").close()
+        assert "taking the graphs of onnx-community/whisper-tiny.en" in caplog.text
+
+    def test_without_a_network_both_ways_are_named(self, repository, monkeypatch):
+        class Offline:
+            def model_info(self, *_args, **_options):
+                raise OfflineModeIsEnabled("offline")
+
+        monkeypatch.setattr(hub, "HfApi", Offline)
+        with pytest.raises(ModelError, match=r"connect to the network.*'whisper-npu\[export\]'"):
+            find_model("tiny.en")
+
+    @pytest.mark.parametrize("name", ["medium", "owner/tiny"])
+    def test_others_need_the_extra(self, repository, name):
+        for path in repository.content.glob("*.onnx"):
+            path.unlink()
+        with pytest.raises(ModelError, match=r"needs no_such_package: pip install 'whisper-npu\["):
+            find_model(name)
+
+
+def test_what_a_checkpoint_costs_is_told(repository, monkeypatch):
+    for path in repository.content.glob("*.onnx"):
+        path.unlink()
+    for name, size in (
+        ("model.safetensors", 100),
+        ("model-00001-of-00002.safetensors", 40_000_000),
+        ("model-00002-of-00002.safetensors", 30_000_000),
+        ("model.safetensors.index.json", 10),
+        ("pytorch_model.bin", 999_000_000),
+    ):
+        with (repository.content / name).open("wb") as file:
+            file.truncate(size)
+    lines = []
+    monkeypatch.setattr(hub, "_download_file", lambda _repository, name, *_others: Path(name))
+    monkeypatch.setattr(hub, "check_architecture", lambda *_arguments: None)
+    monkeypatch.setattr(hub, "read_index", lambda _path: [])
+    hub.download("owner/tiny", None, None, lines.append)
+    assert lines[1].startswith("fetching owner/tiny from the hub: 70 MB, licence mit; ")
 
 
 @pytest.mark.parametrize("name", ["models/tiny", "here/tiny", "./owner/tiny", "owner/tiny/"])

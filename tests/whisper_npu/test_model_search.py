@@ -53,7 +53,9 @@ def test_load_model_takes_a_name(elsewhere, tiny_folder):
 def test_a_known_model_is_exported_once(elsewhere, exported, name, capsys):
     first = cli.find_model(name)
     assert exported == [(name, elsewhere.parent / "cache" / "models" / name)]
-    assert f"{name} is used for the first time" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{name} is used for the first time: its checkpoint " in told
+    assert ("licence MIT" if name in ("tiny.en", "base") else "is fetched from the hub") in told
     assert cli.find_model(name) == first
     assert len(exported) == 1
 
