@@ -299,7 +299,9 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
             " `hf auth login` or set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
-        raise CheckpointError(f"{repository} has no revision {revision}") from error
+        raise CheckpointError(
+            f"{repository} has no revision {revision}; leave it out for the newest"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _MissingFileError(
             f"cannot reach the hub for {repository}{at} and its {name} is not in the local cache:"
@@ -309,7 +311,7 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
         raise _MissingFileError(f"{repository}{at} has no {name}") from error
     except HFValidationError as error:
         raise CheckpointError(f"'{repository}' is no valid hub id: {error}") from error
-    except (*_CLIENT_ERRORS, OSError) as error:
+    except _CLIENT_ERRORS as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise CheckpointError(
                 f"cannot store {name} of {repository}: {error.strerror}; free some space, or set"

@@ -1,5 +1,6 @@
 """Finds the folder of a model name, for `load_model` and every command; lists what is here."""
 
+import difflib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,8 +74,10 @@ def find_model(
         return _from_hub(str(name), exported, progress, variant)
     if str(name) not in source.KNOWN_NAMES:
         looked = ", ".join(dict.fromkeys(str(place) for place in places))
+        alike = difflib.get_close_matches(str(name), source.KNOWN_NAMES, n=1)
+        meant = f"; did you mean {alike[0]}? Or" if alike else ";"
         raise ModelError(
-            f"model folder {name} does not exist (looked at {looked}); make it with "
+            f"model folder {name} does not exist (looked at {looked}){meant} make it with "
             f"`whisper-npu export CHECKPOINT --output {name}`, or name a model (owner/name on a "
             f"hub, or {', '.join(source.KNOWN_NAMES)})"
         )

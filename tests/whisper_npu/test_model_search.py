@@ -73,6 +73,7 @@ def test_an_unknown_name_lists_the_known(elsewhere, call):
         call("bases")
     message = str(caught.value)
     assert "model folder bases does not exist (looked at bases, models/bases, " in message
+    assert "); did you mean base? Or make it with" in message
     assert "`whisper-npu export CHECKPOINT --output bases`" in message
     assert "tiny.en, base, tiny, base.en, small" in message
     assert "\n" not in message
