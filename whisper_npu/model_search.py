@@ -242,7 +242,9 @@ def _ready_made(name: str, missing: str, tell: Callable[[str], None], variant: s
             repository, variant=variant, progress=tell
         )
     except CheckpointError as error:
-        raise ModelError(f"{error}; or, {export}") from error
+        raise ModelError(
+            f"{error}; or export {name} here: pip install 'whisper-npu[export]'"
+        ) from error
     if found is None:
         raise ModelError(f"{repository} on the hub has no graphs any more; {export}")
     return found

@@ -174,7 +174,7 @@ def test_what_a_checkpoint_costs_is_told(repository, monkeypatch):
     for path in repository.content.glob("*.onnx"):
         path.unlink()
     for name, size in (
-        ("model.safetensors", 100),
+        ("model.safetensors", 50_000_000),
         ("model-00001-of-00002.safetensors", 40_000_000),
         ("model-00002-of-00002.safetensors", 30_000_000),
         ("model.safetensors.index.json", 10),
