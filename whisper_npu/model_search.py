@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from whisper_npu.errors import CheckpointError, ModelError
+from whisper_npu.errors import CheckpointError, ModelError, UsageError
 from whisper_npu.runtime.model_folder.cache_folder import cache_folder
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def find_model(
 
     Raises:
         ModelError: no model has that name, or the extra is missing.
+        UsageError: the model has no such variant.
         WhisperNpuError: the export failed.
     """
     path = Path(name).expanduser()
@@ -95,7 +96,8 @@ class LocalModel:
         form: the exporter's form: `ONNX`, `ONNX, merged decoder` or `OpenVINO IR`.
         variants: all variants of its decoder, the best first.
         precision: the manifest's precision of the weights; None if there is no manifest.
-        is_verified: whether the manifest says that the graphs were compared with the checkpoint.
+        is_verified: whether the manifest says that its best variant was compared with the
+            checkpoint.
     """
 
     name: str
@@ -110,22 +112,23 @@ class LocalModel:
 def local_models() -> list[LocalModel]:
     """Return the models in all places where `find_model` looks, the hub's cache included."""
     # Imported here, because `--help` needs neither.
+    from whisper_npu.runtime.model_folder.config import Manifest  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.folder import MANIFEST  # noqa: PLC0415
-    from whisper_npu.runtime.model_folder.json_files import read_object  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.json_files import checked, read_object  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.layout import find_layout, weight_files  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.verification import is_verified  # noqa: PLC0415
 
     found: dict[Path, LocalModel] = {}
     for name, path in _named_folders():
         try:
             layout = find_layout(path)
-            manifest = read_object(path / MANIFEST)
+            manifest = checked(read_object(path / MANIFEST), Manifest, path / MANIFEST)
             content = {
                 file.resolve() for graph in layout.graphs for file in (graph, *weight_files(graph))
             }
             size = sum(file.stat().st_size for file in content)
         except (ModelError, OSError):  # no model, or an unfinished one
             continue
-        parity = manifest.get("parity")
         found.setdefault(
             path.resolve(),
             LocalModel(
@@ -134,8 +137,8 @@ def local_models() -> list[LocalModel]:
                 size=size,
                 form=_form(layout),
                 variants=layout.variants[1],
-                precision=manifest.get("precision"),
-                is_verified=isinstance(parity, dict) and parity.get("status") == "verified",
+                precision=manifest.precision,
+                is_verified=is_verified(manifest.parity, layout.variant),
             ),
         )
     return list(found.values())
@@ -169,11 +172,34 @@ def _from_hub(
     name: str, exported: Path, progress: Callable[[str], None] | None, variant: str | None
 ) -> Path:
     """Return a model of the hub from its cache, from the network, or exported from a checkpoint."""
-    hub = require_hub(name)
-    found = hub.cached_model(name, variant) or hub.download_model(
-        name, variant=variant, progress=progress or logger.info
+    return _fetch(name, name, progress or logger.info, variant) or _export(
+        name, exported, progress, variant
     )
-    return found or _export(name, exported, progress, variant)
+
+
+def _fetch(
+    name: str, repository: str, tell: Callable[[str], None], variant: str | None
+) -> Path | None:
+    """Return a repository's graphs from the hub's cache or the network; None if it has none.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, and its cache has no usable graphs.
+        ModelError: `huggingface_hub` is not installed; `name` is for this message.
+    """
+    hub = require_hub(name)
+    found: Path | None = hub.cached_model(repository, variant)
+    if found is None:
+        try:
+            found = hub.download_model(repository, variant=variant, progress=tell)
+        except hub.UnreachableError:
+            found = hub.usable_snapshot(repository, variant)
+            if found is None:
+                raise
+            logger.warning(
+                "the hub cannot be reached: using %s, which may lack files or better variants",
+                found,
+            )
+    return found
 
 
 def require_hub(name: str) -> ModuleType:
@@ -205,13 +231,24 @@ def _below_checkout(name: str | Path) -> list[Path]:
 def _export(
     name: str, place: Path, progress: Callable[[str], None] | None, variant: str | None
 ) -> Path:
-    """Export a checkpoint to `place`, or take ready-made graphs where nothing can be exported."""
-    from whisper_npu.export.source import describe_download  # noqa: PLC0415
+    """Export a checkpoint to `place`, or take ready-made graphs where nothing can be exported.
+
+    Raises:
+        ModelError: the extra is missing, and there are no ready-made graphs.
+        UsageError: a variant is wanted that no export has.
+        WhisperNpuError: the export failed.
+    """
+    from whisper_npu.export.source import describe_download  # noqa: PLC0415 - --help needs none
+    from whisper_npu.runtime.model_folder.layout import PLAIN  # noqa: PLC0415
 
     tell = progress or logger.warning
     missing = [package for package in EXPORTERS if PathFinder.find_spec(package) is None]
     if missing:
         return _ready_made(name, missing[0], tell, variant)
+    if variant not in (None, PLAIN):
+        raise UsageError(
+            f"{name} is a checkpoint, whose export has no variant {variant}: leave it out"
+        )
     tell(
         f"{name} is used for the first time: {describe_download(name)}; then it is exported once "
         f"and compared with PyTorch, which takes a minute or more, to {place}"
@@ -236,11 +273,8 @@ def _ready_made(name: str, missing: str, tell: Callable[[str], None], variant: s
         f"{name}: without the extra [export] it cannot be exported and compared with PyTorch; "
         f"taking the graphs of {repository}"
     )
-    hub = require_hub(name)
     try:
-        found: Path | None = hub.cached_model(repository, variant) or hub.download_model(
-            repository, variant=variant, progress=tell
-        )
+        found = _fetch(name, repository, tell, variant)
     except CheckpointError as error:
         raise ModelError(
             f"{error}; or export {name} here: pip install 'whisper-npu[export]'"
