@@ -126,7 +126,8 @@ class TestProcesses:
         assert done.returncode == 1
         shown = (done.stdout + done.stderr).decode()
         assert f"==> {tmp_path / SPELLED}.wav <==" in shown
-        assert f"error: {tmp_path / SPELLED}\\u000a.wav: no such file\n" in shown
+        meant = f"did you mean {tmp_path / SPELLED}.wav?"
+        assert f"error: {tmp_path / SPELLED}\\u000a.wav: no such file; {meant}\n" in shown
         assert not {*shown} & {*EVIL} - {*"a[31m2Jb"}
 
     def test_options_and_commands_that_would(self):
