@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
+from whisper_npu.export.assets import megabytes
 from whisper_npu.export.checkpoint_files import (
     HF_INDEXES,
     HF_WEIGHTS,
@@ -47,7 +48,7 @@ COMPANIONS = (
 
 # The files that matter lie in the repository's root or in a folder of it.
 _NAME = re.compile(r"(?:(?!\.+/)[\w.-]+/)?[\w.-]+")
-_HTTP_LIBRARIES = ("requests", "httpx")  # of the hub's client before 1.0, and since
+_HTTP_LIBRARIES = ("requests", "httpx", "httpx2")  # of the hub's client 0, 1 and 2
 
 
 def download(
@@ -76,7 +77,7 @@ def download(
     config = get("config.json")
     check_architecture(config, repository)
     if progress:
-        progress(f"fetching the files of {repository} that are not cached")
+        progress(_announcement(repository, revision, token))
     for name in COMPANIONS:
         _optional(get, name)
     for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
@@ -175,14 +176,14 @@ def download_model(
             cached copy.
         UsageError: the repository has no such variant.
     """
-    with _hub_errors(repository, revision, "list of files"):
-        names = HfApi().list_repo_files(repository, revision=revision, token=token)
+    listing = _list_files(repository, revision, token)
+    names = list(listing.sizes)
     layout = _layout_of(names, variant, repository)
     if layout is None:
         return None
     wanted = _files_of(names, layout)
     if progress:
-        progress(f"fetching {repository}: those of its {len(wanted)} files that are not cached")
+        progress(listing.announcement(wanted))
 
     def fetch() -> Path:
         with _hub_errors(repository, revision, "graphs"):
@@ -205,6 +206,59 @@ def download_model(
     if revision is None:
         remember(repository, variant, folder, sorted(wanted))
     return folder
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of a repository, as the hub lists them.
+
+    Attributes:
+        repository: hub id, `owner/name`.
+        sizes: bytes of each file, by its path in the repository; 0 where the hub does not say.
+        licence: the licence on the model's card; empty if it names none.
+    """
+
+    repository: str
+    sizes: dict[str, int]
+    licence: str
+
+    def announcement(self, wanted: Iterable[str]) -> str:
+        """One line that says what is fetched, its size and its licence."""
+        size = sum(self.sizes[name] for name in wanted)
+        return (
+            f"fetching {self.repository} from the hub: {megabytes(size)}, licence "
+            f"{self.licence or 'unknown: see its card'}; what is cached is not fetched again"
+        )
+
+
+def _list_files(repository: str, revision: str | None, token: str | None) -> _Listing:
+    """Ask the hub for the files of a repository.
+
+    Raises:
+        CheckpointError: see `download_model`.
+    """
+    with _hub_errors(repository, revision, "list of files"):
+        found = HfApi().model_info(repository, revision=revision, token=token, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    marks = (tag.removeprefix("license:") for tag in found.tags or () if tag.startswith("license:"))
+    return _Listing(repository, sizes, next(marks, ""))
+
+
+def _announcement(repository: str, revision: str | None, token: str | None) -> str:
+    """One line that says what `download` fetches; without a network, the cache must hold all."""
+    try:
+        listing = _list_files(repository, revision, token)
+    except CheckpointError:
+        return f"taking the files of {repository} from the cache"
+    for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
+        stem, _, suffix = name.rpartition(".")
+        parts = re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.{suffix}")
+        weights = {file for file in listing.sizes if parts.fullmatch(file)}
+        if index in listing.sizes:
+            weights.discard(name)
+        if weights:
+            return listing.announcement(weights | (listing.sizes.keys() & set(COMPANIONS)))
+    return listing.announcement(())
 
 
 def _layout_of(names: Iterable[str], variant: str | None, repository: str) -> Layout | None:
@@ -312,7 +366,9 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
             " `hf auth login` or set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
-        raise CheckpointError(f"{repository} has no revision {revision}") from error
+        raise CheckpointError(
+            f"{repository} has no revision {revision}; leave it out for the newest"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _unreachable(repository, at, name) from error
     except EntryNotFoundError as error:
@@ -328,7 +384,10 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
         if not isinstance(error, HfHubHTTPError) and _is_of_network(error):
             raise _unreachable(repository, at, name) from error
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the hub failed for {repository}{at}: {reason}") from error
+        raise CheckpointError(
+            f"the hub failed for {repository}{at}: {reason}; connect to the network and try again,"
+            " or give a model folder"
+        ) from error
     except Exception as error:  # the HTTP library's; which one, depends on the client's version
         if not _is_of_network(error):
             raise

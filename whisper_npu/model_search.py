@@ -1,13 +1,15 @@
 """Finds the folder of a model name, for `load_model` and every command; lists what is here."""
 
+import difflib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.errors import CheckpointError, ModelError, UsageError
 from whisper_npu.runtime.model_folder.cache_folder import cache_folder
 
 if TYPE_CHECKING:
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("whisper_npu")
 
 MODELS = "models"  # folder that `whisper-npu export` writes to
+EXPORTERS = ("torch", "transformers", "optimum", "onnx")  # of the extra [export]
+# Repositories of the hub with the graphs of these models, for machines without the extra [export].
+READY_MADE = {
+    name: f"onnx-community/whisper-{name}"
+    for name in ("tiny.en", "tiny", "base.en", "base", "small.en", "small", "large-v3-turbo")
+} | {"turbo": "onnx-community/whisper-large-v3-turbo"}
 
 
 def find_model(
@@ -29,9 +37,10 @@ def find_model(
     A path is used as it is. A name is searched for in this order: in `models` of the current
     folder, to which `whisper-npu export` writes; in the checkout and its `models`, if the program
     runs from a checkout; among the models that were exported on first use. A known name (`tiny.en`,
-    `small`, `turbo`) that is found nowhere is exported now, which needs the extra `[export]`. A hub
-    id (`owner/name`) is searched for in the hub's cache, then fetched from the hub, which needs
-    the extra `[hub]`. If it is a checkpoint without graphs, it is exported.
+    `small`, `turbo`) that is found nowhere is exported now, which needs the extra `[export]`.
+    Without that extra, graphs that others exported are fetched for the names in `READY_MADE`, and a
+    line says so. A hub id (`owner/name`) is searched for in the hub's cache, then fetched from the
+    hub, which needs the extra `[hub]`. If it is a checkpoint without graphs, it is exported.
 
     Args:
         name: a folder, a model's name, or a hub id.
@@ -66,8 +75,10 @@ def find_model(
         return _from_hub(str(name), exported, progress, variant)
     if str(name) not in source.KNOWN_NAMES:
         looked = ", ".join(dict.fromkeys(str(place) for place in places))
+        alike = difflib.get_close_matches(str(name), source.KNOWN_NAMES, n=1)
+        meant = f"; did you mean {alike[0]}? Or" if alike else ";"
         raise ModelError(
-            f"model folder {name} does not exist (looked at {looked}); make it with "
+            f"model folder {name} does not exist (looked at {looked}){meant} make it with "
             f"`whisper-npu export CHECKPOINT --output {name}`, or name a model (owner/name on a "
             f"hub, or {', '.join(source.KNOWN_NAMES)})"
         )
@@ -161,20 +172,34 @@ def _from_hub(
     name: str, exported: Path, progress: Callable[[str], None] | None, variant: str | None
 ) -> Path:
     """Return a model of the hub from its cache, from the network, or exported from a checkpoint."""
+    return _fetch(name, name, progress or logger.info, variant) or _export(
+        name, exported, progress, variant
+    )
+
+
+def _fetch(
+    name: str, repository: str, tell: Callable[[str], None], variant: str | None
+) -> Path | None:
+    """Return a repository's graphs from the hub's cache or the network; None if it has none.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, and its cache has no usable graphs.
+        ModelError: `huggingface_hub` is not installed; `name` is for this message.
+    """
     hub = require_hub(name)
-    found: Path | None = hub.cached_model(name, variant)
+    found: Path | None = hub.cached_model(repository, variant)
     if found is None:
         try:
-            found = hub.download_model(name, variant=variant, progress=progress or logger.info)
+            found = hub.download_model(repository, variant=variant, progress=tell)
         except hub.UnreachableError:
-            found = hub.usable_snapshot(name, variant)
+            found = hub.usable_snapshot(repository, variant)
             if found is None:
                 raise
             logger.warning(
                 "the hub cannot be reached: using %s, which may lack files or better variants",
                 found,
             )
-    return found or _export(name, exported, progress, variant)
+    return found
 
 
 def require_hub(name: str) -> ModuleType:
@@ -206,29 +231,54 @@ def _below_checkout(name: str | Path) -> list[Path]:
 def _export(
     name: str, place: Path, progress: Callable[[str], None] | None, variant: str | None
 ) -> Path:
-    """Export a checkpoint.
+    """Export a checkpoint to `place`, or take ready-made graphs where nothing can be exported.
 
     Raises:
-        ModelError: the extra is missing.
+        ModelError: the extra is missing, and there are no ready-made graphs.
         UsageError: a variant is wanted that no export has.
         WhisperNpuError: the export failed.
     """
-    from whisper_npu.runtime.model_folder.layout import PLAIN  # noqa: PLC0415 - --help needs none
+    from whisper_npu.export.source import describe_download  # noqa: PLC0415 - --help needs none
+    from whisper_npu.runtime.model_folder.layout import PLAIN  # noqa: PLC0415
 
+    tell = progress or logger.warning
+    missing = [package for package in EXPORTERS if PathFinder.find_spec(package) is None]
+    if missing:
+        return _ready_made(name, missing[0], tell, variant)
     if variant not in (None, PLAIN):
         raise UsageError(
             f"{name} is a checkpoint, whose export has no variant {variant}: leave it out"
         )
-    first = f"{name} is used for the first time: exporting it once to {place}"
-    if progress is None:
-        logger.warning(first)
-    else:
-        progress(first)
-    try:
-        from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415 - needs torch
-    except ImportError as error:
-        raise ModelError(
-            f"exporting {name} needs {error.name}: pip install 'whisper-npu[export]', or give a "
-            "model folder that was exported elsewhere"
-        ) from None
+    tell(
+        f"{name} is used for the first time: {describe_download(name)}; then it is exported once "
+        f"and compared with PyTorch, which takes a minute or more, to {place}"
+    )
+    # Imported here, because it loads torch.
+    from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415
+
     return export_model(name, place, progress=progress or logger.info)
+
+
+def _ready_made(name: str, missing: str, tell: Callable[[str], None], variant: str | None) -> Path:
+    """Return graphs that others have exported, from the hub or its cache.
+
+    Raises:
+        ModelError: there are none, or they cannot be fetched.
+    """
+    export = f"exporting {name} needs {missing}: pip install 'whisper-npu[export]'"
+    repository = READY_MADE.get(name)
+    if repository is None:
+        raise ModelError(f"{export}, or give a model folder that was exported elsewhere")
+    tell(
+        f"{name}: without the extra [export] it cannot be exported and compared with PyTorch; "
+        f"taking the graphs of {repository}"
+    )
+    try:
+        found = _fetch(name, repository, tell, variant)
+    except CheckpointError as error:
+        raise ModelError(
+            f"{error}; or export {name} here: pip install 'whisper-npu[export]'"
+        ) from error
+    if found is None:
+        raise ModelError(f"{repository} on the hub has no graphs any more; {export}")
+    return found
