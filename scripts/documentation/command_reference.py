@@ -41,7 +41,7 @@ def write(folder: Path) -> None:
 def _described(parser: argparse.ArgumentParser) -> Iterator[str]:
     """The description of a parser in Markdown."""
     # argparse has no public way to its groups and to the texts of its help.
-    formatter = parser.formatter_class(prog=parser.prog, max_help_position=40, width=100)
+    formatter = parser._get_formatter()
     words = [
         _spelled(formatter, action)
         if action.option_strings
@@ -60,7 +60,7 @@ def _described(parser: argparse.ArgumentParser) -> Iterator[str]:
         if group.description:
             yield f"{html.escape(group.description, quote=False)}\n"
         rows = [
-            f"| `{_cell(_spelled(formatter, action))}` |"
+            f"| `{_spelled(formatter, action)}` |"
             f" {_cell(_escaped(formatter._expand_help(action)))} |"
             for action in group._group_actions
             if action.help and action.help is not argparse.SUPPRESS

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,9 +75,11 @@ def collect(root: Path, pages: Path) -> None:
     for source, name in TOP_PAGES.items():
         shutil.copy(root / source, pages / name)
         places[Path(source)] = pages / name
-    for source, page in places.copy().items():
+    menu = tomllib.loads((root / "docs" / _ASIDE / "zensical.toml").read_text(encoding="utf-8"))
+    site = links.Site(root, pages, places, {page: title for title, page in _titles(menu)})
+    for place, page in places.items():
         if page.suffix == ".md":
-            page.write_text(links.moved(page, source, root, pages, places), encoding="utf-8")
+            page.write_text(links.moved(site, page, place), encoding="utf-8")
     command_reference.write(pages / "reference" / "commands")
     python_reference.write(pages / "reference" / "python.md")
 
@@ -95,7 +97,7 @@ def configure(root: Path, output: Path) -> str:
 
 def menu_complaints(configuration: Mapping[str, Any], pages: Path) -> Iterator[str]:
     """What is wrong with the menu: entries without a page, and pages without an entry."""
-    entries = set(_entries(configuration["project"]["nav"]))
+    entries = {page for _, page in _titles(configuration)}
     there = {page.relative_to(pages).as_posix() for page in pages.rglob("*.md")}
     for entry in sorted(entries - there):
         yield f"the menu in docs/site/zensical.toml names {entry}, which is no page"
@@ -104,13 +106,19 @@ def menu_complaints(configuration: Mapping[str, Any], pages: Path) -> Iterator[s
             yield f"the menu in docs/site/zensical.toml has no entry for {page}"
 
 
-def _entries(menu: Iterable[Any]) -> Iterator[str]:
-    for item in menu:
+def _titles(configuration: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Title and page of the menu's entries; an entry without a title has an empty one."""
+    left = list(configuration["project"]["nav"])
+    while left:
+        item = left.pop()
         if isinstance(item, str):
-            yield item
+            yield "", item
             continue
-        for value in item.values():
-            yield from [value] if isinstance(value, str) else _entries(value)
+        for title, value in item.items():
+            if isinstance(value, str):
+                yield title, value
+            else:
+                left.extend(value)
 
 
 def _lay_out(root: Path, layout: Path) -> None:

@@ -10,7 +10,7 @@ from whisper_npu.scripts.benchmarks.plots import Group, grouped_bars
 
 OURS = "whisper-npu (int8, default)"
 # Times real time: README.md (tiny.en, base); docs/models.md (small: 230 s of audio by its seconds).
-FIGURES = {
+FIGURES: dict[str, dict[str, float]] = {
     "tiny.en": {OURS: 227, "OpenVINO GenAI INT8": 105, "faster-whisper INT8, batched": 52},
     "base": {OURS: 121, "OpenVINO GenAI INT8": 59, "faster-whisper INT8, batched": 31},
     "small's size": {OURS: 18.5, "OpenVINO GenAI INT8": 11.4},

@@ -71,7 +71,8 @@ def test_the_references_say_what_the_code_says(site):
     for _, _, parser in command_reference.parsers():
         if parser.prog == "whisper-npu transcribe":
             for action in parser._actions[1:]:
-                assert all(f"{option}" in transcribe for option in action.option_strings)
+                assert all(option in transcribe for option in action.option_strings)
+    assert "<code>--vad [True|False]</code>" in transcribe
     python = (site / "reference/python.html").read_text(encoding="utf-8")
     for name in set(whisper_npu.__all__) - {"TranscribeKwargs", "__version__"}:
         assert f'id="whisper_npu.{name}"' in python, name
@@ -133,21 +134,24 @@ def test_links_out_of_the_pages_lead_to_what_they_show(tmp_path):
         folder.mkdir(parents=True)
     (root / "deploy" / "unit.service").write_text("[Unit]\n", encoding="utf-8")
     text = (
-        "[up](../README.md#use) [files](../deploy) [web](https://example.org/a.md) "
-        "[gone](gone.md)\n"
+        "[up](../README.md#use) [README.md](../README.md) [files](../deploy) "
+        "[web](https://example.org/a.md) [gone](gone.md)\n"
         "<!-- not run: needs luck -->\n"
         "```\n[code](../README.md)\n```\n"
+        "| `a\\|b` | c\\|d |\n"
     )
     (pages / "a.md").write_text(text, encoding="utf-8")
     places = {Path("README.md"): pages / "index.md"}
-    moved = links.moved(pages / "a.md", Path("docs/a.md"), root, pages, places)
+    site = links.Site(root, pages, places, {"index.md": "Overview"})
+    moved = links.moved(site, pages / "a.md", Path("docs/a.md"))
     assert moved.splitlines() == [
-        "[up](index.md#use) [files](files/deploy.md) [web](https://example.org/a.md) "
-        "[gone](gone.md)",
+        "[up](index.md#use) [Overview](index.md) [files](files/deploy.md) "
+        "[web](https://example.org/a.md) [gone](gone.md)",
         "*Not run by the tests: needs luck.*",
         "```",
         "[code](../README.md)",
         "```",
+        "| `a|b` | c\\|d |",
     ]
     assert "[Unit]" in (pages / "files" / "deploy.md").read_text(encoding="utf-8")
 
