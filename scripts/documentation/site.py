@@ -27,6 +27,7 @@ TOP_PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 _ASIDE = "site"  # the folder of docs/ with the site's configuration and style
+_CONFIGURATION = "zensical.toml"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -45,9 +46,11 @@ def build_site(root: Path, output: Path) -> Path:
     """
     if find_spec("zensical") is None:
         raise UsageError("the documentation needs more packages: pip install '.[docs]'")
-    if output.exists() and not (output / "zensical.toml").is_file():
+    if output.exists() and not (output / _CONFIGURATION).is_file():
         raise UsageError(f"{output} is no documentation; give a folder that may be replaced")
     shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    shutil.copy(root / "docs" / _ASIDE / _CONFIGURATION, output)  # first: marks it as ours
     collect(root, output / "pages")
     _lay_out(root, output / "layout")
     scripts = fetch("docs-scripts")
@@ -75,7 +78,7 @@ def collect(root: Path, pages: Path) -> None:
     for source, name in TOP_PAGES.items():
         shutil.copy(root / source, pages / name)
         places[Path(source)] = pages / name
-    menu = tomllib.loads((root / "docs" / _ASIDE / "zensical.toml").read_text(encoding="utf-8"))
+    menu = tomllib.loads((root / "docs" / _ASIDE / _CONFIGURATION).read_text(encoding="utf-8"))
     site = links.Site(root, pages, places, {page: title for title, page in _titles(menu)})
     for place, page in places.items():
         if page.suffix == ".md":
@@ -87,11 +90,11 @@ def collect(root: Path, pages: Path) -> None:
 def configure(root: Path, output: Path) -> str:
     """Write Zensical's configuration, with the menus of the generated pages; returns its text."""
     pages = output / "pages"
-    text = (root / "docs" / _ASIDE / "zensical.toml").read_text(encoding="utf-8")
+    text = (root / "docs" / _ASIDE / _CONFIGURATION).read_text(encoding="utf-8")
     for mark, folder in (("@COMMANDS@", "reference/commands"), ("@RESEARCH@", "research")):
         names = sorted(page.relative_to(pages).as_posix() for page in (pages / folder).glob("*.md"))
         text = text.replace(f'"{mark}"', f"[{', '.join(map(repr, names))}]".replace("'", '"'))
-    (output / "zensical.toml").write_text(text, encoding="utf-8")
+    (output / _CONFIGURATION).write_text(text, encoding="utf-8")
     return text
 
 

@@ -1,11 +1,13 @@
-"""A folder in which the pages' programs and commands find what they name."""
+"""The built site; a folder in which the pages' programs and commands find what they name."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from repository import ROOT
 
 RECORDINGS = (
     "a.mp3",
@@ -46,3 +48,12 @@ def at_desk(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="package")
+def site(tmp_path_factory: pytest.TempPathFactory, real_asset: Callable[[str], Path]) -> Path:
+    """The folder of the built site."""
+    from whisper_npu.scripts.documentation.site import build_site
+
+    real_asset("docs-scripts")
+    return build_site(ROOT, tmp_path_factory.mktemp("made") / "docs").parent
