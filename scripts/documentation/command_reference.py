@@ -43,7 +43,7 @@ def _described(parser: argparse.ArgumentParser) -> Iterator[str]:
     # argparse has no public way to its groups and to the texts of its help.
     formatter = parser._get_formatter()
     words = [
-        _spelled(formatter, action)
+        _spelled(formatter, action).rpartition(", ")[2]
         if action.option_strings
         else formatter._format_args(action, action.dest)
         for action in parser._actions
@@ -76,7 +76,8 @@ def _spelled(formatter: argparse.HelpFormatter, action: argparse.Action) -> str:
 
 def _escaped(text: str) -> str:
     """Text as Markdown that shows it as it is."""
-    return re.sub(r"([\\`*_\[\]<>#~])", r"\\\1", " ".join(text.split()))
+    words = re.sub(r"([\\`*_\[\]#])", r"\\\1", " ".join(text.split()))
+    return html.escape(words, quote=False)
 
 
 def _cell(text: str) -> str:

@@ -28,6 +28,13 @@ GROUPS = {
         "TurnEnded",
     ),
 }
+# Objects that `load_model` and `transcribe` make: how they are made is no part of the interface.
+_MADE_BY_OTHERS = ("WhisperModel", "TranscriptionStream")
+_WITHOUT_INIT = """\
+    options:
+      merge_init_into_class: false
+      filters: ["!^_"]
+"""
 _ERRORS = "Errors"
 # A type for editors: its fields are those of TranscribeOptions.
 _LEFT_OUT = {"TranscribeKwargs", "__version__"}
@@ -55,5 +62,8 @@ def write(page: Path) -> None:
     for title, names in groups().items():
         if names:
             parts.append(f"## {title}\n")
-            parts += [f"::: whisper_npu.{name}\n" for name in names]
+            parts += [
+                f"::: whisper_npu.{name}\n{_WITHOUT_INIT if name in _MADE_BY_OTHERS else ''}"
+                for name in names
+            ]
     page.write_text("\n".join(parts), encoding="utf-8")

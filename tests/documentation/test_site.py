@@ -67,6 +67,9 @@ def test_the_references_say_what_the_code_says(site):
         if parser.prog == "whisper-npu transcribe":
             for action in parser._actions[1:]:
                 assert all(option in transcribe for option in action.option_strings)
+    corpus = (site / "reference/commands/corpus.html").read_text(encoding="utf-8")
+    assert "whisper-npu corpus [OPTIONS] MANIFEST --output DIR" in corpus
+    assert "TSV (audio&lt;TAB&gt;reference" in corpus
     assert "<code>--vad [True|False]</code>" in transcribe
     python = (site / "reference/python.html").read_text(encoding="utf-8")
     for name in set(whisper_npu.__all__) - {"TranscribeKwargs", "__version__"}:
