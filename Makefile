@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 ASSETS := $(VENV)/.assets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers docs test test-fast fuzz lint format typecheck clean
+.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers docs test test-fast fuzz soak lint format typecheck clean
 
 help:
 	@echo "make setup       make a virtual environment, and fetch the built-in model and recording"
@@ -29,7 +29,9 @@ help:
 	@echo "make docs        build these pages for a browser, in build/docs/site"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run the tests that are not slow, in under two minutes"
-	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options)"
+	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options), and try"
+	@echo "                 FUZZ_EXAMPLES damaged model folders, manifests, caches and requests each"
+	@echo "make soak        use files, live speech and the server for HOURS, and watch their memory"
 	@echo "make lint        check style, and which room imports which"
 	@echo "make format      correct the style"
 	@echo "make typecheck   check types"
@@ -105,8 +107,15 @@ test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 FUZZ_FLAGS ?=
+FUZZ_EXAMPLES ?= 1000
 fuzz: $(INSTALLED)
 	$(BIN)/python scripts/fuzz_audio.py $(FUZZ_FLAGS)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz
+
+HOURS ?= 1
+SOAK_FLAGS ?=
+soak: $(ASSETS) $(OUT)/export_manifest.json
+	$(BIN)/python scripts/soak.py $(AUDIO) --model $(OUT) --hours $(HOURS) $(SOAK_FLAGS)
 
 # mypy and import-linter do not read package_dir of setup.cfg, so they get a copy in the layout of
 # an installation. (import-linter follows no links.)
