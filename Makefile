@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 ASSETS := $(VENV)/.assets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers docs test test-fast fuzz soak lint format typecheck clean
+.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers docs test test-fast fuzz soak lint format typecheck dist release-check clean
 
 help:
 	@echo "make setup       make a virtual environment, and fetch the built-in model and recording"
@@ -35,6 +35,8 @@ help:
 	@echo "make lint        check style, and which room imports which"
 	@echo "make format      correct the style"
 	@echo "make typecheck   check types"
+	@echo "make dist        build and check the wheel and the sdist in dist/"
+	@echo "make release-check  make dist, and run tests from the sdist and the installed wheel"
 	@echo "make clean       remove the files of these commands, but not the user's cache of assets"
 	@echo
 	@echo "MODEL=$(MODEL) PRECISION=$(PRECISION) OUT=$(OUT)"
@@ -136,6 +138,31 @@ format: $(INSTALLED)
 typecheck: $(INSTALLED)
 	@$(AS_INSTALLED)
 	cd $(LAYOUT) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/setup.cfg --cache-dir $(CURDIR)/.mypy_cache
+
+# The wheel is built from the sdist, so the sdist is complete, and nothing old in build/ gets in.
+RELEASE := $(VENV)/.release
+$(RELEASE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
+	@touch $@
+
+dist: $(ASSETS) $(RELEASE)
+	@test -f $(LIBRARY)/wavesurfer.esm.js -a -f $(LIBRARY)/LICENSE || { echo "the wheel would lack the" \
+		"page's library: give the machine npm and a network, then: rm $(ASSETS) && make dist"; exit 2; }
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents --toplevel whisper_npu dist/*.whl
+
+# Some rooms are tested from the sdist, to show that it holds what tests need; the documentation is
+# built too, if there is a target for it.
+RELEASE_TESTS ?= tests/test_package.py
+FROM_SDIST ?= tests/runtime/output tests/runtime/text tests/runtime/decoding tests/scripts/test_command_line.py \
+	tests/scripts/test_cli.py tests/whisper_npu
+release-check: dist
+	rm -rf build/sdist && mkdir -p build/sdist && tar xzf dist/*.tar.gz -C build/sdist --strip-components 1
+	cd build/sdist && PYTHONPATH=$(CURDIR)/build/sdist $(CURDIR)/$(BIN)/python -m pytest -m "not slow" $(FROM_SDIST)
+	WHISPER_NPU_WHEEL=$$(ls $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest $(RELEASE_TESTS)
+	@if grep -q '^docs:' Makefile; then $(MAKE) --no-print-directory docs; fi
 
 clean:
 	rm -rf $(VENV) $(LIBRARY) build dist models *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

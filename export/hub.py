@@ -4,8 +4,9 @@ import errno
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from whisper_npu.errors import CheckpointError, ModelError
+from whisper_npu.export.assets import megabytes
 from whisper_npu.export.checkpoint_files import (
     HF_INDEXES,
     HF_WEIGHTS,
@@ -42,6 +44,10 @@ COMPANIONS = (
     "normalizer.json",
 )
 
+# Of requests or of httpx, by the version of huggingface_hub; httpx's are no OSError.
+_CLIENT_ERRORS: tuple[type[Exception], ...] = tuple(
+    base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception) and base is not Exception
+)
 _DEEPEST = 2  # parts of a path: graphs lie in the repository's root or in a folder of it
 
 
@@ -71,7 +77,7 @@ def download(
     config = get("config.json")
     check_architecture(config, repository)
     if progress:
-        progress(f"fetching the files of {repository} that are not cached")
+        progress(_announcement(repository, revision, token))
     for name in COMPANIONS:
         _optional(get, name)
     for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
@@ -147,18 +153,70 @@ def download_model(
             cached copy.
         UsageError: the repository has no such variant.
     """
-    with _hub_errors(repository, revision, "list of files"):
-        names = HfApi().list_repo_files(repository, revision=revision, token=token)
-    wanted = _files_of_variant(names, variant)
+    listing = _list_files(repository, revision, token)
+    wanted = _files_of_variant(list(listing.sizes), variant)
     if wanted is None:
         return None
     if progress:
-        progress(f"fetching {repository}: {len(wanted)} files that are not cached")
+        progress(listing.announcement(wanted))
     with _hub_errors(repository, revision, "graphs"):
         folder = snapshot_download(
             repository, revision=revision, token=token, allow_patterns=sorted(wanted)
         )
     return Path(folder)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of a repository, as the hub lists them.
+
+    Attributes:
+        repository: hub id, `owner/name`.
+        sizes: bytes of each file, by its path in the repository; 0 where the hub does not say.
+        licence: the licence on the model's card; empty if it names none.
+    """
+
+    repository: str
+    sizes: dict[str, int]
+    licence: str
+
+    def announcement(self, wanted: Iterable[str]) -> str:
+        """One line that says what is fetched, its size and its licence."""
+        size = sum(self.sizes[name] for name in wanted)
+        return (
+            f"fetching {self.repository} from the hub: {megabytes(size)}, licence "
+            f"{self.licence or 'unknown: see its card'}; what is cached is not fetched again"
+        )
+
+
+def _list_files(repository: str, revision: str | None, token: str | None) -> _Listing:
+    """Ask the hub for the files of a repository.
+
+    Raises:
+        CheckpointError: see `download_model`.
+    """
+    with _hub_errors(repository, revision, "list of files"):
+        found = HfApi().model_info(repository, revision=revision, token=token, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    marks = (tag.removeprefix("license:") for tag in found.tags or () if tag.startswith("license:"))
+    return _Listing(repository, sizes, next(marks, ""))
+
+
+def _announcement(repository: str, revision: str | None, token: str | None) -> str:
+    """One line that says what `download` fetches; without a network, the cache must hold all."""
+    try:
+        listing = _list_files(repository, revision, token)
+    except CheckpointError:
+        return f"taking the files of {repository} from the cache"
+    for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
+        stem, _, suffix = name.rpartition(".")
+        parts = re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.{suffix}")
+        weights = {file for file in listing.sizes if parts.fullmatch(file)}
+        if index in listing.sizes:
+            weights.discard(name)
+        if weights:
+            return listing.announcement(weights | (listing.sizes.keys() & set(COMPANIONS)))
+    return listing.announcement(())
 
 
 def _files_of_variant(names: list[str], variant: str | None) -> set[str] | None:
@@ -241,7 +299,9 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
             " `hf auth login` or set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
-        raise CheckpointError(f"{repository} has no revision {revision}") from error
+        raise CheckpointError(
+            f"{repository} has no revision {revision}; leave it out for the newest"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise _MissingFileError(
             f"cannot reach the hub for {repository}{at} and its {name} is not in the local cache:"
@@ -251,13 +311,16 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
         raise _MissingFileError(f"{repository}{at} has no {name}") from error
     except HFValidationError as error:
         raise CheckpointError(f"'{repository}' is no valid hub id: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
+    except _CLIENT_ERRORS as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise CheckpointError(
                 f"cannot store {name} of {repository}: {error.strerror}; free some space, or set"
                 " HF_HOME to a directory that can be written"
             ) from error
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the hub failed for {repository}{at}: {reason}") from error
+        raise CheckpointError(
+            f"the hub failed for {repository}{at}: {reason}; connect to the network and try again,"
+            " or give a model folder"
+        ) from error
     finally:
         logger.setLevel(level)

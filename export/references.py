@@ -88,7 +88,10 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such manifest or LibriSpeech folder") from None
+        raise UsageError(
+            f"{path}: no such manifest or LibriSpeech folder; write a file with a line "
+            "`audio<TAB>reference` for each recording"
+        ) from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:

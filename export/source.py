@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from whisper_npu.errors import CheckpointError, UsageError
-from whisper_npu.export.assets import ASSETS
+from whisper_npu.export.assets import ASSETS, is_cached, megabytes
 from whisper_npu.export.checkpoint_files import HF_INDEXES, HF_WEIGHTS, check_huggingface_folder
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
 
@@ -113,6 +113,21 @@ def is_hub_id(argument: str) -> bool:
     owner = argument.partition("/")[0]
     is_path = _looks_local(argument) or owner == "models" or Path(owner).is_dir()
     return HUB_ID.fullmatch(argument) is not None and not is_path
+
+
+def describe_download(name: str) -> str:
+    """Say what the first use of a model's name fetches: the checkpoint, its size, its licence.
+
+    Args:
+        name: a key of `KNOWN_NAMES`, or a hub id.
+    """
+    asset = ASSETS.get(name)
+    if asset is None:
+        return f"its checkpoint {HUB_NAMES.get(name, name)} is fetched from the hub"
+    facts = f"{asset.description}; licence {asset.licence}"
+    if is_cached(name):
+        return f"its checkpoint is here ({facts})"
+    return f"its checkpoint of {megabytes(asset.size)} is fetched ({facts})"
 
 
 def check_source(source: Source) -> None:

@@ -21,7 +21,7 @@ def build_parser() -> cli.Parser:
     parser = cli.Parser(
         "doctor",
         description="Check everything that an Intel NPU needs, from the hardware to a small graph, "
-        "and say how to get the missing parts.",
+        "say how to get the missing parts, and name three commands to begin with on this machine.",
         epilog=EPILOG,
     )
     parser.add_argument(
@@ -38,20 +38,31 @@ def build_parser() -> cli.Parser:
 
 def check(arguments: argparse.Namespace) -> int:
     """Diagnose this machine; returns the exit code."""
+    from whisper_npu.model_search import local_models  # noqa: PLC0415
     from whisper_npu.npu.doctor import diagnose, installed_distributions  # noqa: PLC0415
     from whisper_npu.npu.doctor_engine import OpenVINOEngine  # noqa: PLC0415
+    from whisper_npu.npu.first_commands import first_commands  # noqa: PLC0415
     from whisper_npu.npu.host import Host  # noqa: PLC0415
 
     root = arguments.root if arguments.root != Path("/") else Path(Path.cwd().anchor)
     diagnosis = diagnose(Host(root), OpenVINOEngine(), installed_distributions)
+    models = [model.name for model in local_models()]
+    commands = first_commands(
+        models, cli.DEFAULT_MODEL, installed_distributions(), has_npu=diagnosis.usable
+    )
     if arguments.json:
-        print(json.dumps(asdict(diagnosis), indent=2))
+        report = {**asdict(diagnosis), "commands": [asdict(command) for command in commands]}
+        print(json.dumps(report, indent=2))
     else:
         for finding in diagnosis.findings:
             print(f"{finding.status:<7} {finding.name}: {finding.detail}")
             if finding.fix:
                 print(f"        -> {finding.fix}")
         print(diagnosis.verdict)
+        print("\nto begin with on this machine:")
+        width = max(len(command.line) for command in commands)
+        for command in commands:
+            print(f"  {command.line:<{width}}  # {command.purpose}")
     return cli.EXIT_OK if diagnosis.usable else cli.EXIT_NO_MODEL
 
 

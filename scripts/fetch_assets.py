@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from whisper_npu.export.assets import ASSETS, fetch
+from whisper_npu.export.assets import ASSETS, fetch, megabytes
 from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
 from whisper_npu.scripts.common import cli
 
@@ -13,7 +13,10 @@ DEFAULT = ("tiny.en", "silero-vad", "beckett")
 
 def build_parser() -> cli.Parser:
     """The command line."""
-    listing = "\n".join(f"  {name:<12} {asset.description}" for name, asset in ASSETS.items())
+    listing = "\n".join(
+        f"  {name:<12} {asset.description}; {megabytes(asset.size)}, {asset.licence}"
+        for name, asset in ASSETS.items()
+    )
     parser = cli.Parser(
         "fetch-assets",
         description=(

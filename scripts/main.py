@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from whisper_npu.scripts.common import console
 from whisper_npu.scripts.common.cli import be_process
-from whisper_npu.scripts.common.command_line import EXIT_USAGE, suggestion
+from whisper_npu.scripts.common.command_line import EXIT_USAGE, program_name, suggestion
 from whisper_npu.version import __version__
 
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
     "verify": ("verify", "verify a model folder: files, caches, engines, checkpoint"),
     "selftest": ("selftest", "check that a device decodes correctly"),
     "fetch-assets": ("fetch_assets", "download the built-in models and the sample recording"),
+    "completion": ("completion", "print a script that completes commands and options in a shell"),
 }
 
 
@@ -37,14 +39,15 @@ def usage() -> str:
     lines = [f"  {name:<{width}} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: whisper-npu COMMAND [OPTIONS]",
+            f"usage: {program_name('COMMAND')} [OPTIONS]",
             "",
             "Whisper speech recognition on Intel NPUs, CPUs and GPUs.",
             "",
             "commands:",
             *lines,
             "",
-            "`whisper-npu COMMAND --help` explains a command; `--version` prints the version.",
+            f"`{program_name('COMMAND')} --help` explains a command; `-V` or `--version` prints",
+            "the version. `whisper-npu doctor` names the commands to begin with on this machine.",
         ]
     )
 
@@ -55,16 +58,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(usage())
         return 0 if arguments else 2
-    if arguments[0] == "--version":
+    if arguments[0] in {"-V", "--version"}:
         print(__version__)
         return 0
     if arguments[0] not in COMMANDS:
-        hint = suggestion(arguments[0], COMMANDS)
-        console.error(f"there is no command {arguments[0]}{hint} (see `whisper-npu --help`)")
+        console.error(_no_command(arguments[0]))
         return EXIT_USAGE
     module = import_module(f"whisper_npu.scripts.{COMMANDS[arguments[0]][0]}")
     code: int = module.main(arguments[1:])
     return code
+
+
+def _no_command(name: str) -> str:
+    """The message for a command that does not exist; it names the one that was probably meant."""
+    if name.startswith("-"):
+        hint = suggestion(name, ("--help", "--version"), likeness=0.8)
+        message = f"there is no option {name}{hint or ': options follow the name of a command'}"
+    elif Path(name).exists():
+        message = f"there is no command {name}: did you mean {program_name('transcribe')} {name}?"
+    else:
+        message = f"there is no command {name}{suggestion(name, COMMANDS)}"
+    return f"{message} (see `{program_name('--help')}`)"
 
 
 def program() -> None:

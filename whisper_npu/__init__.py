@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from whisper_npu.runtime.options import TranscribeKwargs, TranscribeOptions
     from whisper_npu.runtime.output.formats import format_transcript
     from whisper_npu.runtime.output.subtitles import SubtitleOptions
+    from whisper_npu.runtime.output.writers import write_transcript
     from whisper_npu.runtime.results import Retry, Segment, Transcription, Word
     from whisper_npu.runtime.transcription.live import (
         Committed,
@@ -100,6 +101,7 @@ __all__ = [
     "load_audio",
     "load_model",
     "model_digest",
+    "write_transcript",
 ]
 
 # Loaded on first use, because `whisper-npu --help` needs no inference engine.
@@ -131,6 +133,7 @@ _HOMES = {
     "load_audio": "runtime.audio.stream",
     "load_model": "api",
     "model_digest": "api",
+    "write_transcript": "runtime.output.writers",
 }
 
 

@@ -1,13 +1,15 @@
 """Finds the folder of a model name, for `load_model` and every command; lists what is here."""
 
+import difflib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from whisper_npu.errors import ModelError
+from whisper_npu.errors import CheckpointError, ModelError
 from whisper_npu.runtime.model_folder.cache_folder import cache_folder
 
 if TYPE_CHECKING:
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("whisper_npu")
 
 MODELS = "models"  # folder that `whisper-npu export` writes to
+EXPORTERS = ("torch", "transformers", "optimum", "onnx")  # of the extra [export]
+# Repositories of the hub with the graphs of these models, for machines without the extra [export].
+READY_MADE = {
+    name: f"onnx-community/whisper-{name}"
+    for name in ("tiny.en", "tiny", "base.en", "base", "small.en", "small", "large-v3-turbo")
+} | {"turbo": "onnx-community/whisper-large-v3-turbo"}
 
 
 def find_model(
@@ -29,9 +37,10 @@ def find_model(
     A path is used as it is. A name is searched for in this order: in `models` of the current
     folder, to which `whisper-npu export` writes; in the checkout and its `models`, if the program
     runs from a checkout; among the models that were exported on first use. A known name (`tiny.en`,
-    `small`, `turbo`) that is found nowhere is exported now, which needs the extra `[export]`. A hub
-    id (`owner/name`) is searched for in the hub's cache, then fetched from the hub, which needs
-    the extra `[hub]`. If it is a checkpoint without graphs, it is exported.
+    `small`, `turbo`) that is found nowhere is exported now, which needs the extra `[export]`.
+    Without that extra, graphs that others exported are fetched for the names in `READY_MADE`, and a
+    line says so. A hub id (`owner/name`) is searched for in the hub's cache, then fetched from the
+    hub, which needs the extra `[hub]`. If it is a checkpoint without graphs, it is exported.
 
     Args:
         name: a folder, a model's name, or a hub id.
@@ -65,12 +74,14 @@ def find_model(
         return _from_hub(str(name), exported, progress, variant)
     if str(name) not in source.KNOWN_NAMES:
         looked = ", ".join(dict.fromkeys(str(place) for place in places))
+        alike = difflib.get_close_matches(str(name), source.KNOWN_NAMES, n=1)
+        meant = f"; did you mean {alike[0]}? Or" if alike else ";"
         raise ModelError(
-            f"model folder {name} does not exist (looked at {looked}); make it with "
+            f"model folder {name} does not exist (looked at {looked}){meant} make it with "
             f"`whisper-npu export CHECKPOINT --output {name}`, or name a model (owner/name on a "
             f"hub, or {', '.join(source.KNOWN_NAMES)})"
         )
-    return _export(str(name), exported, progress)
+    return _export(str(name), exported, progress, variant)
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ def _from_hub(
     found = hub.cached_model(name, variant) or hub.download_model(
         name, variant=variant, progress=progress or logger.info
     )
-    return found or _export(name, exported, progress)
+    return found or _export(name, exported, progress, variant)
 
 
 def require_hub(name: str) -> ModuleType:
@@ -191,17 +202,47 @@ def _below_checkout(name: str | Path) -> list[Path]:
     return [checkout / name, checkout / MODELS / name]
 
 
-def _export(name: str, place: Path, progress: Callable[[str], None] | None) -> Path:
-    first = f"{name} is used for the first time: exporting it once to {place}"
-    if progress is None:
-        logger.warning(first)
-    else:
-        progress(first)
-    try:
-        from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415 - needs torch
-    except ImportError as error:
-        raise ModelError(
-            f"exporting {name} needs {error.name}: pip install 'whisper-npu[export]', or give a "
-            "model folder that was exported elsewhere"
-        ) from None
+def _export(
+    name: str, place: Path, progress: Callable[[str], None] | None, variant: str | None
+) -> Path:
+    """Export a checkpoint to `place`, or take ready-made graphs where nothing can be exported."""
+    from whisper_npu.export.source import describe_download  # noqa: PLC0415
+
+    tell = progress or logger.warning
+    missing = [package for package in EXPORTERS if PathFinder.find_spec(package) is None]
+    if missing:
+        return _ready_made(name, missing[0], tell, variant)
+    tell(
+        f"{name} is used for the first time: {describe_download(name)}; then it is exported once "
+        f"and compared with PyTorch, which takes a minute or more, to {place}"
+    )
+    # Imported here, because it loads torch.
+    from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415
+
     return export_model(name, place, progress=progress or logger.info)
+
+
+def _ready_made(name: str, missing: str, tell: Callable[[str], None], variant: str | None) -> Path:
+    """Return graphs that others have exported, from the hub or its cache.
+
+    Raises:
+        ModelError: there are none, or they cannot be fetched.
+    """
+    export = f"exporting {name} needs {missing}: pip install 'whisper-npu[export]'"
+    repository = READY_MADE.get(name)
+    if repository is None:
+        raise ModelError(f"{export}, or give a model folder that was exported elsewhere")
+    tell(
+        f"{name}: without the extra [export] it cannot be exported and compared with PyTorch; "
+        f"taking the graphs of {repository}"
+    )
+    hub = require_hub(name)
+    try:
+        found: Path | None = hub.cached_model(repository, variant) or hub.download_model(
+            repository, variant=variant, progress=tell
+        )
+    except CheckpointError as error:
+        raise ModelError(f"{error}; or, {export}") from error
+    if found is None:
+        raise ModelError(f"{repository} on the hub has no graphs any more; {export}")
+    return found

@@ -3,12 +3,14 @@
 Folders, devices and sockets are refused: they would hang or have no audio.
 """
 
+import difflib
 import logging
 import os
 import select
 import stat
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,6 +22,9 @@ WRITER_WAIT = 10.0  # seconds in which a program must begin to write to a named 
 _SAY_SO_AFTER = 1.0  # seconds
 # The first bytes of a pipe are kept in memory, all further bytes in a temporary file.
 _SPOOL_BYTES = 16 * 2**20
+# A missing file's name is compared with so many others, and is similar from this ratio on.
+_MOST_NAMES = 1000
+_LIKENESS = 0.75
 _POLL_INTERVAL = 0.05  # seconds; polling is the only way to wait for a pipe's writer
 
 
@@ -44,13 +49,23 @@ def open_path(path: Path, name: str) -> BinaryIO:
         _refuse_what_is_no_file(mode, name)
         return path.open("rb")
     except FileNotFoundError as error:
-        raise AudioError(f"{name}: no such file") from error
+        raise AudioError(f"{name}: no such file{_similar(path)}") from error
     except PermissionError as error:
         raise AudioError(f"{name}: no permission to read it") from error
     except OSError as error:
         raise AudioError(f"{name}: cannot be opened: {error.strerror or error}") from error
     except ValueError as error:  # a NUL in the name
         raise AudioError(f"{name!r}: cannot be opened: {error}") from error
+
+
+def _similar(path: Path) -> str:
+    """`; did you mean ...?` if the folder of a missing file has a file of a similar name."""
+    try:
+        names = [entry.name for entry in islice(os.scandir(path.parent), _MOST_NAMES)]
+    except OSError:  # no such folder
+        return ""
+    alike = difflib.get_close_matches(path.name, names, n=1, cutoff=_LIKENESS)
+    return f"; did you mean {path.with_name(alike[0])}?" if alike else ""
 
 
 def _refuse_what_is_no_file(mode: int, name: str) -> None:

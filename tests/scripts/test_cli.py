@@ -30,7 +30,8 @@ class TestFindingTheModel:
 
 class TestConsoleCommand:
     @pytest.mark.parametrize(
-        ("arguments", "code"), [([], 2), (["--help"], 0), (["--version"], 0), (["fly"], 2)]
+        ("arguments", "code"),
+        [([], 2), (["--help"], 0), (["--version"], 0), (["-V"], 0), (["fly"], 2)],
     )
     def test_others(self, arguments, code, capsys):
         assert console.main(arguments) == code

@@ -83,3 +83,30 @@ class TestSuggestions:
             "error: there is no command transcibe: did you mean transcribe? "
             "(see `whisper-npu --help`)\n"
         )
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("talk.mp3", "no command talk.mp3: did you mean whisper-npu transcribe talk.mp3?"),
+            ("other.mp3", "no command other.mp3 (see"),
+            ("--verison", "no option --verison: did you mean --version?"),
+            ("--model", "no option --model: options follow the name of a command"),
+        ],
+    )
+    def test_of_what_is_no_command(self, name, told, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/whisper-npu"])
+        (tmp_path / "talk.mp3").touch()
+        assert console_command.main([name]) == 2
+        assert f"error: there is {told}" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("called", "expected"),
+        [
+            ("/usr/bin/whisper-npu", "whisper-npu COMMAND"),
+            ("/site-packages/whisper_npu/__main__.py", "python -m whisper_npu COMMAND"),
+        ],
+    )
+    def test_usage_names_the_program_as_it_was_called(self, called, expected, monkeypatch):
+        monkeypatch.setattr(sys, "argv", [called])
+        assert console_command.usage().startswith(f"usage: {expected} [OPTIONS]\n")

@@ -19,6 +19,7 @@ OURS = ("whisper-npu", "python", "make", "pip")
 OTHERS = ("curl", "arecord", "ffmpeg", "ray", "source", "python3", "py", r".venv\Scripts\activate")
 _MARK = re.compile(r"<!-- not run: (.+) -->\s*")
 _SEPARATORS = ("|", "&&", ";")
+_INTO = ">"  # the rest of the command is a file
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def _commands_of(block: Block, line: str) -> Iterator[Command]:
     piped = False
     for word in [*lexer, ";"]:
         if word in _SEPARATORS:
+            if _INTO in words:
+                del words[words.index(_INTO) :]
             yield Command(block, tuple(words), piped)
             words, piped = [], word == "|"
         else:

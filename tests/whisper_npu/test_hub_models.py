@@ -3,15 +3,18 @@
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoSibling
 
 from whisper_npu import load_model, model_search
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
 from whisper_npu.export import hub, onnx_export
 from whisper_npu.model_search import find_model, local_models
+from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.main import main
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -50,9 +53,14 @@ class Hub:
         files = (path for path in self.content.rglob("*") if path.is_file())
         return [path.relative_to(self.content).as_posix() for path in files]
 
-    def list_repo_files(self, repository, *, revision, token):
+    def model_info(self, repository, *, revision, token, files_metadata):
+        assert files_metadata
         self.asked.append(("list", repository, revision))
-        return self.names
+        files = [
+            RepoSibling(rfilename=name, size=(self.content / name).stat().st_size)
+            for name in self.names
+        ]
+        return SimpleNamespace(siblings=files, tags=["whisper", "license:mit"])
 
     def snapshot_download(self, repository, *, revision, token, allow_patterns):
         self.asked.append(("fetch", repository, revision))
@@ -92,7 +100,7 @@ def test_without_a_network_the_cache_serves(repository, monkeypatch):
     first = find_model("owner/tiny")
 
     class Offline:
-        def list_repo_files(self, *_args, **_options):
+        def model_info(self, *_args, **_options):
             raise OfflineModeIsEnabled("offline")
 
     monkeypatch.setattr(hub, "HfApi", Offline)
@@ -116,6 +124,70 @@ def test_a_checkpoint_is_exported(repository, monkeypatch):
     assert exported == [("owner/tiny", found)]
     assert find_model("owner/tiny") == found
     assert len(exported) == 1
+
+
+class TestWithoutTheExporter:
+    """As after `pip install whisper-npu`: nothing can be exported here."""
+
+    @pytest.fixture(autouse=True)
+    def _core_only(self, monkeypatch):
+        monkeypatch.setattr(model_search, "EXPORTERS", ("no_such_package",))
+
+    def test_ready_made_graphs_are_taken_and_named(self, repository, capsys):
+        found = cli.find_model("tiny.en")
+        assert found.is_relative_to(repository.cache / "models--onnx-community--whisper-tiny.en")
+        told = capsys.readouterr().err
+        assert "tiny.en: without the extra [export] it cannot be exported and compared" in told
+        assert "fetching onnx-community/whisper-tiny.en from the hub: " in told
+        assert "licence mit" in told
+
+    def test_later_starts_ask_nothing_and_name_them_again(self, repository, capsys):
+        first = cli.find_model("small")
+        n_asked = len(repository.asked)
+        capsys.readouterr()
+        assert cli.find_model("small") == first
+        assert len(repository.asked) == n_asked
+        assert "taking the graphs of onnx-community/whisper-small" in capsys.readouterr().err
+
+    def test_a_program_is_told_by_its_log(self, repository, caplog):
+        load_model("tiny.en").close()
+        assert "taking the graphs of onnx-community/whisper-tiny.en" in caplog.text
+
+    def test_without_a_network_both_ways_are_named(self, repository, monkeypatch):
+        class Offline:
+            def model_info(self, *_args, **_options):
+                raise OfflineModeIsEnabled("offline")
+
+        monkeypatch.setattr(hub, "HfApi", Offline)
+        with pytest.raises(ModelError, match=r"connect to the network.*'whisper-npu\[export\]'"):
+            find_model("tiny.en")
+
+    @pytest.mark.parametrize("name", ["medium", "owner/tiny"])
+    def test_others_need_the_extra(self, repository, name):
+        for path in repository.content.glob("*.onnx"):
+            path.unlink()
+        with pytest.raises(ModelError, match=r"needs no_such_package: pip install 'whisper-npu\["):
+            find_model(name)
+
+
+def test_what_a_checkpoint_costs_is_told(repository, monkeypatch):
+    for path in repository.content.glob("*.onnx"):
+        path.unlink()
+    for name, size in (
+        ("model.safetensors", 100),
+        ("model-00001-of-00002.safetensors", 40_000_000),
+        ("model-00002-of-00002.safetensors", 30_000_000),
+        ("model.safetensors.index.json", 10),
+        ("pytorch_model.bin", 999_000_000),
+    ):
+        with (repository.content / name).open("wb") as file:
+            file.truncate(size)
+    lines = []
+    monkeypatch.setattr(hub, "_download_file", lambda _repository, name, *_others: Path(name))
+    monkeypatch.setattr(hub, "check_architecture", lambda *_arguments: None)
+    monkeypatch.setattr(hub, "read_index", lambda _path: [])
+    hub.download("owner/tiny", None, None, lines.append)
+    assert lines[1].startswith("fetching owner/tiny from the hub: 70 MB, licence mit; ")
 
 
 @pytest.mark.parametrize("name", ["models/tiny", "here/tiny", "./owner/tiny", "owner/tiny/"])
@@ -175,7 +247,9 @@ def test_pull_fetches_and_models_lists(repository, capsys):
     assert main(["pull", "owner/tiny"]) == 0
     told = capsys.readouterr()
     assert Path(told.out.strip()).is_dir()
-    assert "fetching owner/tiny" in told.err
+    size = sum(path.stat().st_size for path in Path(told.out.strip()).rglob("*"))
+    expected = f"fetching owner/tiny from the hub: {size / 1e6:.1f} MB, licence mit; "
+    assert told.err.startswith(expected)
     (model,) = local_models()
     assert (model.name, model.form, model.precision) == ("owner/tiny", "ONNX", "fp32")
     assert model.is_verified

@@ -53,7 +53,9 @@ def test_load_model_takes_a_name(elsewhere, tiny_folder):
 def test_a_known_model_is_exported_once(elsewhere, exported, name, capsys):
     first = cli.find_model(name)
     assert exported == [(name, elsewhere.parent / "cache" / "models" / name)]
-    assert f"{name} is used for the first time" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{name} is used for the first time: its checkpoint " in told
+    assert ("licence MIT" if name in ("tiny.en", "base") else "is fetched from the hub") in told
     assert cli.find_model(name) == first
     assert len(exported) == 1
 
@@ -71,6 +73,7 @@ def test_an_unknown_name_lists_the_known(elsewhere, call):
         call("bases")
     message = str(caught.value)
     assert "model folder bases does not exist (looked at bases, models/bases, " in message
+    assert "); did you mean base? Or make it with" in message
     assert "`whisper-npu export CHECKPOINT --output bases`" in message
     assert "tiny.en, base, tiny, base.en, small" in message
     assert "\n" not in message

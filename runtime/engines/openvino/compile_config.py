@@ -64,7 +64,8 @@ class Plan:
         if not is_there:
             raise DeviceError(
                 f"device {self.request.device} is not available here; "
-                f"OpenVINO finds {', '.join(available) or 'none'}"
+                f"OpenVINO finds {', '.join(available) or 'none'}; give one of these, or install "
+                "the device's driver"
             )
 
     def _pick_precision(self) -> tuple[bool, Precision]:

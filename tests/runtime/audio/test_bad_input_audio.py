@@ -79,6 +79,13 @@ class TestNothingToRead:
         assert refusal(tmp_path / "missing.wav") == ": no such file"
         assert refusal(tmp_path / "no" / "folder" / "x.wav") == ": no such file"
 
+    def test_a_mistyped_name(self, tmp_path):
+        (tmp_path / "interview.mp3").touch()
+        (tmp_path / "notes.txt").touch()
+        meant = f": no such file; did you mean {tmp_path / 'interview.mp3'}?"
+        assert refusal(tmp_path / "intervew.mp3") == meant
+        assert refusal(tmp_path / "other.mp3") == ": no such file"
+
     def test_folder(self, tmp_path):
         assert refusal(tmp_path) == ": is a folder; name a recording in it"
 

@@ -17,7 +17,7 @@ from whisper_npu.runtime.output.formats import (
     make_formatter,
 )
 from whisper_npu.runtime.output.subtitles import SubtitleOptions, format_timestamp
-from whisper_npu.runtime.output.writers import OutputFiles, write
+from whisper_npu.runtime.output.writers import OutputFiles, write, write_transcript
 from whisper_npu.runtime.results import Segment, Transcription, Word
 
 
@@ -367,6 +367,48 @@ class TestFiles:
         monkeypatch.undo()
         assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
         assert (tmp_path / "x.txt").read_text() == "old"
+
+
+class TestWriteTranscript:
+    """One file by one call."""
+
+    @pytest.mark.parametrize("name", [*FORMATS, "SRT"])
+    def test_the_suffix_names_the_format(self, tmp_path, name):
+        path = tmp_path / "new" / f"talk.v2.{name}"
+        assert write_transcript(PLAIN, str(path)) == path
+        assert path.read_bytes().decode("utf-8") == format_transcript(PLAIN, name.lower())
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_options_shape_subtitles(self, tmp_path):
+        result = transcription(spoken(0, "One two."))
+        options = SubtitleOptions(max_words_per_line=1)
+        path = write_transcript(result, tmp_path / "talk.vtt", options)
+        assert path.read_text("utf-8") == format_transcript(result, "vtt", options)
+        assert path.read_text("utf-8") != format_transcript(result, "vtt")
+
+    @pytest.mark.parametrize("name", ["talk", "talk.doc", ".srt"])
+    def test_another_suffix_is_refused(self, tmp_path, name):
+        with pytest.raises(UsageError, match=r"give one of \.txt, \.vtt, \.srt, \.tsv, \.json"):
+            write_transcript(PLAIN, tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_cannot_be_written_leaves_the_old_file(self, tmp_path, monkeypatch):
+        path = tmp_path / "talk.srt"
+        path.write_text("old", encoding="utf-8")
+
+        def fail(*_arguments):
+            raise RuntimeError("stopped")
+
+        monkeypatch.setattr("whisper_npu.runtime.output.writers._Output.publish", fail)
+        with pytest.raises(RuntimeError):
+            write_transcript(PLAIN, path)
+        assert path.read_text(encoding="utf-8") == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_folder_in_its_place(self, tmp_path):
+        (tmp_path / "talk.srt").mkdir()
+        with pytest.raises(OutputError, match=r"talk\.srt: cannot be written"):
+            write_transcript(PLAIN, tmp_path / "talk.srt")
 
 
 class TestPartial:
