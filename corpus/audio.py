@@ -5,7 +5,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -15,12 +15,17 @@ import pyarrow.parquet as pq
 import soundfile
 from fsspec.implementations.local import LocalFileSystem
 
-from whisper_npu import AudioError, load_audio
+from whisper_npu import AudioError, UsageError, load_audio
 from whisper_npu.corpus.manifests import audio_column
 from whisper_npu.corpus.storage import filesystem
 
 _RATE = 16_000  # Hz, of `load_audio`
 _PIECE = 1 << 20  # bytes
+# The names that kinds of stores have for what changes with a file. Of a local file, "created" is
+# the time that no program can set back.
+_TIMES = (
+    *("mtime", "created", "ETag", "etag", "LastModified", "last_modified", "updated", "modified"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Facts:
     """Facts about a recording.
 
     Attributes:
-        stamp: changes when the file changes.
+        stamp: changes when the file changes; empty if its store tells no time.
         digest: sha256 of the bytes, in hexadecimal; None if they cannot be read.
         seconds: the length by the header; None if it does not say.
         error: the reason why it cannot be read.
@@ -65,8 +70,8 @@ def examine(source: Source, known: Facts | None = None) -> Facts:
         known: the facts of an earlier run, which hold while the file is unchanged.
     """
     try:
-        stamp = _stamp(source.audio)
-        if known is not None and known.error is None and known.stamp == stamp:
+        stamp = stamp_of(source.audio)
+        if stamp and known is not None and known.error is None and known.stamp == stamp:
             return known
         with _open(source) as file:
             digest = _digest(file)
@@ -74,17 +79,32 @@ def examine(source: Source, known: Facts | None = None) -> Facts:
             return Facts(stamp, digest, _header_seconds(file))
     except FileNotFoundError:
         return Facts("", error=f"{source.audio}: no such file")
-    except (OSError, ValueError, IndexError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        return Facts("", error=f"{source.audio}: cannot be read: {reason or error}")
+    except Exception as error:
+        return Facts("", error=_unreadable(source, error))
 
 
-def _stamp(audio: str) -> str:
-    """Size and time of a file, or what a store has instead of a time."""
+def _unreadable(source: Source, error: Exception) -> str:
+    """The line for a recording that cannot be read.
+
+    Every error is caught for it: each kind of store has its own, and one recording must not end a
+    run of thousands.
+    """
+    if isinstance(error, UsageError):  # no package for this kind of URL; it names the URL
+        return str(error)
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"{source.audio}: cannot be read: {reason or str(error) or type(error).__name__}"
+
+
+def stamp_of(audio: str) -> str:
+    """Size and times of a file, or what a store has instead; empty if it tells no time.
+
+    Raises:
+        OSError: there is no such file, or its store cannot be asked.
+    """
     fs, path = filesystem(audio)
     found = fs.info(path)
-    times = (found.get(name) for name in ("mtime", "ETag", "etag", "LastModified", "updated"))
-    return f"{found.get('size')} {next(filter(None, times), '')}"
+    times = [str(found[name]) for name in _TIMES if found.get(name)]
+    return " ".join((str(found.get("size")), *times)) if times else ""
 
 
 def _digest(file: IO[bytes]) -> str:
@@ -147,17 +167,25 @@ def opened(source: Source, offset: float | None, seconds: float | None) -> Itera
     Raises:
         AudioError: it cannot be read.
     """
-    try:
-        if source.start is not None or source.row is not None:
-            with _open(source) as file:
-                content = file.read()
-            yield content if offset is None else _cut(io.BytesIO(content), content, offset, seconds)
-            return
-        with _local_file(source.audio) as path:
-            yield path if offset is None else _cut(path, path, offset, seconds)
-    except (OSError, ValueError, IndexError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise AudioError(f"{source.audio}: cannot be read: {reason or error}") from error
+    with ExitStack() as held:
+        try:
+            recording = _part(source, offset, seconds, held)
+        except AudioError:
+            raise
+        except Exception as error:
+            raise AudioError(_unreadable(source, error)) from error
+        yield recording  # outside, so that an error of the work is not taken for one of the file
+
+
+def _part(
+    source: Source, offset: float | None, seconds: float | None, held: ExitStack
+) -> Path | bytes:
+    if source.start is not None or source.row is not None:
+        with _open(source) as file:
+            content = file.read()
+        return content if offset is None else _cut(io.BytesIO(content), content, offset, seconds)
+    path = held.enter_context(_local_file(source.audio))
+    return path if offset is None else _cut(path, path, offset, seconds)
 
 
 @contextmanager

@@ -6,9 +6,11 @@ A manifest is read as a stream, so its length costs no memory.
 import gzip
 import io
 import json
+import math
 import posixpath
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,7 +22,14 @@ from fsspec.implementations.local import LocalFileSystem
 from whisper_npu import MEDIA_SUFFIXES, UsageError
 from whisper_npu.corpus.storage import filesystem
 
-_UNREADABLE = (OSError, UnicodeDecodeError, EOFError, tarfile.TarError, pa.ArrowException)
+_UNREADABLE = (
+    OSError,
+    UnicodeDecodeError,
+    EOFError,
+    tarfile.TarError,
+    zlib.error,
+    pa.ArrowException,
+)
 _GLOB = re.compile(r"[*?[]")
 _SAME_LENGTH = 1e-3  # seconds
 _ROWS_AT_ONCE = 1000
@@ -54,6 +63,11 @@ class _Manifest:
         self.url = url
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it is a pattern; a file or folder may have such characters in its name."""
+        return _GLOB.search(self.path) is not None and not self.fs.exists(self.path)
+
     def unusable(self, reason: object) -> UsageError:
         return UsageError(f"{self.url}: {reason}")
 
@@ -71,7 +85,7 @@ class _Manifest:
         for number, line in self.lines():
             try:
                 found = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise self.unusable(f"line {number} is no JSON: {error}") from None
             if not isinstance(found, dict):
                 raise self.unusable(f"line {number} is no JSON object")
@@ -82,7 +96,12 @@ class _Manifest:
 
         A relative path is below the manifest's folder, or below the current folder if it only
         exists there, as in manifests of lhotse.
+
+        Raises:
+            UsageError: the name is empty.
         """
+        if not named:
+            raise self.unusable("a row names no recording")
         if "://" in named:
             return named
         folder = posixpath.join(posixpath.dirname(self.path), below)
@@ -113,8 +132,12 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(cast(float, value)) if is_number else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number with hundreds of digits
+        return math.inf
 
 
 def _nemo(manifest: _Manifest) -> Iterator[Item]:
@@ -125,7 +148,8 @@ def _nemo(manifest: _Manifest) -> Iterator[Item]:
             raise manifest.unusable(f"line {number} has no audio_filepath")
         offset, duration = _number(row.get("offset")), _number(row.get("duration"))
         given = row.get("id")
-        cut = "" if offset is None else f"@{offset:g}+{duration or 0:g}"
+        # 15 digits tell all cuts apart, and show the numbers as they were written.
+        cut = "" if offset is None else f"@{offset:.15g}+{duration or 0:.15g}"
         yield Item(
             id=named + cut if given is None else str(given),
             audio=manifest.locate(named),
@@ -142,13 +166,14 @@ def _lhotse(manifest: _Manifest) -> Iterator[Item]:
     for number, row in manifest.objects():
         is_cut = "sources" not in row
         recording = row.get("recording") if is_cut else row
-        if not isinstance(recording, dict) or not recording.get("sources"):
+        sources = recording.get("sources") if isinstance(recording, dict) else None
+        if not isinstance(recording, dict) or not isinstance(sources, list) or not sources:
             raise manifest.unusable(
                 f"line {number} ({row.get('type', 'unknown')}) names no recording with sources; "
                 "give recordings or MonoCuts that hold their recording"
             )
-        source = recording["sources"][0]
-        if len(recording["sources"]) > 1 or source.get("type") not in ("file", "url"):
+        source = sources[0] if isinstance(sources[0], dict) else {}
+        if len(sources) > 1 or source.get("type") not in ("file", "url"):
             raise manifest.unusable(
                 f"line {number}: recording {recording.get('id')} is no single file or URL"
             )
@@ -157,11 +182,13 @@ def _lhotse(manifest: _Manifest) -> Iterator[Item]:
         offset = _number(row.get("start")) if is_cut else None
         if offset == 0 and None not in (whole, length) and _same(cast(float, length), whole):
             offset = None
-        texts = [each.get("text") for each in row.get("supervisions") or []]
-        spoken = " ".join(text for text in texts if text)
+        said = row.get("supervisions") or []
+        if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
+            raise manifest.unusable(f"line {number}: supervisions are no list of objects")
+        spoken = " ".join(text for each in said if (text := _text(each.get("text"))))
         yield Item(
             id=str(row.get("id", recording.get("id"))),
-            audio=manifest.locate(str(source["source"])),
+            audio=manifest.locate(str(source.get("source", ""))),
             offset=offset,
             seconds=None if offset is None else length,
             stated_seconds=length,
@@ -196,8 +223,8 @@ def _tsv(manifest: _Manifest) -> Iterator[Item]:
             row: dict[str, str | None] = {"audio": named, "text": reference}
         else:
             row = dict(zip(header, cells, strict=False))
-            named, reference = row["path"] or "", row.get("sentence")
-            if "." not in posixpath.basename(named):
+            named, reference = row.get("path") or "", row.get("sentence")
+            if named and "." not in posixpath.basename(named):
                 named = f"{named}.mp3"  # as the first releases of Common Voice have it
         below = "" if header is None else "clips"
         yield Item(
@@ -234,7 +261,7 @@ def _audio_files(manifest: _Manifest) -> Iterator[Item]:
     if manifest.fs.isdir(manifest.path):
         found = manifest.files(*MEDIA_SUFFIXES)
         start = len(manifest.path) + 1
-    elif _GLOB.search(manifest.path):
+    elif manifest.is_pattern:
         found = sorted(path for path in manifest.fs.glob(manifest.path) if manifest.fs.isfile(path))
         start = _GLOB.split(manifest.path)[0].rfind("/") + 1
     else:
@@ -362,18 +389,49 @@ def read_manifest(url: str, kind: str | None = None) -> Iterator[Item]:
     if kind is not None and kind not in _READERS:
         raise UsageError(f"unknown kind of manifest {kind!r}: one of {', '.join(KINDS)}")
     try:
-        if not _GLOB.search(manifest.path) and not manifest.fs.exists(manifest.path):
+        if not manifest.is_pattern and not manifest.fs.exists(manifest.path):
             raise manifest.unusable("no such file or folder")
         reader = _READERS[kind] if kind else _detect(manifest)
-        yield from reader(manifest)
+        for item in reader(manifest):
+            _check(manifest, item)
+            yield item
     except _UNREADABLE as error:
         raise manifest.unusable(f"cannot be read: {error}") from None
+
+
+def _check(manifest: _Manifest, item: Item) -> None:
+    """Refuse a row that no recording can belong to, or that the outputs cannot hold.
+
+    Raises:
+        UsageError: a text is no UTF-8 or has a NUL, or a cut is not within a recording.
+    """
+    if not item.id:
+        raise manifest.unusable(f"{item.audio} has an empty id")
+    for name in ("id", "audio", "reference"):
+        text = getattr(item, name) or ""
+        if "\x00" in text or not _is_utf8(text):
+            raise manifest.unusable(f"the {name} {text!r} has a NUL or is no UTF-8; rename it")
+    offset, seconds = item.offset or 0.0, item.seconds
+    if not (math.isfinite(offset) and offset >= 0):
+        raise manifest.unusable(f"{item.id}: the cut begins at {offset:g} s; give 0 or more")
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise manifest.unusable(f"{item.id}: the cut lasts {seconds:g} s; give 0 or more")
+    if item.stated_seconds is not None and not math.isfinite(item.stated_seconds):
+        raise manifest.unusable(f"{item.id}: the duration is {item.stated_seconds:g} s")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _detect(manifest: _Manifest) -> Callable[[_Manifest], Iterator[Item]]:
     """The reader for a manifest, by its suffix or its content."""
     name = manifest.path.removesuffix(".gz")
-    if _GLOB.search(manifest.path):
+    if manifest.is_pattern:
         return _audio_files
     if manifest.fs.isdir(manifest.path):
         return _detect_folder(manifest)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whisper_npu import UsageError
+from whisper_npu import OutputError, UsageError
 from whisper_npu.corpus.audio import Facts, Source, examine
 from whisper_npu.corpus.manifests import Item
 from whisper_npu.corpus.schema import MANIFEST
@@ -91,11 +91,21 @@ def list_sources(folder: Folder) -> tuple[pa.Array, npt.NDArray[np.int32]]:
 
 
 def index_blocks(folder: Folder, sources: pa.Array) -> Iterator[pa.Table]:
-    """Tables of `INDEX` with the facts of the earlier run, to be brought up to date."""
+    """Tables of `INDEX` with the facts of the earlier run, to be brought up to date.
+
+    Raises:
+        OutputError: the file with these facts cannot be read.
+    """
     known = INDEX.empty_table()
     if folder.exists(INDEX_FILE):
-        with folder.open(INDEX_FILE) as file:
-            known = pq.read_table(file, schema=INDEX)
+        try:
+            with folder.open(INDEX_FILE) as file:
+                known = pq.read_table(file).select(INDEX.names).cast(INDEX)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise OutputError(
+                f"{folder.path(INDEX_FILE)}: cannot be read: {error}; delete it, and the digests "
+                "of all recordings are computed again"
+            ) from error
     places = pc.index_in(sources, known["source"])
     for first in range(0, len(sources), _SOURCES_AT_ONCE):
         found = known.take(places.slice(first, _SOURCES_AT_ONCE))
@@ -233,11 +243,13 @@ def _items(
     is_wanted = np.zeros(len(plan.keys), bool)
     is_wanted[plan.todo] = True
     is_wanted &= chosen
+    stamps = plan.index["stamp"]
     first = 0
     for batch in read_rows(folder):
         for place in np.flatnonzero(is_wanted[first : first + batch.num_rows]):
             row = batch.slice(place, 1).to_pylist()[0]
             number = first + int(place)
-            item = {name: row[name] for name in WORK.names[1:]}
+            item = {name: row[name] for name in WORK.names if name in row}
+            item["stamp"] = stamps[int(plan.sources[number])].as_py()
             yield float(plan.seconds[number]), {"key": plan.keys[number].decode(), **item}
         first += batch.num_rows

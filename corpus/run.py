@@ -28,13 +28,21 @@ from whisper_npu.corpus.plan import (
     write_manifest,
 )
 from whisper_npu.corpus.publish import RUN_FILE, SUBTITLE_FORMATS, publish
+from whisper_npu.corpus.sizing import (
+    MOST_THREADS,
+    Size,
+    Trial,
+    best,
+    measured,
+    n_trial_blocks,
+    sizes,
+)
 from whisper_npu.corpus.storage import Folder, absolute
 from whisper_npu.corpus.store import ResultStore
 from whisper_npu.corpus.worker import ModelSettings
 
 STATE = "state"
 RESULTS = "results"
-_MOST_THREADS = 4  # of an actor: more actors of fewer threads decode more at a time
 _LONGEST_BLOCK, _SHORTEST_BLOCK = 600.0, 60.0  # seconds of audio
 _BLOCKS_PER_ACTOR = 8
 # Bytes of memory of an actor: the first for each byte of the model's files, the second in any case.
@@ -54,6 +62,8 @@ class Progress:
         seconds_done: seconds of audio transcribed so far.
         elapsed: seconds since the first block of work was given out.
         actors: processes that transcribe.
+        threads: threads of each of them.
+        trials: the numbers of actors and threads that were tried, and their speed.
     """
 
     rows: int
@@ -64,6 +74,8 @@ class Progress:
     seconds_done: float = 0.0
     elapsed: float = 0.0
     actors: int = 0
+    threads: int = 0
+    trials: tuple[Trial, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +90,8 @@ class CorpusJob:
         subtitles: formats of subtitles.
         retry_errors: whether recordings that failed in an earlier run are tried again.
         address: of a cluster of Ray; None for this machine alone.
-        actors: number of processes with a model; 0 for as many as the processors allow.
+        actors: number of processes with a model. 0, with no number of threads, chooses both: large
+            works try some on their first blocks.
         dashboard: whether Ray's dashboard is started.
         block_seconds: seconds of audio that an actor gets at a time, and stores at a time; 0 for a
             length that keeps all actors busy.
@@ -125,6 +138,9 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
     state.make()
     with _alone(state), contextlib.ExitStack() as stack:
         n_rows = write_manifest(state, read_manifest(job.manifest, job.kind))
+        attempts = Folder(state.path("attempts"))
+        attempts.make()
+        stack.enter_context(_forgotten_at_a_stop(attempts))
         stack.enter_context(engine.cluster(job.address, dashboard=job.dashboard))
         store = ResultStore(Folder(output.path(RESULTS)))
         store.folder.make()
@@ -132,7 +148,7 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
             folder.remove_drafts()
         plan = _plan(state, store, digests, retry_errors=job.retry_errors)
         begin = Progress(rows=n_rows, items=len(plan.todo), seconds=plan.seconds_to_do)
-        for progress in _work(job, state, store, plan, begin):
+        for progress in _work(job, state, store, attempts, plan, begin):
             on_progress(progress)
         publish(output, state, plan, store.read_keys(), job.subtitles)
         _record(output, job, digests, progress)
@@ -154,6 +170,19 @@ def _alone(state: Folder) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def _forgotten_at_a_stop(attempts: Folder) -> Iterator[None]:
+    """Forget the attempts of blocks under way if the run is told to end: they are not to blame."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM
+        for name in attempts.names():
+            attempts.remove(name)
+        raise
+
+
 def _plan(state: Folder, store: ResultStore, digests: Sequence[str], *, retry_errors: bool) -> Plan:
     names, sources = list_sources(state)
     examined = engine.map_tables(index_blocks(state, names), examine_block)
@@ -164,39 +193,72 @@ def _plan(state: Folder, store: ResultStore, digests: Sequence[str], *, retry_er
 
 
 def _work(
-    job: CorpusJob, state: Folder, store: ResultStore, plan: Plan, progress: Progress
+    job: CorpusJob,
+    state: Folder,
+    store: ResultStore,
+    attempts: Folder,
+    plan: Plan,
+    progress: Progress,
 ) -> Iterator[Progress]:
-    """Transcribe the planned work."""
-    threads = job.settings.load.get("threads") or min(
-        _MOST_THREADS, engine.processors_of_a_machine()
-    )
-    actors = job.actors or _actors_that_fit(job.settings.model, threads)
-    per_block = progress.seconds / (_BLOCKS_PER_ACTOR * actors)
+    """Transcribe the planned work; the first blocks also tell how many actors are best."""
+    known = _sizes(job)
+    per_block = progress.seconds / (_BLOCKS_PER_ACTOR * max(size.actors for size in known))
     block_seconds = job.block_seconds or min(_LONGEST_BLOCK, max(_SHORTEST_BLOCK, per_block))
     blocks = engine.put(work_blocks(state, plan, block_seconds))
-    actors = min(actors, max(1, len(blocks)))
-    progress = replace(progress, actors=actors)
-    yield progress
-    settings = replace(job.settings, load={**job.settings.load, "threads": threads})
-    attempts = Folder(state.path("attempts"))
-    attempts.make()
+    counts = n_trial_blocks(known, len(blocks), progress.seconds)
+    trials: list[Trial] = []
     began = time.monotonic()
-    arguments = (settings, store, attempts)
-    for done in engine.map_in_actors(blocks, arguments, actors=actors, threads=threads):
-        _raise_fatal(done)
+    yield replace(progress, actors=known[0].actors, threads=known[0].threads)
+    for size, count in [*zip(known, counts, strict=False), (None, len(blocks))]:
+        chosen = size or (best(trials) if trials else known[0])
+        # Trials take the last blocks, because the first may have a long recording each.
+        given, blocks = blocks[-count:], blocks[:-count]
         progress = replace(
             progress,
-            done=progress.done + sum(done["items"].to_pylist()),
-            failed=progress.failed + sum(done["failed"].to_pylist()),
-            seconds_done=progress.seconds_done + math.fsum(done["seconds"].to_pylist()),
-            elapsed=time.monotonic() - began,
+            actors=min(chosen.actors, max(1, len(given))),
+            threads=chosen.threads,
+            trials=tuple(trials),
         )
-        yield progress
+        told = []
+        for done in _transcribed(job, store, attempts, given, progress):
+            told.append(done)
+            progress = replace(
+                progress,
+                done=progress.done + sum(done["items"].to_pylist()),
+                failed=progress.failed + sum(done["failed"].to_pylist()),
+                seconds_done=progress.seconds_done + math.fsum(done["seconds"].to_pylist()),
+                elapsed=time.monotonic() - began,
+            )
+            yield progress
+        if size is not None:
+            trials.append(measured(size, told))
+
+
+def _transcribed(
+    job: CorpusJob, store: ResultStore, attempts: Folder, blocks: Sequence[Any], size: Progress
+) -> Iterator[pa.Table]:
+    """What the actors tell of each block, in any order."""
+    settings = replace(job.settings, load={**job.settings.load, "threads": size.threads})
+    for done in engine.map_in_actors(
+        blocks, (settings, store, attempts), actors=size.actors, threads=size.threads
+    ):
+        _raise_fatal(done)
+        yield done
+
+
+def _sizes(job: CorpusJob) -> list[Size]:
+    """The numbers of actors and threads to choose from; what the job says is no choice."""
+    machine = engine.processors_of_a_machine()
+    threads = job.settings.load.get("threads")
+    if job.actors or threads:
+        threads = threads or min(MOST_THREADS, machine)
+        return [Size(job.actors or _actors_that_fit(job.settings.model, threads), threads)]
+    return sizes(machine, lambda count: _actors_that_fit(job.settings.model, count))
 
 
 def _actors_that_fit(model: str, threads: int) -> int:
     """The number of actors for which there are processors and memory; 1 at least."""
-    files = (path for path in Path(model).iterdir() if path.is_file())
+    files = (path for path in Path(model).rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     needed = _MEMORY_PER_MODEL * size + _MEMORY_PER_ACTOR
     return max(1, min(engine.processors() // threads, int(engine.memory() / needed)))

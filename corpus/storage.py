@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -97,7 +98,8 @@ class Folder:
     def create(self, name: str) -> Iterator[BinaryIO]:
         """Open a file to write; it gets its name at the end of the block, if no error is raised.
 
-        A local file is renamed. In an object store, a file appears when it is complete.
+        A local file is renamed. A remote file is written here first, and then sent as a whole: a
+        transaction of fsspec would end with the first of several files that are open together.
 
         Raises:
             OutputError: the file cannot be written.
@@ -105,8 +107,10 @@ class Folder:
         target = f"{self._path}/{name}"
         try:
             if not isinstance(self._fs, LocalFileSystem):
-                with self._fs.transaction, self._fs.open(target, "wb") as file:
-                    yield cast(BinaryIO, file)
+                with tempfile.NamedTemporaryFile() as copy:
+                    yield cast(BinaryIO, copy)
+                    copy.flush()
+                    self._fs.put_file(copy.name, target)
                 return
             folder, base = os.path.split(target)
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -137,6 +141,9 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UsageError: no installed package knows this kind of URL.
     """
+    if "://" not in url:  # "::" in a local name would be taken for a chain of URLs
+        fs = fsspec.filesystem("file")
+        return fs, str(fs._strip_protocol(url))
     try:
         fs, path = fsspec.url_to_fs(url)
     except (ImportError, ValueError) as error:

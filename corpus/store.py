@@ -93,13 +93,16 @@ class Keys:
     def _read(self, name: str, columns: list[str] | None) -> pa.Table:
         try:
             with self._store.folder.open(name) as file:
-                return pq.read_table(file, columns=columns)
+                table = pq.ParquetFile(file)
+                if not table.schema_arrow.equals(RESULT):
+                    raise self._unusable(name, "has not the columns of this version")
+                return table.read(columns)
         except (OSError, pa.ArrowException) as error:
-            path = self._store.folder.path(name)
-            raise OutputError(
-                f"{path}: cannot be read: {error}; delete it, and its recordings are transcribed "
-                "again"
-            ) from error
+            raise self._unusable(name, f"cannot be read: {error}") from error
+
+    def _unusable(self, name: str, reason: str) -> OutputError:
+        path = self._store.folder.path(name)
+        return OutputError(f"{path}: {reason}; delete it, and its recordings are transcribed again")
 
     def find(
         self, wanted: npt.NDArray[np.bytes_]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from whisper_npu import OutputError, UsageError
 from whisper_npu.corpus.manifests import Item, read_manifest
-from whisper_npu.corpus.publish import JSON_LINES, PARQUET, RUN_FILE
+from whisper_npu.corpus.publish import JSON_LINES, NOT_DONE, PARQUET, RUN_FILE
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import work_key
 
@@ -114,7 +114,11 @@ class _Account:
             if short in seen:
                 self._find(f"{item.id}: is there twice")
             seen.add(short)
-            if line["pred_text"] != row["text"] or line["error"] != row["error"]:
+            if (line["id"], line["pred_text"], line["error"]) != (
+                item.id,
+                row["text"],
+                row["error"],
+            ):
                 self._find(f"{item.id}: {JSON_LINES} differs from {PARQUET}")
             self._check(item, row)
         for rest, name in ((rows, PARQUET), (lines, JSON_LINES)):
@@ -125,12 +129,17 @@ class _Account:
         """Check that a row accounts for its audio."""
         if row["error"] is not None:
             self._errors += 1
+            if row["error"] == NOT_DONE:
+                self._find(f"{item.id}: {NOT_DONE}")
+            return
+        if None in (row["text"], row["duration"], row["coverage"]):
+            self._find(f"{item.id}: has neither a text with its seconds nor an error")
             return
         self._transcribed += 1
         self._seconds += row["duration"]
         # Recordings whose channels were transcribed separately are covered several times.
-        covered = sum(row["coverage"].values())
-        if covered < row["duration"] - _TOLERANCE:
+        covered = sum(seconds or 0.0 for seconds in row["coverage"].values())
+        if not covered >= row["duration"] - _TOLERANCE:
             lost = row["duration"] - covered
             self._find(f"{item.id}: {lost:.2f} of {row['duration']:.2f} s are not accounted for")
         stated = item.stated_seconds

@@ -1,6 +1,7 @@
 """The actor: holds a model, transcribes blocks of work, and stores their results."""
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from whisper_npu import (
     WhisperNpuError,
     load_model,
 )
-from whisper_npu.corpus.audio import Source, opened
+from whisper_npu.corpus.audio import Source, opened, stamp_of
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import ResultStore, work_key
 
@@ -32,6 +33,7 @@ WORK = pa.schema(
         pa.field("row", pa.int64()),
         pa.field("offset", pa.float64()),
         pa.field("seconds", pa.float64()),
+        pa.field("stamp", pa.string()),  # of the file whose digest is in the key
     ]
 )
 # What an actor tells of a block.
@@ -41,6 +43,8 @@ DONE = pa.schema(
         pa.field("failed", pa.int64()),
         pa.field("seconds", pa.float64()),
         pa.field("work_seconds", pa.float64()),
+        pa.field("began", pa.float64()),  # seconds of the system's clock
+        pa.field("ended", pa.float64()),
         pa.field("fatal", pa.string()),  # the class of an error that ends the run
         pa.field("message", pa.string()),
     ]
@@ -96,6 +100,7 @@ class Worker:
         Returns:
             a table of `DONE` with one row.
         """
+        began = time.time()
         try:
             if self._fatal is not None:
                 raise self._fatal
@@ -108,6 +113,8 @@ class Worker:
             "failed": sum(row["error"] is not None for row in rows),
             "seconds": sum(row.get("duration") or 0.0 for row in rows),
             "work_seconds": sum(row["work_seconds"] for row in rows),
+            "began": began,
+            "ended": time.time(),
         }
         return pa.Table.from_pylist([done], schema=DONE)
 
@@ -160,7 +167,9 @@ class Worker:
         for stream in self._model.transcribe_all(recordings(), self._options):
             number, held = open_items.popleft()
             with held:
-                rows[number] = _row(items[number], stream)
+                row = _row(items[number], stream)
+                change = _change(items[number])
+                rows[number] = row if change is None else _failed(items[number], change)
         return [rows[number] for number in range(len(items))]
 
 
@@ -173,6 +182,16 @@ def _row(item: dict[str, Any], stream: TranscriptionStream | AudioError) -> dict
         except AudioError as error:
             return _failed(item, str(error), sum(stream.times.seconds.values()))
     return {"key": item["key"], **_fields(result, sum(stream.times.seconds.values()))}
+
+
+def _change(item: dict[str, Any]) -> str | None:
+    """Why the text belongs to other bytes than the key; None if the file is unchanged."""
+    try:
+        if not item["stamp"] or stamp_of(item["audio"]) == item["stamp"]:
+            return None
+    except Exception:  # gone, or its store cannot be asked: each kind has errors of its own
+        return f"{item['audio']}: cannot be found any more"
+    return f"{item['audio']}: changed during the run; run the same command again"
 
 
 def _failed(item: dict[str, Any], error: str, work_seconds: float = 0.0) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from whisper_npu.errors import AssetError, ExportError
 from whisper_npu.export.assets import asset_path, fetch
 from whisper_npu.export.calibration import RECORDING
 from whisper_npu.export.conversion import Conversion
-from whisper_npu.export.manifest import VERIFIED
 from whisper_npu.export.references import read_references
 from whisper_npu.runtime.engines.choices import Precision as InferencePrecision
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
+from whisper_npu.runtime.model_folder.config import VERIFIED
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.transcription.model import WhisperModel

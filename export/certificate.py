@@ -1,6 +1,6 @@
 """Writes what `whisper-npu verify` found into a model folder's certificate."""
 
-import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,20 +9,34 @@ from typing import Any
 import openvino as ov
 
 from whisper_npu.errors import ExportError
-from whisper_npu.export.manifest import FORMAT, NOT_VERIFIED, VERIFIED, describe_file
+from whisper_npu.export.manifest import FORMAT, describe_file, is_export, write_content
+from whisper_npu.runtime.model_folder.config import NOT_VERIFIED, VERIFIED
 from whisper_npu.runtime.model_folder.folder import MANIFEST, ModelFolder
+from whisper_npu.runtime.model_folder.json_files import read_object
 from whisper_npu.version import __version__
+
+_ADVICE = "give --read-only to write no certificate"
+
+
+def require_writable(folder: ModelFolder) -> None:
+    """Make sure that a certificate can be written, before the checks, which take minutes.
+
+    Raises:
+        ExportError: the folder cannot be written to.
+    """
+    if not os.access(folder.path, os.W_OK):
+        raise ExportError(f"cannot write to {folder.path}; {_ADVICE}")
 
 
 def certify(folder: ModelFolder, checks: Sequence[dict[str, Any]], against: str | None) -> Path:
     """Write the certificate of a verified folder, or renew it.
 
-    The entries of an export, such as the source and the parity with PyTorch, stay. A folder of
-    another exporter gets the digests of its files, and the status `verified` only if it was
-    compared with a checkpoint.
+    The entries of an export, such as the source and the parity with PyTorch, stay, and so do the
+    entries of other variants. Of a folder of another exporter, the certificate names the variants
+    that were compared with a checkpoint; only these count as verified.
 
     Args:
-        folder: the folder.
+        folder: the folder, with the verified variant.
         checks: the passed checks, for JSON.
         against: the checkpoint that it was compared with, if any.
 
@@ -31,35 +45,36 @@ def certify(folder: ModelFolder, checks: Sequence[dict[str, Any]], against: str 
 
     Raises:
         ExportError: it cannot be written.
+        ModelError: the earlier certificate, or a file, cannot be read.
     """
-    path = folder.path / MANIFEST
-    content: dict[str, Any] = dict(folder.manifest)
-    if not content:
-        content = {
-            "format": FORMAT,
-            "whisper_npu": __version__,
-            "source": {"argument": against},
-            "parity": {"status": NOT_VERIFIED if against is None else VERIFIED},
+    path, variant = folder.path / MANIFEST, folder.layout.variant
+    content = {"format": FORMAT, "whisper_npu": __version__, **read_object(path)}
+    if not is_export(content):
+        compared = dict(content.get("parity", {}).get("variants") or {})
+        if against is not None:
+            compared[variant] = against
+        status = VERIFIED if compared else NOT_VERIFIED
+        content["parity"] = {"status": status, "variants": compared}
+    try:
+        described = {
+            file.relative_to(folder.path).as_posix(): describe_file(file) for file in folder.files()
         }
-    graphs = [folder.path / name for name in folder.graph_digests(alignment=True)]
-    others = [each for each in folder.path.iterdir() if each.is_file() and each != path]
-    files = sorted({*graphs, *(each for each in others if each.suffix in {".json", ".txt"})})
-    content["files"] = {
-        **content.get("files", {}),
-        **{each.relative_to(folder.path).as_posix(): describe_file(each) for each in files},
-    }
+    except OSError as error:
+        raise ExportError(f"cannot read {error.filename}: {error.strerror or error}") from None
+    content["files"] = {**content.get("files", {}), **described}
+    before = content.get("checked", {})
     content["checked"] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "whisper_npu": __version__,
-        "openvino": ov.get_version(),
-        "variant": folder.layout.variant,
-        "checkpoint": against,
-        "checks": list(checks),
+        **{name: entry for name, entry in before.items() if isinstance(entry, dict)},
+        variant: {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "whisper_npu": __version__,
+            "openvino": ov.get_version(),
+            "checkpoint": against,
+            "checks": list(checks),
+        },
     }
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {path}: {error.strerror or error}; give --read-only"
-        ) from None
+        write_content(folder.path, content)
+    except ExportError as error:
+        raise ExportError(f"{error}; {_ADVICE}") from None
     return path

@@ -4,9 +4,10 @@ import errno
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -20,15 +21,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from whisper_npu.errors import CheckpointError, ModelError
+from whisper_npu.errors import CheckpointError, ModelError, UsageError
 from whisper_npu.export.checkpoint_files import (
     HF_INDEXES,
     HF_WEIGHTS,
     check_architecture,
     read_index,
 )
-from whisper_npu.runtime.model_folder.folder import VAD_MODEL
-from whisper_npu.runtime.model_folder.layout import ALIGNMENT, Layout, find_layout
+from whisper_npu.export.hub_records import remember, whole_snapshot
+from whisper_npu.runtime.model_folder.external_data import external_names
+from whisper_npu.runtime.model_folder.folder import CONFIG, MANIFEST, VAD_MODEL
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT, Layout, find_layout, weight_files
 
 COMPANIONS = (
     "generation_config.json",
@@ -42,7 +45,9 @@ COMPANIONS = (
     "normalizer.json",
 )
 
-_DEEPEST = 2  # parts of a path: graphs lie in the repository's root or in a folder of it
+# The files that matter lie in the repository's root or in a folder of it.
+_NAME = re.compile(r"(?:(?!\.+/)[\w.-]+/)?[\w.-]+")
+_HTTP_LIBRARIES = ("requests", "httpx")  # of the hub's client before 1.0, and since
 
 
 def download(
@@ -88,18 +93,35 @@ def download(
 
 
 def cached_model(repository: str, variant: str | None = None) -> Path | None:
-    """Return the snapshot of a repository in the hub's cache that has graphs; None if none has.
+    """Return the snapshot in the hub's cache to which `download_model` fetched a whole variant.
+
+    Args:
+        repository: hub id, `owner/name`.
+        variant: as it was asked for, see `find_layout`.
+
+    Returns:
+        the snapshot's folder; None if the hub must be asked.
+    """
+    return whole_snapshot(repository, variant, _snapshots(repository))
+
+
+def usable_snapshot(repository: str, variant: str | None = None) -> Path | None:
+    """Return a snapshot in the hub's cache that has graphs with their weights, whoever fetched it.
+
+    The repository may have better variants, and companions that the snapshot lacks.
 
     Args:
         repository: hub id, `owner/name`.
         variant: see `find_layout`.
+
+    Returns:
+        the snapshot's folder, that of the main branch first, else the newest; None if none has.
     """
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
-    main = folder / "refs" / "main"
+    snapshots = [path for path in _snapshots(repository).glob("*") if path.is_dir()]
+    main = _snapshots(repository).parent / "refs" / "main"
     current = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
     for path in sorted(snapshots, key=lambda path: (path.name != current, -path.stat().st_mtime)):
-        if has_graphs(path, variant):
+        if _has_model(path, variant):
             return path
     return None
 
@@ -108,16 +130,22 @@ def cached_models() -> Iterator[tuple[str, Path]]:
     """Yield hub id and snapshot of the repositories in the hub's cache that have graphs."""
     for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
         repository = folder.name.removeprefix("models--").replace("--", "/", 1)
-        snapshot = cached_model(repository)
+        snapshot = usable_snapshot(repository)
         if snapshot is not None:
             yield repository, snapshot
 
 
-def has_graphs(folder: Path, variant: str | None = None) -> bool:
-    """Whether a folder holds a model's graphs and tokenizer; their content is not read."""
+def _snapshots(repository: str) -> Path:
+    folder = f"models--{repository.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / folder / "snapshots"
+
+
+def _has_model(folder: Path, variant: str | None) -> bool:
+    """Whether a folder holds a model's graphs, their weights and its tokenizer."""
     try:
-        find_layout(folder, variant)
-    except ModelError:
+        for graph in find_layout(folder, variant).graphs:
+            weight_files(graph)
+    except (ModelError, UsageError):
         return False
     return True
 
@@ -149,42 +177,81 @@ def download_model(
     """
     with _hub_errors(repository, revision, "list of files"):
         names = HfApi().list_repo_files(repository, revision=revision, token=token)
-    wanted = _files_of_variant(names, variant)
-    if wanted is None:
+    layout = _layout_of(names, variant, repository)
+    if layout is None:
         return None
+    wanted = _files_of(names, layout)
     if progress:
-        progress(f"fetching {repository}: {len(wanted)} files that are not cached")
-    with _hub_errors(repository, revision, "graphs"):
-        folder = snapshot_download(
-            repository, revision=revision, token=token, allow_patterns=sorted(wanted)
+        progress(f"fetching {repository}: those of its {len(wanted)} files that are not cached")
+
+    def fetch() -> Path:
+        with _hub_errors(repository, revision, "graphs"):
+            return Path(
+                snapshot_download(
+                    repository, revision=revision, token=token, allow_patterns=sorted(wanted)
+                )
+            )
+
+    folder = fetch()
+    named = _named_data(folder, layout) & set(names)
+    if not named <= wanted:  # data files whose names follow no custom
+        wanted |= named
+        folder = fetch()
+    missing = sorted(name for name in wanted if not (folder / name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{repository} changed while it was fetched: {missing[0]} is missing; fetch it again"
         )
-    return Path(folder)
+    if revision is None:
+        remember(repository, variant, folder, sorted(wanted))
+    return folder
 
 
-def _files_of_variant(names: list[str], variant: str | None) -> set[str] | None:
-    """Return the files to fetch; None if there are no graphs."""
+def _layout_of(names: Iterable[str], variant: str | None, repository: str) -> Layout | None:
+    """Return the layout of a repository, with relative paths; None if there are no graphs.
+
+    Raises:
+        UsageError: the repository has no such variant.
+    """
     with tempfile.TemporaryDirectory() as place:
         stand_in = Path(place)
-        for name in names:  # the layout is found by the names alone
-            if len(PurePosixPath(name).parts) <= _DEEPEST and ".." not in PurePosixPath(name).parts:
-                (stand_in / name).parent.mkdir(parents=True, exist_ok=True)
-                (stand_in / name).touch()
+        for name in filter(_NAME.fullmatch, names):  # the layout is found by the names alone
+            (stand_in / name).parent.mkdir(exist_ok=True)
+            (stand_in / name).touch()
         try:
             layout = find_layout(stand_in, variant)
         except ModelError:
             return None
-        graphs = {path.relative_to(stand_in).as_posix() for path in _graph_files(layout)}
-    companions = {name for name in names if name in (*COMPANIONS, "config.json", VAD_MODEL)}
-    manifest = {name for name in names if name == "export_manifest.json"}
-    return graphs | companions | manifest | {name for name in names if _is_data(name, graphs)}
+        except UsageError as error:
+            raise UsageError(str(error).replace(place, repository)) from None
+    alignment = layout.decoder.with_name(ALIGNMENT).relative_to(stand_in)
+    return replace(
+        layout,
+        encoder=layout.encoder.relative_to(stand_in),
+        decoder=layout.decoder.relative_to(stand_in),
+        with_past=layout.with_past and layout.with_past.relative_to(stand_in),
+        alignment=alignment if alignment.as_posix() in names else None,
+    )
 
 
-def _graph_files(layout: Layout) -> Iterator[Path]:
-    yield from layout.graphs
-    if layout.alignment is not None:
-        yield layout.alignment
-    elif (layout.decoder.parent / ALIGNMENT).is_file():
-        yield layout.decoder.parent / ALIGNMENT
+def _files_of(names: Iterable[str], layout: Layout) -> set[str]:
+    """Return the files to fetch."""
+    graphs = {path.as_posix() for path in (*layout.graphs, layout.alignment) if path is not None}
+    others = (*COMPANIONS, CONFIG, MANIFEST, VAD_MODEL)
+    return {name for name in names if name in graphs or name in others or _is_data(name, graphs)}
+
+
+def _named_data(folder: Path, layout: Layout) -> set[str]:
+    """Return the data files that the fetched graphs name, relative to the folder.
+
+    Raises:
+        ModelError: a graph is damaged.
+    """
+    found = set()
+    for graph in (*layout.graphs, *([layout.alignment] if layout.alignment else [])):
+        if graph.suffix == ".onnx":
+            found |= {(graph.parent / name).as_posix() for name in external_names(folder / graph)}
+    return found
 
 
 def _is_data(name: str, graphs: set[str]) -> bool:
@@ -207,6 +274,10 @@ def _optional(get: Callable[[str], Path], name: str) -> Path | None:
 
 class _MissingFileError(CheckpointError):
     """The repository has no such file, or without a network its cached copy has none."""
+
+
+class UnreachableError(_MissingFileError):
+    """The hub cannot be reached, and the cache has no such file."""
 
 
 def _download_file(repository: str, name: str, revision: str | None, token: str | None) -> Path:
@@ -243,10 +314,7 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repository} has no revision {revision}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise _MissingFileError(
-            f"cannot reach the hub for {repository}{at} and its {name} is not in the local cache:"
-            " connect to the network, or give a local folder or a built-in model"
-        ) from error
+        raise _unreachable(repository, at, name) from error
     except EntryNotFoundError as error:
         raise _MissingFileError(f"{repository}{at} has no {name}") from error
     except HFValidationError as error:
@@ -257,7 +325,24 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
                 f"cannot store {name} of {repository}: {error.strerror}; free some space, or set"
                 " HF_HOME to a directory that can be written"
             ) from error
+        if not isinstance(error, HfHubHTTPError) and _is_of_network(error):
+            raise _unreachable(repository, at, name) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the hub failed for {repository}{at}: {reason}") from error
+    except Exception as error:  # the HTTP library's; which one, depends on the client's version
+        if not _is_of_network(error):
+            raise
+        raise _unreachable(repository, at, name) from error
     finally:
         logger.setLevel(level)
+
+
+def _is_of_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
+
+
+def _unreachable(repository: str, at: str, name: str) -> UnreachableError:
+    return UnreachableError(
+        f"cannot reach the hub for {repository}{at} and its {name} is not in the local cache:"
+        " connect to the network, or give a local folder or a built-in model"
+    )

@@ -1,7 +1,9 @@
 """The export's certificate: source, versions, files, and the result of the verification."""
 
 import json
+import os
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from whisper_npu.errors import ExportError
 from whisper_npu.export.dimensions import Dimensions
 from whisper_npu.export.source import Source
+from whisper_npu.runtime.model_folder.config import VERIFIED
 from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
 from whisper_npu.version import __version__
 
@@ -23,8 +26,6 @@ LIBRARIES = {
     "onnx": "onnx",
     "openvino": "openvino",
 }
-VERIFIED = "verified"
-NOT_VERIFIED = "not verified"
 
 
 def library_versions() -> dict[str, str]:
@@ -75,7 +76,7 @@ def write_manifest(
         "files": describe_files(folder),
         "parity": parity,
     }
-    _write(folder, content)
+    write_content(folder, content)
 
 
 def refresh_file(folder: Path, name: str) -> None:
@@ -88,7 +89,7 @@ def refresh_file(folder: Path, name: str) -> None:
     if manifest is None:
         return
     manifest["files"][name] = describe_file(folder / name)
-    _write(folder, manifest)
+    write_content(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -99,6 +100,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     is_ours = isinstance(content, dict) and "whisper_npu" in content and "files" in content
     return content if is_ours else None
+
+
+def is_export(manifest: dict[str, Any]) -> bool:
+    """Whether a certificate is of an export; else `whisper-npu verify` made it for other files."""
+    return "export_revision" in manifest
 
 
 def verify_files(folder: Path) -> None:
@@ -161,6 +167,19 @@ def is_up_to_date(
     return True
 
 
-def _write(folder: Path, content: dict[str, Any]) -> None:
+def write_content(folder: Path, content: dict[str, Any]) -> None:
+    """Write a folder's certificate; it appears whole, or the old one stays.
+
+    Raises:
+        ExportError: The certificate cannot be written.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    path = folder / MANIFEST
+    unfinished = path.with_name(f".{MANIFEST}.{os.getpid()}.part")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)  # a link, as in a hub's cache, is replaced and not followed
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error

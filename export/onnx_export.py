@@ -14,17 +14,14 @@ from whisper_npu.export.alignment import write_alignment_graph
 from whisper_npu.export.assets import fetch
 from whisper_npu.export.checkpoint import Checkpoint, load_checkpoint
 from whisper_npu.export.conversion import Conversion
-from whisper_npu.export.manifest import (
-    NOT_VERIFIED,
-    is_up_to_date,
-    write_manifest,
-)
+from whisper_npu.export.manifest import is_up_to_date, write_manifest
 from whisper_npu.export.parity import verify_parity
 from whisper_npu.export.partials import clean, locked, move_into_place, prefix
 from whisper_npu.export.shared_weights import DATA_FILE, SharedWeights
 from whisper_npu.export.source import SourceKind, find_source, with_digest
 from whisper_npu.export.target import prepare_target
 from whisper_npu.export.tracing import trace_graphs
+from whisper_npu.runtime.model_folder.config import NOT_VERIFIED
 from whisper_npu.runtime.model_folder.folder import VAD_MODEL
 
 Progress = Callable[[str], None]

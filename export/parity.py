@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from whisper_npu.errors import ParityError
 from whisper_npu.export.checkpoint import Checkpoint
 from whisper_npu.export.dimensions import Dimensions
-from whisper_npu.export.manifest import VERIFIED
 from whisper_npu.export.parity_audio import Window, parity_audio
 from whisper_npu.export.parity_graph import (
     ALIGNMENT,
@@ -43,6 +42,7 @@ from whisper_npu.export.parity_reference import (
     compute_reference,
     expected_logits,
 )
+from whisper_npu.runtime.model_folder.config import VERIFIED
 
 # Parameters; base has 74 million. Larger models are compared sparingly: their weights are loaded
 # again instead of kept, and their decoders are compiled again for each number of rows.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from whisper_npu.errors import ExportError
-from whisper_npu.export.manifest import MANIFEST, read_manifest
+from whisper_npu.export.manifest import MANIFEST, is_export, read_manifest
 from whisper_npu.export.partials import tidy
 from whisper_npu.export.source import Source
 from whisper_npu.runtime.model_folder.config import Manifest, ManifestSource
@@ -31,10 +31,10 @@ def prepare_target(out: Path, source: Source, *, force: bool) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     manifest = read_manifest(out)
-    if manifest is None:
+    if manifest is None or not is_export(manifest):
         raise ExportError(
-            f"{out} holds something else than an export of this program (no {MANIFEST}); give"
-            " another folder, or remove it"
+            f"{out} holds something else than an export of this program (no {MANIFEST} of an"
+            " export); give another folder, or remove it"
         )
     before = checked(
         manifest, Manifest, out / MANIFEST, error=ExportError, advice="remove the folder"

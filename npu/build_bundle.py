@@ -59,7 +59,7 @@ def ensure_bundle(
             f"own format: give --device CPU or GPU, or {folder.layout.way_on}"
         )
     verify_folder(folder)
-    path = bundles.bundle_path(folder.path, weights)
+    path = bundles.bundle_path(folder.path, weights, folder.layout.variant)
     existing = bundles.read_manifest(path)
     if windows is None:
         windows = () if existing is None else tuple(existing["recipe"]["windows"])

@@ -16,6 +16,7 @@ from whisper_npu.runtime.model_folder.digests import remembered_sha256
 from whisper_npu.runtime.model_folder.external_data import external_files
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.json_files import checked
+from whisper_npu.runtime.model_folder.layout import PLAIN
 
 FOLDER = "npu"
 MANIFEST = "npu_manifest.json"
@@ -88,9 +89,15 @@ class Bundle:
         return f"{self.graphs[name].sha256}-{self.data_sha256}"
 
 
-def bundle_path(folder: Path, weights: str) -> Path:
-    """The path of a model folder's bundle."""
-    return folder / FOLDER / weights
+def bundle_path(folder: Path, weights: str, variant: str = PLAIN) -> Path:
+    """The path of the bundle of a model folder's variant.
+
+    Args:
+        folder: the model folder.
+        weights: format of the bundle's weights.
+        variant: see `Layout`; each has a bundle of its own.
+    """
+    return folder / FOLDER / (weights if variant == PLAIN else f"{weights}-{variant}")
 
 
 def weight_format(folder: ModelFolder, weights: str) -> str:

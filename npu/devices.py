@@ -11,7 +11,7 @@ from typing import Any
 import openvino as ov
 
 from whisper_npu.errors import DeviceError, UsageError
-from whisper_npu.runtime.engines.cpu_capabilities import require_precision
+from whisper_npu.runtime.engines.cpu_capabilities import UNROUNDED, require_precision
 from whisper_npu.runtime.engines.openvino.core import emulation_core, openvino_core
 
 CPU = "CPU"
@@ -76,7 +76,7 @@ def resolve(core: ov.Core, device: str, precision: str = "auto", threads: int = 
         return _npu(core, device, precision, threads)
     if device == CPU:
         chosen = "f32" if precision == "auto" else _check_processor(core, precision)
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": chosen}
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": chosen, **UNROUNDED}
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
         return Target(CPU, CPU, CPU, CPU, chosen, options)
@@ -141,7 +141,7 @@ def _emulated(core: ov.Core, precision: str, threads: int) -> Target:
     chosen = "f32" if precision == "auto" else _check_processor(core, precision)
     # The plugin passes these options to the CPU when it compiles, but not when it loads a compiled
     # graph, so the core gets them as well.
-    processor: dict[str, Any] = {"INFERENCE_PRECISION_HINT": chosen}
+    processor: dict[str, Any] = {"INFERENCE_PRECISION_HINT": chosen, **UNROUNDED}
     if threads:
         processor["INFERENCE_NUM_THREADS"] = str(threads)
     try:
@@ -156,6 +156,7 @@ def _emulated(core: ov.Core, precision: str, threads: int) -> Target:
         **_EMULATION,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": chosen,
+        **UNROUNDED,
     }
     return Target(EMULATED, NPU, CPU, EMULATED_LABEL, chosen, options)
 

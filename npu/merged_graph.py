@@ -13,8 +13,9 @@ from whisper_npu.errors import ModelError
 from whisper_npu.runtime.engines.kv_cache import is_cross_attention
 from whisper_npu.runtime.model_folder.regular_files import open_regular
 
-_PAST = "past_key_values."
+_PAST, _PRESENT = "past_key_values.", "present."
 _BRANCHES = ("then_branch", "else_branch")
+_PASSES_ON = {"Cast", "Identity"}  # a converter to half precision adds them
 
 
 def split_merged(merged: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -33,7 +34,14 @@ def split_merged(merged: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, 
             f"{path} is no merged decoder: it has {len(choices)} branches, not one; export the "
             "model again"
         )
-    branches = [_branch(merged, choices[0], name) for name in _BRANCHES]
+    bodies = {each.name: each.g for each in choices[0].attribute}
+    n_made = [len(bodies[name].output) for name in _BRANCHES if name in bodies]
+    if n_made != [len(choices[0].output)] * len(_BRANCHES):
+        raise ModelError(
+            f"{path} is no merged decoder: its branches give other outputs than it has; export the "
+            "model again"
+        )
+    branches = [_branch(merged, choices[0], bodies[name], path) for name in _BRANCHES]
     with_past = [each for each in branches if any(map(_is_past, each.graph.input))]
     without = [each for each in branches if not any(map(_is_past, each.graph.input))]
     if len(with_past) != 1 or len(without) != 1:
@@ -58,41 +66,35 @@ def read_merged(path: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     return split_merged(merged, path)
 
 
-def _branch(merged: onnx.ModelProto, choice: onnx.NodeProto, name: str) -> onnx.ModelProto:
-    """Return a branch as a graph, with the names that the merged graph's tensors have."""
-    body = next(each.g for each in choice.attribute if each.name == name)
+def _branch(
+    merged: onnx.ModelProto, choice: onnx.NodeProto, body: onnx.GraphProto, path: Path
+) -> onnx.ModelProto:
+    """Return a branch as a graph, with the names that the merged graph's tensors have.
+
+    Raises:
+        ModelError: the logits or a state do not come from a branch.
+    """
     outer = merged.graph
-    graph = onnx.GraphProto(name=name)
-    constants = {each.name: each for each in (*outer.initializer, *body.initializer)}
-    before = [node for node in outer.node if node is not choice and node.op_type != "If"]
-    given = {each.name: each for each in outer.input}
-    made = dict(zip(choice.output, (value.name for value in body.output), strict=True))
-    nodes = [*before, *body.node]
-    produced = {tensor: node for node in nodes for tensor in node.output}
-    values = {value.name: value for value in outer.output}
-    renamed: dict[str, str] = {}
-    for output in outer.output:
-        inner = made[output.name]
-        source = produced.get(inner)
-        is_placeholder = source is None or source.op_type in ("Constant", "ConstantOfShape")
-        if is_cross_attention(output.name) and is_placeholder:
-            continue  # the branch with past returns no cross-attention states
-        graph.output.append(values[output.name])
-        if inner != output.name:
-            renamed[inner] = output.name
-    needed = {value.name for value in graph.output} | set(renamed)
+    graph = onnx.GraphProto(name=body.name)
+    place = next(i for i, node in enumerate(outer.node) if node.op_type == "If")
+    before, after = outer.node[:place], outer.node[place + 1 :]
+    outputs, renamed = _outputs(outer, choice, body, path)
+    graph.output.extend(outputs)
+    needed = {value.name for value in outputs} | set(renamed)
     kept = []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    for node in reversed(kept):
+    for nodes, names in ((after, {}), (body.node, renamed), (before, {})):
+        for node in reversed(nodes):
+            if needed.intersection(node.output):
+                kept.append((node, names))
+                needed.update(node.input)
+    for node, names in reversed(kept):
         copy = graph.node.add()
         copy.CopyFrom(node)
-        for names in (copy.input, copy.output):
-            names[:] = [renamed.get(tensor, tensor) for tensor in names]
+        for tensors in (copy.input, copy.output):
+            tensors[:] = [names.get(tensor, tensor) for tensor in tensors]
+    constants = {each.name: each for each in (*outer.initializer, *body.initializer)}
     graph.initializer.extend(each for key, each in constants.items() if key in needed)
-    graph.input.extend(each for key, each in given.items() if key in needed)
+    graph.input.extend(each for each in outer.input if each.name in needed)
     model = onnx.ModelProto()
     for field in ("ir_version", "opset_import", "producer_name", "functions"):
         value = getattr(merged, field)
@@ -102,6 +104,40 @@ def _branch(merged: onnx.ModelProto, choice: onnx.NodeProto, name: str) -> onnx.
             getattr(model, field).extend(value)
     model.graph.CopyFrom(graph)
     return model
+
+
+def _outputs(
+    outer: onnx.GraphProto, choice: onnx.NodeProto, body: onnx.GraphProto, path: Path
+) -> tuple[list[onnx.ValueInfoProto], dict[str, str]]:
+    """Return the outputs that a branch computes, and new names for tensors in the branch.
+
+    Raises:
+        ModelError: the logits or a state do not come from the branch.
+    """
+    made = dict(zip(choice.output, (value.name for value in body.output), strict=True))
+    produced = {tensor: node for node in (*outer.node, *body.node) for tensor in node.output}
+    passing = {node.output[0]: node.input[0] for node in outer.node if node.op_type in _PASSES_ON}
+    outputs, renamed = [], {}
+    for output in outer.output:
+        if output.name != "logits" and not output.name.startswith(_PRESENT):
+            continue
+        name = output.name
+        while name in passing:
+            name = passing[name]
+        if name not in made:
+            raise ModelError(
+                f"{path} is no merged decoder: {output.name} does not come from its branches; "
+                "export the model again"
+            )
+        inner = made[name]
+        source = produced.get(inner)
+        is_placeholder = source is None or source.op_type in ("Constant", "ConstantOfShape")
+        if is_cross_attention(output.name) and is_placeholder:
+            continue  # the branch with past returns no cross-attention states
+        outputs.append(output)
+        if inner != name:
+            renamed[inner] = name
+    return outputs, renamed
 
 
 def _is_past(value: onnx.ValueInfoProto) -> bool:

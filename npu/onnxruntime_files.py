@@ -4,10 +4,9 @@ The provider runs no `If`, so a merged decoder is split. It runs no `IsNaN`, a g
 attention that these graphs never need, so it is removed.
 """
 
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import onnx
@@ -35,20 +34,23 @@ def rewritten(layout: Layout) -> Iterator[tuple[Path, ...]]:
     decoders = [_load(path) for path in layout.graphs[1:]]
     if layout.with_past is None:
         decoders = list(split_merged(decoders[0], layout.decoder))
-    folder = Path(tempfile.mkdtemp(prefix="whisper-npu-"))
-    try:
-        files = tuple(folder / name for name in GRAPHS)
-        for file, graph in zip(files, (_load(layout.encoder), *decoders), strict=True):
-            plain = without_nan_guards(Graph(file.name, graph, {})).proto
-            onnx.save(plain, file, save_as_external_data=True, location=f"{file.name}_data")
+    with ExitStack() as stack:
+        try:
+            folder = Path(
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(prefix="whisper-npu-", ignore_cleanup_errors=True)
+                )
+            )
+            files = tuple(folder / name for name in GRAPHS)
+            for file, graph in zip(files, (_load(layout.encoder), *decoders), strict=True):
+                plain = without_nan_guards(Graph(file.name, graph, {})).proto
+                onnx.save(plain, file, save_as_external_data=True, location=f"{file.name}_data")
+        except OSError as error:
+            raise ModelError(
+                f"{layout.decoder} cannot be rewritten in {tempfile.gettempdir()}: "
+                f"{error.strerror or error}; free some space, or let TMPDIR name another folder"
+            ) from None
         yield files
-    except OSError as error:
-        raise ModelError(
-            f"{layout.decoder} cannot be rewritten in {folder.parent}: "
-            f"{error.strerror or error}; free some space"
-        ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load(path: Path) -> onnx.ModelProto:

@@ -19,8 +19,10 @@ import numpy as np
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.engines.protocol import Float32Array
 from whisper_npu.runtime.features.log_mel import HOP_LENGTH
-from whisper_npu.runtime.model_folder.folder import ModelFolder
-from whisper_npu.runtime.model_folder.verification import verify_folder
+from whisper_npu.runtime.model_folder.config import Manifest
+from whisper_npu.runtime.model_folder.folder import MANIFEST, ModelFolder
+from whisper_npu.runtime.model_folder.json_files import checked
+from whisper_npu.runtime.model_folder.verification import is_verified, verify_folder
 from whisper_npu.runtime.transcription.model import WhisperModel
 
 REFERENCE = "selftest_reference.json"
@@ -189,11 +191,14 @@ def check_weights(folder: ModelFolder, reference: Reference) -> Check:
         )
     if not n_certified:
         return Check(name, None, "no certificate in the folder; nothing says what they should be")
-    parity = folder.manifest.get("parity", {})
-    if parity.get("status") != "verified":
-        return Check(name, True, f"{n_certified} files as exported, without a comparison (PyTorch)")
-    tokens = f"{parity.get('tokens_equal')} of {parity.get('tokens_compared')}"
-    return Check(name, True, f"{n_certified} files as exported: {tokens} tokens were PyTorch's")
+    parity = checked(folder.manifest, Manifest, folder.path / MANIFEST).parity
+    certified = f"{n_certified} files as certified"
+    if not is_verified(parity, folder.layout.variant):
+        return Check(name, True, f"{certified}, without a comparison (PyTorch)")
+    tokens = "all"
+    if parity.tokens_compared is not None:
+        tokens = f"{parity.tokens_equal} of {parity.tokens_compared}"
+    return Check(name, True, f"{certified}: {tokens} tokens were PyTorch's")
 
 
 def compare_transcript(model: WhisperModel, path: Path, expected: Tokens) -> Check:

@@ -17,6 +17,7 @@ from whisper_npu.npu.bundle import Bundle
 from whisper_npu.npu.placement import DECODER_PART, ENCODER_PART
 from whisper_npu.npu.static_engine import Engine, Request
 from whisper_npu.runtime.engines.kv_cache import is_self_attention, past_name
+from whisper_npu.runtime.engines.openvino.int8_weights import named_precision
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
     Float32Array,
@@ -107,8 +108,9 @@ class StaticBackend(SingleStream):
 
     @property
     def precision(self) -> str:
-        """The precision of the device's computation."""
-        return self._engine.precision
+        """The precision of the device's computation, and 8-bit weights if the bundle has them."""
+        stored = "int8" if self._bundle.weights == "int8" else ""
+        return named_precision(self._engine.precision, stored)
 
     @property
     def can_align(self) -> bool:

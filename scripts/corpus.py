@@ -85,14 +85,14 @@ def build_parser() -> cli.Parser:
     )
     out.add_argument(
         "--max-wer",
-        type=float,
+        type=cli.amount,
         metavar="PERCENT",
         help="exit with code 1 if the error rate against the references is above this (default: "
         "no limit)",
     )
     out.add_argument(
         "--price-per-hour",
-        type=float,
+        type=cli.amount,
         metavar="PRICE",
         help="price of an hour of all machines, to show the cost (default: cost is not shown)",
     )
@@ -107,8 +107,8 @@ def build_parser() -> cli.Parser:
         type=int,
         default=0,
         metavar="N",
-        help="number of processes with a model, each with --threads processors; 0 is as many as "
-        "the processors allow (default: %(default)s)",
+        help="number of processes with a model, each with --threads processors; 0 uses all "
+        "processors, and tries how to divide them if the work is large (default: %(default)s)",
     )
     ray.add_argument(
         "--dashboard",

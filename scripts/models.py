@@ -10,7 +10,8 @@ from whisper_npu.scripts.common import cli
 EPILOG = """\
 Looked at: `models` of this folder and of the checkout, models that were exported on first use
 ($WHISPER_NPU_CACHE), and the Hugging Face hub's cache ($HF_HOME). The name works as --model of
-every command. "verified" means that the export compared the graphs with the checkpoint.
+every command. "verified" means that the export, or `whisper-npu verify --against`, compared the
+best variant with the checkpoint.
 
 examples:
   whisper-npu models

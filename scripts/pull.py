@@ -54,7 +54,12 @@ def pull(arguments: argparse.Namespace) -> int:
         )
     elif arguments.revision or arguments.variant:
         raise UsageError(f"--revision and --variant are for hub ids; {arguments.name} is none")
-    print(folder or cli.find_model(arguments.name))
+    if folder is None and arguments.revision:
+        raise UsageError(
+            f"{arguments.name} has no graphs at {arguments.revision}: export it with `whisper-npu "
+            f"export {arguments.name} --revision {arguments.revision} --output DIR`"
+        )
+    print(folder or cli.find_model(arguments.name, arguments.variant))
     return cli.EXIT_OK
 
 

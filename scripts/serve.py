@@ -183,7 +183,8 @@ def serve(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"the server needs {error.name}: pip install 'whisper-npu[server]'"
         ) from None
-    key = arguments.api_key or os.environ.get(KEY_VARIABLE) or None
+    # An empty key is refused: it is a variable that was not set, on a server that should have one.
+    key = os.environ.get(KEY_VARIABLE) if arguments.api_key is None else arguments.api_key
     given = {
         "upload_bytes": config.parse_size(arguments.max_upload),
         "uploads": arguments.max_uploads,

@@ -108,7 +108,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
     config = WyomingConfig(
         uri=arguments.uri,
-        name=Path(arguments.model).name,
+        name=_name(arguments.model),
         language=arguments.language,
         is_live=arguments.streaming,
         connections=arguments.max_connections,
@@ -121,6 +121,11 @@ def serve(arguments: argparse.Namespace) -> int:
         server = WyomingServer(model, config)
         asyncio.run(_serve(server, arguments))
     return cli.EXIT_OK
+
+
+def _name(model: str) -> str:
+    """The name of a model in requests: that of its folder, also of `.`."""
+    return Path(model).expanduser().absolute().name
 
 
 async def _serve(server: "WyomingServer", arguments: argparse.Namespace) -> None:

@@ -64,17 +64,25 @@ def verify(arguments: argparse.Namespace) -> int:
 
     place = cli.find_model(arguments.model, arguments.variant)
     folder = read_model_folder(place, arguments.variant)
+    if not arguments.read_only:
+        from whisper_npu.export.certificate import require_writable  # noqa: PLC0415
+
+        require_writable(folder)
     checks = []
     for check in _checks(folder, read_recordings(arguments.audio), arguments.against):
         checks.append(check)
         if not arguments.json:
             print(check_line(check), flush=True)
     failed = sum(check.passed is False for check in checks)
-    written = None
+    written, failure = None, None
     if not failed and not arguments.read_only:
+        from whisper_npu.errors import ExportError  # noqa: PLC0415
         from whisper_npu.export.certificate import certify  # noqa: PLC0415
 
-        written = certify(folder, [asdict(check) for check in checks], arguments.against)
+        try:
+            written = certify(folder, [asdict(check) for check in checks], arguments.against)
+        except ExportError as error:  # after the result, which took minutes
+            failure = error
     if arguments.json:
         content = {
             "model": folder.name,
@@ -87,19 +95,26 @@ def verify(arguments: argparse.Namespace) -> int:
     else:
         outcome = f"{failed} of {len(checks)} checks failed" if failed else "everything is equal"
         print(f"{folder.name}: {outcome}{'' if written is None else f'; wrote {written}'}")
+    if failure is not None:
+        raise failure
     return cli.EXIT_SOME_FAILED if failed else cli.EXIT_OK
 
 
 def _checks(
     folder: "ModelFolder", recordings: "Recordings", against: str | None
 ) -> "Iterator[Check]":
-    """Yield the checks one by one; each takes seconds."""
-    from whisper_npu.errors import ModelError  # noqa: PLC0415
+    """Yield the checks one by one; each takes seconds.
+
+    Raises:
+        UsageError: no recording has speech, so there are no tokens to compare.
+    """
+    from whisper_npu.errors import ModelError, UsageError  # noqa: PLC0415
     from whisper_npu.npu.selftest import Check  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.verification import verify_folder  # noqa: PLC0415
 
     try:
         n_certified = verify_folder(folder)
+        content = folder.digest()
     except ModelError as error:
         yield Check("files", False, str(error))
         return
@@ -108,6 +123,11 @@ def _checks(
     print("decoding without a cache, for comparison", file=sys.stderr)
     reference = _tokens(folder, recordings, kv_cache="off")
     n_tokens = sum(map(len, reference.tokens.values()))
+    if not n_tokens:
+        raise UsageError(
+            f"nothing can be compared: the model finds no speech in {', '.join(recordings)}; give "
+            "recordings with speech"
+        )
     for kind in ("stateful", "concat", "static"):
         yield _compare(f"cache {kind}", reference, _tokens(folder, recordings, kv_cache=kind))
     if find_spec("onnxruntime") is None:
@@ -120,6 +140,8 @@ def _checks(
     if against is not None:
         print(f"decoding with {against} in PyTorch: {n_tokens} tokens", file=sys.stderr)
         yield _compare("PyTorch", _pytorch_tokens(folder, recordings, against), reference)
+    if folder.digest() != content:
+        yield Check("files", False, "they changed while they were verified; verify them again")
 
 
 def _tokens(

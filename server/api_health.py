@@ -1,6 +1,7 @@
 """What a supervisor asks: `/health` and `/metrics`."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -57,10 +58,8 @@ async def _state(served: ServedModel, check: _Check) -> dict[str, Any]:
         async with check.lock:
             if monotonic() - check.at > _FRESH:
                 check.seconds = None
-                try:
+                with suppress(WhisperNpuError):  # `served.error` has it
                     check.seconds = await asyncio.to_thread(served.check)
-                except WhisperNpuError as error:
-                    served.fail(error)
                 check.at = monotonic()
     state: dict[str, Any] = {"state": served.state}
     if served.loaded is not None:

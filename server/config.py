@@ -15,6 +15,7 @@ Precision = Literal["auto", "f32", "bf16", "f16", "int8"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+_KEY = re.compile(r"[!-~]+")  # visible ASCII
 _ON_DISK = Path("/var/tmp")  # a folder for large temporary files; `/tmp` is often in memory
 
 
@@ -104,7 +105,7 @@ class ServerConfig:
         """Refuse a configuration that cannot work.
 
         Raises:
-            UsageError: there is no model, a name is taken twice, or the key is empty.
+            UsageError: there is no model, a name is taken twice, or no request could bring the key.
         """
         if not self.models:
             raise UsageError("no model to serve; give --model")
@@ -112,8 +113,12 @@ class ServerConfig:
         for name in names:
             if names.count(name) > 1:
                 raise UsageError(f"two models are named {name}; write --model NAME=FOLDER")
-        if self.api_key is not None and not self.api_key.strip():
-            raise UsageError("the API key is empty; give a key, or none")
+        if self.api_key is not None and _KEY.fullmatch(self.api_key) is None:
+            # A header cannot bring another key unchanged: every request would be refused.
+            raise UsageError(
+                "the API key is empty, or has spaces, line ends or characters other than ASCII; "
+                "give another key, or none"
+            )
         if not self.spool.is_dir():
             raise UsageError(f"{self.spool}: the folder for uploads does not exist; make it")
 

@@ -23,23 +23,14 @@ _REFUSED = {
 }
 
 
-def _none_if_empty(value: object) -> object:
-    """An empty field, as from an HTML form, is a field that was not given."""
-    return None if value == "" else value
-
-
 def _parsed_json(value: object) -> object:
     """The object in a text such as `{"type": "server_vad"}`."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
-    return _none_if_empty(value)
-
-
-OptionalText = Annotated[str | None, BeforeValidator(_none_if_empty)]
-Flag = Annotated[bool | None, BeforeValidator(_none_if_empty)]
+    return value
 
 
 class _Strict(BaseModel):
@@ -72,7 +63,7 @@ class TranslationFields(_Strict):
     """The fields of a translation, without the recording."""
 
     model: str = Field(description="A model of `/v1/models`, or `whisper-1` for the first.")
-    prompt: OptionalText = Field(None, description="Text before the recording: names, style.")
+    prompt: str | None = Field(None, description="Text before the recording: names, style.")
     response_format: Format = "json"
     temperature: float = Field(
         0.0, ge=0, le=1, description="0 raises the temperature only where a text looks wrong."
@@ -82,7 +73,7 @@ class TranslationFields(_Strict):
 class TranscriptionFields(TranslationFields):
     """The fields of a transcription, without the recording."""
 
-    language: OptionalText = Field(
+    language: str | None = Field(
         None, description="Code or English name of the language; detected unless given."
     )
     languages: list[str] = Field([], description="The possible languages; only these are detected.")
@@ -94,7 +85,7 @@ class TranscriptionFields(TranslationFields):
     chunking_strategy: Annotated[
         Literal["auto"] | ServerVad | None, BeforeValidator(_parsed_json)
     ] = Field(None, description="How audio is cut; auto unless given.")
-    stream: Flag = Field(
+    stream: bool | None = Field(
         None, description="Send the text as server-sent events while it is decoded."
     )
 
@@ -254,13 +245,17 @@ def _collect(given: Sequence[tuple[str, str]], kind: type[BaseModel]) -> dict[st
                 f"{', '.join(kind.model_fields)}",
                 name[:100],
             )
+        if value == "":  # as an HTML form sends a field that was not filled in
+            continue
+        if name in lists and key:
+            raise bad_request(f"{name} is a list: repeat the field {name}[]", name)
         if key:
             inner = collected.setdefault(name, {})
             if not isinstance(inner, dict) or key in inner:
                 raise bad_request(f"{name} is given twice", name)
             inner[key] = value
         elif name in lists:
-            collected.setdefault(name, []).extend([value] if value else [])
+            collected.setdefault(name, []).append(value)
         elif name in collected:
             raise bad_request(f"{name} is given twice", name)
         else:

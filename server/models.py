@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from whisper_npu import DeviceError, ModelError, WhisperModel, WhisperNpuError, load_model
+from whisper_npu import ModelError, WhisperModel, WhisperNpuError, load_model
 from whisper_npu.server.config import ModelSpec, ServerConfig
 from whisper_npu.server.errors import ApiError, unavailable
 
@@ -74,17 +74,17 @@ class ServedModel:
                 threads=config.threads,
                 variant=config.variant,
             )
-            self.check()
         except WhisperNpuError as error:
             self.fail(error)
             raise
+        self.check()
 
     def check(self) -> float:
         """Decode a second of audio, and note whether that works; returns its time in seconds.
 
         Raises:
-            DeviceError: the device failed.
             ModelError: the model was not loaded.
+            WhisperNpuError: it cannot decode; `error` says why.
         """
         if self._model is None:
             raise ModelError(self.error or f"the model {self.name} is being loaded")
@@ -94,7 +94,7 @@ class ServedModel:
             self._model.transcribe(
                 _tone(), language="en", vad=False, temperature=0.0, sample_len=8
             ).result()
-        except DeviceError as error:
+        except WhisperNpuError as error:
             self.fail(error)
             raise
         self.state, self.error = "ready", None
@@ -115,6 +115,23 @@ def _tone() -> npt.NDArray[np.float32]:
     """One second of a tone."""
     times = np.arange(_SAMPLE_RATE, dtype=np.float32) / _SAMPLE_RATE
     return np.asarray(0.1 * np.sin(2 * np.pi * 440 * times), np.float32)
+
+
+def _load(model: ServedModel, config: ServerConfig) -> None:
+    """Load a model; an error of a library is one of the model, so that no load lasts for ever.
+
+    Raises:
+        WhisperNpuError: it cannot be loaded.
+    """
+    try:
+        model.load(config)
+    except WhisperNpuError:
+        raise
+    except Exception as error:
+        logger.exception("model %s cannot be loaded", model.name)
+        failure = ModelError(f"model {model.name} cannot be loaded: {error!r}; the log has more")
+        model.fail(failure)
+        raise failure from error
 
 
 class ModelRegistry:
@@ -174,7 +191,7 @@ class ModelRegistry:
         def load() -> None:
             try:
                 for model in self._models:
-                    model.load(config)
+                    _load(model, config)
                     if self._is_closed:
                         model.close()
                         return

@@ -35,6 +35,10 @@ class RawAudio:
         self._rest = b""
         self._resampler = self._new_resampler()
 
+    def seconds_of(self, data: bytes) -> float:
+        """Seconds of audio in raw samples."""
+        return len(data) / self._frame / self.rate
+
     def push(self, data: bytes) -> Floats:
         """The samples of the next bytes, float32 `(n_samples,)`."""
         data = self._rest + data

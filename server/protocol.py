@@ -6,7 +6,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_PATIENCE = {"head": 15.0, "unneeded body": 5.0}  # seconds
+# Seconds. A connection that is closed politely may still wait for its caller to read: "farewell".
+_PATIENCE = {"head": 15.0, "unneeded body": 5.0, "farewell": 5.0, "unread answer": 20.0}
 
 
 class PatientProtocol(H11Protocol):
@@ -15,13 +16,15 @@ class PatientProtocol(H11Protocol):
     uvicorn limits the time between two requests, but neither the time before the first one nor that
     of a head that arrives byte by byte. And after it has refused a request early, it reads to the
     end of the body. That reading is needed for a while: if a connection is closed with unread data,
-    its caller may never see the answer.
+    its caller may never see the answer. Nor does it limit the time in which a caller reads an
+    answer; even a connection that it has closed stays until the caller has read what waits.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._timer: asyncio.TimerHandle | None = None
         self._awaited: str | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -38,15 +41,30 @@ class PatientProtocol(H11Protocol):
         super().on_response_complete()
         self._watch()
 
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        super().pause_writing()
+        self._stop_unread_timer()
+        patience = _PATIENCE["unread answer"]
+        self._unread_timer = self.loop.call_later(patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._stop_unread_timer()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._wait_for(None)
+        self._stop_unread_timer()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
         state = self.conn.their_state
         if self.transport.get_protocol() is not self:
             self._wait_for(None)  # the connection has become a WebSocket
+        elif self.transport.is_closing():
+            self._wait_for("farewell")
         elif state is h11.IDLE:
             self._wait_for("head")
         elif state is h11.SEND_BODY and self.cycle.response_complete:
@@ -62,5 +80,16 @@ class PatientProtocol(H11Protocol):
             self._timer.cancel()
         self._awaited = awaited
         self._timer = None
-        if awaited is not None:
-            self._timer = self.loop.call_later(_PATIENCE[awaited], self.transport.close)
+        if awaited == "farewell":
+            self._timer = self.loop.call_later(_PATIENCE[awaited], self.transport.abort)
+        elif awaited is not None:
+            self._timer = self.loop.call_later(_PATIENCE[awaited], self._close)
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._wait_for("farewell")
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None

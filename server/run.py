@@ -39,6 +39,15 @@ class Listener:
     tls: dict[str, Any]
     grace: int = 60
 
+    def __post_init__(self) -> None:
+        """Refuse a time that cannot pass.
+
+        Raises:
+            UsageError: it is below 0.
+        """
+        if self.grace < 0:
+            raise UsageError(f"grace is {self.grace}; give seconds, 0 or more")
+
 
 class Server(uvicorn.Server):
     """A server that ends by itself if a model cannot be loaded.

@@ -283,8 +283,13 @@ def _nameless_file(spool: Path, shown: str) -> BinaryIO:
     with tempfile.TemporaryFile(dir=spool, buffering=0) as made:
         raw = io.FileIO(os.dup(made.fileno()), "r+")
     # Errors name the file as its sender does, not by a path of this machine.
-    raw.name = shown[-_MOST_NAME:] or "the recording"
+    raw.name = _in_one_line(shown[-_MOST_NAME:]) or "the recording"
     return io.BufferedRandom(raw)
+
+
+def _in_one_line(name: str) -> str:
+    """A name without characters that end a line or move a terminal's cursor."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)
 
 
 def _text(raw: bytes | bytearray) -> str:

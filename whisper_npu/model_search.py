@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from whisper_npu.errors import ModelError
+from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.model_folder.cache_folder import cache_folder
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def find_model(
 
     Raises:
         ModelError: no model has that name, or the extra is missing.
+        UsageError: the model has no such variant.
         WhisperNpuError: the export failed.
     """
     path = Path(name).expanduser()
@@ -70,7 +71,7 @@ def find_model(
             f"`whisper-npu export CHECKPOINT --output {name}`, or name a model (owner/name on a "
             f"hub, or {', '.join(source.KNOWN_NAMES)})"
         )
-    return _export(str(name), exported, progress)
+    return _export(str(name), exported, progress, variant)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class LocalModel:
         form: the exporter's form: `ONNX`, `ONNX, merged decoder` or `OpenVINO IR`.
         variants: all variants of its decoder, the best first.
         precision: the manifest's precision of the weights; None if there is no manifest.
-        is_verified: whether the manifest says that the graphs were compared with the checkpoint.
+        is_verified: whether the manifest says that its best variant was compared with the
+            checkpoint.
     """
 
     name: str
@@ -99,22 +101,23 @@ class LocalModel:
 def local_models() -> list[LocalModel]:
     """Return the models in all places where `find_model` looks, the hub's cache included."""
     # Imported here, because `--help` needs neither.
+    from whisper_npu.runtime.model_folder.config import Manifest  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.folder import MANIFEST  # noqa: PLC0415
-    from whisper_npu.runtime.model_folder.json_files import read_object  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.json_files import checked, read_object  # noqa: PLC0415
     from whisper_npu.runtime.model_folder.layout import find_layout, weight_files  # noqa: PLC0415
+    from whisper_npu.runtime.model_folder.verification import is_verified  # noqa: PLC0415
 
     found: dict[Path, LocalModel] = {}
     for name, path in _named_folders():
         try:
             layout = find_layout(path)
-            manifest = read_object(path / MANIFEST)
+            manifest = checked(read_object(path / MANIFEST), Manifest, path / MANIFEST)
             content = {
                 file.resolve() for graph in layout.graphs for file in (graph, *weight_files(graph))
             }
             size = sum(file.stat().st_size for file in content)
         except (ModelError, OSError):  # no model, or an unfinished one
             continue
-        parity = manifest.get("parity")
         found.setdefault(
             path.resolve(),
             LocalModel(
@@ -123,8 +126,8 @@ def local_models() -> list[LocalModel]:
                 size=size,
                 form=_form(layout),
                 variants=layout.variants[1],
-                precision=manifest.get("precision"),
-                is_verified=isinstance(parity, dict) and parity.get("status") == "verified",
+                precision=manifest.precision,
+                is_verified=is_verified(manifest.parity, layout.variant),
             ),
         )
     return list(found.values())
@@ -159,10 +162,19 @@ def _from_hub(
 ) -> Path:
     """Return a model of the hub from its cache, from the network, or exported from a checkpoint."""
     hub = require_hub(name)
-    found = hub.cached_model(name, variant) or hub.download_model(
-        name, variant=variant, progress=progress or logger.info
-    )
-    return found or _export(name, exported, progress)
+    found: Path | None = hub.cached_model(name, variant)
+    if found is None:
+        try:
+            found = hub.download_model(name, variant=variant, progress=progress or logger.info)
+        except hub.UnreachableError:
+            found = hub.usable_snapshot(name, variant)
+            if found is None:
+                raise
+            logger.warning(
+                "the hub cannot be reached: using %s, which may lack files or better variants",
+                found,
+            )
+    return found or _export(name, exported, progress, variant)
 
 
 def require_hub(name: str) -> ModuleType:
@@ -191,7 +203,22 @@ def _below_checkout(name: str | Path) -> list[Path]:
     return [checkout / name, checkout / MODELS / name]
 
 
-def _export(name: str, place: Path, progress: Callable[[str], None] | None) -> Path:
+def _export(
+    name: str, place: Path, progress: Callable[[str], None] | None, variant: str | None
+) -> Path:
+    """Export a checkpoint.
+
+    Raises:
+        ModelError: the extra is missing.
+        UsageError: a variant is wanted that no export has.
+        WhisperNpuError: the export failed.
+    """
+    from whisper_npu.runtime.model_folder.layout import PLAIN  # noqa: PLC0415 - --help needs none
+
+    if variant not in (None, PLAIN):
+        raise UsageError(
+            f"{name} is a checkpoint, whose export has no variant {variant}: leave it out"
+        )
     first = f"{name} is used for the first time: exporting it once to {place}"
     if progress is None:
         logger.warning(first)

@@ -15,6 +15,10 @@ import openvino as ov
 
 from whisper_npu.errors import UsageError
 
+UNROUNDED = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Compile options for the processor. Without them the plugin rounds activations to 8 bits where
+matrices are stored in 8 or 4 bits, even in f32."""
+
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 _VNNI = frozenset({"avx_vnni", "avx512_vnni"})
 _TILES = "amx_bf16"

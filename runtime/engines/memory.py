@@ -123,13 +123,11 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def _free_bytes(root: Path) -> int:
-    try:
+    with suppress(OSError, ValueError, IndexError):
         for line in (root / "proc" / "meminfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    except OSError:
-        pass
+                return max(0, int(value.split()[0]) * 1024)
     return _UNKNOWN
 
 
@@ -158,11 +156,12 @@ def _left_in_control_groups(root: Path) -> Iterator[int]:
     Source: the kernel's `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/memory.rst`.
     """
     try:
-        memberships = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+        memberships = os.fsdecode((root / "proc" / "self" / "cgroup").read_bytes()).splitlines()
     except OSError:
         return
     for membership in memberships:
-        number, controllers, path = membership.split(":", 2)
+        number, _, rest = membership.partition(":")
+        controllers, _, path = rest.partition(":")
         if number == "0":
             files = _CGROUP_2
         elif "memory" in controllers.split(","):
@@ -174,12 +173,23 @@ def _left_in_control_groups(root: Path) -> Iterator[int]:
         # In a container the path may be that of the host; the group is then mounted at the top.
         for folder in dict.fromkeys((group, *group.parents, top)):
             if folder.is_relative_to(top):
-                with suppress(OSError, ValueError, KeyError):  # no limit, or no such group
+                with suppress(OSError, ValueError):  # no limit, or no such group
                     limit = int((folder / files.limit).read_text())
-                    lines = (folder / "memory.stat").read_text().splitlines()
-                    cached = int(dict(line.split() for line in lines)[files.cache])
-                    used = int((folder / files.usage).read_text()) - cached
-                    yield max(0, limit - used)
+                    if limit >= 0:  # -1 stands for no limit
+                        yield min(limit, max(0, limit - _used_in_group(folder, files)))
+
+
+def _used_in_group(folder: Path, files: _ControlGroupFiles) -> int:
+    """Return the bytes in use by a control group that cannot be dropped, as far as it tells."""
+    used = cached = 0
+    with suppress(OSError, ValueError):
+        used = int((folder / files.usage).read_text())
+    with suppress(OSError, ValueError):  # not every system has this file
+        for line in (folder / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == files.cache:
+                cached = int(value)
+    return used - cached
 
 
 class _MemoryStatus(ctypes.Structure):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime.engines.compile_cache import cache_directory
-from whisper_npu.runtime.engines.cpu_capabilities import require_precision
+from whisper_npu.runtime.engines.cpu_capabilities import UNROUNDED, require_precision
 from whisper_npu.runtime.engines.device_calls import DeviceCalls, hold
 from whisper_npu.runtime.engines.kv_cache import (
     ConcatCache,
@@ -31,6 +31,7 @@ from whisper_npu.runtime.engines.kv_cache import (
 )
 from whisper_npu.runtime.engines.openvino.core import openvino_core
 from whisper_npu.runtime.engines.openvino.graphs import contract_of, n_positions
+from whisper_npu.runtime.engines.openvino.int8_weights import named_precision, stored_weights
 from whisper_npu.runtime.engines.openvino.trio import read_trio
 from whisper_npu.runtime.engines.protocol import (
     N_LOGITS,
@@ -131,7 +132,7 @@ def open_graph(
     """
     options: dict[str, str] = {"device_type": device}
     if device == "CPU":
-        hint = {"CPU": {"INFERENCE_PRECISION_HINT": precision}}
+        hint = {"CPU": {"INFERENCE_PRECISION_HINT": precision, **UNROUNDED}}
         options["load_config"] = json.dumps(hint)
         if threads:
             options["num_of_threads"] = str(threads)
@@ -192,8 +193,12 @@ def _open_in_context(path: Path, options: Mapping[str, str], identity: str) -> A
         except DeviceError as error:
             logger.debug("%s is compiled anew: %s", path.name, error)
             shutil.rmtree(kept, ignore_errors=True)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".part-", dir=kept.parent))
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".part-", dir=kept.parent))
+    except OSError as error:
+        logger.warning("compiled graphs cannot be kept in %s: %s", kept.parent, error.strerror)
+        return _open(path, options, {})
     entries = {
         "ep.context_enable": "1",
         "ep.context_embed_mode": "0",  # a separate file: embedded, 2 GB would be the limit
@@ -249,6 +254,7 @@ class OnnxRuntimeBackend(SingleStream):
         self._kv_cache = "static" if kv_cache == "auto" else kv_cache
         # OpenVINO's reader explains faults of a graph; the sessions fail later, or never.
         trio = read_trio(openvino_core(), folder)
+        self._stored = stored_weights(trio)
         self._n_text_ctx = folder.context_length(n_positions(trio[2]))
         encoder, decoder, with_past = graphs or folder.layout.graphs_in_order
         self._encoder = self._open(encoder)
@@ -314,8 +320,8 @@ class OnnxRuntimeBackend(SingleStream):
 
     @property
     def precision(self) -> str:
-        """The arithmetic requested of the device."""
-        return self._precision
+        """The arithmetic requested of the device, and the form of stored 8-bit or 4-bit weights."""
+        return named_precision(self._precision, self._stored)
 
     @property
     def can_align(self) -> bool:

@@ -236,8 +236,8 @@ class SingleStream(ABC):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the arithmetic is f32."""
-        return self.precision == "f32"
+        """Whether the arithmetic is f32, whatever form the weights are stored in."""
+        return self.precision.partition(" ")[0] == "f32"
 
     @property
     def can_align(self) -> bool:

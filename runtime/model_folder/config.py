@@ -8,6 +8,9 @@ from typing import Literal
 
 from whisper_npu.runtime.model_folder.json_files import Index, Size
 
+VERIFIED = "verified"  # the states of a manifest's comparison with the checkpoint
+NOT_VERIFIED = "not verified"
+
 Heads = tuple[tuple[int, int], ...]
 KVContract = Literal["accumulated", "delta"]
 """The content of `present.*` of the decoder with past; see `kv_cache`."""
@@ -73,11 +76,31 @@ class ManifestSource:
 
 
 @dataclass(frozen=True)
+class ManifestParity:
+    """A manifest's comparison with the checkpoint.
+
+    Attributes:
+        status: `VERIFIED` or `NOT_VERIFIED`.
+        tokens_equal: number of tokens equal to PyTorch's, of an export.
+        tokens_compared: number of compared tokens, of an export.
+        variants: the checkpoint that each variant was compared with, by `whisper-npu verify`; None
+            for an export, whose graphs are the variant `plain`.
+    """
+
+    status: str | None = None
+    tokens_equal: Index | None = None
+    tokens_compared: Index | None = None
+    variants: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`export_manifest.json`: the fields we rely on."""
 
+    export_revision: int | None = None  # only an export has it
     kv_contract: str | None = None
     precision: str | None = None
+    parity: ManifestParity = field(default_factory=ManifestParity)
     source: ManifestSource = field(default_factory=ManifestSource)
     files: dict[str, FileRecord] = field(default_factory=dict)
 

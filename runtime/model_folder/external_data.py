@@ -49,11 +49,19 @@ def external_files(graph: Path) -> tuple[Path, ...]:
         ModelError: the file cannot be read, or names a data file that is missing, no regular file,
             or outside its folder.
     """
+    return tuple(data_file(graph.parent, name) for name in external_names(graph))
+
+
+def external_names(graph: Path) -> tuple[str, ...]:
+    """Return the names of data files in a graph as they are: they may lead anywhere, or nowhere.
+
+    Raises:
+        ModelError: the file cannot be read, or is no ONNX file.
+    """
     try:
-        names = default_memory().recall(graph, "external data", _locations)
+        return tuple(default_memory().recall(graph, "external data", _locations))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {graph}: {error}; export the model again") from None
-    return tuple(data_file(graph.parent, name) for name in names)
 
 
 def data_file(folder: Path, location: str) -> Path:
@@ -65,20 +73,14 @@ def data_file(folder: Path, location: str) -> Path:
     Raises:
         ModelError: the file is missing, no regular file, or outside the folder.
     """
-    leads_out = (
-        not location
-        or "\0" in location
-        or PurePosixPath(location).is_absolute()
-        or PureWindowsPath(location).anchor
-        or ".." in PureWindowsPath(location).parts
-    )
+    is_outside = leads_out(location)
     folder = folder.resolve()
     try:
-        target = folder if leads_out else (folder / location).resolve()
+        target = folder if is_outside else (folder / location).resolve()
     except (OSError, RuntimeError):  # links in a circle
         raise ModelError(f"{folder}: the weights {location!r} are a link to nothing") from None
     is_inside = target.is_relative_to(folder) or _is_hub_blob(target, folder)
-    if leads_out or not is_inside:
+    if is_outside or not is_inside:
         raise ModelError(
             f"{folder}: a graph keeps weights in {location!r}, outside the model folder; they are "
             "not read. Export the model again, or copy them into the folder"
@@ -90,6 +92,17 @@ def data_file(folder: Path, location: str) -> Path:
             "again, or copy the whole folder again"
         )
     return folder / location
+
+
+def leads_out(location: str) -> bool:
+    """Whether a file's name is none, or leads out of the folder that it is relative to."""
+    return bool(
+        not location
+        or "\0" in location
+        or PurePosixPath(location).is_absolute()
+        or PureWindowsPath(location).anchor
+        or ".." in PureWindowsPath(location).parts
+    )
 
 
 def map_tensor(

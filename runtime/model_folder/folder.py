@@ -193,12 +193,18 @@ class ModelFolder:
         Raises:
             ModelError: a file cannot be read.
         """
-        digests = self.graph_digests(alignment=True)
-        others = (VAD_MODEL, CONFIG, GENERATION_CONFIG, *TOKENIZERS)
-        for path in (self.path / name for name in others):
-            if path.exists():
-                digests[path.name] = _sha256(path)
+        digests = {path.relative_to(self.path).as_posix(): _sha256(path) for path in self.files()}
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+    def files(self) -> list[Path]:
+        """Return every file that a transcription depends on, without the manifest.
+
+        Raises:
+            ModelError: a data file is missing or outside the folder.
+        """
+        names = (VAD_MODEL, CONFIG, GENERATION_CONFIG, *TOKENIZERS)
+        others = [self.path / name for name in names if (self.path / name).exists()]
+        return [*self._files(alignment=True), *others]
 
     def _files(self, *, alignment: bool = False) -> list[Path]:
         """Return the files of the graphs, each once."""

@@ -31,6 +31,8 @@ PLAIN = "plain"
 """The variant without a suffix."""
 
 _OPENVINO = "openvino"
+_ENCODER = "encoder_model"
+_Parts = dict[str, Path]  # the files of a variant in one place, by part
 _PLACES = ("", "onnx", _OPENVINO)  # subfolders for graphs
 _FILE = re.compile(
     r"(?:openvino_)?"
@@ -127,7 +129,8 @@ def find_layout(folder: Path, variant: str | None = None) -> Layout:
             exact one of each part.
 
     Raises:
-        ModelError: a graph or the tokenizer is missing; the message says what was found.
+        ModelError: a graph or the tokenizer is missing, or the folder cannot be read; the message
+            says what was found.
         UsageError: the folder has no such variant.
     """
     encoders, decoders = _find_graphs(folder)
@@ -159,31 +162,54 @@ def find_layout(folder: Path, variant: str | None = None) -> Layout:
 
 def _find_graphs(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[Path, Path | None]]]:
     """Return encoders, and decoders (without past or both, with past), by variant, best first."""
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[Path, _Parts]] = {}  # by variant and place
     for path in _candidates(folder):
         match = _FILE.fullmatch(path.name)
-        if match is not None:
+        if match is not None and not _is_ambiguous(match["suffix"] or "", match["form"]):
             name = _variant_name(match["suffix"] or "", match["form"])
-            found.setdefault(name, {}).setdefault(match["part"], path)
+            places = found.setdefault(name, {})
+            places.setdefault(path.parent, {}).setdefault(match["part"], path)
     encoders: dict[str, Path] = {}
     decoders: dict[str, tuple[Path, Path | None]] = {}
     for name in sorted(found, key=_rank):
-        parts = found[name]
-        if "encoder_model" in parts:
-            encoders[name] = parts["encoder_model"]
-        first, with_past = parts.get("decoder_model"), parts.get("decoder_with_past_model")
-        merged = parts.get("decoder_model_merged")
-        if first is not None and (with_past is not None or first.suffix == ".xml"):
-            decoders[name] = first, with_past
-        elif merged is not None:
-            decoders[name] = merged, None
+        # Files of one place belong together; a place with both parts comes first.
+        places_of_it = sorted(found[name].values(), key=lambda each: not _is_whole(each))
+        encoder = next((each[_ENCODER] for each in places_of_it if _ENCODER in each), None)
+        decoder = next(filter(None, map(_decoder, places_of_it)), None)
+        if encoder is not None:
+            encoders[name] = encoder
+        if decoder is not None:
+            decoders[name] = decoder
     return encoders, decoders
 
 
+def _is_ambiguous(suffix: str, form: str) -> bool:
+    """Whether an ONNX file's suffix is the name of a variant of other files."""
+    return form == "onnx" and (suffix == PLAIN or suffix.startswith(_OPENVINO))
+
+
+def _is_whole(parts: _Parts) -> bool:
+    return _ENCODER in parts and _decoder(parts) is not None
+
+
+def _decoder(parts: _Parts) -> tuple[Path, Path | None] | None:
+    """Return the decoder without past or for both, and that with past; None if there is none."""
+    first, with_past = parts.get("decoder_model"), parts.get("decoder_with_past_model")
+    if first is not None and (with_past is not None or first.suffix == ".xml"):
+        return first, with_past
+    merged = parts.get("decoder_model_merged")
+    return None if merged is None else (merged, None)
+
+
 def _candidates(folder: Path) -> Iterator[Path]:
-    for place in _PLACES:
-        if (folder / place).is_dir():
-            yield from sorted(path for path in (folder / place).iterdir() if path.is_file())
+    try:
+        for place in _PLACES:
+            if (folder / place).is_dir():
+                yield from sorted(path for path in (folder / place).iterdir() if path.is_file())
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {folder}: {error.strerror or error}; check the folder's permissions"
+        ) from None
 
 
 def _variant_name(suffix: str, form: str) -> str:
@@ -205,6 +231,7 @@ def _choose(
     """Return the variants of encoder and decoder.
 
     Raises:
+        ModelError: the parts are of different forms.
         UsageError: the folder has no such variant, or not of both parts.
     """
     if wanted is None:

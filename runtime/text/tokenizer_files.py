@@ -23,6 +23,8 @@ from whisper_npu.runtime.model_folder.layout import MERGES, VOCABULARY
 _ADDED = "added_tokens.json"
 _CONFIG = "tokenizer_config.json"
 _COMMENT = "#version"
+_MOST_DIGITS = 10  # of a token's id
+_MOST_SHOWN = 40  # characters in a message
 _BYTE_LEVEL = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -115,8 +117,10 @@ def _added_tokens(folder: Path) -> dict[int, _AddedToken]:
     path = folder / _CONFIG
     stated = checked(read_object(path), _TokenizerConfig, path).added_tokens_decoder
     for number, token in stated.items():
-        if not number.isdecimal():
-            raise ModelError(f"{path}: {number!r} is no id of a token; {EXPORT_AGAIN}")
+        if not number.isdecimal() or len(number) > _MOST_DIGITS:
+            raise ModelError(
+                f"{path}: {number[:_MOST_SHOWN]!r} is no id of a token; {EXPORT_AGAIN}"
+            )
         found[int(number)] = token
     return found
 

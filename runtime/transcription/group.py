@@ -279,7 +279,8 @@ class Group:
 
     def __del__(self) -> None:
         """Close a group that was dropped."""
-        self.close()
+        if hasattr(self, "_client"):  # else making it failed
+            self.close()
 
 
 def _parts(prompt_lengths: Sequence[int], n_streams: int, batch_size: int) -> list[list[int]]:

@@ -155,6 +155,7 @@ class Scheduler:
         self._decoding: dict[int, list[Sequence[Batch]]] = {}  # by thread, the innermost last
         self._pool: ThreadPoolExecutor | None = None
         self._pool_users: set[Client] = set()
+        self._is_memory_short = False  # as the last new client found it
 
     def check(self) -> None:
         """Make sure that the model was loaded in this process.
@@ -172,8 +173,10 @@ class Scheduler:
         backend = self.backend
         for_each = max(1, backend.window_bytes * backend.n_streams)
         affordable = max(1, int(available_bytes() * _SHARE_OF_MEMORY) // for_each)
-        if affordable < batch_size:
+        is_short = affordable < batch_size
+        if is_short and not self._is_memory_short:  # not for each window of live speech
             logger.info("little memory: %d windows at once instead of %d", affordable, batch_size)
+        self._is_memory_short = is_short
         with self._changed:
             return Client(min(batch_size, affordable), priority, self._n_decoded)
 

@@ -78,7 +78,8 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
 
     def __del__(self) -> None:
         """Close the remaining recordings, if the loop was left early."""
-        self.close()
+        if hasattr(self, "_group"):  # else making it failed
+            self.close()
 
 
 def _open_all(

@@ -187,6 +187,18 @@ def positive(text: str) -> int:
     return number
 
 
+def amount(text: str) -> float:
+    """Convert an option's value to a finite number, 0 or more; a type for `argparse`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is below 0, or is no finite number.
+    """
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return number
+
+
 def names(text: str) -> list[str]:
     """Names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]

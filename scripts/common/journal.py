@@ -52,6 +52,7 @@ class Line:
             the work, or if the work failed.
         size: Bytes of the recording; None if it is no file.
         mtime_ns: Time of its last change, in nanoseconds since the epoch; None if it is no file.
+        ctime_ns: The same for its name, owner and place, too, which no program can set back.
         duration: Seconds of audio read.
         work_seconds: Seconds of work for it, with its share of batches with other recordings.
         coverage: Seconds by fate: transcribed, silent, skipped, dropped.
@@ -68,6 +69,7 @@ class Line:
     digest: str | None = None
     size: int | None = None
     mtime_ns: int | None = None
+    ctime_ns: int | None = None
     duration: float | None = None
     work_seconds: float = 0.0
     coverage: dict[str, float] | None = None
@@ -105,8 +107,7 @@ class Journal:
     def is_complete(self, file: Path, name: str) -> bool:
         """Whether an earlier run completed a recording as this run would.
 
-        Its outputs are there, are newer than the recording, and were made from the same content
-        with the same model and options.
+        Its outputs are there, and were made from the same content with the same model and options.
 
         Args:
             file: the recording.
@@ -119,12 +120,9 @@ class Journal:
             return False
         for each in self._formats:
             output = output_path(self.folder, name, each)
-            written = _stat(output)
-            if written is None or self._below(output) not in line.outputs:
+            if _stat(output) is None or self._below(output) not in line.outputs:
                 return False
-            if written.st_mtime_ns < now.st_mtime_ns:
-                return False
-        if (line.size, line.mtime_ns) == (now.st_size, now.st_mtime_ns):
+        if (line.size, line.mtime_ns, line.ctime_ns) == _signature(now):
             return True
         return line.digest is not None and _digest(file) == line.digest
 
@@ -259,6 +257,7 @@ class RecordingLog:
                 digest=self._digest,
                 size=None if self._stat is None else self._stat.st_size,
                 mtime_ns=None if self._stat is None else self._stat.st_mtime_ns,
+                ctime_ns=None if self._stat is None else self._stat.st_ctime_ns,
                 duration=read if result is None else result.duration,
                 work_seconds=0.0 if stream is None else sum(stream.times.seconds.values()),
                 coverage=None if result is None else result.coverage.seconds(),
@@ -332,8 +331,8 @@ def _stat(path: Path) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
-def _signature(state: os.stat_result) -> tuple[int, int]:
-    return state.st_size, state.st_mtime_ns
+def _signature(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _digest(file: Path) -> str | None:

@@ -10,15 +10,28 @@ if TYPE_CHECKING:
 
 
 def read_recordings(paths: Sequence[Path]) -> "dict[str, Float32Array]":
-    """Read recordings by name; by default the built-in one, and its halves."""
+    """Read recordings by name; by default the built-in one, and its halves.
+
+    Returns:
+        float32 samples at 16 kHz, `(samples,)`.
+
+    Raises:
+        AudioError: a recording cannot be read.
+        UsageError: two recordings have the same name.
+    """
     import numpy as np  # noqa: PLC0415
 
+    from whisper_npu.errors import UsageError  # noqa: PLC0415
     from whisper_npu.runtime.audio.stream import open_audio  # noqa: PLC0415
 
     def read(path: Path) -> "Float32Array":
         with open_audio(path) as stream:
             return np.concatenate(list(stream))
 
+    names = [path.name for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two recordings are called {name}; rename one of them")
     if paths:
         return {path.name: read(path) for path in paths}
     from whisper_npu.export.assets import fetch  # noqa: PLC0415

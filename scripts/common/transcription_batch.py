@@ -193,8 +193,11 @@ class Batch:
                     self._keep(recording, stream.partial_result(), outputs)
                 raise
             except (KeyboardInterrupt, Terminated, DeviceError, MemoryError):
-                self._keep(recording, stream.partial_result(), outputs)
-                self._log_stop(recording, stream)
+                try:
+                    self._keep(recording, stream.partial_result(), outputs)
+                    self._log_stop(recording, stream)
+                except OutputError as problem:  # must not take the place of what ends the program
+                    self._print(f"error: {console.one_line(problem)}", sys.stderr)
                 raise
             if stream.is_partial:
                 self._keep(recording, result, outputs)

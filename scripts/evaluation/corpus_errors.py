@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -13,9 +13,6 @@ from whisper_npu.export.references import Reference
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts.common import console
 from whisper_npu.scripts.common.outputs import needing_the_extra
-
-if TYPE_CHECKING:
-    pass
 
 _SETTINGS = ("model", "device", "kv_cache", "precision")
 _MOST_ERRORS = 5  # that are printed

@@ -150,11 +150,17 @@ function showRecording(text) {
   byId("recording-text").textContent = text;
   if (recorder.isOn) return;
   live.stop();
-  showLive({ text: "", isHearing: false });
+  showLive({ text: "", tentative: "", isHearing: false });
 }
 
-function showLive({ text, isHearing }) {
+function showLive({ text, tentative, isHearing }) {
   byId("live-text").textContent = text || (isHearing ? " " : "");
+  if (tentative) {
+    const maybe = document.createElement("span");
+    maybe.className = "tentative";
+    maybe.textContent = ` ${tentative}`;
+    byId("live-text").append(maybe);
+  }
   byId("live-text").classList.toggle("hearing", isHearing);
   byId("live-text").scrollTop = byId("live-text").scrollHeight;
 }
@@ -164,7 +170,9 @@ live.addEventListener("end", ({ detail }) => {
   byId("status").textContent = `No live text: ${detail}. The recording goes on.`;
 });
 
-byId("record").addEventListener("click", async () => {
+let isSwitching = false; // a second click must not ask for a second microphone
+
+async function switchRecording() {
   if (recorder.isOn) {
     const file = await recorder.stop();
     showRecording("");
@@ -176,6 +184,16 @@ byId("record").addEventListener("click", async () => {
     if (hasLive && models.length) live.start(recorder.stream, options());
   } catch (error) {
     showRecording(error.message);
+  }
+}
+
+byId("record").addEventListener("click", async () => {
+  if (isSwitching) return;
+  isSwitching = true;
+  try {
+    await switchRecording();
+  } finally {
+    isSwitching = false;
   }
 });
 byId("discard").addEventListener("click", () => {

@@ -4,15 +4,18 @@ import { webSocketProtocols } from "./api.js";
 
 const RATE = 24_000; // Hz
 const MOST_WAITING = 4_000_000; // bytes that wait for the network: a minute
+const TENTATIVE = "whisper_npu.tentative";
 const TRANSCRIPTION = "conversation.item.input_audio_transcription";
 
 /**
- * Events: `text` with `{text, isHearing}` as `detail`: the text, which never changes, and whether
- * there is speech that has no text yet; `end` with the reason in words.
+ * Events: `text` with `{text, tentative, isHearing}` as `detail`: the text, which never changes, the
+ * text after it, which may, and whether there is speech that has no text yet; `end` with the reason
+ * in words.
  */
 export class Live extends EventTarget {
   #items = new Map(); // of each utterance, in order: its text
   #hearing = new Set(); // utterances that are not complete
+  #tentative = ""; // after the text of the last utterance
   #socket = null;
   #context = null;
 
@@ -20,6 +23,7 @@ export class Live extends EventTarget {
   start(stream, options) {
     this.#items.clear();
     this.#hearing.clear();
+    this.#tentative = "";
     const address = new URL("v1/realtime", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
     address.search = new URLSearchParams({ intent: "transcription", model: options.model });
@@ -34,7 +38,8 @@ export class Live extends EventTarget {
       const { model, language } = options;
       const transcription = language ? { model, language } : { model };
       const input = { format: { type: "audio/pcm", rate: RATE }, transcription };
-      send(socket, "session.update", { session: { type: "transcription", audio: { input } } });
+      const session = { type: "transcription", audio: { input }, include: [TENTATIVE] };
+      send(socket, "session.update", { session });
       this.#listen(stream, socket).catch((error) => this.#end(error.message));
     };
     socket.onmessage = ({ data }) => this.#take(JSON.parse(data));
@@ -76,14 +81,19 @@ export class Live extends EventTarget {
     if (type === "input_audio_buffer.speech_started") this.#hearing.add(item);
     else if (type === `${TRANSCRIPTION}.delta`) {
       this.#items.set(item, (this.#items.get(item) ?? "") + event.delta);
+      this.#tentative = ""; // the next one follows
+    } else if (type === TENTATIVE) {
+      this.#tentative = event.text.trim();
     } else if ([`${TRANSCRIPTION}.completed`, `${TRANSCRIPTION}.failed`].includes(type)) {
       this.#hearing.delete(item);
+      this.#tentative = "";
     } else if (type === "error") {
       this.#end(event.error.message);
       return;
     } else return;
     const text = [...this.#items.values()].map((each) => each.trim()).join(" ");
-    this.dispatchEvent(new CustomEvent("text", { detail: { text, isHearing: this.#hearing.size > 0 } }));
+    const detail = { text, tentative: this.#tentative, isHearing: this.#hearing.size > 0 };
+    this.dispatchEvent(new CustomEvent("text", { detail }));
   }
 }
 

@@ -33,7 +33,7 @@ from whisper_npu.server.models import ServedModel
 from whisper_npu.server.pcm import SAMPLE_RATE, Floats, RawAudio
 from whisper_npu.server.realtime.inbox import APPEND, Event, Inbox, audio_of, parsed
 from whisper_npu.server.realtime.item import Item
-from whisper_npu.server.realtime.settings import Settings
+from whisper_npu.server.realtime.settings import TENTATIVE, Settings
 from whisper_npu.server.service import Service
 
 logger = logging.getLogger("whisper_npu.server")
@@ -188,7 +188,11 @@ class Session:
             "precision": backend.precision,
             "warnings": list(settings.warnings),
         }
-        shared = {"id": self._id, "object": "realtime.transcription_session", "include": None}
+        shared = {
+            "id": self._id,
+            "object": "realtime.transcription_session",
+            "include": settings.include,
+        }
         if is_old:
             return {**shared, **settings.as_old_session(), "whisper_npu": ours}
         audio = {"input": settings.as_input()}
@@ -337,7 +341,7 @@ class Session:
         )
 
     async def _tell(self, item: Item, work: Callable[[], list[LiveUpdate]]) -> None:
-        """Send the words that the work makes final. An error ends the item, not the session."""
+        """Send the words that the work brings. An error ends the item, not the session."""
         try:
             updates = await self._in_thread(work)
         except Exception as error:
@@ -349,8 +353,11 @@ class Session:
             item.error = known or server_error()
             return
         for update in updates:
-            if isinstance(update, Committed) and (delta := item.add(update)):
-                await self._send_text(item, "delta", delta=delta)
+            if isinstance(update, Committed):
+                if delta := item.add(update):
+                    await self._send_text(item, "delta", delta=delta)
+            elif self._settings.has_tentative:
+                await self._send(TENTATIVE, item_id=item.id, content_index=0, text=update.text)
 
     # Answers
 
@@ -363,7 +370,8 @@ class Session:
 
     async def _send(self, kind: str, **fields: Any) -> None:
         event = {"type": kind, "event_id": f"event_{uuid.uuid4().hex[:24]}", **fields}
-        await self._socket.send_text(json.dumps(event, ensure_ascii=False))
+        # In ASCII: what the client sent, and is repeated, may be no valid Unicode.
+        await self._socket.send_text(json.dumps(event))
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()

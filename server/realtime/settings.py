@@ -25,6 +25,8 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 NO_NOISE_REDUCTION = "noise_reduction has no effect: this server does not filter noise"
 NO_LOGPROBS = "include has no effect: live text has no log probabilities"
+TENTATIVE = "whisper_npu.tentative"
+"""Of `include`, and the type of the events: text that may still change."""
 
 
 class _Strict(BaseModel):
@@ -101,6 +103,7 @@ class Settings:
         format: format of the audio.
         transcription: how to transcribe; its model is always named.
         vad: how turns are found; None: the client commits.
+        has_tentative: whether text that may still change is sent.
         warnings: settings that have no effect.
     """
 
@@ -109,11 +112,14 @@ class Settings:
         format: _Format,
         transcription: _Transcription,
         vad: _ServerVad | None,
+        *,
+        has_tentative: bool = False,
         warnings: tuple[str, ...] = (),
     ) -> None:
         self.format = format
         self.transcription = transcription
         self.vad = vad
+        self.has_tentative = has_tentative
         self.warnings = warnings
 
     @classmethod
@@ -189,12 +195,13 @@ class Settings:
             }
         )
         warnings = [NO_NOISE_REDUCTION] if given.noise_reduction else []
-        warnings += [NO_LOGPROBS] if include else []
+        warnings += [NO_LOGPROBS] if set(include or ()) - {TENTATIVE} else []
         return Settings(
             _with_rate(given.format or self.format),
             transcription,
             given.turn_detection if "turn_detection" in names else self.vad,
-            tuple(warnings),
+            has_tentative=self.has_tentative if include is None else TENTATIVE in include,
+            warnings=tuple(warnings),
         )
 
     def hears_like(self, other: "Settings") -> bool:
@@ -228,6 +235,11 @@ class Settings:
         if self.vad is not None:
             options["vad_threshold"] = self.vad.threshold
         return cast(TranscribeKwargs, options)
+
+    @property
+    def include(self) -> list[str] | None:
+        """`include` of a session."""
+        return [TENTATIVE] if self.has_tentative else None
 
     def as_input(self) -> dict[str, Any]:
         """`audio.input` of a session."""

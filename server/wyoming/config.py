@@ -32,11 +32,14 @@ class WyomingConfig:
     idle_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        """Refuse a URI that cannot be used.
+        """Refuse a URI that cannot be used, and limits that let nothing through.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: the URI or a limit cannot be used.
         """
+        for name in ("connections", "audio_seconds", "idle_seconds"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; give more than 0")
         parts = self.parts
         try:
             has_port = parts.port is not None

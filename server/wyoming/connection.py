@@ -152,10 +152,11 @@ class Connection:
         utterance = self._utterance
         while utterance is not None and self._waiting:
             data, self._waiting = bytes(self._waiting), bytearray()
-            await self._send(utterance, await self._in_thread(utterance.hear, data))
             limit = self._served.config.audio_seconds
-            if utterance.seconds > limit:
+            # Before it is heard: at a low rate, a few bytes become many samples.
+            if utterance.seconds + utterance.seconds_of(data) > limit:
                 raise ProtocolError(f"more than {limit:g} s of audio; send audio-stop before")
+            await self._send(utterance, await self._in_thread(utterance.hear, data))
 
     async def _settle(self) -> None:
         """Wait until all audio is heard."""

@@ -1,6 +1,9 @@
 """Listens for Wyoming clients, and ends when told."""
 
 import asyncio
+import errno
+import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -75,7 +78,7 @@ class WyomingServer:
         try:
             if self._parts.scheme == "unix":
                 path = Path(self._parts.path)
-                path.unlink(missing_ok=True)
+                _refuse_if_in_use(path)  # asyncio removes a socket that is left, and nothing else
                 server = await asyncio.start_unix_server(connected, path, limit=MOST_LINE)
             else:
                 where = self._parts.hostname, self._parts.port
@@ -105,6 +108,20 @@ class WyomingServer:
     def _is_full(self) -> bool:
         """Whether there are more connections than allowed."""
         return len(self._connections) > self.config.connections
+
+
+def _refuse_if_in_use(path: Path) -> None:
+    """Refuse the socket of a server that runs; asyncio would take it away.
+
+    Raises:
+        OSError: a server listens on it.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _info(model: WhisperModel, config: WyomingConfig) -> Info:

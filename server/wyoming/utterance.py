@@ -29,6 +29,10 @@ class Utterance(ABC):
         self.seconds = 0.0
         self.is_started = False
 
+    def seconds_of(self, data: bytes) -> float:
+        """Seconds of audio in raw samples."""
+        return self._raw.seconds_of(data)
+
     def hear(self, data: bytes) -> list[str]:
         """Take raw samples; returns the text that is final."""
         samples = self._raw.push(data)

@@ -1,6 +1,7 @@
 """Recordings of a corpus: digests, cuts, and errors."""
 
 import io
+import os
 
 import fsspec
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 from audio_files import RATE, voice
 
 from whisper_npu import AudioError, load_audio
+from whisper_npu.corpus import audio
 from whisper_npu.corpus.audio import Source, examine, opened
 
 
@@ -97,3 +99,62 @@ def test_errors(tmp_path):
     assert missing.digest is None
     (tmp_path / "text.wav").write_text("no audio")
     assert examine(Source(str(tmp_path / "text.wav"))).seconds is None
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ("foo://bar/x.wav", "foo://bar/x.wav: Protocol not known: foo"),
+        ("memory://far/none.wav", "memory://far/none.wav: "),
+        ("breaks://x.wav", "breaks://x.wav: cannot be read: Unauthorized"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_an_error_of_the_recording(audio, message):
+    """The libraries of stores have errors of their own, which are no OSErrors."""
+
+    class UnauthorizedError(Exception):
+        pass
+
+    class Breaks(fsspec.AbstractFileSystem):
+        protocol = "breaks"
+
+        def info(self, *_, **__):
+            raise UnauthorizedError("Unauthorized")
+
+        open = info
+
+    fsspec.register_implementation("breaks", Breaks, clobber=True)
+    assert (examine(Source(audio)).error or "").startswith(message)
+    with pytest.raises(AudioError, match=message), opened(Source(audio), None, None):
+        pass
+
+
+def test_a_local_name_with_two_colons(sound):
+    """fsspec takes them for a chain of URLs."""
+    other = sound.with_name("10::30.wav")
+    sound.rename(other)
+    assert examine(Source(str(other))).seconds == 3.0
+    with opened(Source(str(other)), None, None) as recording:
+        assert recording == other
+
+
+def test_an_error_of_the_work_is_not_one_of_the_file(sound):
+    with pytest.raises(ValueError, match="of the work"), opened(Source(str(sound)), None, None):
+        raise ValueError("of the work")
+
+
+def test_another_recording_with_the_same_size_and_time(sound):
+    facts, before = examine(Source(str(sound))), sound.stat()
+    soundfile.write(sound, voice(3.0)[::-1], RATE, "PCM_16")
+    os.utime(sound, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert sound.stat().st_size == before.st_size
+    assert examine(Source(str(sound)), facts).digest != facts.digest
+
+
+def test_a_file_whose_store_tells_no_time_is_read_again(monkeypatch):
+    monkeypatch.setattr(audio, "_TIMES", ())
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/far/x.wav", b"one")
+    facts = examine(Source("memory://far/x.wav"))
+    memory.pipe_file("/far/x.wav", b"two")
+    assert examine(Source("memory://far/x.wav"), facts).digest != facts.digest

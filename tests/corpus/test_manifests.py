@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -154,6 +155,27 @@ def test_cuts_of_nemo(sounds, tmp_path):
     assert json.loads(item.fields) == row
 
 
+def test_cuts_that_begin_close_together_have_ids_of_their_own(tmp_path):
+    rows = [{"audio_filepath": "a", "offset": at, "duration": 1} for at in (12345.67, 12345.68)]
+    found = [item.id for item in read_manifest(str(write_lines(tmp_path / "m.json", rows)))]
+    assert found == ["a@12345.67+1", "a@12345.68+1"]
+
+
+def test_names_with_the_characters_of_patterns(sounds, tmp_path):
+    path = write_lines(tmp_path / "part[1].jsonl", [{"audio_filepath": str(sounds["a"])}])
+    assert [item.audio for item in read_manifest(str(path))] == [str(sounds["a"])]
+    folder = shutil.copytree(librispeech(sounds, tmp_path), tmp_path / "old [2019]")
+    assert len([item for item in read_manifest(str(folder)) if item.reference]) == 3
+
+
+def test_a_file_name_that_is_no_utf8(sounds, tmp_path):
+    folder = tmp_path / "names"
+    folder.mkdir()
+    shutil.copy(sounds["a"], os.fsencode(folder) + b"/\xff.wav")
+    with pytest.raises(UsageError, match=r"the id '\\udcff.wav' has a NUL or is no UTF-8; rename"):
+        list(read_manifest(str(folder)))
+
+
 def test_cuts_of_lhotse(sounds, tmp_path):
     row = {
         "id": "x-1",
@@ -179,6 +201,22 @@ def test_urls(sounds):
         ("x.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("x.jsonl", '{"audio_filepath": "a"}\n{"text": 3}\n', "line 2 has no audio_filepath"),
         ("x.jsonl", '{"type": "MixedCut"}\n', r"line 1 \(MixedCut\) names no recording"),
+        ("x.jsonl", "[" * 100_000, "line 1 is no JSON"),
+        ("x.jsonl", '{"audio_filepath": "a", "offset": -1}', r"a@-1\+0: the cut begins at -1 s"),
+        ("x.jsonl", '{"audio_filepath": "a", "offset": 1e999}', "the cut begins at inf s"),
+        ("x.jsonl", f'{{"audio_filepath": "a", "offset": {10**400}}}', "the cut begins at inf s"),
+        ("x.jsonl", '{"audio_filepath": "a", "offset": NaN}', "the cut begins at nan s"),
+        ("x.jsonl", '{"audio_filepath": "a", "offset": 1, "duration": -2}', "the cut lasts -2 s"),
+        ("x.jsonl", '{"audio_filepath": "a", "duration": NaN}', "a: the duration is nan s"),
+        ("x.jsonl", '{"audio_filepath": "\\ud800"}', r"the id '\\ud800' has a NUL or is no UTF-8"),
+        ("x.jsonl", '{"audio_filepath": "a", "id": "\\u0000"}', r"the id '\\x00' has a NUL"),
+        ("x.jsonl", '{"sources": ["a"]}', "recording None is no single file or URL"),
+        ("x.jsonl", '{"sources": 5}', "names no recording with sources"),
+        (
+            "x.jsonl",
+            '{"sources": [{"type": "file", "source": "a"}], "supervisions": ["b"]}',
+            "line 1: supervisions are no list of objects",
+        ),
         ("x.tar", "no tar", "cannot be read"),
         ("x.parquet", "no parquet", "cannot be read"),
         ("x.doc", "", "is of no known kind; give --format: nemo"),

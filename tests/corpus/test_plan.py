@@ -176,6 +176,26 @@ class TestStore:
         with pytest.raises(OutputError, match=r"cannot be read.*delete it"):
             store.read_keys()
 
+    def test_results_of_another_version(self, out, items):
+        plan, _, store = plan_of(out, items)
+        store_results(store, plan, 0)
+        (name,) = store.folder.names()
+        path = store.folder.local_path / name
+        pq.write_table(pq.read_table(path).drop_columns("warnings"), path)
+        with pytest.raises(OutputError, match=r"has not the columns of this version; delete it"):
+            store.read_keys()
+
+    @pytest.mark.parametrize("content", [b"no parquet", None])
+    def test_facts_that_cannot_be_read(self, out, items, content):
+        plan_of(out, items)
+        path = out.local_path / "state" / "index.parquet"
+        if content is None:
+            pq.write_table(pq.read_table(path).drop_columns("stamp"), path)
+        else:
+            path.write_bytes(content)
+        with pytest.raises(OutputError, match=r"index.parquet: cannot be read.*delete it"):
+            plan_of(out, items)
+
     def test_a_file_that_cannot_be_written(self, out, items):
         plan, _, store = plan_of(out, items)
         store_results(store, plan, 0)
@@ -195,6 +215,39 @@ def test_drafts_of_killed_programs_are_removed(out):
     (out.local_path / ".hidden").touch()
     out.remove_drafts()
     assert sorted(path.name for path in out.local_path.iterdir()) == [".hidden", "whole"]
+
+
+class TestRemoteFolder:
+    """A store without renames, as object stores are."""
+
+    @pytest.fixture
+    def remote(self, tmp_path):
+        return Folder(f"memory://{tmp_path.name}")
+
+    def test_files_that_are_open_together(self, remote):
+        with remote.create("one") as one, remote.create("two") as two:
+            one.write(b"1")
+            two.write(b"2")
+        with remote.open("one") as one, remote.open("two") as two:
+            assert (one.read(), two.read()) == (b"1", b"2")
+
+    def test_a_file_that_is_not_finished_does_not_appear(self, remote):
+        def stop():
+            with remote.create("half") as file:
+                file.write(b"half")
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            stop()
+        assert remote.names() == []
+
+    def test_the_outputs(self, remote, items):
+        plan, state, store = plan_of(remote, items)
+        store_results(store, plan, 0, 1, 2)
+        publish(remote, state, plan, store.read_keys(), ["srt"])
+        with remote.open("corpus.parquet") as file:
+            assert pq.read_table(file)["text"].to_pylist() == ["hello"] * 4 + [None]
+        assert remote.names() == ["corpus.jsonl", "corpus.parquet", "results", "state", "subtitles"]
 
 
 @pytest.fixture
@@ -231,6 +284,43 @@ class TestPublish:
         assert names == ["a.wav.srt", "twin.wav.srt"]
         assert "héllo" in (published / "subtitles" / "a.wav.srt").read_text()
 
+    def test_the_fields_of_the_manifest_do_not_hide_the_row(self, out, items, sounds):
+        """A line can be read from any folder, whatever the manifest says."""
+        given = [{"audio_filepath": "a.wav", "id": None, "error": 3, "note": "\ud800", "n": "é"}]
+        path = sounds / "m.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in given))
+        plan, state, store = plan_of(out, read_manifest(str(path)))
+        store_results(store, plan, 0)
+        publish(out, state, plan, store.read_keys(), [])
+        (line,) = map(json.loads, (out.local_path / "corpus.jsonl").read_text().splitlines())
+        assert (line["id"], line["audio_filepath"]) == ("a.wav", str(sounds / "a.wav"))
+        assert (line["error"], line["note"], line["n"]) == (None, "\ud800", "é")
+
+    def test_each_id_has_subtitles_of_its_own(self, out, items):
+        ids = ["x", "/x", "../x", "x//", "..", "é" * 300, "é" * 299]
+        many = [replace(items[0], id=each) for each in ids]
+        plan, state, store = plan_of(out, many)
+        store_results(store, plan, 0)
+        publish(out, state, plan, store.read_keys(), ["txt"])
+        folder = out.local_path / "subtitles"
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*.txt")]
+        assert len(names) == len(ids)
+        assert "x.txt" in names
+        publish(out, state, plan, store.read_keys(), ["txt"])
+        assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.txt")) == sorted(
+            names
+        )
+
+    def test_subtitles_of_a_text_that_is_an_error_now_are_removed(self, out, items):
+        plan, state, store = plan_of(out, items)
+        store_results(store, plan, 0, 1)
+        publish(out, state, plan, store.read_keys(), ["txt"])
+        (out.local_path / "results" / store.folder.names()[0]).unlink()
+        store_results(store, plan, 0)
+        publish(out, state, plan, store.read_keys(), ["txt"])
+        names = sorted(path.name for path in (out.local_path / "subtitles").iterdir())
+        assert names == ["a.wav.txt", "twin.wav.txt"]
+
     def test_ids_stay_below_the_folder(self, out, items):
         strange = [replace(items[0], id="../../x"), replace(items[1], id="/abs/y")]
         plan, state, store = plan_of(out, strange)
@@ -241,6 +331,35 @@ class TestPublish:
 
 
 class TestVerify:
+    @pytest.mark.parametrize(
+        ("change", "finding"),
+        [
+            ({}, ()),
+            ({"text": None}, ("a.wav: has neither a text with its seconds nor an error",)),
+            ({"coverage": None}, ("a.wav: has neither a text with its seconds nor an error",)),
+            ({"duration": float("nan")}, ("a.wav: nan of nan s are not accounted for",)),
+        ],
+    )
+    def test_a_row_without_its_facts(self, out, items, change, finding):
+        plan, state, store = plan_of(out, items[:1])
+        store.write([{**result(plan.keys[0].decode()), **change}])
+        publish(out, state, plan, store.read_keys(), [])
+        with out.create(RUN_FILE) as file:
+            file.write(json.dumps({"manifest": items[0].audio, "kind": None}).encode())
+        assert verify_corpus(out.url).findings == finding
+
+    def test_a_line_in_the_place_of_another(self, published, items, tmp_path):
+        path = published / "corpus.jsonl"
+        lines = path.read_text().splitlines()
+        lines[0], lines[3] = lines[3], lines[0]  # twins: the same text
+        path.write_text("\n".join(lines))
+        rows = [{"id": item.id, "audio_filepath": item.audio} for item in items]
+        manifest = tmp_path / "m.jsonl"
+        manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        found = verify_corpus(str(published), str(manifest)).findings
+        assert found[0] == "a.wav: corpus.jsonl differs from corpus.parquet"
+        assert found[2] == "twin.wav: corpus.jsonl differs from corpus.parquet"
+
     def test_complete(self, published, items, tmp_path):
         rows = [{"id": item.id, "audio_filepath": item.audio} for item in items]
         path = tmp_path / "m.jsonl"
@@ -248,7 +367,7 @@ class TestVerify:
         found = verify_corpus(str(published), str(path))
         assert (found.rows, found.transcribed, found.errors) == (5, 2, 3)
         assert found.seconds == 2.0
-        assert found.findings == ()
+        assert found.findings == ("c.wav: not transcribed; run the same command again",)
 
     def test_rows_that_differ(self, published, items, tmp_path):
         rows = [{"id": item.id, "audio_filepath": item.audio} for item in items]
@@ -261,6 +380,7 @@ class TestVerify:
         assert found == (
             "a.wav: 1.00 s were read, the manifest states 9.00 s",
             "other: corpus.parquet has b.wav in its place",
+            "c.wav: not transcribed; run the same command again",
             "more: is missing in corpus.parquet",
         )
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows[2:4]))

@@ -8,7 +8,10 @@ import soundfile
 from audio_files import RATE, voice
 
 from whisper_npu import TranscribeOptions, load_model
+from whisper_npu.corpus import engine
+from whisper_npu.corpus.audio import stamp_of
 from whisper_npu.corpus.publish import to_transcription
+from whisper_npu.corpus.run import _actors_that_fit, _forgotten_at_a_stop
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import ResultStore, work_key
 from whisper_npu.corpus.worker import WORK, ModelSettings, Worker
@@ -129,3 +132,38 @@ def test_an_attempt_after_one_that_ended_is_a_whole_block(worker, items):
     attempted(attempts, items, 1)
     act(block(items))
     assert len(store.names()) == 1
+
+
+def test_a_recording_that_changes_during_the_run_is_an_error(worker, items):
+    """Its text must not be stored under the digest of its old bytes."""
+    transcribe, store, _ = worker
+    work = [{**item, "stamp": stamp_of(item["audio"])} for item in (items[0], items[3])]
+    soundfile.write(items[0]["audio"], voice(4.0), RATE)
+    transcribe(block(work))
+    found = stored(store)
+    assert found[items[0]["key"]]["error"].endswith(
+        "changed during the run; run the same command again"
+    )
+    assert found[items[3]["key"]]["error"] is None
+
+
+def test_a_run_that_is_told_to_end_forgets_its_attempts(tmp_path):
+    """A recording is not to blame for them; see the attempts that end a process."""
+    attempts = Folder(str(tmp_path / "attempts"))
+    attempts.make()
+    for error, n_left in ((ValueError, 1), (KeyboardInterrupt, 0)):
+        with attempts.create("block") as file:
+            file.write(b"2")
+        with pytest.raises(error), _forgotten_at_a_stop(attempts):
+            raise error
+        assert len(attempts.names()) == n_left
+
+
+def test_the_size_of_a_model_counts_the_folders_in_it(tmp_path, monkeypatch):
+    """As the hub has them: the graphs are in `onnx/`."""
+    monkeypatch.setattr(engine, "processors", lambda: 64)
+    monkeypatch.setattr(engine, "memory", lambda: int(2e9))
+    (tmp_path / "onnx").mkdir()
+    with (tmp_path / "onnx" / "encoder_model.onnx").open("wb") as file:
+        file.truncate(1_000_000_000)  # takes no room
+    assert _actors_that_fit(str(tmp_path), 1) == 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from whisper_npu import loading
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.loading import _allows
 from whisper_npu.npu import placement
@@ -14,6 +15,7 @@ from whisper_npu.npu.placement import (
     parse_device,
     probe,
 )
+from whisper_npu.runtime.model_folder.folder import read_model_folder
 
 CPU, NPU, SPLIT = Placement("CPU", "CPU"), Placement("NPU", "NPU"), Placement("NPU", "CPU")
 
@@ -163,6 +165,30 @@ def test_one_device_needs_no_measuring(tmp_path, caplog):
     _, backend = choose([CPU], Loader(SECONDS), [], tmp_path / "placements.json")
     assert backend.steps == 0
     assert "AUTO runs on CPU: the only device" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backend": "onnxruntime"},
+        {"kv_cache": "static"},
+        {"precision": "f32"},
+        {"threads": 2},
+        {"weights": "f16"},
+    ],
+)
+def test_each_way_to_run_is_measured_for_itself(tiny_folder, monkeypatch, options):
+    found = []
+
+    def note(_options, _load, facts):
+        found.append(tuple(facts))
+        return CPU, None
+
+    monkeypatch.setattr(loading, "choose", note)
+    folder = read_model_folder(tiny_folder)
+    for each in ({}, options):
+        loading.load_backend(folder, "AUTO", **each)
+    assert found[0] != found[1]
 
 
 def test_the_probe_is_two_windows_of_24_tokens():

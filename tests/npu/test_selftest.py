@@ -140,9 +140,17 @@ def test_the_certificate_is_compared(model, reference, folder):
     assert check.passed
     parity = model.folder.manifest["parity"]
     tokens = f"{parity['tokens_compared']} of {parity['tokens_compared']}"
-    assert check.detail == f"{len(model.folder.manifest['files'])} files as exported: {tokens} " + (
-        "tokens were PyTorch's"
+    assert (
+        check.detail
+        == f"{len(model.folder.manifest['files'])} files as certified: {tokens} "
+        + ("tokens were PyTorch's")
     )
+    edit_manifest(folder, parity={"status": "verified", "variants": {"plain": "a checkpoint"}})
+    check = selftest.check_weights(read_model_folder(folder), reference)
+    assert check.detail.endswith("files as certified: all tokens were PyTorch's")
+    edit_manifest(folder, parity={"status": "verified", "variants": {"fp16": "a checkpoint"}})
+    check = selftest.check_weights(read_model_folder(folder), reference)
+    assert "without a comparison" in check.detail
     edit_manifest(folder, parity={"status": "not verified"})
     check = selftest.check_weights(read_model_folder(folder), reference)
     assert (check.passed, "without a comparison" in check.detail) == (True, True)

@@ -35,7 +35,13 @@ from whisper_npu.npu.operators import SUPPORTED, check_operators, require_floati
 from whisper_npu.runtime.engines.protocol import N_LOGITS
 from whisper_npu.runtime.model_folder.folder import MANIFEST as EXPORT_MANIFEST
 from whisper_npu.runtime.model_folder.folder import ModelFolder, read_model_folder
-from whisper_npu.runtime.model_folder.layout import ALIGNMENT, DECODER, DECODER_WITH_PAST, ENCODER
+from whisper_npu.runtime.model_folder.layout import (
+    ALIGNMENT,
+    DECODER,
+    DECODER_WITH_PAST,
+    ENCODER,
+    GRAPHS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +169,7 @@ def test_shorter_windows_hide_the_end_of_the_audio(folder, tmp_path):
         ensure_bundle(read_model_folder(copy), windows=(30,))
 
 
+@pytest.mark.usefixtures("bundle")
 def test_made_once_and_again_only_when_the_source_changes(folder, tmp_path, monkeypatch):
     copy = copy_folder(folder, tmp_path / "again")
     model = read_model_folder(copy)
@@ -178,6 +185,20 @@ def test_made_once_and_again_only_when_the_source_changes(folder, tmp_path, monk
     lines = []
     ensure_bundle(read_model_folder(copy), progress=lines.append)
     assert "static graph step_1" in lines
+
+
+@pytest.mark.usefixtures("bundle")
+def test_each_variant_has_its_own(folder, tmp_path, monkeypatch):
+    """To use them in turn would make each anew every time."""
+    copy = copy_folder(folder, tmp_path / "variants")
+    for path in (copy / name for name in GRAPHS):
+        shutil.copyfile(path, path.with_name(f"{path.stem}_fp16.onnx"))
+    mixed = "encoder=fp16,decoder=plain"
+    assert ensure_bundle(read_model_folder(copy, mixed)).path.name == f"lossless-{mixed}"
+    monkeypatch.setattr(build_bundle, "_build", None)  # would fail if it were called
+    for variant in (None, mixed):
+        bundle = ensure_bundle(read_model_folder(copy, variant))
+        assert (bundle.weights, bundle.path.parent.parent) == ("lossless", copy)
 
 
 _BUILD = """
@@ -254,6 +275,7 @@ def test_a_damaged_bundle_is_made_again(folder, tmp_path, damage):
     assert [item.name for item in path.parent.iterdir()] == ["lossless"], "nothing left behind"
 
 
+@pytest.mark.usefixtures("bundle")
 def test_weights_of_a_bundle_are_its_own(folder, tmp_path):
     copy = copy_folder(folder, tmp_path / "linked")
     a_link_elsewhere(bundle_path(copy, "lossless"))

@@ -18,6 +18,7 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.runtime.output.writers import OutputFiles
 from whisper_npu.scripts.common.journal import JOURNAL, Journal, Line
+from whisper_npu.scripts.common.signals import Terminated
 from whisper_npu.scripts.transcribe import main
 
 # The tiny Whisper invents text: every window of sound becomes some.
@@ -192,6 +193,25 @@ class TestSkipExisting:
         os.utime(sounds / "c.wav", (0, 0))
         assert run("--skip-existing")[1] == ["b"]
 
+    def test_another_recording_with_the_same_size_and_time(self, run, sounds):
+        run()
+        path, before = sounds / "c.wav", (sounds / "c.wav").stat()
+        samples, _ = soundfile.read(path)
+        soundfile.write(path, samples[::-1], RATE)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_size == before.st_size
+        assert run("--skip-existing")[1] == ["b", "c"]
+
+    @pytest.mark.parametrize("moment", ["before the work", "after the work"])
+    def test_a_recording_from_the_future(self, run, sounds, moment):
+        """A camera's clock was wrong, or this machine's has been set back."""
+        if moment == "after the work":
+            run()
+        os.utime(sounds / "c.wav", (4e9, 4e9))
+        if moment == "before the work":
+            run()
+        assert run("--skip-existing")[1] == ["b"]
+
     def test_missing_outputs(self, run, out):
         run()
         (out / "a.srt").unlink()
@@ -284,6 +304,24 @@ def test_a_stopped_run_says_how_to_go_on(run, sounds, out, monkeypatch):
     assert run("--mode", "sequential", "--skip-existing")[0] == 1  # for b
     assert {"a.txt", "a.srt"} <= set(contents(out))
     assert not [name for name in contents(out) if "partial" in name]
+
+
+def test_a_full_disk_keeps_no_program_from_ending(run, monkeypatch):
+    """The error of the disk must not be taken for one of the recording, and the batch go on."""
+
+    def ends(self, text):
+        monkeypatch.undo()  # keeping the text writes it again
+        monkeypatch.setattr(Journal, "append", fails)
+        raise Terminated(signal.SIGTERM)
+
+    def fails(*_, **__):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(OutputFiles, "segment", ends)
+    code, done, err = run()
+    assert (code, done) == (143, ["a"])
+    assert "error: the disk is full" in err
+    assert err[-1] == "terminated"
 
 
 def test_a_journal_that_cannot_be_read(run, out):

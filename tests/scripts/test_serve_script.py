@@ -96,9 +96,11 @@ def refused(capsys):
         (["--max-upload", "much"], "'much' is no size"),
         (["--max-active", "0"], "active is 0"),
         (["--port", "70000"], "70000 is no port"),
+        (["--grace", "-1"], "grace is -1; give seconds, 0 or more"),
         (["--model", "a=x", "--model", "a=y"], "two models are named a"),
         (["--spool", "/no/such/folder"], "does not exist; make it"),
         (["--api-key", " "], "the API key is empty"),
+        (["--api-key", ""], "the API key is empty"),
         (["--ssl-keyfile", "a.key"], "give --ssl-certfile"),
         (["--ssl-certfile", "/no/cert.pem"], "TLS cannot be used"),
         (["--host", "no.such.host.invalid"], "choose another --host"),
@@ -110,6 +112,14 @@ def test_wrong_command_lines(refused, arguments, message):
     assert code == 2
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_variable_for_the_key_that_is_empty(refused, monkeypatch):
+    """A server that should have a key must not start without one."""
+    monkeypatch.setenv("WHISPER_NPU_API_KEY", "")
+    code, line = refused("--port", "0")
+    assert code == 2
+    assert "the API key is empty" in line
 
 
 def test_an_address_in_use(refused):

@@ -12,6 +12,7 @@ from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.client import AsyncClient
 from wyoming.info import Describe, Info
 
+from whisper_npu.scripts import serve_wyoming
 from whisper_npu.scripts.main import main
 
 SCRIPT = ROOT / "scripts" / "serve_wyoming.py"
@@ -66,3 +67,10 @@ def test_wrong_command_lines(capsys, arguments, message):
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert code == 2
     assert message in line
+
+
+@pytest.mark.parametrize("model", [".", "../ears", "../ears/", "/any/ears", "ears"])
+def test_the_name_of_a_model_is_that_of_its_folder(tmp_path, monkeypatch, model):
+    (tmp_path / "ears").mkdir()
+    monkeypatch.chdir(tmp_path / "ears")
+    assert serve_wyoming._name(model) == "ears"

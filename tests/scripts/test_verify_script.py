@@ -1,7 +1,10 @@
 """whisper-npu verify: what is equal is certified, and what differs is found."""
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,8 +14,17 @@ import tiny_whisper
 from model_surgery import copy_folder, edit_manifest
 from safetensors.numpy import load_file, save_file
 
+from whisper_npu.errors import ExportError
+from whisper_npu.export import certificate
+from whisper_npu.export.certificate import certify
 from whisper_npu.export.manifest import read_manifest
-from whisper_npu.runtime.model_folder.folder import MANIFEST
+from whisper_npu.export.source import find_source
+from whisper_npu.export.target import prepare_target
+from whisper_npu.npu.selftest import Check, Reference
+from whisper_npu.runtime.model_folder.config import Manifest
+from whisper_npu.runtime.model_folder.folder import MANIFEST, read_model_folder
+from whisper_npu.runtime.model_folder.json_files import checked
+from whisper_npu.runtime.model_folder.verification import is_verified
 from whisper_npu.scripts import verify
 
 
@@ -47,8 +59,8 @@ def test_everything_is_equal(folder, recording, tiny_checkpoint, capsys):
     }
     after = read_manifest(folder)
     assert (after["source"], after["parity"]) == (before["source"], before["parity"])
-    assert after["checked"]["checkpoint"] == str(tiny_checkpoint)
-    assert len(after["checked"]["checks"]) == 6
+    assert after["checked"]["plain"]["checkpoint"] == str(tiny_checkpoint)
+    assert len(after["checked"]["plain"]["checks"]) == 6
     assert run(capsys, folder, recording)[0] == 0, "the renewed certificate fits the files"
 
 
@@ -103,3 +115,126 @@ def test_a_wrong_cached_decoder_is_found(folder, recording, capsys):
     code, content = run(capsys, folder, recording)
     assert code == 1
     assert outcomes(content)["cache concat"] is False
+
+
+def is_verified_as(folder, variant):
+    found = read_model_folder(folder, variant)
+    manifest = checked(found.manifest, Manifest, folder)
+    return is_verified(manifest.parity, found.layout.variant)
+
+
+@pytest.fixture
+def foreign(folder):
+    """A folder of another exporter with two variants."""
+    (folder / MANIFEST).unlink()
+    for path in folder.glob("*_model.onnx"):
+        if "alignment" not in path.name:
+            shutil.copyfile(path, path.with_name(f"{path.stem}_fp16.onnx"))
+    return folder
+
+
+class TestCertificate:
+    def test_each_variant_is_verified_for_itself(self, foreign):
+        certify(read_model_folder(foreign, "fp16"), [{"name": "a"}], "a checkpoint")
+        assert is_verified_as(foreign, "fp16")
+        assert not is_verified_as(foreign, None)
+        certify(read_model_folder(foreign), [{"name": "b"}], None)
+        assert is_verified_as(foreign, "fp16")
+        assert not is_verified_as(foreign, None)
+        checks = read_manifest(foreign)["checked"]
+        assert [checks[name]["checks"] for name in ("fp16", "plain")] == [
+            [{"name": "a"}],
+            [{"name": "b"}],
+        ]
+
+    def test_a_later_comparison_counts(self, foreign):
+        certify(read_model_folder(foreign), [], None)
+        assert not is_verified_as(foreign, None)
+        certify(read_model_folder(foreign), [], "a checkpoint")
+        assert is_verified_as(foreign, None)
+        certify(read_model_folder(foreign), [], None)
+        assert is_verified_as(foreign, None), "the files are those that were compared"
+
+    def test_it_holds_what_texts_depend_on_and_no_more(self, foreign):
+        (foreign / "vad_model.onnx").write_bytes(b"any")
+        (foreign / "selftest_reference.json").write_text("{}")  # recorded anew at any time
+        certify(read_model_folder(foreign), [], None)
+        files = read_manifest(foreign)["files"]
+        assert {"vad_model.onnx", "tokenizer.json", "encoder_model.onnx"} <= files.keys()
+        assert "selftest_reference.json" not in files
+
+    @pytest.mark.parametrize("at", ["write_text", "replace"])
+    def test_a_full_disk_leaves_the_old_one(self, folder, monkeypatch, at):
+        before = (folder / MANIFEST).read_bytes()
+
+        def full(path, *_args, **_options):
+            if at == "write_text":
+                path.write_bytes(b'{"fo')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, at, full)
+        with pytest.raises(ExportError, match="give --read-only"):
+            certify(read_model_folder(folder), [], None)
+        assert (folder / MANIFEST).read_bytes() == before
+        assert [path.name for path in folder.iterdir() if "part" in path.name] == []
+
+    def test_a_link_is_not_followed(self, folder, tmp_path):
+        """The blobs of a hub's cache are named by their content."""
+        blob = (folder / MANIFEST).rename(tmp_path / "blob")
+        (folder / MANIFEST).symlink_to(blob)
+        before = blob.read_bytes()
+        certify(read_model_folder(folder), [], None)
+        assert blob.read_bytes() == before
+        assert "checked" in read_manifest(folder)
+
+    def test_no_export_replaces_the_folder(self, foreign):
+        """The certificate does not make it an export of the checkpoint."""
+        certify(read_model_folder(foreign), [], "tiny.en")
+        with pytest.raises(ExportError, match="something else than an export"):
+            prepare_target(foreign, find_source("tiny.en"), force=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(folder, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(verify, "_checks", lambda *_: pytest.fail("minutes of work"))
+    assert verify.main([str(folder)]) == 3
+    assert "give --read-only" in capsys.readouterr().err
+
+
+def test_the_outcome_is_told_if_the_disk_is_full(folder, recording, monkeypatch, capsys):
+    def full(*_):
+        raise ExportError("cannot write")
+
+    monkeypatch.setattr(certificate, "certify", full)
+    monkeypatch.setattr(verify, "_checks", lambda *_: iter([Check("files", True, "")]))
+    assert verify.main([str(folder), str(recording), "--json"]) == 3
+    told = capsys.readouterr()
+    assert json.loads(told.out)["passed"] is True
+    assert "cannot write" in told.err
+
+
+def test_silence_proves_nothing(folder, tmp_path, monkeypatch, capsys):
+    silence = tmp_path / "silence.wav"
+    soundfile.write(silence, np.zeros(16000), 16000)
+    nothing = Reference({"silence.wav": ()}, "")
+    monkeypatch.setattr(verify, "_tokens", lambda *_args, **_options: nothing)
+    assert verify.main([str(folder), str(silence)]) == 2
+    assert "no speech in silence.wav" in capsys.readouterr().err
+
+
+def test_files_that_change_meanwhile(folder, recording, monkeypatch, capsys):
+    def tokens(*_args, **_options):
+        (folder / "tokenizer.json").write_text("{}")
+        return Reference({"speech.wav": (1, 2)}, "")
+
+    monkeypatch.setattr(verify, "_tokens", tokens)
+    code, content = run(capsys, folder, recording)
+    assert (code, content["certificate"]) == (1, None)
+    assert "changed while" in content["checks"][-1]["detail"]
+
+
+def test_recordings_of_one_name(folder, tmp_path, recording, capsys):
+    (tmp_path / "b").mkdir()
+    other = shutil.copy(recording, tmp_path / "b")
+    assert verify.main([str(folder), str(recording), str(other)]) == 2
+    assert "two recordings are called speech.wav" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import warnings
 
 import openai
 import pytest
-from live_server import SPOKEN, LiveServer
+from live_server import SPOKEN, TRANSCRIPTIONS, LiveServer, form
 
 from whisper_npu import LANGUAGES, Transcription, format_transcript
 
@@ -179,7 +179,9 @@ class TestFields:
         assert server.post(talk, ("chunking_strategy", vad)).status == 200
 
     def test_empty_fields_are_not_given(self, server, talk):
-        fields = ("language", "prompt", "chunking_strategy", "stream", "keywords[]", "include[]")
+        fields = ["language", "prompt", "chunking_strategy", "stream", "keywords[]", "include[]"]
+        fields += ["temperature", "response_format", "languages", "timestamp_granularities[]"]
+        fields += ["chunking_strategy[type]", "chunking_strategy[threshold]"]
         assert server.post(talk, *((name, "") for name in fields)).status == 200
 
 
@@ -269,12 +271,20 @@ class TestErrors:
             )
         assert (caught.value.status_code, caught.value.param) == (415, "file")
 
+    def test_a_name_of_a_file_with_control_characters(self, server):
+        body, headers = form(b"no sound" * 100, [("model", "whisper-1")], "a\u2028\x1b[31mb.wav")
+        error = json.loads(server.request("POST", TRANSCRIPTIONS, body, headers).body)["error"]
+        assert error["message"].startswith("a\ufffd\ufffd[31mb.wav: ")
+
     @pytest.mark.parametrize(
         ("audio", "fields", "message"),
         [
             (None, [], "the field file is missing"),
             (b"", [], "0 bytes"),
-            (b"x", [("model", "")], "there is no model ''"),
+            (b"x", [("model", "")], "the field model is missing"),
+            (b"x", [("keywords[a]", "x"), ("keywords", "y")], "repeat the field keywords[]"),
+            (b"x", [("keywords", "x"), ("keywords[a]", "y")], "repeat the field keywords[]"),
+            (b"x", [("chunking_strategy", '{"a":' * 100_000)], "chunking_strategy is '{"),
             (b"x", [("prompt", "a"), ("prompt", "b")], "prompt is given twice"),
             (b"x", [("file", "talk.wav")], "unknown field file"),
             (b"x", [("keywords", "x" * 2_000_000)], "longer than"),

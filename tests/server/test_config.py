@@ -53,7 +53,10 @@ def test_wrong_models(given):
     [
         ({"models": ()}, "no model"),
         ({"models": (ModelSpec("a", "x"), ModelSpec("a", "y"))}, "two models are named a"),
-        ({"api_key": " "}, "the API key is empty"),
+        ({"api_key": ""}, "the API key is empty"),
+        ({"api_key": "key\n"}, "the API key is empty, or has spaces, line ends"),
+        ({"api_key": "schlüssel"}, "characters other than ASCII"),
+        ({"api_key": "\udcff"}, "characters other than ASCII"),
     ],
 )
 def test_wrong_configurations(wrong, message):

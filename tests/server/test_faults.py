@@ -8,6 +8,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import openai
@@ -55,6 +56,22 @@ def held(tmp_path):
 
 def connect(server) -> socket.socket:
     return socket.create_connection(server.address, timeout=PATIENCE)
+
+
+def small_buffers(server) -> socket.socket:
+    """A connection on which few bytes are under way."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(PATIENCE)
+    connection.connect(server.address)
+    return connection
+
+
+def wait_until(is_so) -> None:
+    event, ends = threading.Event(), time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < ends
+        event.wait(0.01)
 
 
 def begin_upload(server, talk, *, n_sent: int) -> socket.socket:
@@ -148,6 +165,26 @@ class TestConnections:
                 while True:
                     connection.sendall(bytes(1 << 16))
             assert status_of(connection) == 413
+
+    @pytest.mark.parametrize("kind", ["large", "small"])
+    def test_an_answer_that_is_not_read(self, server, monkeypatch, kind):
+        """Closing is not enough: the connection stays while bytes of the answer wait."""
+        for name in ("unread answer", "farewell", "head"):
+            monkeypatch.setitem(protocol._PATIENCE, name, 0.2)
+        connections = server.server.server_state.connections
+        request = b"GET /docs HTTP/1.1\r\nHost: here\r\n\r\n"
+        with small_buffers(server) as connection:
+            while not connections:
+                server.request("GET", "/v1/models")
+            (ours,) = [each for each in connections if each.client == connection.getsockname()]
+            if kind == "small":  # fewer bytes wait than uvicorn would pause for
+                ours.transport.set_write_buffer_limits(high=1 << 30)
+            connection.setblocking(False)
+            with contextlib.suppress(ConnectionError):
+                while not ours.transport.get_write_buffer_size():
+                    with contextlib.suppress(BlockingIOError):
+                        connection.send(request)
+            wait_until(lambda: ours not in connections)
 
     def test_small_answers_are_sent_at_once(self, server):
         """Else the system holds back each answer on a kept connection for 40 ms."""

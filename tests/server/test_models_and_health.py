@@ -1,6 +1,7 @@
 """Models, keys, health and metrics."""
 
 import json
+import logging
 import threading
 
 import openai
@@ -79,6 +80,18 @@ def locked(tmp_path_factory):
         yield server
 
 
+def test_an_error_of_a_library_ends_the_server_too():
+    def load(*_, **__):
+        raise RuntimeError("a bug")
+
+    with live_server("tiny", load=load, waits=False, ends_with=ModelError) as server:
+        server.thread.join(PATIENCE)
+        assert not server.thread.is_alive()
+        (model,) = server.service.models.all
+        assert model.state == "failed"
+        assert "model tiny cannot be loaded: RuntimeError('a bug')" in model.error
+
+
 class TestKey:
     def test_right(self, locked, talk):
         with talk.open("rb") as file:
@@ -134,6 +147,19 @@ class TestHealth:
         before = len(model.backend.windows)
         assert server.request("GET", "/health").status == 200
         assert len(model.backend.windows) == before
+
+    def test_a_failed_check_is_logged_once(self, tmp_path, monkeypatch, caplog):
+        model = talking_model(tmp_path)
+        with live_server("talker", load=lambda *_, **__: model) as server:
+            monkeypatch.setattr(logging.getLogger("whisper_npu"), "propagate", True)
+
+            def fails(features):
+                raise DeviceError("the device is gone")
+
+            model.backend.encode = fails
+            server.server.app.state.checks.clear()
+            assert server.request("GET", "/health").status == 503
+        assert caplog.messages.count("model talker failed: the device is gone") == 1
 
     def test_a_device_that_fails_and_recovers(self, tmp_path, talk, monkeypatch):
         model = talking_model(tmp_path)

@@ -201,12 +201,34 @@ def test_the_microphone(visit, tiny_en_server):
     expect(page.locator("#model")).to_be_enabled()
     page.click("#record")
     expect(page.locator("#recording-text")).to_have_text("Recording 0:04")
-    if page.request.get(f"{visit.address}/page/about.json").json()["has_live"]:
-        expect(page.locator("#live-text")).to_contain_text("tried")
+    expect(page.locator("#live-text")).to_contain_text("tried")
     page.click("#record")
     expect(states(page)).to_have_class("state done")
     expect(page.locator("#transcript")).to_contain_text("failed")
     expect(page.locator("#time")).to_have_text(re.compile(r"0:00 / 0:[0-3]\d"))
+
+
+def test_two_clicks_ask_for_one_microphone(visit, server):
+    page = visit(server)
+    page.evaluate(
+        """() => {
+          const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);
+          const answered = new Promise((answer) => (globalThis.answer = answer));
+          globalThis.nAsked = 0;
+          devices.getUserMedia = async (wanted) => {
+            nAsked += 1;
+            await answered;
+            return ask(wanted);
+          };
+        }"""
+    )
+    page.click("#record")
+    page.click("#record")
+    page.evaluate("answer()")
+    expect(page.locator("#record")).to_have_text("Stop and transcribe")
+    assert page.evaluate("nAsked") == 1
+    page.click("#discard")
+    expect(page.locator("#record")).to_have_text("Record")
 
 
 def test_text_while_one_speaks(visit, server):
@@ -220,11 +242,13 @@ def test_text_while_one_speaks(visit, server):
                 return
             for event in (
                 {"type": "input_audio_buffer.speech_started", "item_id": "a"},
+                {"type": "whisper_npu.tentative", "item_id": "a", "text": "Never"},
                 {"type": f"{kind}.delta", "item_id": "a", "delta": "Ever <b>tried"},
                 {"type": f"{kind}.delta", "item_id": "a", "delta": "."},
                 {"type": f"{kind}.completed", "item_id": "a", "transcript": "Ever <b>tried."},
                 {"type": "input_audio_buffer.speech_started", "item_id": "b"},
                 {"type": f"{kind}.delta", "item_id": "b", "delta": "Ever"},
+                {"type": "whisper_npu.tentative", "item_id": "b", "text": " <i>fail"},
             ):
                 socket.send(json.dumps(event))
 
@@ -239,7 +263,8 @@ def test_text_while_one_speaks(visit, server):
     page.reload()
     expect(page.locator("#model")).to_be_enabled()
     page.click("#record")
-    expect(page.locator("#live-text")).to_have_text("Ever <b>tried. Ever")
+    expect(page.locator("#live-text")).to_have_text("Ever <b>tried. Ever <i>fail")
+    expect(page.locator("#live-text .tentative")).to_have_text("<i>fail")
     expect(page.locator("#live-text")).to_have_class("hearing")
     page.click("#discard")
     expect(page.locator("#live-text")).to_be_hidden()

@@ -30,6 +30,7 @@ from whisper_npu.server.errors import bad_request
 from whisper_npu.server.pcm import _G711
 from whisper_npu.server.realtime import router as realtime
 from whisper_npu.server.realtime.inbox import Inbox
+from whisper_npu.server.realtime.settings import TENTATIVE
 from whisper_npu.server.websocket import PatientWebSocket
 
 PAUSE = silence(1)
@@ -115,6 +116,40 @@ def test_final_words_come_while_speech_goes_on(session):
     assert whole["transcript"] == reading(0, 4).strip()
     assert session.of(DELTA)[: len(early)] == early
     assert session.text_of(whole["item_id"]) == whole["transcript"]
+
+
+def test_words_that_may_still_change_come_if_asked_for(listener):
+    with live_session(listener) as session:
+        settings = {"type": "transcription", "include": [TENTATIVE]}
+        session.send("session.update", session=settings)
+        shown = session.until("session.updated")["session"]
+        assert shown["include"] == [TENTATIVE]
+        assert shown["whisper_npu"]["warnings"] == []
+        session.send("session.update", session={"type": "transcription"})
+        assert session.until("session.updated")["session"]["include"] == [TENTATIVE]
+        for second in range(4):
+            session.append(speech(second, second + 1))
+            session.hear()
+        session.append(silence(1))
+        whole = session.until(COMPLETED)["transcript"]
+    assert whole == reading(0, 4).strip()
+    sent = ""
+    maybe = []
+    for event in session.of(DELTA, TENTATIVE):
+        if event["type"] == DELTA:
+            sent += event["delta"]
+        else:
+            maybe.append(event["text"])
+            assert whole.startswith((sent + event["text"]).strip())  # this model never errs
+    assert any(maybe)
+
+
+def test_words_that_may_still_change_do_not_come_unasked(session):
+    for second in range(4):
+        session.append(speech(second, second + 1))
+        session.hear()
+    assert session.of(DELTA)
+    assert not session.of(TENTATIVE)
 
 
 @OFFICIAL
@@ -319,6 +354,8 @@ def test_the_events_from_before_the_api_was_final(listener):
         ('{"type": 5}', "invalid_event"),
         ('{"kind": "x"}', "invalid_event"),
         ('{"type": "response.create"}', "unknown_event"),
+        ('{"type": "x", "event_id": "\\ud800"}', "unknown_event"),
+        ('{"type": "session.update", "session": {"\\ud800": 1}}', "invalid_value"),
         ('{"type": "input_audio_buffer.append"}', "invalid_value"),
         ('{"type": "input_audio_buffer.append", "audio": 5}', "invalid_value"),
         ('{"type": "input_audio_buffer.append", "audio": "%%%"}', "invalid_value"),

@@ -18,6 +18,7 @@ from wyoming.info import Describe, Info
 from wyoming.ping import Ping
 
 from whisper_npu import DeviceError, UsageError, load_audio
+from whisper_npu.server.pcm import RawAudio
 from whisper_npu.server.wyoming import connection
 from whisper_npu.server.wyoming.config import WyomingConfig
 from whisper_npu.server.wyoming.server import WyomingServer
@@ -297,6 +298,21 @@ def test_an_utterance_that_is_too_long(listener):
     asyncio.run(check())
 
 
+def test_a_rate_that_makes_much_of_few_bytes(listener, monkeypatch):
+    """100 bytes would be 100 s, which is refused before it is resampled."""
+    heard = []
+    monkeypatch.setattr(RawAudio, "push", lambda _, data: heard.append(data))
+
+    async def check():
+        async with serving(listener, audio_seconds=60) as server, client_of(server) as client:
+            await client.write_event(AudioChunk(1, 1, 1, bytes(100)).event())
+            await client.write_event(AudioStop().event())
+            assert "more than 60 s of audio" in (await refused(client))["text"]
+
+    asyncio.run(check())
+    assert heard == []
+
+
 def test_too_many_connections(listener):
     async def check():
         async with serving(listener, connections=1) as server, client_of(server) as first:
@@ -387,12 +403,40 @@ def test_a_unix_socket(listener, tmp_path):
     asyncio.run(check())
 
 
+def test_a_path_that_is_taken(listener, tmp_path):
+    """Neither a file nor the socket of a server that runs is taken away; one that is left is."""
+    file, path = tmp_path / "notes.txt", tmp_path / "ears.socket"
+    file.write_text("dear")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+
+    async def check():
+        async with serving(listener, f"unix://{path}") as server:
+            for taken in (file, path):
+                other = WyomingServer(listener, WyomingConfig(uri=f"unix://{taken}"))
+                with pytest.raises(UsageError, match="in use"):
+                    await other.serve(asyncio.Event(), lambda: None)
+            async with client_of(server) as client:
+                await client.write_event(Describe().event())
+                assert (await client.read_event()).type == "info"
+        assert file.read_text() == "dear"
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize(
     "uri", ["", "10300", "http://here:1", "tcp://here", "tcp://:1", "tcp://here:99999", "unix://"]
 )
 def test_uris_that_cannot_be_used(uri):
     with pytest.raises(UsageError, match=r"give tcp://|a port is"):
         WyomingConfig(uri=uri)
+
+
+@pytest.mark.parametrize("name", ["connections", "audio_seconds", "idle_seconds"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_limits_that_cannot_be_used(name, value):
+    with pytest.raises(UsageError, match=f"{name} is {value}; give more than 0"):
+        WyomingConfig(**{name: value})
 
 
 def test_an_address_in_use(listener):

@@ -3,12 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import openvino as ov
 from openvino import opset13 as ops
 from openvino.op.util import Variable, VariableInfo
 
 from whisper_npu.runtime.engines.openvino.graphs import port, state_name
+from whisper_npu.runtime.engines.openvino.int8_weights import round_matrix
 from whisper_npu.runtime.engines.openvino.stateful import make_stateful
 from whisper_npu.runtime.model_folder.layout import (
     DECODER,
@@ -107,3 +109,37 @@ def with_8_bits(source, target):
         model = nncf.compress_weights(ov.Core().read_model(path))
         ov.save_model(model, target / path.name, compress_to_fp16=False)
     return target
+
+
+def with_8_bit_onnx(source, target):
+    """The trio in ONNX, each matrix in 8 bits with a scale per output, as quantizers store it."""
+    copy_configs(source, target)
+    for name in GRAPHS:
+        model = onnx.load(source / name)
+        graph = model.graph
+        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        for number, node in enumerate(list(graph.node)):
+            values = stored.get(node.input[1]) if node.op_type == "MatMul" else None
+            if values is None or values.ndim != 2:
+                continue
+            codes, scales = round_matrix(values, 1)
+            parts = {"codes": codes, "scales": scales, "zeros": np.zeros_like(scales, np.int8)}
+            names = [f"{part}_{number}" for part in parts]
+            for part, array in zip(names, parts.values(), strict=True):
+                graph.initializer.append(onnx.numpy_helper.from_array(array, part))
+            wide = f"wide_{number}"
+            graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", names, [wide], axis=1))
+            node.input[1] = wide
+        read = {tensor for node in graph.node for tensor in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in read]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        onnx.save(model, target / name)
+    return target
+
+
+def edit_merged(path, change):
+    """Change the `If` and the nodes of a merged decoder; `change` takes the graph and its `If`."""
+    model = onnx.load(path)
+    change(model.graph, next(node for node in model.graph.node if node.op_type == "If"))
+    onnx.save(model, path)

@@ -1,16 +1,18 @@
 """Models of the Hugging Face hub: from its cache, from the network, and listed. No network here."""
 
+import errno
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+import onnx
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from whisper_npu import load_model, model_search
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
-from whisper_npu.export import hub, onnx_export
+from whisper_npu.export import hub, hub_records, onnx_export
 from whisper_npu.model_search import find_model, local_models
 from whisper_npu.scripts.main import main
 
@@ -64,6 +66,18 @@ class Hub:
         return str(snapshot)
 
 
+class Offline:
+    """A hub that cannot be reached."""
+
+    def list_repo_files(self, *_args, **_options):
+        raise OfflineModeIsEnabled("offline")
+
+
+def files_of(names, variant=None):
+    """The files that are fetched of a repository."""
+    return hub._files_of(names, hub._layout_of(names, variant, "owner/tiny"))
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch, tiny_folder):
     monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path / "own cache"))
@@ -90,11 +104,6 @@ def test_a_model_of_the_hub_runs_and_is_fetched_once(repository):
 
 def test_without_a_network_the_cache_serves(repository, monkeypatch):
     first = find_model("owner/tiny")
-
-    class Offline:
-        def list_repo_files(self, *_args, **_options):
-            raise OfflineModeIsEnabled("offline")
-
     monkeypatch.setattr(hub, "HfApi", Offline)
     assert find_model("owner/tiny") == first
     with pytest.raises(CheckpointError, match="connect to the network"):
@@ -150,7 +159,7 @@ def test_what_looks_like_a_path_is_not_asked_for(repository, name):
 )
 def test_one_variant_is_fetched(variant, graphs):
     companions = {"config.json", "generation_config.json", "tokenizer.json"}
-    found = hub._files_of_variant(OF_TRANSFORMERS_JS, variant)
+    found = files_of(OF_TRANSFORMERS_JS, variant)
     assert found == {f"onnx/{name}" for name in graphs} | companions | {"preprocessor_config.json"}
 
 
@@ -160,13 +169,156 @@ def test_openvino_files_come_with_their_weights():
         for part in ("encoder", "decoder")
         for form in ("xml", "bin")
     ]
-    found = hub._files_of_variant([*names, "tokenizer.json", "openvino_tokenizer.bin"], None)
+    found = files_of([*names, "tokenizer.json", "openvino_tokenizer.bin"])
     assert found == {*names, "tokenizer.json"}
 
 
 def test_a_variant_that_is_not_there(repository):
-    with pytest.raises(UsageError, match="has no variant q4"):
+    with pytest.raises(UsageError, match=r"^owner/tiny has no variant q4"):
         find_model("owner/tiny", variant="q4")
+
+
+def add_variant(folder, suffix):
+    """Add the same graphs under another suffix."""
+    for path in folder.glob("*_model.onnx"):
+        shutil.copyfile(path, path.with_name(f"{path.stem}_{suffix}.onnx"))
+
+
+def test_a_second_variant_is_fetched_beside_the_first(repository):
+    add_variant(repository.content, "fp16")
+    folder = find_model("owner/tiny")
+    assert not (folder / "encoder_model_fp16.onnx").exists()
+    assert find_model("owner/tiny", variant="fp16") == folder
+    assert (folder / "encoder_model_fp16.onnx").exists()
+
+
+def test_the_best_variant_does_not_depend_on_what_was_fetched_before(repository):
+    add_variant(repository.content, "fp16")
+    folder = find_model("owner/tiny", variant="fp16")
+    assert not (folder / "encoder_model.onnx").exists()
+    assert find_model("owner/tiny") == folder
+    assert (folder / "encoder_model.onnx").exists()
+
+
+@pytest.mark.parametrize("lost", ["generation_config.json", "model.onnx_data"])
+def test_an_interrupted_download_is_completed(repository, monkeypatch, lost):
+    complete = repository.snapshot_download
+
+    def interrupted(repository_id, *, allow_patterns, **options):
+        complete(repository_id, allow_patterns=[n for n in allow_patterns if n != lost], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub, "snapshot_download", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        find_model("owner/tiny")
+    monkeypatch.setattr(hub, "snapshot_download", complete)
+    folder = find_model("owner/tiny")
+    assert (folder / lost).exists()
+    (folder / lost).unlink()
+    assert (find_model("owner/tiny") / lost).exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"variants": {"": 1}}'])
+def test_a_damaged_record_is_made_again(repository, content):
+    folder = find_model("owner/tiny")
+    record = repository.cache.parent / "own cache" / "hub" / "owner--tiny.json"
+    good = record.read_text()
+    record.write_text(content)
+    assert find_model("owner/tiny") == folder
+    assert record.read_text() == good
+
+
+def test_without_a_record_nothing_is_fetched_twice(repository, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub_records.tempfile, "NamedTemporaryFile", full)
+    folder = find_model("owner/tiny")
+    assert find_model("owner/tiny") == folder
+
+
+def test_what_another_program_fetched_serves_only_offline(repository, monkeypatch, caplog):
+    snapshot = repository.cache / "models--owner--tiny" / "snapshots" / COMMIT
+    shutil.copytree(repository.content, snapshot)
+    (snapshot / "generation_config.json").unlink()
+    online = hub.HfApi
+    monkeypatch.setattr(hub, "HfApi", Offline)
+    assert find_model("owner/tiny") == snapshot
+    assert "may lack files or better variants" in caplog.text
+    with pytest.raises(CheckpointError, match="connect to the network"):
+        find_model("owner/tiny", variant="q4")
+    (snapshot / "model.onnx_data").unlink()
+    with pytest.raises(CheckpointError, match="connect to the network"):
+        find_model("owner/tiny")
+    monkeypatch.setattr(hub, "HfApi", online)
+    find_model("owner/tiny")
+    assert (snapshot / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("library", ["requests.exceptions", "httpx"])
+def test_a_network_that_fails(repository, monkeypatch, library):
+    """The hub's client passes on the errors of its HTTP library."""
+    base = OSError if library.startswith("requests") else Exception
+    failure = type("ConnectError", (base,), {"__module__": library})
+
+    class Failing:
+        def list_repo_files(self, *_args, **_options):
+            raise failure("[Errno 111] Connection refused")
+
+    monkeypatch.setattr(hub, "HfApi", Failing)
+    with pytest.raises(CheckpointError, match="connect to the network"):
+        find_model("owner/tiny")
+
+
+def test_a_revision_is_not_taken_for_the_main_branch(repository):
+    assert main(["pull", "owner/tiny", "--revision", "v2"]) == 0
+    find_model("owner/tiny")
+    assert repository.asked[2:] == [("list", "owner/tiny", None), ("fetch", "owner/tiny", None)]
+
+
+def test_data_files_of_any_name_are_fetched(repository):
+    for path in repository.content.glob("*_model.onnx"):
+        model = onnx.load(path)
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.stem}.weights")
+    (repository.content / "model.onnx_data").unlink()
+    (repository.content / "other.weights").touch()
+    folder = find_model("owner/tiny")
+    assert (folder / "encoder_model.weights").exists()
+    assert not (folder / "other.weights").exists()
+
+
+def test_a_repository_that_changes_meanwhile(repository, monkeypatch):
+    def without_tokenizer(repository_id, *, allow_patterns, **options):
+        kept = [name for name in allow_patterns if name != "tokenizer.json"]
+        return repository.snapshot_download(repository_id, allow_patterns=kept, **options)
+
+    monkeypatch.setattr(hub, "snapshot_download", without_tokenizer)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing; fetch it again"):
+        find_model("owner/tiny")
+
+
+@pytest.mark.parametrize("name", ["/{0}", "../{0}", "a/../{0}", "./{0}", "onnx//{0}"])
+def test_names_that_lead_elsewhere(tmp_path, monkeypatch, name):
+    """A hub could name such files; nothing may be written for them."""
+    place = tmp_path / "a" / "b"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(hub.tempfile, "tempdir", str(place))
+    target = str(tmp_path / "encoder_model.onnx").lstrip("/") if name[0] == "/" else "written.onnx"
+    before = sorted(tmp_path.rglob("*"))
+    names = [name.format(target), "decoder_model_merged.onnx", "tokenizer.json"]
+    assert hub._layout_of(names, None, "owner/tiny") is None
+    assert hub._NAME.fullmatch(names[0]) is None
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_has_no_variants(repository, capsys):
+    for path in repository.content.glob("*.onnx"):
+        path.unlink()
+    with pytest.raises(UsageError, match="is a checkpoint"):
+        find_model("owner/tiny", variant="fp16")
+    assert main(["pull", "owner/tiny", "--variant", "fp16"]) == 2
+    assert main(["pull", "owner/tiny", "--revision", "v2"]) == 2
+    assert "--revision v2 --output DIR" in capsys.readouterr().err
 
 
 def test_pull_fetches_and_models_lists(repository, capsys):

@@ -42,23 +42,31 @@ def read_alignment_graph(core: ov.Core, folder: ModelFolder) -> ov.Model:
     return model
 
 
-def can_align(folder: ModelFolder, decoder: ov.Model) -> bool:
+def can_align(folder: ModelFolder, *, shows_attention: bool) -> bool:
     """Whether a model folder gives word times.
+
+    Args:
+        folder: the model.
+        shows_attention: see `shows_attention`.
+    """
+    return folder.layout.alignment is not None or (folder.eot is not None and shows_attention)
+
+
+def shows_attention(folder: ModelFolder, decoder: ov.Model) -> bool:
+    """Whether the weights of all alignment heads can be read from a decoder.
 
     Args:
         folder: the model.
         decoder: its decoder without a past, as `read_trio` returns it.
     """
-    if folder.layout.alignment is not None:
-        return True
     weights = _cross_attention(decoder)
     heads = _alignment_heads(folder, decoder)
-    return folder.eot is not None and bool(heads) and all(layer in weights for layer, _ in heads)
+    return bool(heads) and all(layer in weights for layer, _ in heads)
 
 
 def _make_alignment_graph(folder: ModelFolder, decoder: ov.Model) -> ov.Model:
     """Return the alignment graph, made of the decoder without a past, which is used up."""
-    if not can_align(folder, decoder):
+    if not can_align(folder, shows_attention=shows_attention(folder, decoder)):
         raise ModelError(
             f"word times cannot be read from {folder.layout.decoder}: its attention is built in an "
             "unknown way, or config.json states no eos_token_id; export the model with "
@@ -107,11 +115,14 @@ def _cross_attention(decoder: ov.Model) -> dict[int, ov.Output]:
 def _weights_of(values: ov.Output) -> list[ov.Output]:
     """Return the softmaxes that are multiplied by values."""
     found = []
-    waiting = [values]
+    waiting, passed = [values], set[str]()  # a graph may join values with themselves
     while waiting:
         for reader in waiting.pop().get_target_inputs():
             node = reader.get_node()
             if node.get_type_name() in _PASS_ON:
+                if node.get_name() in passed:
+                    continue
+                passed.add(node.get_name())
                 waiting.append(node.output(0))
             elif node.get_type_name() == "MatMul" and reader.get_index() == 1:
                 weights = node.input_value(0)

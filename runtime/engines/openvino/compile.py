@@ -28,7 +28,7 @@ from whisper_npu.runtime.engines.openvino import (
     stateful,
     trio,
 )
-from whisper_npu.runtime.engines.openvino.alignment import can_align
+from whisper_npu.runtime.engines.openvino.alignment import shows_attention
 from whisper_npu.runtime.engines.openvino.alignment_queries import expose_queries
 from whisper_npu.runtime.engines.openvino.compile_config import Plan
 from whisper_npu.runtime.engines.openvino.workarounds import one_thread
@@ -38,11 +38,11 @@ from whisper_npu.runtime.model_folder.folder import ModelFolder
 
 logger = logging.getLogger("whisper_npu")
 
-RECIPE_REVISION = 4
-"""In the cache's keys. Raise it if the same ONNX graphs would be compiled to other graphs, or facts
-get another form: after an edit of this module, `graphs`, `stateful`, `cross_states`,
-`alignment_queries` or `int8_weights`. Otherwise graphs that an older version compiled would be
-used."""
+RECIPE_REVISION = 5
+"""In the cache's keys. Raise it if the same files would be compiled to other graphs, or facts get
+another form: after an edit of this module, `alignment` (`shows_attention`), `alignment_queries`,
+`cross_states`, `explicit_states`, `graphs`, `int8_weights`, `merged_decoder`, `stateful`, `trio` or
+`uniform`. Otherwise graphs that an older version compiled would be used."""
 
 _ELEMENT_TYPES = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
 
@@ -77,7 +77,7 @@ class GraphInfo:
         elastic: whether the encoder takes windows of any length.
         is_int8: whether matrices are in 8 bits.
         heads: alignment heads, by layer and index, whose queries the decoder returns.
-        can_align: whether the model gives word times.
+        shows_attention: whether the weights of the alignment heads can be read from the decoder.
         stored: `int8` or `int4` if the folder has matrices in that form; they stay so.
         options: compile options of the one graph that these facts are stored with, beside those of
             all graphs.
@@ -88,7 +88,7 @@ class GraphInfo:
     elastic: bool
     is_int8: bool
     heads: tuple[tuple[int, int], ...] = ()
-    can_align: bool = False
+    shows_attention: bool = False
     stored: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -99,7 +99,7 @@ class GraphInfo:
         """
         if self.is_int8:
             return f"{self.stored or 'int8'}+{compute_precision}"
-        return f"{compute_precision} ({self.stored} weights)" if self.stored else compute_precision
+        return int8_weights.named_precision(compute_precision, self.stored)
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class GraphCompiler:
             elastic=graphs.make_elastic(encoder, dimensions.n_audio_ctx),
             is_int8=self._plan.uses_int8 and (bool(stored) or self._can_round(found)),
             heads=heads if is_known and expose_queries(with_past, heads) else (),
-            can_align=can_align(self._folder, decoder),
+            shows_attention=shows_attention(self._folder, decoder),
             stored=stored,
         )
 

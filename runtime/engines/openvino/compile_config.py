@@ -8,6 +8,7 @@ import openvino as ov
 from whisper_npu.errors import DeviceError, UsageError
 from whisper_npu.runtime.engines.choices import CacheKind, Precision
 from whisper_npu.runtime.engines.cpu_capabilities import (
+    UNROUNDED,
     computes_in,
     is_faster_whole,
     multiplies_bytes,
@@ -100,8 +101,7 @@ class Plan:
         if device == "CPU":
             config["CPU_RUNTIME_CACHE_CAPACITY"] = _KERNELS_KEPT
             if not self.uses_int8:
-                # Else activations are rounded where the folder's matrices are in 8 or 4 bits.
-                config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+                config |= UNROUNDED
         if wanted.threads:
             config["INFERENCE_NUM_THREADS"] = wanted.threads
         if wanted.streams > 1:

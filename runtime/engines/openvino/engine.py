@@ -21,7 +21,7 @@ from whisper_npu.runtime.engines.choices import CacheKind, Precision
 from whisper_npu.runtime.engines.compile_cache import CompileCache
 from whisper_npu.runtime.engines.device_calls import DeviceCalls, calling_device, hold
 from whisper_npu.runtime.engines.kv_cache import ConcatCache, KVCache, StaticCache
-from whisper_npu.runtime.engines.openvino.alignment import align, read_alignment_graph
+from whisper_npu.runtime.engines.openvino.alignment import align, can_align, read_alignment_graph
 from whisper_npu.runtime.engines.openvino.compile import GraphCompiler
 from whisper_npu.runtime.engines.openvino.compile_config import (
     CompileRequest,
@@ -237,7 +237,7 @@ class OpenVINOBackend(SingleStream):
     @property
     def can_align(self) -> bool:
         """Whether the folder gives word times."""
-        return self._info.can_align
+        return can_align(self._folder, shows_attention=self._info.shows_attention)
 
     @property
     def window_bytes(self) -> int:

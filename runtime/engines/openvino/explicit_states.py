@@ -162,7 +162,7 @@ def _in_order(read: ov.Output) -> ov.Output:
 
 def _attentions(read: ov.Output) -> Iterator[tuple[ov.Node, str]]:
     """Yield the nodes of attentions that read a state, and whether as `key` or as `value`."""
-    waiting = [read]
+    waiting, passed = [read], set[str]()  # a graph may join a state with itself again and again
     while waiting:
         for reader in waiting.pop().get_target_inputs():
             node = reader.get_node()
@@ -173,5 +173,6 @@ def _attentions(read: ov.Output) -> Iterator[tuple[ov.Node, str]]:
                 while weights.get_type_name() in _PASSES_ON:
                     weights = weights.input_value(0).get_node()
                 yield node, "value" if weights.get_type_name() == "Softmax" else "key"
-            elif node.get_type_name() in _PASSES_ON:
+            elif node.get_type_name() in _PASSES_ON and node.get_name() not in passed:
+                passed.add(node.get_name())
                 waiting.append(node.output(0))

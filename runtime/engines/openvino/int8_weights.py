@@ -127,6 +127,11 @@ def stored_weights(models: Iterable[ov.Model]) -> str:
     return min(found - {""}, default="")
 
 
+def named_precision(arithmetic: str, stored: str) -> str:
+    """Return the name of arithmetic in floating point on weights that are stored in `stored`."""
+    return f"{arithmetic} ({stored} weights)" if stored else arithmetic
+
+
 class _RoundedMatrix:
     """A matrix `(n_out, n_in)` rounded part by part, in its stored order.
 

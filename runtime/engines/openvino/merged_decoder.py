@@ -16,6 +16,7 @@ from whisper_npu.runtime.engines.openvino.graphs import parameters_of, state_nam
 from whisper_npu.runtime.model_folder.json_files import EXPORT_AGAIN
 
 _N_BRANCHES = 2
+_PASSES_ON = {"Convert", "Identity"}  # a converter to half precision adds them
 
 
 def split_merged(merged: ov.Model, path: Path) -> tuple[ov.Model, ov.Model]:
@@ -30,7 +31,7 @@ def split_merged(merged: ov.Model, path: Path) -> tuple[ov.Model, ov.Model]:
             f"{path} is no merged decoder: it has {len(choices)} branches, not one, and no decoder "
             f"with past lies beside it; {EXPORT_AGAIN}"
         )
-    branches = [_branch(merged, choices[0], number) for number in range(_N_BRANCHES)]
+    branches = [_branch(merged, choices[0], number, path) for number in range(_N_BRANCHES)]
     with_past = [branch for branch in branches if any(map(state_name, branch.inputs))]
     without = [branch for branch in branches if not any(map(state_name, branch.inputs))]
     if len(with_past) != 1 or len(without) != 1:
@@ -41,8 +42,12 @@ def split_merged(merged: ov.Model, path: Path) -> tuple[ov.Model, ov.Model]:
     return without[0], with_past[0]
 
 
-def _branch(merged: ov.Model, choice: ov.Node, number: int) -> ov.Model:
-    """Return a branch as a graph, with the names that the merged graph's tensors have."""
+def _branch(merged: ov.Model, choice: ov.Node, number: int, path: Path) -> ov.Model:
+    """Return a branch as a graph, with the names that the merged graph's tensors have.
+
+    Raises:
+        ModelError: the logits or a state do not come from a branch.
+    """
     body = choice.get_function(number)
     own = body.get_parameters()
     for description in choice.get_input_descriptions(number):
@@ -55,8 +60,18 @@ def _branch(merged: ov.Model, choice: ov.Node, number: int) -> ov.Model:
     }
     results = []
     for result in merged.get_results():
-        value = values[result.input_value(0).get_index()]
-        name = state_name(result.output(0))
+        name, names = state_name(result.output(0)), result.output(0).get_names()
+        if name is None and "logits" not in names:
+            continue
+        source = result.input_value(0)
+        while source.get_node().get_type_name() in _PASSES_ON:  # types are made uniform later
+            source = source.get_node().input_value(0)
+        value = values.get(source.get_index())
+        if source.get_node().get_name() != choice.get_name() or value is None:
+            raise ModelError(
+                f"{path} is no merged decoder: {name or 'logits'} does not come from its "
+                f"branches; {EXPORT_AGAIN}"
+            )
         # The branch with past returns a placeholder for these states, which never change.
         is_placeholder = value.get_node().get_type_name() == "Constant" or any(
             name in source.get_names() for source in merged.inputs
@@ -64,7 +79,7 @@ def _branch(merged: ov.Model, choice: ov.Node, number: int) -> ov.Model:
         if name and is_cross_attention(name) and is_placeholder:
             continue
         made = ops.result(value)
-        made.output(0).get_tensor().set_names(result.output(0).get_names())
+        made.output(0).get_tensor().set_names(names)
         results.append(made)
     branch = ov.Model(results, parameters_of(results), f"{merged.get_friendly_name()}_{number}")
     return branch.clone()  # the branches share their inputs

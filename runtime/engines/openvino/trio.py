@@ -31,6 +31,7 @@ _NUMPY_FLOATS = {ov.Type.f16, ov.Type.f32, ov.Type.f64}
 
 Part = Literal["encoder", "decoder", "with_past"]
 _PARTS: tuple[Part, ...] = get_args(Part)
+_STATE_RANK = 4  # rows, heads, positions, elements of a head
 
 
 def read_trio(core: ov.Core, folder: ModelFolder) -> tuple[ov.Model, ov.Model, ov.Model]:
@@ -64,19 +65,29 @@ def read_part(core: ov.Core, folder: ModelFolder, part: Part, *, mapped: bool = 
     Raises:
         ModelError: the file is damaged or another graph.
     """
-    layout, file = folder.layout, file_of(folder, part)
-    graph = _read(core, file, layout, mapped=mapped)
+    file = file_of(folder, part)
+    graph = _read(core, file, folder.layout, mapped=mapped)
+    try:
+        return _as_part(graph, folder.layout, part, file)
+    except RuntimeError as error:  # OpenVINO's, about the graph and no device
+        raise cannot_read(file, error) from None
+
+
+def _as_part(graph: ov.Model, layout: Layout, part: Part, file: Path) -> ov.Model:
+    """Return one of the three graphs, made of the graph in its file, which is used up."""
     if part != "encoder" and layout.with_past is None:
         split = split_stateful if layout.is_openvino else split_merged
         decoder, with_past = split(graph, file)
         graph = decoder if part == "decoder" else with_past
-    states = {"logits": 3, "present.0.decoder.key": 4}
+    states = {"logits": 3, "present.0.decoder.key": _STATE_RANK}
     if part == "encoder":
         require_tensors(graph, file, {"input_features": 3}, {"last_hidden_state": 3})
     elif part == "decoder":
         require_tensors(graph, file, {"input_ids": 2, "encoder_hidden_states": 3}, states)
     else:
-        past = {"past_key_values.0.decoder.key": 4, "past_key_values.0.encoder.key": 4}
+        past = dict.fromkeys(
+            ("past_key_values.0.decoder.key", "past_key_values.0.encoder.key"), _STATE_RANK
+        )
         require_tensors(graph, file, {"input_ids": 2} | past, states)
     return make_uniform(graph)
 
@@ -166,7 +177,7 @@ def require_tensors(
         outputs: the rank of each required output.
 
     Raises:
-        ModelError: an input or output is missing, or has another rank.
+        ModelError: an input or output is missing, or it or a state has another or no fixed rank.
     """
     for kind, ports, wanted in (
         ("input", model.inputs, inputs),
@@ -178,12 +189,20 @@ def require_tensors(
                 raise ModelError(
                     f"{path} is another graph: it has no {kind} {name}; {EXPORT_AGAIN}"
                 )
-            shape = known[name].partial_shape
-            if shape.rank.is_static and shape.rank.get_length() != rank:
-                raise ModelError(
-                    f"{path} is another graph: its {kind} {name} has {shape.rank.get_length()} "
-                    f"axes instead of {rank}; {EXPORT_AGAIN}"
-                )
+            _require_rank(known[name], name, kind, rank, path)
+        for name, tensor in known.items():
+            if state_name(tensor) is not None:
+                _require_rank(tensor, name, kind, _STATE_RANK, path)
+
+
+def _require_rank(tensor: ov.Output, name: str, kind: str, rank: int, path: Path) -> None:
+    found = tensor.partial_shape.rank
+    if found != ov.Dimension(rank):
+        axes = f"{found.get_length()}" if found.is_static else "an unknown number of"
+        raise ModelError(
+            f"{path} is another graph: its {kind} {name} has {axes} axes instead of {rank}; "
+            f"{EXPORT_AGAIN}"
+        )
 
 
 def require_finite(path: Path, model: ov.Model) -> None:

@@ -105,6 +105,38 @@ class TestAvailable:
         }
         assert machine("9:cpu,memory:/docker/x\n1:name=systemd:/\n", groups) == 2500
 
+    @pytest.mark.parametrize("lost", ["memory.stat", "memory.current"])
+    def test_a_limit_counts_even_if_its_use_is_not_told(self, machine, lost):
+        groups = self.version_2("/a", 5000, 3000, 1000)
+        del groups[f"sys/fs/cgroup/a/{lost}"]
+        left = {"memory.stat": 2000, "memory.current": 5000}
+        assert machine("0::/a\n", groups) == left[lost]
+
+    def test_more_file_pages_than_use(self, machine):
+        assert machine("0::/a\n", self.version_2("/a", 5000, 1000, 3000)) == 5000
+
+    @pytest.mark.parametrize("membership", ["", "\n", "nonsense\n", "0:\n", "0::/\udcff\n"])
+    def test_nonsense_about_groups(self, tmp_path, machine, membership):
+        assert machine("0::/\n", {}) == 8000 * 1024
+        (tmp_path / "proc/self/cgroup").write_bytes(os.fsencode(membership))
+        assert memory.available_bytes(tmp_path) == 8000 * 1024
+
+    @pytest.mark.parametrize("value", ["", " ", " much kB", "-1 kB"])
+    def test_nonsense_about_the_machine(self, tmp_path, machine, value):
+        machine("", {})
+        (tmp_path / "proc/meminfo").write_text(f"MemAvailable:{value}\n")
+        expected = 0 if value.startswith("-") else memory._UNKNOWN
+        assert memory.available_bytes(tmp_path) == expected
+
+    def test_nonsense_in_a_group(self, machine):
+        groups = {
+            **self.version_2("/a", "-7", "x", "y"),
+            "sys/fs/cgroup/memory.max": "9000\n",
+            "sys/fs/cgroup/memory.current": "much\n",
+            "sys/fs/cgroup/memory.stat": "inactive_file\n\n",
+        }
+        assert machine("0::/a\n", groups) == 9000
+
 
 class TestPools:
     """Memory is given back where weights have been read for the first times."""

@@ -198,3 +198,14 @@ def test_compiled_graphs_of_an_npu_are_kept(monkeypatch, tmp_path):
     fake.refuse = ()
     assert load() == ["model.onnx"]
     assert not list((tmp_path / "compiled" / "onnxruntime").glob(".part-*"))
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_not_needed(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WHISPER_NPU_CACHE", str(tmp_path / "file"))
+    fake = FakeOpen()
+    monkeypatch.setattr(onnxruntime, "_open", fake)
+    monkeypatch.setattr(onnxruntime, "GraphSession", lambda session, device: session)
+    open_graph(tmp_path / "step.onnx", "NPU", "f16", identity="graph")
+    assert fake.opened == ["step.onnx"]
+    assert "compiled graphs cannot be kept" in caplog.text

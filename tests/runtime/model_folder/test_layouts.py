@@ -51,6 +51,32 @@ class TestPlaces:
         folder = make(*GRAPHS, "decoder_model_merged.onnx")
         assert names(find_layout(folder), folder) == list(GRAPHS)
 
+    def test_files_of_two_places_are_not_mixed(self, make):
+        """A decoder without past lies beside a whole model in `onnx/`."""
+        folder = make("encoder_model.onnx", "decoder_model.onnx", *(f"onnx/{n}" for n in GRAPHS))
+        assert names(find_layout(folder), folder) == [f"onnx/{name}" for name in GRAPHS]
+
+    def test_parts_in_two_places(self, make):
+        folder = make("encoder_model.onnx", *(f"onnx/{name}" for name in GRAPHS[1:]))
+        assert names(find_layout(folder), folder) == [GRAPHS[0], *(f"onnx/{n}" for n in GRAPHS[1:])]
+
+    @pytest.mark.parametrize("suffix", ["openvino", "openvino_fp16", "plain"])
+    def test_onnx_files_called_like_other_variants(self, make, suffix):
+        own = [f"openvino_{part}.xml" for part in TRIO[:2]]
+        folder = make(*own, *(f"{name}_{suffix}.onnx" for name in MERGED), *GRAPHS)
+        assert names(find_layout(folder, "openvino"), folder) == own
+        assert find_layout(folder).others == ("openvino",)
+
+    def test_a_folder_that_cannot_be_listed(self, make, monkeypatch):
+        folder = make(*GRAPHS)
+
+        def refuse(_path):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(type(folder), "iterdir", refuse)
+        with pytest.raises(ModelError, match="Permission denied; check the folder's permissions"):
+            find_layout(folder)
+
     @pytest.mark.parametrize("parts", [TRIO, TRIO[:2]])
     def test_openvinos_files(self, make, parts):
         folder = make(*(f"openvino_{part}.{kind}" for part in parts for kind in ("xml", "bin")))

@@ -157,3 +157,18 @@ def test_large_weights_are_numbers():
         assert not is_finite(values)
         values[3, 3] = -np.inf
         assert not is_finite(values)
+
+
+@pytest.mark.parametrize(
+    "name", ["../elsewhere", "/elsewhere", "a/../../elsewhere", "C:\\elsewhere", "a\0b", ""]
+)
+def test_a_certificate_that_leads_out_of_the_folder(folder, name):
+    (folder.parent / "elsewhere").write_text("private")
+    edit_manifest(folder, files={name: {"bytes": 7, "sha256": "0"}})
+    with pytest.raises(ModelError, match="outside the model folder"):
+        verify_folder(read_model_folder(folder))
+
+
+def test_a_certified_name_that_no_file_has(folder):
+    edit_manifest(folder, files={"x" * 5000: {"bytes": 7, "sha256": "0"}})
+    assert verify_folder(read_model_folder(folder)) == 0

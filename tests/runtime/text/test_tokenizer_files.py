@@ -16,6 +16,11 @@ TEXTS = (
 )
 
 
+def with_added_token(number):
+    """A `tokenizer_config.json` with a token of that id."""
+    return json.dumps({"added_tokens_decoder": {number: {"content": "y"}}}).encode()
+
+
 @pytest.fixture
 def forms(tmp_path):
     """A tokenizer in both forms, and the folder of the older one."""
@@ -74,7 +79,8 @@ def test_transformers_reads_the_same(forms):
         ("vocab.json", b'{"a": -1}', "expected int"),
         ("vocab.json", b"[]", "holds no JSON object"),
         ("added_tokens.json", b'{"a": "b"}', "expected int"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {"content": "y"}}}', "no id"),
+        ("tokenizer_config.json", with_added_token("x"), "no id"),
+        ("tokenizer_config.json", with_added_token("9" * 5000), "no id"),
     ],
 )
 def test_a_damaged_file_is_named(forms, file, content, message):

@@ -1,5 +1,6 @@
 """Which windows of a call are decoded together, when and in how many streams; order, times."""
 
+import gc
 from threading import Event
 
 import pytest
@@ -9,6 +10,7 @@ from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription import scheduler as scheduler_module
 from whisper_npu.runtime.transcription.group import Group
 from whisper_npu.runtime.transcription.scheduler import Scheduler
+from whisper_npu.runtime.transcription.streams_in_order import StreamsInOrder
 
 STREAMS = 2
 
@@ -360,3 +362,16 @@ class TestRounds:
         for _ in range(2):
             with pytest.raises(DeviceError, match="gone"):
                 mine.advance()
+
+
+@pytest.mark.parametrize("make", [Group, StreamsInOrder])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_could_not_be_made_is_dropped_silently(make):
+    class Full(Scheduler):
+        def client(self, batch_size, priority):
+            raise MemoryError
+
+    last = (iter(()),) if make is Group else ((), None)
+    with pytest.raises(MemoryError):
+        make(Full(FakeStreams()), 2, *last)
+    gc.collect()

@@ -119,6 +119,23 @@ def test_batches_are_smaller_if_memory_is_short(
     assert scheduler.client(8, Priority.BULK).batch_size == size
 
 
+def test_short_memory_is_told_once(scheduler, engine, monkeypatch, caplog):
+    """Live speech makes a client per window."""
+    caplog.set_level("INFO", "whisper_npu")
+    free = [1000]
+    monkeypatch.setattr(scheduler_module, "available_bytes", lambda: free[0])
+    engine.window_bytes = 100
+    options = TranscribeOptions(batch_size=8)
+    for number in range(3):
+        scheduler.decode_now(window(FakeCaller("live", options), number))
+    assert len(caplog.records) == 1
+    free[0] = 9999
+    scheduler.client(8, Priority.BULK)
+    free[0] = 100
+    scheduler.client(8, Priority.BULK)
+    assert len(caplog.records) == 2
+
+
 def submit(scheduler, name, numbers, priority=Priority.BULK, *, client=None, size=4, **changes):
     """A batch of windows of one caller, queued."""
     caller = FakeCaller(name)

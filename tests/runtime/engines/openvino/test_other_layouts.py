@@ -1,21 +1,34 @@
 """Model folders of other exporters compute what this project's own folder computes."""
 
+import json
+import tempfile
+
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from decoding_checks import TOLERANCE
 from layouts import (
     as_openvino,
     as_stateful_openvino,
+    edit_merged,
     in_subfolder,
+    with_8_bit_onnx,
     with_8_bits,
     with_merged_decoder,
 )
+from model_surgery import copy_folder
+from openvino import opset13 as ops
 
 from whisper_npu import load_model
 from whisper_npu.errors import ModelError, UsageError
+from whisper_npu.npu.merged_graph import read_merged
+from whisper_npu.npu.onnxruntime_files import rewritten
+from whisper_npu.runtime.engines.compile_cache import CompileCache
+from whisper_npu.runtime.engines.openvino import alignment, explicit_states
 from whisper_npu.runtime.engines.openvino.engine import OpenVINOBackend
 from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.model_folder.layout import ALIGNMENT, DECODER, DECODER_WITH_PAST
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +164,134 @@ def test_stored_8_bits_stay_and_are_named(tiny_folder, tmp_path, inputs):
     other_hidden, other_logits = run(rounded, inputs)
     assert np.corrcoef(hidden.ravel(), other_hidden.ravel())[0, 1] > 0.99
     assert np.corrcoef(logits.ravel(), other_logits.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_cache": "stateful", "precision": "f32"},
+        {"backend": "onnxruntime", "precision": "f32"},
+        {"device": "NPU_EMULATED"},
+    ],
+)
+def test_f32_rounds_no_activations(tiny_folder, tmp_path, inputs, options):
+    """The processor's plugin would, where weights are in 8 bits, and call it f32."""
+    folder = with_8_bit_onnx(tiny_folder, tmp_path / "model")
+    exact = OpenVINOBackend(read_model_folder(folder), kv_cache="off", precision="f32")
+    with load_model(folder, **options) as model:
+        if "device" not in options:
+            assert model.backend.precision == "f32 (int8 weights)"
+        assert model.backend.is_exact
+        for got, wanted in zip(run(model.backend, inputs), run(exact, inputs), strict=True):
+            np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
+
+
+def add_casts(graph, choice):
+    """What a converter to half precision leaves after the branches."""
+    for place, name in enumerate(choice.output):
+        choice.output[place] = f"{name}_inside"
+        graph.node.append(
+            onnx.helper.make_node("Cast", [f"{name}_inside"], [name], to=onnx.TensorProto.FLOAT)
+        )
+
+
+def add_sum(graph, choice):
+    place = list(choice.output).index("present.1.decoder.key")
+    choice.output[place] = "half"
+    graph.node.append(onnx.helper.make_node("Add", ["half", "half"], ["present.1.decoder.key"]))
+
+
+def add_output(graph, choice):
+    graph.node.append(
+        onnx.helper.make_node("Cast", ["input_ids"], ["further"], to=onnx.TensorProto.FLOAT)
+    )
+    graph.output.append(onnx.helper.make_tensor_value_info("further", 1, ["rows", "n"]))
+
+
+def remove_branch(graph, choice):
+    del choice.attribute[1]
+
+
+def remove_output(graph, choice):
+    del choice.attribute[0].g.output[0]
+
+
+@pytest.mark.parametrize("change", [add_casts, add_output])
+def test_a_merged_decoder_with_further_nodes(tiny_folder, tmp_path, inputs, expected, change):
+    folder = with_merged_decoder(tiny_folder, tmp_path / "model")
+    edit_merged(folder / "decoder_model_merged.onnx", change)
+    backend = OpenVINOBackend(read_model_folder(folder), kv_cache="concat", precision="f32")
+    np.testing.assert_allclose(run(backend, inputs)[1], expected[1], atol=TOLERANCE)
+    with load_model(folder, backend="onnxruntime", kv_cache="concat") as model:
+        np.testing.assert_allclose(run(model.backend, inputs)[1], expected[1], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("change", [add_sum, remove_branch, remove_output])
+def test_what_is_no_merged_decoder(tiny_folder, tmp_path, change):
+    folder = with_merged_decoder(tiny_folder, tmp_path / "model")
+    path = folder / "decoder_model_merged.onnx"
+    edit_merged(path, change)
+    for call in (lambda: OpenVINOBackend(read_model_folder(folder)), lambda: read_merged(path)):
+        with pytest.raises(ModelError, match=str(path)) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [DECODER, DECODER_WITH_PAST])
+def test_tensors_without_a_rank(tiny_folder, tmp_path, name):
+    folder = copy_folder(tiny_folder, tmp_path / "model")
+    (folder / "export_manifest.json").unlink()
+    model = onnx.load(folder / name, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(model, folder / name)
+    with pytest.raises(ModelError, match="has an unknown number of axes instead of 2"):
+        OpenVINOBackend(read_model_folder(folder))
+
+
+def test_states_that_are_joined_again_and_again():
+    """There are more ways through such a graph than can be counted."""
+    state = ops.parameter([1, 2, 3, 4], np.float32)
+    joined = state
+    for _ in range(60):
+        joined = ops.multiply(joined, joined)
+    read = ops.scaled_dot_product_attention(joined, joined, joined, causal=False)
+    model = ov.Model([read], [state], "decoder")
+    (parameter,) = model.get_parameters()
+    found = list(explicit_states._attentions(parameter.output(0)))
+    assert {kind for _, kind in found} == {"key", "value"}
+    assert alignment._weights_of(parameter.output(0)) == []
+
+
+def test_an_alignment_graph_that_is_added_later_counts(tiny_folder, tmp_path):
+    """The cache of compiled graphs knows the other graphs only."""
+    folder = copy_folder(tiny_folder, tmp_path / "model")
+    (folder / "export_manifest.json").unlink()
+    kept = (folder / ALIGNMENT).rename(tmp_path / ALIGNMENT)
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((folder / name).read_text())
+        content.pop("eos_token_id", None)
+        (folder / name).write_text(json.dumps(content))
+    cache = CompileCache(tmp_path / "cache", 1 << 30)
+    assert not OpenVINOBackend(read_model_folder(folder), cache=cache).can_align
+    n_files = len(list(cache.folder.iterdir()))
+    kept.rename(folder / ALIGNMENT)
+    assert OpenVINOBackend(read_model_folder(folder), cache=cache).can_align
+    assert len(list(cache.folder.iterdir())) == n_files
+
+
+def test_an_engines_error_is_not_taken_for_a_full_disk(tiny_folder, tmp_path):
+    layout = read_model_folder(with_merged_decoder(tiny_folder, tmp_path / "model")).layout
+    with pytest.raises(FileNotFoundError, match="the caller's"), rewritten(layout) as files:
+        raise FileNotFoundError("the caller's")
+    assert not files[0].parent.exists()
+
+
+def test_no_place_for_rewritten_graphs(tiny_folder, tmp_path, monkeypatch):
+    layout = read_model_folder(with_merged_decoder(tiny_folder, tmp_path / "model")).layout
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(ModelError, match=r"cannot be rewritten in .*missing"), rewritten(layout):
+        pass
 
 
 def test_operators_that_openvino_lacks(tiny_folder, tmp_path):
