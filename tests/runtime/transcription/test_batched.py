@@ -5,10 +5,12 @@ A scripted decoder says what a test tells it to; speech has a pause in every fou
 
 import numpy as np
 import pytest
+import soundfile
 import tiny_whisper
 from fake_backend import Say, fake_model
 from pauses import PausesEverySoOften, SpeechAt
 
+from whisper_npu import load_model
 from whisper_npu.runtime.transcription.model import WhisperModel
 from whisper_npu.runtime.transcription.strategy import choose_strategy
 
@@ -393,3 +395,36 @@ class TestLongPauses:
         texts = [[(" One.", 0.4, 5.4)], [(" Two.", 0.4, 6.4)], [(" Three.", 0.4, 4.4)]]
         said = result(*texts, without_timestamps=True)
         assert [each.start for each in said.segments] == pytest.approx([0.6, 11.6, 49.6], abs=0.1)
+
+
+class TestRealSpeech:
+    """A sentence with a long pause in it, by tiny.en."""
+
+    @pytest.fixture
+    def recording(self, shared_audio):
+        """Makes a recording of so many utterances; gives it, and the pause in the last of them."""
+
+        def recording(n):
+            paths = sorted((shared_audio / "librispeech-test-other").glob("2033-*.flac"))[6 : 6 + n]
+            last, *before = (soundfile.read(path, dtype="float32")[0] for path in paths)
+            third = len(last) // 3
+            frames = last[third : third + third // 1600 * 1600].reshape(-1, 1600)
+            cut = third + 1600 * int(np.square(frames).sum(axis=1).argmin()) + 800
+            parts = [*before, last[:cut], np.zeros(16_000 * 8, np.float32), last[cut:]]
+            start = sum(map(len, parts[:-2])) / 16_000
+            return np.concatenate(parts), start, start + 8
+
+        return recording
+
+    @pytest.mark.parametrize("n", [1, 2], ids=["timestamps are sampled", "aligned"])
+    @pytest.mark.parametrize("words", [False, True])
+    def test_no_segment_or_word_lasts_over_a_pause(self, tiny_en_folder, recording, n, words):
+        samples, start, end = recording(n)
+        model = load_model(tiny_en_folder, device="CPU", precision="f32")
+        result = model.transcribe(samples, mode="batched", word_timestamps=words).result()
+        assert len({segment.seek for segment in result.segments}) == 1  # one window has all of it
+        found = [each for segment in result.segments for each in (segment, *(segment.words or ()))]
+        assert all(each.end < start + 0.5 or each.start > end - 0.5 for each in found), found
+        assert any(each.end < start + 0.5 for each in found)
+        assert any(each.start > end - 0.5 for each in found)
+        assert sum(result.coverage.seconds().values()) == pytest.approx(len(samples) / 16_000)
