@@ -89,10 +89,10 @@ class Window:
 
         A stretch that only touches the padding beside a left-out pause does not reach over it.
         """
-        first, last = 0.0, 0.0  # of the piece, in the window
+        edges = (0.0, *self.joins, self.n_frames / FRAMES_PER_SECOND)
         begin = None
-        for index, (piece_start, piece_end) in enumerate(self.pieces):
-            first, last = last, last + (piece_end - piece_start) / FRAMES_PER_SECOND
+        for index, (piece_start, _) in enumerate(self.pieces):
+            first, last = edges[index : index + 2]
             shift = piece_start / FRAMES_PER_SECOND - first
             is_final = index == len(self.pauses)
             if begin is None and (is_final or start < last - PAD or end <= last):

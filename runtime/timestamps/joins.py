@@ -8,10 +8,11 @@ minute before they are spoken.
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import inf
 
 from whisper_npu.runtime.text.segments import TokenSegment
 from whisper_npu.runtime.text.tokenizer import TIMESTAMP_STEP, Tokenizer
-from whisper_npu.runtime.timestamps.words import WordTiming
+from whisper_npu.runtime.timestamps.words import WordTiming, adjust_word_boundaries
 
 
 def reaches_over(part: TokenSegment, joins: Sequence[float], pad: float) -> bool:
@@ -54,6 +55,7 @@ def split_at_joins(
     groups = tokenizer.split_to_words(text, language)[1]
     if len(groups) != len(words):  # the text was cut off: its words have no times
         return list(parts)
+    (words,) = adjust_word_boundaries([words], inf)  # the last word ends with its segment
     split: list[TokenSegment] = []
     place = 0
     for part in parts:
@@ -98,22 +100,21 @@ def _split(
 
 
 def _stretches(words: Sequence[WordTiming], joins: Sequence[float]) -> list[int]:
-    """The number of joins before the middle of each word; it never falls.
+    """The number of joins before the middle of each word.
 
     A mark belongs to the word before it, if no space separates them, else to the word after it.
     """
     numbers: list[int] = []
     waiting = 0  # marks that open the next word
     for word in words:
-        before = numbers[-1] if numbers else 0
         if not any(char.isalnum() for char in word.word):
             if word.word.startswith(" ") or waiting or not numbers:
                 waiting += 1
             else:
-                numbers.append(before)
+                numbers.append(numbers[-1])
             continue
         middle = (word.start + word.end) / 2
-        number = max(before, sum(join <= middle for join in joins))
+        number = sum(join <= middle for join in joins)
         numbers += [number] * (waiting + 1)
         waiting = 0
     return numbers + [numbers[-1] if numbers else 0] * waiting

@@ -106,6 +106,12 @@ class TestJoinedWindow:
     def test_frames(self, number, frame):
         assert JOINED.frame_at(number) == frame
 
+    def test_a_stretch_up_to_a_pause_ends_there(self):
+        """Whatever sums of lengths in seconds give: 0.1 + 0.2 is not 0.3."""
+        window = Window(0, 1000, ((10, 400), (420, 800)))
+        assert window.in_recording(0.2, 0.3) == pytest.approx((4.1, 4.2))
+        assert window.in_recording(0.2, window.joins[1]) == pytest.approx((4.1, 4.2))
+
     def test_joins(self):
         assert JOINED.joins == pytest.approx((5.0, 10.0))
         assert Window(3, 7).joins == ()
