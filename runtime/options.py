@@ -179,11 +179,11 @@ class TranscribeOptions:
             instead of filling it up, which is faster. A window that then looks wrong is decoded
             again as a whole window. None: yes, except with an explicit `f32`, which promises
             PyTorch's tokens.
-        vad: skip audio without speech, and end windows at long pauses. Without it, all audio is
-            decoded; the speech detector still finds texts that leave out speech.
+        vad: skip audio without speech. Windows end at long pauses, or leave them out. Without it,
+            all audio is decoded; the speech detector still finds texts that leave out speech.
         vad_threshold: probability from which a stretch is speech, above 0 and below 1.
-        vad_min_silence: seconds without speech that end a window and are skipped; None: 3, and
-            0.5 with `multilingual`.
+        vad_min_silence: seconds without speech that are skipped; None: 3, and 0.5 with
+            `multilingual`, with which no window goes on after them.
         audio_track: a number from 1 or a language, to choose among several audio tracks; None: the
             default track, else the first, and a warning names the others; `all`: each separately.
         channels: `mix`: the mean of all, or the loudest where they cancel each other; `left`,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_GROWTH = 0.02  # of memory
 _MIB = 1 << 20
 _SHOWN_FAULTS = 20
+_LEAST_SAMPLES = 4  # one in each quarter
 
 EPILOG = """\
 examples:
@@ -62,8 +63,11 @@ def build_parser() -> cli.Parser:
 
 def soak(arguments: argparse.Namespace) -> int:
     """Use, watch and judge; returns the exit code."""
-    if arguments.hours <= 0 or arguments.interval <= 0:
+    if not (arguments.hours > 0 and arguments.interval > 0):  # NaN is not above 0
         raise UsageError("--hours and --interval must be above 0")
+    if 3600 * arguments.hours < _LEAST_SAMPLES * arguments.interval:
+        least = _LEAST_SAMPLES * arguments.interval / 3600
+        raise UsageError(f"quarters of the samples are compared: give --hours {least:.2g} or more")
     check_outputs([], arguments.plot)
     model = cli.find_model(arguments.model)
     with needing_the_extra("a soak", "dev"):

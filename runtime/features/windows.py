@@ -8,7 +8,8 @@ pause out: the model makes fewer errors with more context.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from math import inf
 
 import numpy as np
 
@@ -69,6 +70,12 @@ class Window:
         """End in seconds from the start of the recording."""
         return self.end / FRAMES_PER_SECOND
 
+    @property
+    def joins(self) -> tuple[float, ...]:
+        """Where the pauses are left out, in seconds from the start of the window."""
+        edges = accumulate(end - start for start, end in self.pieces[:-1])
+        return tuple(edge / FRAMES_PER_SECOND for edge in edges)
+
     def frame_at(self, number: int) -> int:
         """The recording's frame that is the window's frame `number`; after a pause, not before."""
         for start, end in self.pieces:
@@ -82,10 +89,10 @@ class Window:
 
         A stretch that only touches the padding beside a left-out pause does not reach over it.
         """
-        first, last = 0.0, 0.0  # of the piece, in the window
+        edges = (0.0, *self.joins, self.n_frames / FRAMES_PER_SECOND)
         begin = None
-        for index, (piece_start, piece_end) in enumerate(self.pieces):
-            first, last = last, last + (piece_end - piece_start) / FRAMES_PER_SECOND
+        for index, (piece_start, _) in enumerate(self.pieces):
+            first, last = edges[index : index + 2]
             shift = piece_start / FRAMES_PER_SECOND - first
             is_final = index == len(self.pauses)
             if begin is None and (is_final or start < last - PAD or end <= last):
@@ -93,6 +100,15 @@ class Window:
             if begin is not None and (is_final or end <= last + PAD):
                 return begin, (end if is_final else min(end, last)) + shift
         raise AssertionError("a window has at least one piece")
+
+    def word_in_recording(self, start: float, end: float) -> Stretch:
+        """The same for a word: no word lasts over a pause, so it is where its middle is."""
+        edges = (-inf, *self.joins, inf)
+        middle = (start + end) / 2
+        number = sum(join <= middle for join in self.joins)
+        first, last = edges[number : number + 2]
+        shift = self.pieces[number][0] / FRAMES_PER_SECOND - max(0.0, first)
+        return max(start, first) + shift, min(end, last) + shift
 
     def in_window(self, start: float, end: float) -> Stretch:
         """Where a stretch of one piece is in the window, both in seconds."""
@@ -205,7 +221,7 @@ class WindowChooser:
         follows = [*(begin for begin, _ in spans[1:]), (end + n_frames) / FRAMES_PER_SECOND]
         for (_, speech_end), following in zip(spans, follows, strict=True):
             if _frame(following) - _frame(speech_end) >= pause:
-                stop = _frame(speech_end + PAD)
+                stop = _frame(speech_end + min(PAD, (following - speech_end) / 2))
                 break
         else:
             if n_frames == wanted:  # it goes on

@@ -18,13 +18,14 @@ from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH
 from whisper_npu.runtime.engines.protocol import Backend, Float32Array
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.features.stream import FeatureStream
-from whisper_npu.runtime.features.windows import Window, WindowChooser
+from whisper_npu.runtime.features.windows import PAD, Window, WindowChooser
 from whisper_npu.runtime.options import MODEL_LIST, TranscribeOptions
 from whisper_npu.runtime.results import Segment
 from whisper_npu.runtime.text.prompts import Prompts
 from whisper_npu.runtime.text.segments import TokenSegment
 from whisper_npu.runtime.text.tokenizer import Tokenizer, Vocabulary, sot_sequence
-from whisper_npu.runtime.timestamps.words import add_word_timestamps
+from whisper_npu.runtime.timestamps.joins import reaches_over, split_at_joins
+from whisper_npu.runtime.timestamps.words import WordTiming, add_word_timestamps, find_alignment
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.language import TELLING, SpokenLanguage, is_sure, tells
 from whisper_npu.runtime.transcription.partial import Reports
@@ -287,8 +288,9 @@ class TranscriptionSession:
             parts: its tokens, cut at timestamps; parts without text or length are left out.
             last_speech_end: end of the last word before the window, in seconds.
         """
+        parts = self._split_at_joins(result, parts)
         segments = self._segments(result, parts)
-        if result.audio is None:
+        if result.audio is None or not self.options.word_timestamps:
             return Text(segments, [])
         with self.times.measure("word times"):
             segments = self._with_words(result, result.audio, segments, last_speech_end)
@@ -301,6 +303,37 @@ class TranscriptionSession:
         )
         return Text(believed, hallucinated)
 
+    def _split_at_joins(
+        self, result: WindowResult, parts: Sequence[TokenSegment]
+    ) -> Sequence[TokenSegment]:
+        """The segments, none of them on both sides of a left-out pause if words can be timed."""
+        joins, language = result.window.joins, result.outcome.language
+        if not any(reaches_over(part, joins, PAD) for part in parts):
+            return parts
+        words = result.outcome.decoded.words
+        if words is None and result.audio is not None and self.may_align:
+            words = self._words(result, result.audio, parts)
+        if not words:
+            return parts
+        return split_at_joins(parts, words, joins, PAD, tokenizer=self.tokenizer, language=language)
+
+    def _words(
+        self, result: WindowResult, audio: Float32Array, parts: Sequence[TokenSegment]
+    ) -> tuple[WordTiming, ...]:
+        eot, language = self.tokenizer.special.eot, result.outcome.language
+        with self.times.measure("alignment"):
+            (words,) = find_alignment(
+                [[token for part in parts for token in part.tokens if token < eot]],
+                audio,
+                backend=self.backend,
+                tokenizer=self.tokenizer,
+                language=language,
+                sot_sequence=self._sot_sequence(language),
+                n_frames=result.window.n_frames,
+                attention_delay=self.attention_delay,
+            )
+        return tuple(words)
+
     def _with_words(
         self,
         result: WindowResult,
@@ -308,25 +341,27 @@ class TranscriptionSession:
         segments: Sequence[Segment],
         last_speech_end: float,
     ) -> list[Segment]:
-        language = result.outcome.language
         return add_word_timestamps(
             segments,
             audio,
             backend=self.backend,
             tokenizer=self.tokenizer,
-            language=language,
-            sot_sequence=sot_sequence(
-                self.tokenizer.special,
-                is_multilingual=self.vocabulary.is_multilingual,
-                language=language,
-                task=self.options.task,
-            ),
+            language=result.outcome.language,
+            sot_sequence=self._sot_sequence(result.outcome.language),
             n_frames=result.window.n_frames,
-            in_recording=result.window.in_recording,
+            in_recording=result.window.word_in_recording,
             attention_delay=self.attention_delay,
             not_before=last_speech_end,
             prepend_punctuations=self.options.prepend_punctuations,
             append_punctuations=self.options.append_punctuations,
+        )
+
+    def _sot_sequence(self, language: str) -> tuple[int, ...]:
+        return sot_sequence(
+            self.tokenizer.special,
+            is_multilingual=self.vocabulary.is_multilingual,
+            language=language,
+            task=self.options.task,
         )
 
     def account(self, result: WindowResult, end: float, text: Text) -> None:

@@ -130,7 +130,7 @@ class WindowResult:
         window: its place in the recording.
         outcome: the decoded text and its verdict.
         audio: the encoded window, float32 `(1, n_audio_ctx, n_audio_state)`; None if words are not
-            timed.
+            timed and no pause is left out.
     """
 
     window: Window
@@ -316,8 +316,10 @@ def _decode(
             is_wanted=_is_wanted([requests[place].caller for place in places]),
         )
         for place, outcome in zip(places, outcomes, strict=True):
-            kept = audio[place : place + 1] if session.options.word_timestamps else None
-            result[place] = WindowResult(requests[place].window, outcome, kept)
+            window = requests[place].window
+            is_aligned = session.options.word_timestamps or window.pauses
+            kept = audio[place : place + 1] if is_aligned else None
+            result[place] = WindowResult(window, outcome, kept)
     return [result[place] for place in range(len(requests))]
 
 

@@ -210,8 +210,7 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, live: bool = False)
         "--vad-min-silence",
         type=cli.optional(float),
         metavar="SECONDS",
-        help="shortest silence that is skipped and ends a window (default: 3, and 0.5 with "
-        "--multilingual)",
+        help="shortest silence that is skipped (default: 3, and 0.5 with --multilingual)",
     )
     cli.add_flag(
         long,

@@ -58,6 +58,20 @@ def test_a_short_soak(tiny_en_folder, beckett, tmp_path, capfd):
     assert plot.stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--hours", "nan"], ["--hours", "0"], ["--interval", "nan"], ["--interval", "-1"]],
+)
+def test_no_time_is_refused(options, capsys):
+    assert command.main(["a.wav", *options]) == 2
+    assert "must be above 0" in capsys.readouterr().err
+
+
+def test_too_few_samples_to_compare_are_refused(capsys):
+    assert command.main(["a.wav", "--hours", "0.01", "--interval", "30"]) == 2
+    assert "give --hours 0.033 or more" in capsys.readouterr().err
+
+
 def test_recordings_are_needed(capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main([])

@@ -1,7 +1,11 @@
 """Where windows are cut: at pauses, or where speech is least probable."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pauses import SpeechAt
 
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
@@ -102,6 +106,29 @@ class TestJoinedWindow:
     def test_frames(self, number, frame):
         assert JOINED.frame_at(number) == frame
 
+    def test_a_stretch_up_to_a_pause_ends_there(self):
+        """Whatever sums of lengths in seconds give: 0.1 + 0.2 is not 0.3."""
+        window = Window(0, 1000, ((10, 400), (420, 800)))
+        assert window.in_recording(0.2, 0.3) == pytest.approx((4.1, 4.2))
+        assert window.in_recording(0.2, window.joins[1]) == pytest.approx((4.1, 4.2))
+
+    def test_joins(self):
+        assert JOINED.joins == pytest.approx((5.0, 10.0))
+        assert Window(3, 7).joins == ()
+
+    @pytest.mark.parametrize(
+        ("word", "expected"),
+        [
+            ((1.0, 2.0), (11.0, 12.0)),
+            ((4.0, 5.8), (14.0, 15.0)),  # no word lasts over a pause
+            ((4.4, 6.0), (25.0, 26.0)),
+            ((9.0, 12.0), (50.0, 52.0)),
+            ((19.0, 20.5), (59.0, 60.5)),
+        ],
+    )
+    def test_words_in_the_recording(self, word, expected):
+        assert JOINED.word_in_recording(*word) == pytest.approx(expected)
+
     @pytest.mark.parametrize(
         ("stretch", "expected"),
         [
@@ -148,16 +175,33 @@ class TestJoinedWindow:
         assert JOINED.part(start, end) == expected
 
 
+@st.composite
+def speech_maps(draw):
+    """Stretches of speech in seconds, and the length of the recording."""
+    stretches, at = [], draw(st.floats(0, 20))
+    lengths = st.tuples(st.floats(0.15, 35), st.floats(0.05, 40))
+    for length, pause in draw(st.lists(lengths, max_size=7)):
+        stretches.append((at, at + length))
+        at += length + pause
+    return stretches, max(0.1, at + draw(st.floats(-5, 5)))
+
+
+def chooser_for(stretches, seconds, long_pause, most=3000):
+    """A chooser for noise that has speech there, and the speech as the detector finds it."""
+    noise = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds)).astype(np.float32)
+    found, whole = (SpeechMap(SpeechAt(*stretches).detector()) for _ in range(2))
+    whole.hear(noise)
+    whole.finish()
+    chooser = WindowChooser(FeatureStream(iter([noise]), 80, found), found, most, long_pause)
+    return chooser, whole.spans(0, seconds)
+
+
 class TestJoining:
     """What follows a long pause."""
 
     @staticmethod
-    def windows(*stretches, seconds=100.0, joins=True):
-        noise = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
-        detector = SpeechAt(*stretches)
-        speech = SpeechMap(detector.detector())
-        features = FeatureStream(iter([noise.astype(np.float32)]), 80, speech)
-        chooser = WindowChooser(features, speech, 3000)
+    def windows(*stretches, seconds=100.0, joins=True, long_pause=3.0):
+        chooser, _ = chooser_for(stretches, seconds, long_pause)
         found, seek = [], 0
         while (window := chooser.next(seek, cut_at_pause=True, joins=joins)) is not None:
             found.append(window)
@@ -194,6 +238,35 @@ class TestJoining:
 
     def test_short_pauses_stay_in_the_window(self):
         assert self.windows((1, 6), (8, 10), (15, 16)) == [[(0.6, 10.4), (14.6, 16.4)]]
+
+    def test_short_pauses_that_end_windows(self):
+        """No piece reaches into the speech after it, however short the pause that ends it."""
+        found = self.windows((1, 6), (12, 15), (15.3, 20), seconds=40.0, long_pause=0.3)
+        assert found == [[(0.6, 6.4), (11.6, 15.2)], [(15.2, 20.4)]]
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(speech_maps(), st.sampled_from([3.0, 2.0, 1.0, 0.5, 0.3]), st.sampled_from([3000, 1000]))
+    def test_any_speech_is_in_one_piece(self, speech, long_pause, most):
+        """Pieces are in order, apart, not too long, and together have all speech."""
+        stretches, seconds = speech
+        chooser, spans = chooser_for(stretches, seconds, long_pause, most)
+        pieces, seek = [], 0
+        while (window := chooser.next(seek, cut_at_pause=True, joins=True)) is not None:
+            assert seek <= window.start < window.end
+            assert window.n_frames <= most
+            assert all(end - start <= 3000 for start, end in window.pauses)
+            inside = chooser.speech(window)
+            assert all(0 <= start < end <= window.n_frames / 100 + 0.04 for start, end in inside)
+            assert all(one[1] <= other[0] + 1e-6 for one, other in pairwise(inside))
+            pieces += window.pieces
+            seek = window.end
+        assert all(start < end for start, end in pieces)
+        assert all(one[1] <= other[0] for one, other in pairwise(pieces))
+        covered = np.zeros(round(100 * seconds) + 10, bool)
+        for start, end in pieces:
+            covered[start:end] = True
+        for start, end in spans:
+            assert covered[round(100 * start) + 4 : round(100 * end) - 4].all()
 
     def test_features_are_those_of_the_pieces(self):
         noise = np.random.default_rng(0).normal(0, 0.1, 16_000 * 20).astype(np.float32)

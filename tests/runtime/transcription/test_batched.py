@@ -3,12 +3,18 @@
 A scripted decoder says what a test tells it to; speech has a pause in every four seconds.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+import soundfile
 import tiny_whisper
 from fake_backend import Say, fake_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pauses import PausesEverySoOften, SpeechAt
 
+from whisper_npu import load_model
 from whisper_npu.runtime.transcription.model import WhisperModel
 from whisper_npu.runtime.transcription.strategy import choose_strategy
 
@@ -389,7 +395,94 @@ class TestLongPauses:
         assert (two.start, two.end) == (pytest.approx(12, abs=0.5), pytest.approx(18, abs=0.5))
         assert sum(said.coverage.seconds().values()) == pytest.approx(60)
 
+    def test_a_split_at_the_pause(self, result):
+        """A text leaves out most of the first piece: each piece is decoded by itself."""
+        one, two = (f" {word} has so many words that they fill it." for word in ("One", "Two"))
+        texts = [(" One.", 0.4, 1.0), (two, 6.2, 12.2)], [(one, 0.4, 5.4)], [(two, 0.4, 6.4)]
+        last = [(" Three.", 0.4, 4.4)]
+        said = result(*texts, last, unheard_speech_threshold=2.5, temperature=(0.0,))
+        assert [each.text for each in said.segments] == [one, two, " Three."]
+        assert "decoded in parts" in said.segments[1].retries[-1].reason
+        spans = [(span.start, span.end) for span in said.coverage.spans if span.fate == "silent"]
+        expected = [(0, 0.6), (6.4, 11.6), (18.4, 49.6), (54.4, 60)]
+        assert np.allclose(spans, expected, atol=0.05)
+        assert sum(said.coverage.seconds().values()) == pytest.approx(60)
+
     def test_not_if_times_are_those_of_windows(self, result):
         texts = [[(" One.", 0.4, 5.4)], [(" Two.", 0.4, 6.4)], [(" Three.", 0.4, 4.4)]]
         said = result(*texts, without_timestamps=True)
         assert [each.start for each in said.segments] == pytest.approx([0.6, 11.6, 49.6], abs=0.1)
+
+    @settings(
+        max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        st.lists(st.tuples(st.floats(0.3, 25), st.floats(0.2, 12)), min_size=1, max_size=6),
+        st.lists(
+            st.tuples(st.lists(st.integers(0, 1490), max_size=5).map(sorted), st.booleans()),
+            min_size=1,
+            max_size=6,
+        ),
+        st.sampled_from([None, 1.0, 0.3]),
+        st.sampled_from([None, 0.5]),
+    )
+    def test_whatever_is_said_every_second_has_one_fate(
+        self, tmp_path_factory, speech, said, min_silence, unheard
+    ):
+        """Texts begin and end anywhere: windows are split at joins, and rests begin beside them."""
+        stretches, now = [], 0.0
+        for pause, length in speech:
+            stretches.append((now + pause, now + pause + length))
+            now = stretches[-1][1]
+        model = fake_model(tmp_path_factory.mktemp("fake"), [Say(())])
+        model.backend.n_text_ctx = 448
+        model.voice_activity = SpeechAt(*stretches)
+        begin = model.tokenizer.special.timestamp_begin
+        word = model.tokenizer.encode(" word")
+        model.backend.script = []
+        for stamps, is_open in said:
+            tokens = [token for stamp in stamps for token in (begin + stamp, *word, begin + stamp)]
+            end = () if is_open or not stamps else (begin + 1500,)
+            model.backend.script.append(Say((*tokens[:-1], *end)))
+        noise = np.random.default_rng(0).normal(0, 0.1, round(16_000 * (now + 2)))
+        options = {**BATCHED, "unheard_speech_threshold": unheard, "temperature": (0.0,)}
+        result = model.transcribe(
+            noise.astype(np.float32), **options, vad_min_silence=min_silence
+        ).result()
+        assert sum(result.coverage.seconds().values()) == pytest.approx(result.duration)
+        spans = result.coverage.spans
+        assert all(one.end == pytest.approx(other.start) for one, other in pairwise(spans))
+        assert all(0 <= each.start < each.end < result.duration + 0.01 for each in result.segments)
+
+
+class TestRealSpeech:
+    """A sentence with a long pause in it, by tiny.en."""
+
+    @pytest.fixture
+    def recording(self, shared_audio):
+        """Makes a recording of so many utterances; gives it, and the pause in the last of them."""
+
+        def recording(n):
+            paths = sorted((shared_audio / "librispeech-test-other").glob("2033-*.flac"))[6 : 6 + n]
+            last, *before = (soundfile.read(path, dtype="float32")[0] for path in paths)
+            third = len(last) // 3
+            frames = last[third : third + third // 1600 * 1600].reshape(-1, 1600)
+            cut = third + 1600 * int(np.square(frames).sum(axis=1).argmin()) + 800
+            parts = [*before, last[:cut], np.zeros(16_000 * 8, np.float32), last[cut:]]
+            start = sum(map(len, parts[:-2])) / 16_000
+            return np.concatenate(parts), start, start + 8
+
+        return recording
+
+    @pytest.mark.parametrize("n", [1, 2], ids=["timestamps are sampled", "aligned"])
+    @pytest.mark.parametrize("words", [False, True])
+    def test_no_segment_or_word_lasts_over_a_pause(self, tiny_en_folder, recording, n, words):
+        samples, start, end = recording(n)
+        model = load_model(tiny_en_folder, device="CPU", precision="f32")
+        result = model.transcribe(samples, mode="batched", word_timestamps=words).result()
+        assert len({segment.seek for segment in result.segments}) == 1  # one window has all of it
+        found = [each for segment in result.segments for each in (segment, *(segment.words or ()))]
+        assert all(each.end < start + 0.5 or each.start > end - 0.5 for each in found), found
+        assert any(each.end < start + 0.5 for each in found)
+        assert any(each.start > end - 0.5 for each in found)
+        assert sum(result.coverage.seconds().values()) == pytest.approx(len(samples) / 16_000)
