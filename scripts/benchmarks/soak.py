@@ -208,7 +208,11 @@ def _serving(model: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             yield process, _address(process)
         finally:
             process.terminate()
-            process.wait(_PATIENCE)
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:  # it does not end: a block would wait for ever
+                process.kill()
+                raise
 
 
 def _address(process: subprocess.Popen[str]) -> str:
