@@ -21,6 +21,7 @@ from whisper_npu.scripts.common.signals import Terminated, on_interrupt
 from whisper_npu.scripts.common.transcription_batch import (
     Batch,
     find_recordings,
+    none_exists,
     without_complete,
 )
 
@@ -143,6 +144,8 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if formats:
         check_names([(each.file, each.name) for each in recordings], folder, formats)
         check_output_dir(folder)
+    if none_exists(recordings):
+        return cli.EXIT_SOME_FAILED
     # This may export the model and print lines.
     model_folder = cli.find_model(arguments.model, arguments.variant)
     journal = None
