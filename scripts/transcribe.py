@@ -138,6 +138,8 @@ def transcribe(arguments: argparse.Namespace) -> int:
     if arguments.output_format or arguments.output_dir:
         formats = expand_formats(arguments.output_format or "all")
     folder = arguments.output_dir or "."
+    if folder == "-":
+        raise UsageError("-o names a folder for files; without -o and -f the text is printed")
     if arguments.skip_existing and not arguments.output_dir:
         raise UsageError("--skip-existing needs the --output-dir of the earlier run")
     recordings, n_missing = find_recordings(arguments.files, keep_suffix=arguments.keep_suffix)

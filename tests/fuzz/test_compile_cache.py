@@ -26,7 +26,7 @@ def text_of(folder, audio):
         return model.transcribe(audio[0], language="en").result().text
 
 
-@examples(25)
+@examples(10)
 @given(data=st.data())
 def test_damaged_entries(cache, tiny_folder, tiny_audio, data):
     files, text = cache

@@ -90,7 +90,7 @@ def test_damaged_configurations(folder, tiny_folder, data):
         read(folder)
 
 
-@examples(25)
+@examples(12)
 @given(data=st.data())
 def test_damaged_graphs(folder, data):
     name = data.draw(st.sampled_from(GRAPHS))

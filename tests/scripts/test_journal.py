@@ -226,6 +226,13 @@ class TestSkipExisting:
         assert main([str(sounds), "--model", str(tiny_folder), "--skip-existing"]) == 2
         assert "--skip-existing needs the --output-dir" in capsys.readouterr().err
 
+    def test_a_dash_is_no_folder(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "talk.wav").touch()
+        assert main(["talk.wav", "-o", "-"]) == 2
+        assert "-o names a folder" in capsys.readouterr().err
+        assert not (tmp_path / "-").exists()
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
