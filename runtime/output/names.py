@@ -94,8 +94,13 @@ def check_output_dir(output_dir: str | Path) -> None:
     """Make the folder of the outputs, and check before any work that files can be written.
 
     Raises:
-        UsageError: files cannot be written.
+        UsageError: files cannot be written, or the folder is called `-`, as if it were a stream.
     """
+    if output_dir == "-":
+        raise UsageError(
+            "-o names a folder, not standard output: leave it out to print the text, or write "
+            "./- for a folder of that name"
+        )
     make_output_dir(output_dir)
     with _usable(output_dir, "written to"), tempfile.TemporaryFile(dir=output_dir) as file:
         file.write(_PROBE)

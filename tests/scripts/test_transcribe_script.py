@@ -123,6 +123,7 @@ class TestExitCodes:
             (["--output-format", "docx"], "docx"),
             (["--threads", "-2"], "threads is -2"),
             (["--verbose", "False"], "say with -o or -f"),
+            (["-o", "-"], "-o names a folder, not standard output"),
             (["--suppress-tokens=-1,99999999"], "suppress_tokens has 99999999"),
             (["--suppress-tokens", "-5"], "suppress_tokens has -5"),
             (["--max-initial-timestamp", "-1"], "max_initial_timestamp is -1"),
