@@ -52,7 +52,10 @@ def verify_corpus(output: str, manifest: str | None = None) -> Verification:
     """
     folder = Folder(output)
     if not folder.exists(RUN_FILE):
-        raise UsageError(f"{output}: holds no outputs of a finished run (no {RUN_FILE})")
+        raise UsageError(
+            f"{output}: holds no outputs of a finished run (no {RUN_FILE}); give the command of "
+            "the run again, it goes on"
+        )
     try:
         with folder.open(RUN_FILE) as file:
             record = json.load(file)

@@ -401,6 +401,11 @@ def _is_of_network(error: Exception) -> bool:
 
 
 def _unreachable(repository: str, at: str, name: str) -> UnreachableError:
+    if constants.HF_HUB_OFFLINE:
+        return UnreachableError(
+            f"{repository}{at}: its {name} is not in the local cache, and HF_HUB_OFFLINE forbids"
+            " the network: unset it, or give a local folder or a built-in model"
+        )
     return UnreachableError(
         f"cannot reach the hub for {repository}{at} and its {name} is not in the local cache:"
         " connect to the network, or give a local folder or a built-in model"

@@ -110,7 +110,13 @@ def compile_model(arguments: argparse.Namespace) -> int:
     if arguments.platform:
         target = resolve_platform(core, arguments.platform)
     else:
-        target = resolve(core, arguments.device)
+        try:
+            target = resolve(core, arguments.device)
+        except DeviceError as error:
+            raise DeviceError(
+                f"{error}. The static graphs are made, and the target machine can compile them "
+                f"itself; --device {NO_DEVICE} makes them alone"
+            ) from error
     cache = default_cache()
     _, names = graph_names(bundle, PARTS)
     engine = OpenVINOEngine(

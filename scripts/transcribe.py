@@ -21,6 +21,7 @@ from whisper_npu.scripts.common.signals import Terminated, on_interrupt
 from whisper_npu.scripts.common.transcription_batch import (
     Batch,
     find_recordings,
+    none_exists,
     without_complete,
 )
 
@@ -128,23 +129,19 @@ def transcribe(arguments: argparse.Namespace) -> int:
         max_line_count=arguments.max_line_count,
         max_words_per_line=arguments.max_words_per_line,
     )
-    wants = (arguments.verbose, arguments.report, arguments.output_format, arguments.output_dir)
-    if not any(wants):
-        raise UsageError("--verbose False prints no text: say with -o or -f where it is to go")
+    _check_where(arguments)
     for note in layout.check(word_timestamps=options.word_timestamps):
         console.warning(note)
     formats: tuple[str, ...] = ()
     if arguments.output_format or arguments.output_dir:
         formats = expand_formats(arguments.output_format or "all")
     folder = arguments.output_dir or "."
-    if folder == "-":
-        raise UsageError("-o names a folder for files; without -o and -f the text is printed")
-    if arguments.skip_existing and not arguments.output_dir:
-        raise UsageError("--skip-existing needs the --output-dir of the earlier run")
     recordings, n_missing = find_recordings(arguments.files, keep_suffix=arguments.keep_suffix)
     if formats:
         check_names([(each.file, each.name) for each in recordings], folder, formats)
         check_output_dir(folder)
+    if none_exists(recordings):
+        return cli.EXIT_SOME_FAILED
     # This may export the model and print lines.
     model_folder = cli.find_model(arguments.model, arguments.variant)
     journal = None
@@ -176,6 +173,17 @@ def transcribe(arguments: argparse.Namespace) -> int:
         batch.advise()
         raise KeyboardInterrupt
     return cli.EXIT_SOME_FAILED if n_failed + n_missing else cli.EXIT_OK
+
+
+def _check_where(arguments: argparse.Namespace) -> None:
+    """Refuse options for the output that say nothing, or something else than meant."""
+    wants = (arguments.verbose, arguments.report, arguments.output_format, arguments.output_dir)
+    if not any(wants):
+        raise UsageError("--verbose False prints no text: say with -o or -f where it is to go")
+    if arguments.output_dir == "-":
+        raise UsageError("-o names a folder for files; without -o and -f the text is printed")
+    if arguments.skip_existing and not arguments.output_dir:
+        raise UsageError("--skip-existing needs the --output-dir of the earlier run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

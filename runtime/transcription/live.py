@@ -161,8 +161,14 @@ class LiveTranscriber(Closing):
             changes: options by name, over those in `options`.
 
         Raises:
-            UsageError: an option is unknown, out of range or means nothing for live speech.
+            UsageError: an option is unknown, out of range or means nothing for live speech, or
+                `model` is no loaded model.
         """
+        if not isinstance(model, WhisperModel):
+            raise UsageError(
+                f"model is of type {type(model).__name__}; give a loaded model: "
+                'LiveTranscriber(load_model("tiny.en"))'
+            )
         options = model.resolve(options, **changes)
         self._model = model
         _refuse_what_is_not_live(options)

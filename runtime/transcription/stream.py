@@ -5,6 +5,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.closing import Closing
@@ -58,6 +59,20 @@ class TranscriptionStream(Closing):
                 "stream.language and stream.duration from it"
             )
         return self._iterate()
+
+    if not TYPE_CHECKING:  # type checkers know the mistake without it
+
+        def __getitem__(self, key: object) -> NoReturn:
+            """Refuse `stream["text"]`, which is openai/whisper's way.
+
+            Raises:
+                UsageError: always; it says what to write.
+            """
+            raise UsageError(
+                "transcribe returns a stream, not a dict or a list: write stream.text, "
+                "stream.segments or stream.language; stream.result().to_dict() is the dict of "
+                "openai/whisper"
+            )
 
     @abstractmethod
     def _iterate(self) -> Iterator[Segment]:

@@ -57,6 +57,24 @@ def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Re
     return list(found.values()), n_missing
 
 
+def none_exists(recordings: Sequence[Recording]) -> bool:
+    """Whether there is nothing to transcribe; prints an error for each recording that is missing.
+
+    A misspelt name is told before a model is fetched, exported or loaded. If any recording exists,
+    or is standard input, nothing is printed: the missing recordings fail in their turn.
+    """
+    from whisper_npu.runtime.audio.paths import open_path  # noqa: PLC0415
+
+    if any(each.file == Path("-") or os.path.exists(each.file) for each in recordings):  # noqa: PTH110
+        return False
+    for each in recordings:
+        try:
+            open_path(each.file, str(each.file)).close()
+        except AudioError as error:
+            console.error(error)
+    return True
+
+
 def without_complete(recordings: Sequence[Recording], journal: "Journal") -> list[Recording]:
     """The recordings that no earlier run completed; prints the number of the others."""
     left = [each for each in recordings if not journal.is_complete(each.file, each.name)]

@@ -303,6 +303,12 @@ def hub_cache(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("hub_cache")
+def test_a_forbidden_network_is_named() -> None:
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE forbids the network: unset it"):
+        load_checkpoint("owner/other")
+
+
 def test_hub_id_from_the_cache_without_a_network(hub_cache: Path) -> None:
     checkpoint = load_checkpoint("owner/tiny")
     assert checkpoint.source.kind is SourceKind.HUB

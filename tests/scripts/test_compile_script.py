@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from model_surgery import copy_folder
 
+from whisper_npu.npu import devices
 from whisper_npu.npu.bundle import bundle_path, read_bundle
 from whisper_npu.runtime.engines.compile_cache import CompileCache, Contents
 from whisper_npu.runtime.engines.compile_key import cache_key
@@ -145,6 +146,14 @@ def test_lines_of_threads_do_not_mix(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Stream())
     compile_model._print("compiling step_1 for CPU")
     assert written == ["compiling step_1 for CPU\n"]
+
+
+def test_without_an_npu_it_says_what_was_made(folder, capsys, monkeypatch):
+    monkeypatch.setattr(devices, "npu_devices", lambda _: ())
+    assert compile_model.main([str(folder)]) == 3
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: no NPU is usable here; `whisper-npu doctor` says why")
+    assert message.endswith("; --device none makes them alone")
 
 
 def test_without_a_compiler_it_says_what_is_missing(folder, capsys):

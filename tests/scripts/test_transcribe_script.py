@@ -15,6 +15,7 @@ from audio_files import RATE, Track, bad_files, cut, voice, write_film
 
 from whisper_npu.runtime.output.formats import FORMATS
 from whisper_npu.scripts import main as console
+from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.common.journal import JOURNAL
 from whisper_npu.scripts.transcribe import main
 
@@ -90,6 +91,16 @@ class TestExitCodes:
         code, out, err = run(tmp_path / "missing.wav")
         assert (code, out) == (1, "")
         assert err == [f"error: {tmp_path / 'missing.wav'}: no such file"]
+
+    def test_1_before_a_model_is_fetched_if_no_recording_exists(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(cli, "find_model", lambda *_: pytest.fail("the model was looked for"))
+        missing = tmp_path / "missing.wav"
+        (empty := tmp_path / "empty").mkdir()
+        code, out, err = run(missing, empty)
+        assert (code, out) == (1, "")
+        first, second = err
+        assert first.startswith(f"error: {empty}: no audio or video file in this folder")
+        assert second == f"error: {missing}: no such file"
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class Plan:
             raise DeviceError(
                 f"device {self.request.device} is not available here; "
                 f"OpenVINO finds {', '.join(available) or 'none'}; give one of these, or install "
-                "the device's driver"
+                "the device's driver" + ("; CUDA is not supported" if plugin == "CUDA" else "")
             )
 
     def _pick_precision(self) -> tuple[bool, Precision]:

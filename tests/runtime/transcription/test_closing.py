@@ -156,6 +156,13 @@ class TestTheHabitOfTwoNames:
         with pytest.raises(UsageError, match=r"not \(segments, info\)"):
             _segments, _ = model.transcribe(both, **ENGLISH, channels="split")
 
+    def test_a_stream_is_no_dict_and_no_list(self, model):
+        stream = model.transcribe(sound(36), **ENGLISH)
+        for key in ("text", 0):
+            with pytest.raises(UsageError, match=r"write stream\.text, stream\.segments"):
+                stream[key]
+        assert model.backend.windows == []
+
     @pytest.mark.slow
     def test_everything_else_iterates(self, model):
         stream = model.transcribe(sound(36), **ENGLISH)

@@ -411,3 +411,8 @@ class TestRealGraphs:
         whole = model.transcribe(beckett).text
         letters = [[char for char in text.lower() if char.isalpha()] for text in (said, whole)]
         assert letters[0] == letters[1]
+
+
+def test_a_name_is_no_loaded_model():
+    with pytest.raises(UsageError, match=r"^model is of type str; give a loaded model: "):
+        LiveTranscriber("tiny.en")

@@ -273,6 +273,8 @@ def test_every_step_logs_the_shapes_of_the_cache(model, audio, caplog):
 def test_unknown_device(tiny_folder):
     with pytest.raises(DeviceError, match=r"^device TPU is not available here; OpenVINO finds CPU"):
         load_model(tiny_folder, device="TPU")
+    with pytest.raises(DeviceError, match=r"^device CUDA .*; CUDA is not supported$"):
+        load_model(tiny_folder, device="cuda")
 
 
 @pytest.mark.parametrize(
