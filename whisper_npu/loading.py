@@ -143,7 +143,8 @@ def load_backend(
         return load(parse_device(device))
     core = openvino_core()
     options = [option for option in candidates(core) if _allows(option, kv_cache, precision)]
-    facts = [*machine(core), folder.graphs_digest(), kv_cache, precision, str(threads), weights]
+    chosen = [backend, kv_cache, precision, str(threads), weights]
+    facts = [*machine(core), folder.graphs_digest(), *chosen]
     return choose(options, load, facts)[1]
 
 

@@ -316,11 +316,6 @@ def test_hub_id_from_the_cache_without_a_network(hub_cache: Path) -> None:
     assert checkpoint.dimensions.n_text_layer == 2
 
 
-def test_hub_id_neither_cached_nor_reachable(hub_cache: Path) -> None:
-    with pytest.raises(CheckpointError, match="connect to the network"):
-        load_checkpoint("owner/other")
-
-
 @pytest.mark.parametrize(
     ("name", "repository"),
     [

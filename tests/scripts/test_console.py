@@ -154,7 +154,7 @@ class TestProcesses:
 
     def test_a_closed_standard_error_goes_nowhere_else(self, tmp_path):
         done = shell(f"PROGRAM transcribe {tmp_path / 'none.wav'} --model x 2>&-")
-        assert (done.returncode, done.stdout) == (3, b"")
+        assert (done.returncode, done.stdout) == (1, b"")
 
     @pytest.mark.parametrize("command", ["cache list", "--help", "export --help"])
     def test_a_reader_that_goes_away(self, command):

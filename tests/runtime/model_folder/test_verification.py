@@ -45,7 +45,8 @@ def longer(path):
 def test_a_certified_file_that_changed_is_refused(folder, name, change):
     if not (folder / name).exists():
         pytest.skip(f"the tiny export has no {name}")
-    assert verify_folder(read_model_folder(folder)) == len(list(folder.iterdir())) - 1
+    files = [path for path in folder.iterdir() if path.is_file()]  # not `npu/` of other tests
+    assert verify_folder(read_model_folder(folder)) == len(files) - 1
     model = read_model_folder(folder)
     change(folder / name)
     with pytest.raises(ModelError) as caught:
