@@ -33,6 +33,7 @@ logger = logging.getLogger("whisper_npu")
 
 GIVEN_UP = "this transcription was closed before its end; begin it anew"
 
+_PATIENCE = 1.0  # seconds for the lock, when streams are closed
 _SHARE_OF_MEMORY = 0.5  # of the free memory, for the states of windows that are decoded
 _MOST_OVERTAKINGS = 8  # after so many short batches that came later, a bulk batch is next
 
@@ -200,11 +201,17 @@ class Scheduler:
             self.check()
         except DeviceError:  # a forked child has no threads, and locks may stay locked
             return
-        with self._changed:
+        # The garbage collector may call this in a thread that another thread is just starting, and
+        # waits for, with the lock held.
+        is_ours = self._changed.acquire(timeout=_PATIENCE)
+        try:
             self._pool_users.discard(client)
-            if self._pool is not None and not self._pool_users:
+            if is_ours and self._pool is not None and not self._pool_users:
                 self._pool.shutdown(wait=False)
                 self._pool = None
+        finally:
+            if is_ours:
+                self._changed.release()
 
     def encode_ahead(self, client: Client, requests: Sequence[WindowRequest]) -> None:
         """Let the streams encode windows while others are planned; no result changes."""
