@@ -33,7 +33,6 @@ logger = logging.getLogger("whisper_npu")
 
 GIVEN_UP = "this transcription was closed before its end; begin it anew"
 
-_PATIENCE = 1.0  # seconds for the lock, when streams are closed
 _SHARE_OF_MEMORY = 0.5  # of the free memory, for the states of windows that are decoded
 _MOST_OVERTAKINGS = 8  # after so many short batches that came later, a bulk batch is next
 
@@ -201,26 +200,18 @@ class Scheduler:
             self.check()
         except DeviceError:  # a forked child has no threads, and locks may stay locked
             return
-        # The garbage collector may call this in a thread that another thread is just starting, and
-        # waits for, with the lock held.
-        is_ours = self._changed.acquire(timeout=_PATIENCE)
-        try:
+        with self._changed:
             self._pool_users.discard(client)
-            if is_ours and self._pool is not None and not self._pool_users:
-                self._pool.shutdown(wait=False)
-                self._pool = None
-        finally:
-            if is_ours:
-                self._changed.release()
+            if not self._pool_users:
+                self._pool = None  # its threads end with it
 
     def encode_ahead(self, client: Client, requests: Sequence[WindowRequest]) -> None:
         """Let the streams encode windows while others are planned; no result changes."""
         if self.backend.n_streams == 1 or self.is_decoding_here:
             return
-        with self._changed:
-            pool = self._pool_for(client)
-            for request in requests:
-                encode_ahead(request, self.backend, pool)
+        pool = self._pool_for(client)
+        for request in requests:
+            encode_ahead(request, self.backend, pool)
 
     def submit(self, batches: Sequence[Batch]) -> None:
         """Queue batches; `wait` waits for them. Parallel batches may start at once."""
@@ -229,9 +220,10 @@ class Scheduler:
                 batch.number = self._n_submitted
                 self._n_submitted += 1
                 self._waiting.append(batch)
-                if batch.parallel:
-                    self._pool_for(batch.client).submit(self._decode_in_stream)
             self._changed.notify_all()
+        for batch in batches:
+            if batch.parallel:
+                self._pool_for(batch.client).submit(self._decode_in_stream)
 
     def wait(self, batches: Sequence[Batch]) -> None:
         """Wait until batches are done or cancelled; decode, if no other caller does.
@@ -310,11 +302,17 @@ class Scheduler:
         self._changed.notify_all()
 
     def _pool_for(self, client: Client) -> ThreadPoolExecutor:
-        self._pool_users.add(client)
-        if self._pool is None:
-            n_streams = self.backend.n_streams
-            self._pool = ThreadPoolExecutor(n_streams, thread_name_prefix="whisper-npu")
-        return self._pool
+        """The pool, which the client uses until `close_streams`. Give it work without the lock.
+
+        It may start a thread and wait for it; and in the new thread the garbage collector may close
+        a dropped stream, which needs the lock. The pool works as long as somebody holds it.
+        """
+        with self._changed:
+            self._pool_users.add(client)
+            if self._pool is None:
+                n_streams = self.backend.n_streams
+                self._pool = ThreadPoolExecutor(n_streams, thread_name_prefix="whisper-npu")
+            return self._pool
 
     def _decode_in_stream(self) -> None:
         """Decode the next parallel batch, in a thread of the pool."""

@@ -1,5 +1,6 @@
 """The scheduler that all callers share: order, company, cancels and failures, by a fake engine."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from threading import Barrier, Event, Lock, Thread
@@ -283,6 +284,67 @@ class TestCancelling:
         go_on.set()
         leader.join(LATE)
         assert (one.results(), other.results()) == (["a1"], [None])
+
+
+class TestStreams:
+    """The threads of the pool."""
+
+    @pytest.fixture
+    def scheduler(self, engine, monkeypatch):
+        """Whose pool closes another client's streams from a thread that it waits for.
+
+        So does the garbage collector, if it finds a dropped stream in a thread that is just being
+        started; who starts a thread waits until it runs.
+        """
+        engine.n_streams = 2
+        scheduler = Scheduler(engine)
+        dropped = scheduler.client(8, Priority.BULK)
+
+        class Pool(ThreadPoolExecutor):
+            def submit(self, *arguments):
+                closing = Thread(target=scheduler.close_streams, args=(dropped,), daemon=True)
+                closing.start()
+                closing.join(5)
+                assert not closing.is_alive()
+                return super().submit(*arguments)
+
+        monkeypatch.setattr(scheduler_module, "ThreadPoolExecutor", Pool)
+        return scheduler
+
+    def test_a_dropped_stream_is_closed_while_a_thread_starts_for_windows(self, scheduler):
+        client = scheduler.client(8, Priority.BULK)
+        batch = Batch(client, [window(FakeCaller(), 1)], parallel=True)
+        scheduler.submit([batch])
+        scheduler.wait([batch])
+        assert batch.results() == ["a1"]
+
+    def test_a_dropped_stream_is_closed_while_a_thread_starts_to_encode(self, scheduler):
+        request = window(FakeCaller(), 1)
+        scheduler.encode_ahead(scheduler.client(8, Priority.BULK), [request])
+        assert request.encoded.result(LATE) is not None
+
+    def test_threads_finish_their_work_and_end_after_the_last_client(self, engine):
+        engine.n_streams = 2
+        scheduler, go_on = Scheduler(engine), Event()
+        engine.fails = lambda requests: go_on.wait(LATE)
+        clients = [scheduler.client(1, Priority.BULK) for _ in range(2)]
+        batches = [
+            Batch(client, [window(FakeCaller(), number)], parallel=True)
+            for client in clients
+            for number in range(3)
+        ]
+        scheduler.submit(batches)
+        threads = [each for each in threading.enumerate() if each.name.startswith("whisper-npu")]
+        assert threads
+        for client in clients:
+            assert scheduler.uses_streams(client)
+            scheduler.close_streams(client)
+        go_on.set()
+        scheduler.wait(batches)
+        assert [batch.results() for batch in batches] == 2 * [["a0"], ["a1"], ["a2"]]
+        for thread in threads:
+            thread.join(LATE)
+            assert not thread.is_alive()
 
 
 class TestFailures:
