@@ -80,10 +80,10 @@ def examine(source: Source, known: Facts | None = None) -> Facts:
     except FileNotFoundError:
         return Facts("", error=f"{source.audio}: no such file")
     except Exception as error:
-        return Facts("", error=_unreadable(source, error))
+        return Facts("", error=unreadable(source.audio, error))
 
 
-def _unreadable(source: Source, error: Exception) -> str:
+def unreadable(audio: str, error: Exception) -> str:
     """The line for a recording that cannot be read.
 
     Every error is caught for it: each kind of store has its own, and one recording must not end a
@@ -92,7 +92,7 @@ def _unreadable(source: Source, error: Exception) -> str:
     if isinstance(error, UsageError):  # no package for this kind of URL; it names the URL
         return str(error)
     reason = error.strerror if isinstance(error, OSError) else None
-    return f"{source.audio}: cannot be read: {reason or str(error) or type(error).__name__}"
+    return f"{audio}: cannot be read: {reason or str(error) or type(error).__name__}"
 
 
 def stamp_of(audio: str) -> str:
@@ -173,7 +173,7 @@ def opened(source: Source, offset: float | None, seconds: float | None) -> Itera
         except AudioError:
             raise
         except Exception as error:
-            raise AudioError(_unreadable(source, error)) from error
+            raise AudioError(unreadable(source.audio, error)) from error
         yield recording  # outside, so that an error of the work is not taken for one of the file
 
 

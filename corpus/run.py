@@ -175,11 +175,10 @@ def _forgotten_at_a_stop(attempts: Folder) -> Iterator[None]:
     """Forget the attempts of blocks under way if the run is told to end: they are not to blame."""
     try:
         yield
-    except Exception:
-        raise
-    except BaseException:  # Ctrl-C, SIGTERM
-        for name in attempts.names():
-            attempts.remove(name)
+    except BaseException as stop:
+        if not isinstance(stop, Exception):  # Ctrl-C, SIGTERM
+            for name in attempts.names():
+                attempts.remove(name)
         raise
 
 

@@ -19,7 +19,7 @@ from whisper_npu import (
     WhisperNpuError,
     load_model,
 )
-from whisper_npu.corpus.audio import Source, opened, stamp_of
+from whisper_npu.corpus.audio import Source, opened, stamp_of, unreadable
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import ResultStore, work_key
 
@@ -189,8 +189,8 @@ def _change(item: dict[str, Any]) -> str | None:
     try:
         if not item["stamp"] or stamp_of(item["audio"]) == item["stamp"]:
             return None
-    except Exception:  # gone, or its store cannot be asked: each kind has errors of its own
-        return f"{item['audio']}: cannot be found any more"
+    except Exception as error:  # each kind of store has errors of its own
+        return unreadable(item["audio"], error)
     return f"{item['audio']}: changed during the run; run the same command again"
 
 

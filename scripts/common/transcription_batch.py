@@ -65,6 +65,7 @@ def none_exists(recordings: Sequence[Recording]) -> bool:
     """
     from whisper_npu.runtime.audio.paths import open_path  # noqa: PLC0415
 
+    # Path.exists raises for a folder that may not be entered; the error of `open_path` says more.
     if any(each.file == Path("-") or os.path.exists(each.file) for each in recordings):  # noqa: PTH110
         return False
     for each in recordings:

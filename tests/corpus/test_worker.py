@@ -147,6 +147,17 @@ def test_a_recording_that_changes_during_the_run_is_an_error(worker, items):
     assert found[items[3]["key"]]["error"] is None
 
 
+def test_a_store_that_cannot_be_asked_any_more_is_named_with_its_reason(worker, items, monkeypatch):
+    def stamp(audio):
+        raise PermissionError(13, "Permission denied")
+
+    transcribe, store, _ = worker
+    monkeypatch.setattr("whisper_npu.corpus.worker.stamp_of", stamp)
+    transcribe(block([{**items[0], "stamp": "as before"}]))
+    (found,) = stored(store).values()
+    assert found["error"] == f"{items[0]['audio']}: cannot be read: Permission denied"
+
+
 def test_a_run_that_is_told_to_end_forgets_its_attempts(tmp_path):
     """A recording is not to blame for them; see the attempts that end a process."""
     attempts = Folder(str(tmp_path / "attempts"))
