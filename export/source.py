@@ -7,7 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from whisper_npu.errors import CheckpointError, UsageError
-from whisper_npu.export.assets import ASSETS, is_cached, megabytes
+from whisper_npu.export.asset_table import ASSETS
+from whisper_npu.export.assets import is_cached, megabytes
 from whisper_npu.export.checkpoint_files import HF_INDEXES, HF_WEIGHTS, check_huggingface_folder
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
 

@@ -60,7 +60,8 @@ def _complete_paths(actions: Iterable[argparse.Action]) -> None:
         name = str(action.metavar or action.dest)
         if action.choices is None and action.nargs != 0 and name.upper() in _FILES | _FOLDERS:
             kind = shtab.FILE if name.upper() in _FILES else shtab.DIRECTORY
-            action.complete = kind  # type: ignore[attr-defined] - shtab looks for it
+            # An attribute of shtab's own; argparse has no place for it.
+            action.complete = kind  # type: ignore[attr-defined]
 
 
 def complete(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from whisper_npu.export.assets import ASSETS, fetch, megabytes
+from whisper_npu.export.asset_table import ASSETS
+from whisper_npu.export.assets import fetch, megabytes
 from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE
 from whisper_npu.scripts.common import cli
 

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from repository import ROOT
 
-from whisper_npu.export.assets import ASSETS
+from whisper_npu.export.asset_table import ASSETS
 from whisper_npu.scripts.completion import SHELLS
 from whisper_npu.scripts.main import COMMANDS
 from whisper_npu.version import __version__

