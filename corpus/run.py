@@ -208,18 +208,15 @@ def _work(
     trials: list[Trial] = []
     began = time.monotonic()
     yield replace(progress, actors=known[0].actors, threads=known[0].threads)
-    for size, count in [*zip(known, counts, strict=False), (None, len(blocks))]:
-        chosen = size or (best(trials) if trials else known[0])
+    for number, count in enumerate([*counts, len(blocks)]):
+        is_trial = number < len(counts)
+        size = best(trials) if trials and not is_trial else known[number]
         # Trials take the last blocks, because the first may have a long recording each.
         given, blocks = blocks[-count:], blocks[:-count]
-        progress = replace(
-            progress,
-            actors=min(chosen.actors, max(1, len(given))),
-            threads=chosen.threads,
-            trials=tuple(trials),
-        )
+        size = replace(size, actors=min(size.actors, max(1, len(given))))
+        progress = replace(progress, actors=size.actors, threads=size.threads, trials=tuple(trials))
         told = []
-        for done in _transcribed(job, store, attempts, given, progress):
+        for done in _transcribed(job, store, attempts, given, size):
             told.append(done)
             progress = replace(
                 progress,
@@ -229,12 +226,12 @@ def _work(
                 elapsed=time.monotonic() - began,
             )
             yield progress
-        if size is not None:
+        if is_trial:
             trials.append(measured(size, told))
 
 
 def _transcribed(
-    job: CorpusJob, store: ResultStore, attempts: Folder, blocks: Sequence[Any], size: Progress
+    job: CorpusJob, store: ResultStore, attempts: Folder, blocks: Sequence[Any], size: Size
 ) -> Iterator[pa.Table]:
     """What the actors tell of each block, in any order."""
     settings = replace(job.settings, load={**job.settings.load, "threads": size.threads})

@@ -43,8 +43,7 @@ DONE = pa.schema(
         pa.field("failed", pa.int64()),
         pa.field("seconds", pa.float64()),
         pa.field("work_seconds", pa.float64()),
-        pa.field("began", pa.float64()),  # seconds of the system's clock
-        pa.field("ended", pa.float64()),
+        pa.field("elapsed", pa.float64()),  # seconds from the block's arrival to its results
         pa.field("fatal", pa.string()),  # the class of an error that ends the run
         pa.field("message", pa.string()),
     ]
@@ -100,7 +99,7 @@ class Worker:
         Returns:
             a table of `DONE` with one row.
         """
-        began = time.time()
+        began = time.monotonic()
         try:
             if self._fatal is not None:
                 raise self._fatal
@@ -113,8 +112,7 @@ class Worker:
             "failed": sum(row["error"] is not None for row in rows),
             "seconds": sum(row.get("duration") or 0.0 for row in rows),
             "work_seconds": sum(row["work_seconds"] for row in rows),
-            "began": began,
-            "ended": time.time(),
+            "elapsed": time.monotonic() - began,
         }
         return pa.Table.from_pylist([done], schema=DONE)
 
