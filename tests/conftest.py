@@ -3,6 +3,7 @@
 Heavy imports stay inside the fixtures that need them: most tests never load torch.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -79,6 +80,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Commands and the server set up logging for their process; the next test has its own."""
+    logger = logging.getLogger("whisper_npu")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of a tiny random multilingual Whisper (d_model 64, 2 + 2 layers)."""
@@ -111,6 +121,18 @@ def tiny_folder(
 
     made = once(tmp_path_factory, "tiny", export)
     return Path(shutil.copytree(made, tmp_path_factory.mktemp("export") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _tiny_folder_is_only_read(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that writes into the folder it shares with others is named, not one after it."""
+    if "tiny_folder" not in request.fixturenames:
+        yield
+        return
+    folder: Path = request.getfixturevalue("tiny_folder")
+    before = sorted(os.listdir(folder))
+    yield
+    assert sorted(os.listdir(folder)) == before, "write into a copy (`copy_folder`)"
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from whisper_npu.scripts.benchmarks.engine_runner import peak_memory
 _PERIOD = 60 * SAMPLE_RATE  # samples after which generated audio repeats
 _HEADER = 44  # bytes of a WAV file before its samples
 _NOISE = 0.01  # share of full scale
-_SPOKEN = 10 * SAMPLE_RATE  # samples of speech in each period, before silence
+_SPOKEN, _EVERY = 5 * SAMPLE_RATE, 20 * SAMPLE_RATE  # samples of speech, before silence
 
 Pcm = npt.NDArray[np.int16]
 
@@ -69,13 +69,17 @@ class EndlessWav(io.RawIOBase):
 
 
 def minute_of(content: str, speech: Path | None) -> Pcm:
-    """A minute of audio: silence, noise, or ten seconds of speech before silence."""
+    """A minute of audio: silence, noise, or three times 5 s of speech before 15 s of silence.
+
+    Such pauses are left out of windows, so a window spans more than a minute.
+    """
     samples = np.zeros(_PERIOD, np.float32)
     if content == "noise":
         samples += _NOISE * np.random.default_rng(0).standard_normal(_PERIOD).astype(np.float32)
     elif content == "speech" and speech is not None:
         spoken = load_audio(speech)[:_SPOKEN]
-        samples[: len(spoken)] = spoken
+        for start in range(0, _PERIOD, _EVERY):
+            samples[start : start + len(spoken)] = spoken
     return (samples * np.iinfo(np.int16).max).astype(np.int16)
 
 

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import soundfile
 
 from whisper_npu.runtime.audio.stream import load_audio
 from whisper_npu.scripts.benchmark_memory import main
@@ -33,3 +34,9 @@ def test_a_line_for_each_length(tiny_folder, capfd):
 def test_speech_needs_a_recording(tiny_folder):
     with pytest.raises(SystemExit, match="2"):
         main(["--model", str(tiny_folder), "--content", "speech"])
+
+
+def test_speech_comes_before_pauses(tmp_path):
+    soundfile.write(tmp_path / "speech.wav", np.full(16_000 * 9, 0.5), 16_000)
+    minute = minute_of("speech", tmp_path / "speech.wav").reshape(12, -1)  # of 5 s each
+    assert list((minute != 0).mean(axis=1)) == 3 * [1, 0, 0, 0]

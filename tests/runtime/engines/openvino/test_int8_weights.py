@@ -211,7 +211,8 @@ class TestBackend:
         for name in ("config.json", "generation_config.json", "tokenizer.json", DATA_FILE):
             shutil.copy(source / name, tmp_path)
         backend = OpenVINOBackend(read_model_folder(tmp_path), precision="auto")
-        assert backend.precision == (f"int8+{ARITHMETIC}" if HAS_VNNI else "f32")
+        expected = f"int8+{ARITHMETIC}" if HAS_VNNI else f"{ARITHMETIC} (int8 weights)"
+        assert backend.precision == expected
         for pool in backend._pools.values():
             assert pool.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") != GROUP
 

@@ -133,7 +133,10 @@ def test_the_npu_runs_a_merged_decoder(tiny_folder, tmp_path):
 
     bundles = [
         ensure_bundle(read_model_folder(folder))
-        for folder in (tiny_folder, with_merged_decoder(tiny_folder, tmp_path / "merged"))
+        for folder in (
+            copy_folder(tiny_folder, tmp_path / "trio"),
+            with_merged_decoder(tiny_folder, tmp_path / "merged"),
+        )
     ]
     graphs = [
         {name: graph.inputs | graph.outputs for name, graph in bundle.graphs.items()}
