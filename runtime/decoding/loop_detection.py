@@ -11,6 +11,7 @@ from whisper_npu.runtime.engines.protocol import Int64Array
 _LOOP_REPEATS = 5  # least repetitions of a phrase in a loop
 _LOOP_TOKENS = 15  # least tokens in a loop
 _PHRASE_TOKENS = 5  # a shorter phrase may well be said twice in a row
+_DOUBLED_TOKENS = 3  # of a phrase that is all of a text: "No matter." and not "No."
 
 # A text that has repeated itself for this many tokens does so until the context is full. No
 # repetition by people in half a minute takes as many tokens.
@@ -31,6 +32,12 @@ def says_twice(tokens: Sequence[int]) -> bool:
         _longest_run(tokens, period) >= period
         for period in range(_PHRASE_TOKENS, len(tokens) // 2 + 1)
     )
+
+
+def is_doubled(tokens: Sequence[int]) -> bool:
+    """Whether text tokens are one phrase of at least `_DOUBLED_TOKENS` tokens, said twice."""
+    half, odd = divmod(len(tokens), 2)
+    return not odd and half >= _DOUBLED_TOKENS and list(tokens[:half]) == list(tokens[half:])
 
 
 def is_endless(tokens: Int64Array) -> npt.NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from whisper_npu.runtime.decoding.decode import DecodedWindow
-from whisper_npu.runtime.decoding.loop_detection import is_loop, says_twice, spoken_length
+from whisper_npu.runtime.decoding.loop_detection import is_doubled, is_loop, says_twice, spoken_length
 from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH, seconds_of
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.options import TranscribeOptions
@@ -159,17 +159,26 @@ def _judge_sound(
     if is_silence(last, options):
         reason = f"the model hears no speech (probability {last.no_speech_prob:.2f})"
         return replace(verdict, action=Action.SILENCE, reason=reason)
-    # The decoder may miss the end of the audio and repeat the last sentence. Encoded as a whole
-    # window, the same audio gives the right text.
-    if (
-        facts.encoded_short
-        and options.compression_ratio_threshold is not None
-        and spoken_length(last.text) > _HURRIED_SPEECH * facts.seconds
-        and says_twice(facts.text_tokens)
-    ):
-        reason = f"a phrase is said twice, all of it in {facts.seconds:.2f} s"
+    reason = _find_repeat(last, facts) if options.compression_ratio_threshold is not None else None
+    if reason is not None:
         return replace(verdict, action=Action.ENCODE_WHOLE, reason=reason, flaw=reason)
     return _drop_if_too_long(verdict, last, facts)
+
+
+def _find_repeat(decoded: DecodedWindow, facts: WindowFacts) -> str | None:
+    """Why a text may say a phrase twice that was said once; None if it does not.
+
+    In a window that was encoded short, the decoder may miss the end of the audio and repeat the
+    last sentence. Encoded as a whole window, the same audio gives the right text.
+    """
+    if not facts.encoded_short:
+        return None
+    if is_doubled(facts.text_tokens):  # people do so too, but seldom: it may cost a second look
+        return f"one phrase is said twice, in {facts.seconds:.2f} s"
+    is_hurried = spoken_length(decoded.text) > _HURRIED_SPEECH * facts.seconds
+    if is_hurried and says_twice(facts.text_tokens):
+        return f"a phrase is said twice, all of it in {facts.seconds:.2f} s"
+    return None
 
 
 def _conclude(

@@ -6,6 +6,7 @@ from fake_backend import FakeBackend, Say, write_companions
 
 from whisper_npu.runtime.decoding.decode import DecodingOptions, decode_windows
 from whisper_npu.runtime.decoding.loop_detection import (
+    is_doubled,
     is_endless,
     is_loop,
     says_twice,
@@ -74,6 +75,21 @@ def test_loops_are_cut_off(tmp_path, options):
 )
 def test_a_phrase_of_five_tokens_said_twice(tokens, twice):
     assert says_twice(tokens) is twice
+
+
+@pytest.mark.parametrize(
+    ("tokens", "doubled"),
+    [
+        ([1, 2, 3, 1, 2, 3], True),
+        ([1, 2, 1, 2], False),
+        ([1, 2, 3, 1, 2], False),
+        ([1, 2, 3, 1, 2, 3, 1, 2, 3], False),
+        ([9, 1, 2, 3, 1, 2, 3], False),
+        ([], False),
+    ],
+)
+def test_a_text_that_is_one_phrase_twice(tokens, doubled):
+    assert is_doubled(tokens) is doubled
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ PHRASE = "I really was very much afraid."
 class TestSaidTwice:
     """A window encoded short, whose decoder repeats the last sentence."""
 
-    def verdict(self, tokens=ONCE * 2, *, seconds=2.0, options=OPTIONS, **changes):
+    def verdict(self, tokens=(9, *ONCE, *ONCE), *, seconds=2.0, options=OPTIONS, **changes):
         facts = replace(SHORT, seconds=seconds, text_tokens=tokens, **changes)
         decoded = replace(GOOD, text=f"{PHRASE} {PHRASE}", tokens=tokens)
         return judge([decoded], facts, options)
@@ -163,12 +163,21 @@ class TestSaidTwice:
             {"tokens": ONCE},
             {"seconds": 4.0},  # which is time enough
             {"encoded_short": False},
+            {"encoded_short": False, "tokens": ONCE * 2},
+            {"tokens": (5, 6) * 2, "seconds": 4.0},  # "No, no."
             {"options": replace(OPTIONS, compression_ratio_threshold=None)},
         ],
         ids=str,
     )
     def test_else_it_is_accepted(self, changes):
         assert self.verdict(**changes) == Verdict(Action.ACCEPT)
+
+
+    @pytest.mark.parametrize("phrase", [ONCE, (5, 6, 7)])
+    def test_a_text_that_is_one_phrase_twice_is_looked_at_again_at_any_speed(self, phrase):
+        verdict = self.verdict(phrase * 2, seconds=8.0)
+        assert verdict.action is Action.ENCODE_WHOLE
+        assert verdict.reason == "one phrase is said twice, in 8.00 s"
 
 
 class TestMoreThanCanBeSaid:
