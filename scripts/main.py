@@ -23,6 +23,7 @@ COMMANDS = {
     "benchmark": ("benchmark_rtf", "measure the speed of a model, stage by stage"),
     "benchmark-kv-cache": ("benchmark_kv_cache", "compare the kinds of key/value cache"),
     "benchmark-peers": ("benchmark_peers", "compare speed and accuracy with other recognisers"),
+    "benchmark-server": ("benchmark_server", "measure a server's callers, alone and together"),
     "compile": ("compile_model", "make and compile a model's static graphs for the NPU"),
     "cache": ("cache", "list or delete the compiled graphs that make later starts fast"),
     "doctor": ("check_npu", "find what an NPU needs and this machine lacks"),

@@ -130,9 +130,9 @@ def _tiny_folder_is_only_read(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     folder: Path = request.getfixturevalue("tiny_folder")
-    before = sorted(os.listdir(folder))
+    before = sorted(folder.iterdir())
     yield
-    assert sorted(os.listdir(folder)) == before, "write into a copy (`copy_folder`)"
+    assert sorted(folder.iterdir()) == before, "write into a copy (`copy_folder`)"
 
 
 @pytest.fixture(scope="session")

@@ -211,6 +211,7 @@ def decode_windows(
     n_frames: Sequence[int] = (),
     on_tokens: TokenCallback | None = None,
     is_wanted: Callable[[], Sequence[bool]] | None = None,
+    make_way: Callable[[], None] | None = None,
 ) -> list[DecodedWindow]:
     """Decode a batch of encoded windows.
 
@@ -231,6 +232,7 @@ def decode_windows(
         on_tokens: called after each step with the tokens of each window so far.
         is_wanted: called after each step; tells for each window whether a caller still waits for
             its text. The other windows are decoded no further.
+        make_way: called after each step; returns when decoding may go on.
 
     Returns:
         one result per window; a window that no caller waits for has the text decoded so far.
@@ -273,11 +275,11 @@ def decode_windows(
             if on_tokens is not None:
                 on_tokens(_leading(chooser, options.rows_per_window))
             if is_wanted is not None:
-                wanted = np.array(is_wanted(), bool)
-                if not wanted.all():
-                    chooser.end(np.repeat(~wanted, options.rows_per_window))
+                chooser.end(~np.repeat(np.array(is_wanted(), bool), options.rows_per_window))
             if chooser.done or sampled == limit:
                 break
+            if make_way is not None:
+                make_way()
             with times.measure("decoder"):
                 if sources is not None:
                     session.reorder(sources)

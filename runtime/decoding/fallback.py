@@ -78,6 +78,7 @@ def decode_with_fallback(
     can_encode_whole: bool = False,
     on_tokens: WindowCallback | None = None,
     is_wanted: Callable[[int], bool] | None = None,
+    make_way: Callable[[], None] | None = None,
 ) -> list[Outcome]:
     """Decode a batch of encoded windows.
 
@@ -105,6 +106,7 @@ def decode_with_fallback(
         on_tokens: called after each step for each window being decoded.
         is_wanted: tells by a window's number whether a caller still waits for its text; by default
             a caller does. The other windows are decoded no further.
+        make_way: see `decode_windows`.
 
     Returns:
         one outcome per window.
@@ -136,6 +138,7 @@ def decode_with_fallback(
             n_frames=[n_frames[window] for window in windows] if n_frames else (),
             on_tokens=None if on_tokens is None else report,
             is_wanted=None if is_wanted is None else lambda: [is_wanted(each) for each in windows],
+            make_way=make_way,
         )
         for window, found in zip(windows, decoded, strict=True):
             tried = found

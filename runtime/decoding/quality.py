@@ -18,7 +18,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from whisper_npu.runtime.decoding.decode import DecodedWindow
-from whisper_npu.runtime.decoding.loop_detection import is_doubled, is_loop, says_twice, spoken_length
+from whisper_npu.runtime.decoding.loop_detection import (
+    is_doubled,
+    is_loop,
+    says_twice,
+    spoken_length,
+)
 from whisper_npu.runtime.decoding.unheard import NEGLIGIBLE_SPEECH, seconds_of
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.options import TranscribeOptions
@@ -159,9 +164,9 @@ def _judge_sound(
     if is_silence(last, options):
         reason = f"the model hears no speech (probability {last.no_speech_prob:.2f})"
         return replace(verdict, action=Action.SILENCE, reason=reason)
-    reason = _find_repeat(last, facts) if options.compression_ratio_threshold is not None else None
-    if reason is not None:
-        return replace(verdict, action=Action.ENCODE_WHOLE, reason=reason, flaw=reason)
+    repeat = _find_repeat(last, facts) if options.compression_ratio_threshold is not None else None
+    if repeat is not None:
+        return replace(verdict, action=Action.ENCODE_WHOLE, reason=repeat, flaw=repeat)
     return _drop_if_too_long(verdict, last, facts)
 
 

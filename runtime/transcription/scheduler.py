@@ -6,7 +6,8 @@ while a caller uses it. Only submitted windows are decoded.
 
 The next batch is chosen by priority (short work before bulk), then by client (served longest ago
 first), then by age. Batches of different clients are decoded together where that changes no text:
-the result of a row never depends on the other rows.
+the result of a row never depends on the other rows. Bulk work that is under way makes way for short
+work, between two steps: the streams pause, and a caller that decodes for all decodes it meanwhile.
 """
 
 import logging
@@ -21,7 +22,9 @@ from whisper_npu.runtime.engines.device_calls import DeviceCalls
 from whisper_npu.runtime.engines.memory import available_bytes
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription.allowance import Allowance
 from whisper_npu.runtime.transcription.window_decoding import (
+    MakeWay,
     WindowRequest,
     WindowResult,
     can_share,
@@ -35,6 +38,7 @@ GIVEN_UP = "this transcription was closed before its end; begin it anew"
 
 _SHARE_OF_MEMORY = 0.5  # of the free memory, for the states of windows that are decoded
 _MOST_OVERTAKINGS = 8  # after so many short batches that came later, a bulk batch is next
+_MAKING_WAY = "more urgent work"  # a stage
 
 
 class Priority(IntEnum):
@@ -153,6 +157,7 @@ class Scheduler:
         self._leader: int | None = None  # thread of the caller that decodes
         self._led: Sequence[Batch] = ()  # batches that the leader decodes
         self._decoding: dict[int, list[Sequence[Batch]]] = {}  # by thread, the innermost last
+        self._n_urgent = 0  # decodings of short work under way
         self._pool: ThreadPoolExecutor | None = None
         self._pool_users: set[Client] = set()
         self._is_memory_short = False  # as the last new client found it
@@ -328,10 +333,16 @@ class Scheduler:
                     batch.fail(error)
                 self._changed.notify_all()
 
-    def _take(self, *, parallel: bool) -> Sequence[Batch]:
-        """Take the batches that are decoded together next out of the queue."""
+    def _take(self, *, parallel: bool, most: Priority = Priority.BULK) -> Sequence[Batch]:
+        """Take the batches that are decoded together next out of the queue.
+
+        Args:
+            parallel: whether the pool decodes them.
+            most: the least urgent priority of these batches.
+        """
         self._waiting = [each for each in self._waiting if each.is_wanted and not each.is_done]
-        waiting = sorted((b for b in self._waiting if b.parallel == parallel), key=_rank)
+        may = (b for b in self._waiting if b.parallel == parallel and b.client.priority <= most)
+        waiting = sorted(may, key=_rank)
         if not waiting:
             return ()
         first, *others = waiting
@@ -367,10 +378,14 @@ class Scheduler:
         thread, times = get_ident(), StageTimes()
         nested = self._decoding.setdefault(thread, [])
         nested.append(together)
+        is_urgent = together[0].client.priority is Priority.SHORT
+        with self._changed:
+            self._n_urgent += is_urgent
+        make_way = None if is_urgent else self._courtesy(times, in_pool=in_pool)
         try:
             if in_pool or len(nested) > 1:
                 _encode_here(requests)
-            results = decode_requests(requests, get_backend(), times) if requests else []
+            results = decode_requests(requests, get_backend(), times, make_way) if requests else []
         except Exception as error:
             self._fail(together, error, get_backend)
         else:
@@ -388,9 +403,52 @@ class Scheduler:
             if not nested:
                 del self._decoding[thread]
             with self._changed:
+                self._n_urgent -= is_urgent
                 so_far = self.decoded
                 self.decoded = Decoded(so_far.batches + 1, so_far.windows + len(requests))
             self.look_again()
+
+    def _courtesy(self, times: StageTimes, *, in_pool: bool) -> MakeWay:
+        """A function that a decoding of bulk work calls between its steps."""
+        allowance = Allowance()
+        make_way = self._pause if in_pool else self._decode_urgent
+
+        def look() -> None:
+            # Without the lock: what has just come is seen after the next step.
+            if (self._waiting or self._n_urgent) and allowance.left > 0:
+                with times.measure(_MAKING_WAY), allowance.spend():
+                    make_way(allowance)
+
+        return look
+
+    def _pause(self, allowance: Allowance) -> None:
+        """Wait until there is no urgent work. A stream has no threads to decode it fast."""
+        with self._changed:
+            while self._is_urgent and (left := allowance.left) > 0:
+                self._changed.wait(left)
+
+    def _decode_urgent(self, allowance: Allowance) -> None:
+        """Decode the urgent work that waits for the calling thread."""
+        while allowance.left > 0:
+            with self._changed:
+                together = self._take(parallel=False, most=Priority.SHORT)
+            if not together:
+                return
+            try:
+                self._decode(together, lambda: self.backend)
+            except BaseException:  # interrupted: they wait for another thread
+                with self._changed:
+                    self._waiting += [batch for batch in together if not batch.is_done]
+                    self._changed.notify_all()
+                raise
+
+    @property
+    def _is_urgent(self) -> bool:
+        """Whether short work is decoded by a caller, or waits for one."""
+        return self._n_urgent > 0 or any(
+            batch.client.priority is Priority.SHORT and not batch.parallel and batch.is_wanted
+            for batch in self._waiting
+        )
 
     def _fail(
         self, together: Sequence[Batch], error: Exception, get_backend: Callable[[], Backend]

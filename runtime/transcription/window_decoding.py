@@ -47,6 +47,10 @@ _NOT_IN_COMMON = {
 _IN_COMMON = [each.name for each in fields(TranscribeOptions) if each.name not in _NOT_IN_COMMON]
 
 
+MakeWay = Callable[[], None]
+"""Called now and then while windows are decoded, so that more urgent ones may go first."""
+
+
 class Caller(Protocol):
     """The transcription that a window belongs to: the part of its session that decoding needs."""
 
@@ -161,7 +165,10 @@ def frames_to_encode(n_frames: int, choices: Sequence[int], n_audio_state: int |
 
 
 def decode_requests(
-    requests: Sequence[WindowRequest], backend: Backend, times: StageTimes
+    requests: Sequence[WindowRequest],
+    backend: Backend,
+    times: StageTimes,
+    make_way: MakeWay | None = None,
 ) -> list[WindowResult]:
     """Decode windows together; the requests share their transcription options.
 
@@ -172,6 +179,7 @@ def decode_requests(
         requests: requests of any number of recordings.
         backend: the model.
         times: where stage times are added.
+        make_way: called before each encoding and after each step; returns when this work may go on.
 
     Returns:
         one result per request; if its caller stopped waiting, the text may be incomplete.
@@ -183,8 +191,8 @@ def decode_requests(
         groups.setdefault(_padded(request, whole), []).append(place)
     for frames, places in groups.items():
         mine = [requests[place] for place in places]
-        for place, result in zip(places, _decode_alike(mine, frames, backend, times), strict=True):
-            results[place] = result
+        found = _decode_alike(mine, frames, backend, times, make_way)
+        results.update(zip(places, found, strict=True))
     return [results[place] for place in range(len(requests))]
 
 
@@ -233,15 +241,20 @@ def encode_ahead(request: WindowRequest, backend: Backend, pool: Executor) -> No
 
 
 def _decode_alike(
-    requests: Sequence[WindowRequest], frames: int, backend: Backend, times: StageTimes
+    requests: Sequence[WindowRequest],
+    frames: int,
+    backend: Backend,
+    times: StageTimes,
+    make_way: MakeWay | None,
 ) -> list[WindowResult]:
     """Decode windows that are padded to the same number of frames."""
     whole = backend.window_frames[-1]
     temperatures = requests[0].caller.options.temperature
     is_short = [request.features.shape[1] < whole for request in requests]
     if not any(is_short):
-        return _decode(requests, frames, backend, times, temperatures)
-    result = _decode(requests, frames, backend, times, temperatures[:1], encoded_short=is_short)
+        return _decode(requests, frames, backend, times, temperatures, make_way)
+    first = temperatures[:1]
+    result = _decode(requests, frames, backend, times, first, make_way, encoded_short=is_short)
     flawed = [
         place
         for place, one in enumerate(result)
@@ -250,7 +263,7 @@ def _decode_alike(
     if not flawed:
         return result
     wholes = [_as_whole(requests[place], whole) for place in flawed]
-    again = _decode(wholes, whole, backend, times, temperatures)
+    again = _decode(wholes, whole, backend, times, temperatures, make_way)
     for place, one in zip(flawed, again, strict=True):
         # A whole window was only decoded in the same way again: its retries would appear twice.
         result[place] = one.after(result[place].outcome.retries if is_short[place] else ())
@@ -275,6 +288,7 @@ def _decode(
     backend: Backend,
     times: StageTimes,
     temperatures: Sequence[float],
+    make_way: MakeWay | None,
     *,
     encoded_short: Sequence[bool] = (),
 ) -> list[WindowResult]:
@@ -284,7 +298,7 @@ def _decode(
     is.
     """
     with times.measure("encoder"):
-        audio = _encode(requests, frames, backend)
+        audio = _encode(requests, frames, backend, make_way)
     result: dict[int, WindowResult] = {}
     kinds = [(request.decoding_options, len(request.prompt)) for request in requests]
     for kind in dict.fromkeys(kinds):
@@ -314,6 +328,7 @@ def _decode(
                 [requests[place].caller.reports for place in places],
             ),
             is_wanted=_is_wanted([requests[place].caller for place in places]),
+            make_way=make_way,
         )
         for place, outcome in zip(places, outcomes, strict=True):
             window = requests[place].window
@@ -328,11 +343,15 @@ def _is_wanted(callers: Sequence[Caller]) -> Callable[[int], bool]:
     return lambda number: callers[number].is_wanted
 
 
-def _encode(requests: Sequence[WindowRequest], frames: int, backend: Backend) -> Float32Array:
+def _encode(
+    requests: Sequence[WindowRequest], frames: int, backend: Backend, make_way: MakeWay | None
+) -> Float32Array:
     """The encoded windows, each as long as its features and padded with silence to `frames`."""
     n_positions = frames // 2
     audio: Float32Array | None = None
     for number, request in enumerate(requests):
+        if make_way is not None:
+            make_way()
         if request.encoded is None:
             part = backend.encode(request.features[None])[0]
         else:

@@ -7,13 +7,11 @@ first part, and a recording's text must always be the same.
 
 import base64
 import json
-import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,10 +25,9 @@ from websockets.sync.client import connect
 
 from whisper_npu.errors import AudioError, DeviceError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
+from whisper_npu.scripts.benchmarks.served import PATIENCE, serving
 
-_ADDRESS = re.compile(r"http://\S+:\d+")
 _LIVE_BLOCK = SAMPLE_RATE // 2  # samples that live speech arrives in
-_PATIENCE = 300.0  # seconds for any answer
 _COMPLETED = "conversation.item.input_audio_transcription.completed"
 _HTTP_CALLERS = 2
 LIBRARY, SERVER = "library", "server"
@@ -168,7 +165,7 @@ def soak(
     tally = Tally()
     samples: dict[str, list[Sample]] = {LIBRARY: [], SERVER: []}
     with ExitStack() as stack:
-        server, address = stack.enter_context(_serving(model))
+        server, address = stack.enter_context(serving(model))
         library = stack.enter_context(_library(model, files, seconds, tally))
         stop = stack.enter_context(_callers(address, files, tally))
         start = time.monotonic()
@@ -200,41 +197,6 @@ def _sample(pid: int, seconds: float) -> Sample | None:
 
 
 @contextmanager
-def _serving(model: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`whisper-npu serve` on a free port, until the end of the block; yields its address."""
-    command = [sys.executable, "-m", "whisper_npu", "serve", "--model", model, "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process, _address(process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:  # it does not end: a block would wait for ever
-                process.kill()
-                raise
-
-
-def _address(process: subprocess.Popen[str]) -> str:
-    """Wait until the server can be used; returns its address."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := _ADDRESS.search(line):
-            break
-    else:
-        raise DeviceError("the server did not start; run `whisper-npu serve` to see why")
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # never let it wait
-    until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(f"{found[0]}/health", timeout=_PATIENCE):
-                return found[0]
-        except OSError:
-            time.sleep(0.2)
-    raise DeviceError("the server has no model after minutes; run `whisper-npu serve` to see why")
-
-
-@contextmanager
 def _library(
     model: str, files: Sequence[str], seconds: float, tally: Tally
 ) -> Iterator[subprocess.Popen[str]]:
@@ -244,7 +206,7 @@ def _library(
         "use_library(*json.loads(sys.argv[1]))"
     )
     # Longer than needed, so that it is at work at the last sample.
-    arguments = json.dumps([model, list(files), seconds + _PATIENCE])
+    arguments = json.dumps([model, list(files), seconds + PATIENCE])
     command = [sys.executable, "-c", program, arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
 
@@ -278,7 +240,7 @@ def _callers(address: str, files: Sequence[str], tally: Tally) -> Iterator[threa
                     tally.fail(kind, error)
                     stop.wait(1.0)
 
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=_PATIENCE) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=PATIENCE) as client:
 
         def request(file: str) -> str:
             with Path(file).open("rb") as recording:
@@ -314,7 +276,7 @@ def _speak(address: str, audio: np.ndarray) -> str:
         ):
             connection.send(json.dumps(event))
         while True:
-            event = json.loads(connection.recv(timeout=_PATIENCE))
+            event = json.loads(connection.recv(timeout=PATIENCE))
             if event["type"] == _COMPLETED:
                 return str(event["transcript"])
             if event["type"] == "error" or event["type"].endswith(".failed"):

@@ -172,7 +172,6 @@ class TestSaidTwice:
     def test_else_it_is_accepted(self, changes):
         assert self.verdict(**changes) == Verdict(Action.ACCEPT)
 
-
     @pytest.mark.parametrize("phrase", [ONCE, (5, 6, 7)])
     def test_a_text_that_is_one_phrase_twice_is_looked_at_again_at_any_speed(self, phrase):
         verdict = self.verdict(phrase * 2, seconds=8.0)

@@ -91,7 +91,7 @@ def batches(monkeypatch):
     """Hearing a task gives its name, and takes a second."""
     seen = Batches()
 
-    def decode_requests(requests, backend, times):
+    def decode_requests(requests, backend, times, _make_way=None):
         seen.append([request.name for request in requests])
         if backend != "streams":
             seen.in_one.append(seen[-1])
@@ -336,7 +336,7 @@ class TestRounds:
         at_work, go = Event(), Event()
         decode_at_once = scheduler_module.decode_requests
 
-        def decode_requests(requests, backend, times):
+        def decode_requests(requests, backend, times, _make_way=None):
             at_work.set()
             go.wait(10)
             return decode_at_once(requests, backend, times)
@@ -354,7 +354,7 @@ class TestRounds:
         assert recording.taken == [f"a{i}" for i in range(32, 0, -1)]
 
     def test_after_a_failure_there_is_no_going_on(self, batches, monkeypatch):
-        def fail(requests, backend, times):
+        def fail(requests, backend, times, make_way):
             raise DeviceError("gone")
 
         monkeypatch.setattr("whisper_npu.runtime.transcription.scheduler.decode_requests", fail)

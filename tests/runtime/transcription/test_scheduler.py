@@ -15,6 +15,7 @@ from whisper_npu.runtime.decoding.decode import DecodingOptions
 from whisper_npu.runtime.features.windows import Window
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription import allowance
 from whisper_npu.runtime.transcription import scheduler as scheduler_module
 from whisper_npu.runtime.transcription.group import Group
 from whisper_npu.runtime.transcription.scheduler import Batch, Priority, Scheduler
@@ -51,6 +52,7 @@ class FakeEngine:
     Attributes:
         decoded: what was decoded together, by those names.
         fails: takes the windows to be decoded; it may raise.
+        between_steps: takes windows of bulk work under way, and how it makes way for others.
     """
 
     window_frames = (1000, WHOLE)
@@ -58,6 +60,7 @@ class FakeEngine:
 
     def __init__(self, n_streams=1, fails=lambda requests: None):
         self.n_streams, self.fails = n_streams, fails
+        self.between_steps = lambda requests, make_way: None
         self.decoded, self.requests = [], []
 
     def parallel(self):
@@ -66,9 +69,11 @@ class FakeEngine:
     def encode(self, features):
         return features
 
-    def decode(self, requests, backend, times):
+    def decode(self, requests, times, make_way):
         names = [said(request) for request in requests]
         self.requests.append(list(requests))
+        if make_way is not None:
+            self.between_steps(requests, make_way)
         self.decoded.append(names)
         times.add("decoder", 1.0)
         for request in requests:
@@ -88,7 +93,7 @@ def _the_engine_decodes():
         patch.setattr(
             scheduler_module,
             "decode_requests",
-            lambda requests, backend, times: backend.decode(requests, backend, times),
+            lambda requests, backend, times, make_way: backend.decode(requests, times, make_way),
         )
         patch.setattr(scheduler_module, "encode_ahead", encode_ahead)
         yield
@@ -242,6 +247,155 @@ class TestCompany:
         assert engine.decoded == [["b2"], ["a1"]]
 
 
+class TestMakingWay:
+    """Bulk work that is under way."""
+
+    def test_short_work_is_decoded_between_its_steps(self, scheduler, engine):
+        bulk = submit(scheduler, "a", [1])
+
+        def steps(requests, make_way):
+            assert engine.decoded == []
+            submit(scheduler, "b", [7], Priority.SHORT)
+            submit(scheduler, "c", [8])
+            make_way()
+            assert engine.decoded == [["b7"]]
+
+        engine.between_steps = steps
+        scheduler.wait([bulk])
+        assert engine.decoded == [["b7"], ["a1"]]
+
+    def test_its_time_is_not_that_of_a_stage_of_bulk_work(self, scheduler, engine):
+        bulk = submit(scheduler, "a", [1])
+        short = []
+
+        def steps(requests, make_way):
+            short.append(submit(scheduler, "b", [7], Priority.SHORT))
+            make_way()
+
+        engine.between_steps = steps
+        scheduler.wait([bulk])
+        assert set(bulk.times.seconds) == {"decoder", "more urgent work"}
+        assert set(short[0].times.seconds) == {"decoder"}
+
+    def test_but_not_for_ever(self, scheduler, engine, monkeypatch):
+        """However much short work comes, a quarter of the time is left."""
+        now = [0.0]
+        monkeypatch.setattr(allowance.time, "monotonic", lambda: now[0])
+        bulk, n_decoded = submit(scheduler, "a", [1]), []
+
+        def steps(requests, make_way):
+            for _ in range(100):
+                submit(scheduler, "b", [7], Priority.SHORT)
+                before = len(engine.decoded)
+                make_way()
+                n_decoded.append(len(engine.decoded) - before)
+                now[0] += 0.1  # a step
+
+        def take_time(requests):
+            now[0] += 0.1 if requests[0].caller.name == "b" else 0.0
+
+        engine.between_steps, engine.fails = steps, take_time
+        scheduler.wait([bulk])
+        assert n_decoded[0] == 1
+        worked = 0.1 * len(n_decoded)
+        assert worked / (worked + 0.1 * sum(n_decoded)) > 0.22
+
+    def test_an_old_bulk_batch_is_no_urgent_work(self, scheduler, engine):
+        bulk = submit(scheduler, "a", [1], size=1)
+        old = submit(scheduler, "c", [2], size=1)
+        old.n_overtaken = 100
+
+        def steps(requests, make_way):
+            if said(requests[0]) == "a1":
+                make_way()
+                assert engine.decoded in ([], [["c2"]])
+
+        engine.between_steps = steps
+        scheduler.wait([bulk, old])
+        assert engine.decoded == [["c2"], ["a1"]]
+
+    def test_an_interrupted_caller_leaves_short_work_to_others(self, scheduler, engine):
+        bulk = submit(scheduler, "a", [1])
+        short = []
+
+        def steps(requests, make_way):
+            short.append(submit(scheduler, "b", [7], Priority.SHORT))
+            make_way()
+
+        def interrupt(requests):
+            if requests[0].caller.name == "b":
+                raise KeyboardInterrupt
+
+        engine.between_steps, engine.fails = steps, interrupt
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.wait([bulk])
+        engine.fails = lambda requests: None
+        scheduler.wait(short)
+        assert short[0].results() == ["b7"]
+
+    def test_the_error_of_short_work_is_its_own(self, scheduler, engine):
+        bulk = submit(scheduler, "a", [1])
+        short = []
+
+        def steps(requests, make_way):
+            short.append(submit(scheduler, "b", [7], Priority.SHORT))
+            make_way()
+
+        def fail(requests):
+            if requests[0].caller.name == "b":
+                raise UsageError("odd")
+
+        engine.between_steps, engine.fails = steps, fail
+        scheduler.wait([bulk])
+        assert bulk.results() == ["a1"]
+        with pytest.raises(UsageError, match="odd"):
+            short[0].results()
+
+    def test_the_streams_pause(self, engine):
+        engine.n_streams = 2
+        scheduler, begun, go_on = Scheduler(engine), Event(), Event()
+        order = []
+
+        def steps(requests, make_way):
+            begun.set()
+            assert go_on.wait(LATE)
+            make_way()
+            order.append(said(requests[0]))
+
+        def note(requests):
+            if requests[0].caller.name == "b":
+                order.append("b7")
+
+        engine.between_steps, engine.fails = steps, note
+        client = scheduler.client(8, Priority.BULK)
+        bulk = Batch(client, [window(FakeCaller(), 1)], parallel=True)
+        scheduler.submit([bulk])
+        assert begun.wait(LATE)
+        short = submit(scheduler, "b", [7], Priority.SHORT)
+        go_on.set()
+        scheduler.wait([short])
+        scheduler.wait([bulk])
+        scheduler.close_streams(client)
+        assert order == ["b7", "a1"]
+
+    def test_a_stream_pauses_no_longer_than_it_may(self, engine, monkeypatch):
+        """Short work that waits for its caller, who does not come."""
+        monkeypatch.setattr(allowance, "_AT_FIRST", 0.05)
+        monkeypatch.setattr(allowance, "_PER_SECOND", 0.0)
+        engine.n_streams = 2
+        engine.between_steps = lambda requests, make_way: make_way()
+        scheduler = Scheduler(engine)
+        short = submit(scheduler, "b", [7], Priority.SHORT)
+        client = scheduler.client(8, Priority.BULK)
+        bulk = Batch(client, [window(FakeCaller(), 1)], parallel=True)
+        scheduler.submit([bulk])
+        scheduler.wait([bulk])
+        scheduler.close_streams(client)
+        assert bulk.results() == ["a1"]
+        assert not short.is_done
+        assert bulk.times.seconds["more urgent work"] >= 0.04
+
+
 class TestCancelling:
     def test_what_nobody_wants_is_not_decoded(self, scheduler, engine):
         batches = [submit(scheduler, name, [1]) for name in "ab"]
@@ -333,8 +487,9 @@ class TestStreams:
             for client in clients
             for number in range(3)
         ]
+        before = threading.enumerate()
         scheduler.submit(batches)
-        threads = [each for each in threading.enumerate() if each.name.startswith("whisper-npu")]
+        threads = [each for each in threading.enumerate() if each not in before]
         assert threads
         for client in clients:
             assert scheduler.uses_streams(client)
