@@ -131,6 +131,14 @@ def build_parser() -> cli.Parser:
         "(default: %(default)s)",
     )
     limits.add_argument(
+        "--max-sessions",
+        type=int,
+        default=32,
+        metavar="N",
+        help="live sessions over the WebSocket at the same time; the next one gets status 429 "
+        "(default: %(default)s)",
+    )
+    limits.add_argument(
         "--max-duration",
         type=float,
         default=43_200,
@@ -190,6 +198,7 @@ def serve(arguments: argparse.Namespace) -> int:
         "uploads": arguments.max_uploads,
         "active": arguments.max_active,
         "queue": arguments.max_queue,
+        "sessions": arguments.max_sessions,
         "audio_seconds": arguments.max_duration,
         "work_seconds": arguments.max_seconds,
     }
@@ -217,8 +226,10 @@ def serve(arguments: argparse.Namespace) -> int:
             f"every machine that reaches {arguments.host} can use this server: it has "
             f"no key; set {KEY_VARIABLE}"
         )
+    everywhere = " and at every other address of this machine" if server.is_everywhere else ""
     print(
-        f"listening: open {server.address} in a browser; {server.address}/docs describes the API",
+        f"listening: open {server.address} in a browser{everywhere}; "
+        f"{server.address}/docs describes the API",
         file=sys.stderr,
     )
     server.serve_until_told()

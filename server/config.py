@@ -48,6 +48,8 @@ class Limits:
         uploads: requests whose bodies are read at the same time.
         active: requests that are decoded at the same time.
         queue: requests that may wait or upload beside these.
+        sessions: live sessions at the same time.
+        idle_seconds: longest time of a live session without an event of its client.
         audio_seconds: longest recording.
         work_seconds: longest time that a request is decoded, without the time it waits.
         stall_seconds: longest time in which a caller neither sends nor reads a byte.
@@ -58,6 +60,8 @@ class Limits:
     uploads: int = 16
     active: int = 16
     queue: int = 64
+    sessions: int = 32
+    idle_seconds: float = 600.0
     audio_seconds: float = 12 * 3600.0
     work_seconds: float = 3600.0
     stall_seconds: float = 20.0
@@ -69,10 +73,11 @@ class Limits:
         Raises:
             UsageError: a limit is too low.
         """
-        for name, least in (("upload_bytes", 1), ("uploads", 1), ("active", 1), ("queue", 0)):
+        least_values = {"upload_bytes": 1, "uploads": 1, "active": 1, "queue": 0, "sessions": 1}
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; give {least} or more")
-        for name in ("audio_seconds", "work_seconds", "stall_seconds"):
+        for name in ("audio_seconds", "work_seconds", "stall_seconds", "idle_seconds"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; give seconds above 0")
 

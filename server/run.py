@@ -20,6 +20,7 @@ from whisper_npu.server.config import ServerConfig
 from whisper_npu.server.protocol import PatientProtocol
 from whisper_npu.server.websocket import PatientWebSocket
 
+_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _BACKLOG = 2048  # connections that the system holds until they are accepted
 
 
@@ -55,7 +56,8 @@ class Server(uvicorn.Server):
     Attributes:
         app: the application.
         error: why it ended by itself; None if it was told to end.
-        address: where it listens, such as `http://127.0.0.1:8000`.
+        address: where this machine reaches it, such as `http://127.0.0.1:8000`.
+        is_everywhere: whether it listens on every address of this machine.
     """
 
     def __init__(self, config: ServerConfig, listener: Listener, log_level: str = "info") -> None:
@@ -79,6 +81,8 @@ class Server(uvicorn.Server):
             raise UsageError(f"TLS cannot be used with these files: {error}") from error
         self._socket = _listen(listener)
         host, port = self._socket.getsockname()[:2]
+        self.is_everywhere = host in _LOOPBACK_OF
+        host = _LOOPBACK_OF.get(host, host)
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
 

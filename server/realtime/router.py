@@ -4,7 +4,6 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import HTTPConnection
@@ -24,29 +23,13 @@ _OLD_PROTOCOL = "openai-beta.realtime-v1"
 _RETRY_AFTER = 30  # seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class LiveLimits:
-    """What live sessions may take.
-
-    Attributes:
-        sessions: most sessions at the same time.
-        idle_seconds: longest time without an event of the client.
-    """
-
-    sessions: int = 32
-    idle_seconds: float = 600.0
-
-
-LIMITS = LiveLimits()
-
-
 class LiveSessions:
     """The sessions of a server, and the threads in which they decode."""
 
-    def __init__(self, limits: LiveLimits) -> None:
-        self.limits = limits
+    def __init__(self, most: int) -> None:
         self.n_open = 0
-        self.threads = ThreadPoolExecutor(limits.sessions, thread_name_prefix="live")
+        self.threads = ThreadPoolExecutor(most, thread_name_prefix="live")
+        self._most = most
 
     @contextmanager
     def enter(self) -> Iterator[None]:
@@ -55,7 +38,7 @@ class LiveSessions:
         Raises:
             ApiError: there are too many sessions.
         """
-        if self.n_open >= self.limits.sessions:
+        if self.n_open >= self._most:
             raise busy(f"{self.n_open} live sessions are open; try again", _RETRY_AFTER)
         self.n_open += 1
         try:
@@ -66,7 +49,7 @@ class LiveSessions:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.live = LiveSessions(LIMITS)
+    app.state.live = LiveSessions(app.state.service.config.limits.sessions)
     try:
         yield
     finally:
@@ -94,7 +77,7 @@ async def realtime(websocket: WebSocket) -> None:
         await websocket.accept(_PROTOCOL if _PROTOCOL in offered else None)
         session = Session(websocket, service, served, live.threads, is_old=is_old)
         try:
-            await session.run(live.limits.idle_seconds)
+            await session.run(service.config.limits.idle_seconds)
         except WebSocketDisconnect:
             logger.debug("the client of a live session left")
 

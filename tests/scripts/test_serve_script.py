@@ -12,7 +12,10 @@ import pytest
 from live_server import form
 from repository import ROOT
 
+from whisper_npu.errors import UsageError
 from whisper_npu.scripts.serve import main
+from whisper_npu.server.config import ServerConfig, parse_models
+from whisper_npu.server.run import Listener, Server
 
 SCRIPT = ROOT / "scripts" / "serve.py"
 pytestmark = pytest.mark.slow
@@ -95,6 +98,7 @@ def refused(capsys):
     [
         (["--max-upload", "much"], "'much' is no size"),
         (["--max-active", "0"], "active is 0"),
+        (["--max-sessions", "0"], "sessions is 0"),
         (["--port", "70000"], "70000 is no port"),
         (["--grace", "-1"], "grace is -1; give seconds, 0 or more"),
         (["--model", "a=x", "--model", "a=y"], "two models are named a"),
@@ -112,6 +116,27 @@ def test_wrong_command_lines(refused, arguments, message):
     assert code == 2
     assert line.startswith("error: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("host", "shown", "everywhere"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:", False),
+        ("0.0.0.0", "http://127.0.0.1:", True),
+        ("::", "http://[::1]:", True),
+    ],
+)
+def test_the_address_can_be_opened(host, shown, everywhere):
+    try:
+        server = Server(
+            ServerConfig(models=parse_models(["a"])), Listener(host=host, port=0, tls={})
+        )
+    except UsageError:
+        assert ":" in host  # a machine without IPv6
+        return
+    server._socket.close()
+    assert server.address.startswith(shown)
+    assert server.is_everywhere == everywhere
 
 
 def test_a_variable_for_the_key_that_is_empty(refused, monkeypatch):

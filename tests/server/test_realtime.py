@@ -26,9 +26,9 @@ from websockets.sync.client import connect
 
 from whisper_npu import DeviceError
 from whisper_npu.server import protocol
+from whisper_npu.server.config import Limits
 from whisper_npu.server.errors import bad_request
 from whisper_npu.server.pcm import _G711
-from whisper_npu.server.realtime import router as realtime
 from whisper_npu.server.realtime.inbox import Inbox
 from whisper_npu.server.realtime.settings import TENTATIVE
 from whisper_npu.server.websocket import PatientWebSocket
@@ -441,10 +441,10 @@ def test_what_is_not_served(listener, query, status):
     assert json.loads(refused.value.response.body)["error"]["message"]
 
 
-def test_the_limit_of_sessions(tmp_path, monkeypatch):
-    monkeypatch.setattr(realtime, "LIMITS", realtime.LiveLimits(sessions=1))
+def test_the_limit_of_sessions(tmp_path):
     model = listening_model(tmp_path)
-    with live_server("listener", load=lambda *_, **__: model) as server:
+    limits = Limits(sessions=1)
+    with live_server("listener", load=lambda *_, **__: model, limits=limits) as server:
         with live_session(server):
             with pytest.raises(InvalidStatus) as refused, connect(address_of(server)):
                 pass
@@ -472,11 +472,11 @@ def test_a_websocket_on_a_connection_that_had_a_request(listener, monkeypatch):
 # Who must go
 
 
-def test_an_idle_session_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(realtime, "LIMITS", realtime.LiveLimits(idle_seconds=0.05))
+def test_an_idle_session_ends(tmp_path):
     model = listening_model(tmp_path)
+    limits = Limits(idle_seconds=0.05)
     with (
-        live_server("listener", load=lambda *_, **__: model) as server,
+        live_server("listener", load=lambda *_, **__: model, limits=limits) as server,
         connect(address_of(server)) as connection,
     ):
         session = LiveSession(connection)
