@@ -33,6 +33,18 @@ COMMANDS = {
     "completion": ("completion", "print a script that completes commands and options in a shell"),
 }
 
+# Names of the same things elsewhere, which no likeness of letters leads to.
+_ELSEWHERE = {
+    "check": "doctor",
+    "convert": "export",
+    "download": "pull",
+    "evaluate": "wer",
+    "list": "models",
+    "live": "stream",
+    "listen": "stream",
+    "test": "selftest",
+}
+
 
 def usage() -> str:
     """The text that `whisper-npu --help` prints."""
@@ -77,6 +89,8 @@ def _no_command(name: str) -> str:
         message = f"there is no option {name}{hint or ': options follow the name of a command'}"
     elif Path(name).exists():
         message = f"there is no command {name}: did you mean {program_name('transcribe')} {name}?"
+    elif name in _ELSEWHERE:
+        message = f"there is no command {name}: did you mean {_ELSEWHERE[name]}?"
     else:
         message = f"there is no command {name}{suggestion(name, COMMANDS)}"
     return f"{message} (see `{program_name('--help')}`)"

@@ -89,6 +89,7 @@ class TestSuggestions:
         [
             ("talk.mp3", "no command talk.mp3: did you mean whisper-npu transcribe talk.mp3?"),
             ("other.mp3", "no command other.mp3 (see"),
+            ("check", "no command check: did you mean doctor?"),
             ("--verison", "no option --verison: did you mean --version?"),
             ("--model", "no option --model: options follow the name of a command"),
         ],
