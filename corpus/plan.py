@@ -1,6 +1,6 @@
 """Finds the work that no earlier run has done, and cuts it into blocks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -215,18 +215,47 @@ def _lengths(index: pa.Table) -> list[float]:
     return lengths
 
 
-def work_blocks(folder: Folder, plan: Plan, block_seconds: float) -> Iterator[pa.Table]:
+@dataclass(frozen=True)
+class Part:
+    """A part of a row of the manifest.
+
+    Attributes:
+        key: of its result.
+        start: seconds from the start of the row's audio.
+        end: likewise; infinite for the last part.
+    """
+
+    key: str
+    start: float
+    end: float
+
+
+def work_blocks(
+    folder: Folder, plan: Plan, block_seconds: float, parts: Mapping[int, Sequence[Part]]
+) -> Iterator[pa.Table]:
     """Cut the work into tables of `WORK` of like length.
 
-    A recording longer than a block is a block by itself. These blocks come first, so that no actor
-    is left with a long recording at the end.
+    A recording longer than a block is a block by itself, and so is a part. These blocks come first,
+    so that no actor is left with a long recording at the end.
+
+    Args:
+        folder: holds `MANIFEST_FILE`.
+        plan: the work.
+        block_seconds: length of a block.
+        parts: the parts to transcribe of the rows that are cut, by their numbers.
     """
     is_long = plan.seconds > block_seconds
-    for _, item in _items(folder, plan, is_long):
-        yield pa.Table.from_pylist([item], schema=WORK)
+    is_long[list(parts)] = True
+    for number, item in _items(folder, plan, is_long):
+        if number not in parts:
+            yield pa.Table.from_pylist([item], schema=WORK)
+        for part in parts.get(number, ()):
+            cut = {"key": part.key, "part_start": part.start, "part_end": part.end}
+            yield pa.Table.from_pylist([{**item, **cut}], schema=WORK)
     block: list[dict[str, Any]] = []
     length = 0.0
-    for seconds, item in _items(folder, plan, ~is_long):
+    for number, item in _items(folder, plan, ~is_long):
+        seconds = float(plan.seconds[number])
         if block and (length + seconds > block_seconds or len(block) == _MOST_IN_BLOCK):
             yield pa.Table.from_pylist(block, schema=WORK)
             block, length = [], 0.0
@@ -238,8 +267,8 @@ def work_blocks(folder: Folder, plan: Plan, block_seconds: float) -> Iterator[pa
 
 def _items(
     folder: Folder, plan: Plan, chosen: npt.NDArray[np.bool_]
-) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The seconds and the row of `WORK` of every planned row that is chosen."""
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the row of `WORK` of every planned row that is chosen."""
     is_wanted = np.zeros(len(plan.keys), bool)
     is_wanted[plan.todo] = True
     is_wanted &= chosen
@@ -251,5 +280,5 @@ def _items(
             number = first + int(place)
             item = {name: row[name] for name in WORK.names if name in row}
             item["stamp"] = stamps[int(plan.sources[number])].as_py()
-            yield float(plan.seconds[number]), {"key": plan.keys[number].decode(), **item}
+            yield number, {"key": plan.keys[number].decode(), **item}
         first += batch.num_rows

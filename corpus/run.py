@@ -5,11 +5,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
@@ -17,7 +18,9 @@ import whisper_npu
 from whisper_npu import UsageError, WhisperNpuError, model_digest
 from whisper_npu.corpus import engine
 from whisper_npu.corpus.manifests import read_manifest
+from whisper_npu.corpus.parts import can_cut, cut, join, missing
 from whisper_npu.corpus.plan import (
+    Part,
     Plan,
     examine_block,
     index_blocks,
@@ -38,7 +41,7 @@ from whisper_npu.corpus.sizing import (
     sizes,
 )
 from whisper_npu.corpus.storage import Folder, absolute
-from whisper_npu.corpus.store import ResultStore
+from whisper_npu.corpus.store import KEY_LENGTH, ResultStore
 from whisper_npu.corpus.worker import ModelSettings
 
 STATE = "state"
@@ -203,7 +206,10 @@ def _work(
     known = _sizes(job)
     per_block = progress.seconds / (_BLOCKS_PER_ACTOR * max(size.actors for size in known))
     block_seconds = job.block_seconds or min(_LONGEST_BLOCK, max(_SHORTEST_BLOCK, per_block))
-    blocks = engine.put(work_blocks(state, plan, block_seconds))
+    most = max(size.actors for size in known)
+    parts = cut(plan, most) if most > 1 and can_cut(job.settings) else {}
+    left = missing(parts, store, retry_errors=job.retry_errors)
+    blocks = engine.put(work_blocks(state, plan, block_seconds, left))
     counts = n_trial_blocks(known, len(blocks), progress.seconds)
     trials: list[Trial] = []
     began = time.monotonic()
@@ -228,6 +234,26 @@ def _work(
             yield progress
         if is_trial:
             trials.append(measured(size, told))
+    rows = _join_parts(store, plan, parts)
+    yield replace(
+        progress,
+        done=progress.done + len(rows),
+        failed=progress.failed + sum(row["error"] is not None for row in rows),
+    )
+
+
+def _join_parts(
+    store: ResultStore, plan: Plan, parts: Mapping[int, Sequence[Part]]
+) -> list[dict[str, Any]]:
+    """Store the results of the rows that were cut."""
+    if not parts:
+        return []
+    keys, rows = store.read_keys(), []
+    for number, every in parts.items():
+        places, _ = keys.find(np.array([part.key for part in every], f"S{KEY_LENGTH}"))
+        rows.append(join(plan.keys[number].decode(), list(keys.results(places))))
+        store.write(rows[-1:])
+    return rows
 
 
 def _transcribed(

@@ -1,11 +1,12 @@
 """The actor: holds a model, transcribes blocks of work, and stores their results."""
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ WORK = pa.schema(
         pa.field("offset", pa.float64()),
         pa.field("seconds", pa.float64()),
         pa.field("stamp", pa.string()),  # of the file whose digest is in the key
+        pa.field("part_start", pa.float64()),  # seconds; null if it is not cut
+        pa.field("part_end", pa.float64()),
     ]
 )
 # What an actor tells of a block.
 DONE = pa.schema(
     [
-        pa.field("items", pa.int64()),
+        pa.field("items", pa.int64()),  # parts do not count
         pa.field("failed", pa.int64()),
         pa.field("seconds", pa.float64()),
         pa.field("work_seconds", pa.float64()),
@@ -107,10 +110,11 @@ class Worker:
         except WhisperNpuError as error:
             fatal = {"fatal": type(error).__name__, "message": str(error)}
             return pa.Table.from_pylist([fatal], schema=DONE)
+        is_part = block["part_start"][0].is_valid
         done = {
-            "items": len(rows),
-            "failed": sum(row["error"] is not None for row in rows),
-            "seconds": sum(row.get("duration") or 0.0 for row in rows),
+            "items": 0 if is_part else len(rows),
+            "failed": 0 if is_part else sum(row["error"] is not None for row in rows),
+            "seconds": sum(_seconds(row, is_part=is_part) for row in rows),
             "work_seconds": sum(row["work_seconds"] for row in rows),
             "elapsed": time.monotonic() - began,
         }
@@ -146,7 +150,9 @@ class Worker:
         self._attempts.remove(name)
 
     def _transcribe(self, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of the results, in the order of the items."""
+        """The rows of the results, in the order of the items. A part is alone in its block."""
+        part = (items[0]["part_start"], items[0]["part_end"])
+        options = self._options if None in part else replace(self._options, part=part)
         rows: dict[int, dict[str, Any]] = {}
         open_items: deque[tuple[int, ExitStack]] = deque()  # in the order of their streams
 
@@ -162,7 +168,7 @@ class Worker:
                 open_items.append((number, held))
                 yield recording
 
-        for stream in self._model.transcribe_all(recordings(), self._options):
+        for stream in self._model.transcribe_all(recordings(), options):
             number, held = open_items.popleft()
             with held:
                 row = _row(items[number], stream)
@@ -180,6 +186,13 @@ def _row(item: dict[str, Any], stream: TranscriptionStream | AudioError) -> dict
         except AudioError as error:
             return _failed(item, str(error), sum(stream.times.seconds.values()))
     return {"key": item["key"], **_fields(result, sum(stream.times.seconds.values()))}
+
+
+def _seconds(row: dict[str, Any], *, is_part: bool) -> float:
+    """Seconds of audio that a result accounts for."""
+    if is_part:
+        return math.fsum((row.get("coverage") or {}).values())
+    return row.get("duration") or 0.0
 
 
 def _change(item: dict[str, Any]) -> str | None:

@@ -30,6 +30,7 @@ MODEL_LIST = -1  # in `suppress_tokens`: stands for the model's own list
 NOT_LIVE = (
     "audio_track",
     "channels",
+    "part",
     "prefix",
     "mode",
     "batch_size",
@@ -120,6 +121,7 @@ class TranscribeKwargs(TypedDict, total=False):
     vad_min_silence: float | None
     audio_track: TrackChoice
     channels: ChannelChoice
+    part: tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,10 @@ class TranscribeOptions:
         channels: `mix`: the mean of all, or the loudest where they cancel each other; `left`,
             `right`: the first or second; `split`: each separately. Segments of separate channels
             and tracks are merged by time and name their `channel`.
+        part: start and end in seconds: only the windows whose speech begins in between are decoded;
+            what comes before is read, and no text depends on it. The parts of a recording, in
+            order, have the segments of the whole, numbered anew. A part needs a language, and
+            windows that are not given the text before them (an explicit `f32` gives it).
     """
 
     language: str | None = None
@@ -225,6 +231,7 @@ class TranscribeOptions:
     vad_min_silence: float | None = None
     audio_track: TrackChoice = None
     channels: ChannelChoice = MIX
+    part: tuple[float, float] | None = None
 
     if TYPE_CHECKING:  # more forms are accepted than kept
 
@@ -268,6 +275,8 @@ class TranscribeOptions:
             raise UsageError(f"max_initial_timestamp is {limit}; give seconds, 0 or more, or None")
         self._refuse_wrong_vad_options()
         self._refuse_contradictions()
+        if self.part is not None:
+            self._settle_part(self.part)
 
     def digest(self) -> str:
         """Return a digest of the options that a text can depend on.
@@ -343,6 +352,20 @@ class TranscribeOptions:
             self._keep("language", None)
         else:
             language_code(self.language)
+
+    def _settle_part(self, given: object) -> None:
+        part = _tuple(given, Real)
+        if part is None or len(part) != 2 or not 0 <= part[0] < part[1]:
+            raise UsageError(f"part is {given!r}; give its start and end in seconds")
+        self._keep("part", (float(part[0]), float(part[1])))
+        for name, hinders in (
+            ("sequential mode", self.mode == "sequential" or not self.vad),
+            ("condition_on_previous_text", self.condition_on_previous_text),
+            ("prefix", self.prefix is not None),
+            ("multilingual", self.multilingual),
+        ):
+            if hinders:
+                raise UsageError(f"a part is decoded without what comes before: not with {name}")
 
     def _settle_audio(self) -> None:
         require_channels(self.channels)

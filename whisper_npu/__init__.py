@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_npu.version import __version__
 
 if TYPE_CHECKING:
-    from whisper_npu.api import load_model, model_digest
+    from whisper_npu.api import load_model, model_digest, model_languages
     from whisper_npu.errors import (
         AssetError,
         AudioError,
@@ -101,6 +101,7 @@ __all__ = [
     "load_audio",
     "load_model",
     "model_digest",
+    "model_languages",
     "write_transcript",
 ]
 
@@ -133,6 +134,7 @@ _HOMES = {
     "load_audio": "runtime.audio.stream",
     "load_model": "api",
     "model_digest": "api",
+    "model_languages": "api",
     "write_transcript": "runtime.output.writers",
 }
 

@@ -11,6 +11,7 @@ from whisper_npu.runtime.engines.choices import BackendName, KVCache, Precision
 from whisper_npu.runtime.engines.memory import release_memory
 from whisper_npu.runtime.features.vad import VoiceActivity
 from whisper_npu.runtime.model_folder.folder import read_model_folder
+from whisper_npu.runtime.text.multilingual import is_multilingual
 from whisper_npu.runtime.text.tokenizer import Tokenizer
 from whisper_npu.runtime.transcription.model import WhisperModel
 
@@ -28,6 +29,26 @@ def model_digest(path: str | os.PathLike[str], variant: str | None = None) -> st
     """
     place = find_model(os.fspath(path), variant=variant)
     return read_model_folder(place, variant).digest()
+
+
+def model_languages(path: str | os.PathLike[str], variant: str | None = None) -> tuple[str, ...]:
+    """The codes of the languages that a model transcribes, in order; no engine is loaded.
+
+    Args:
+        path: see `load_model`.
+        variant: see `load_model`.
+
+    Raises:
+        ModelError: the folder cannot be used, or no model has that name.
+        UsageError: the folder has no such variant.
+    """
+    folder = read_model_folder(find_model(os.fspath(path), variant=variant), variant)
+    special = Tokenizer(folder.tokenizer).special
+    known = tuple(sorted(special.languages))
+    is_english = not is_multilingual(
+        special.eot, len(known), folder.generation_config.is_multilingual
+    )
+    return ("en",) if is_english else known
 
 
 def load_model(

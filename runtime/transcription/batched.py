@@ -83,7 +83,7 @@ class BatchedStrategy:
         """Plan nothing yet; `pad_to_full`: see `WindowRequest`."""
         self._session = session
         self._pad_to_full = pad_to_full
-        self._has_context = _has_context(session)
+        self._has_context = has_context(session)
         # Larger models lose no accuracy by sampling timestamps, and gain some if there is context.
         self._aligns = session.may_align and (session.is_tiny or not self._has_context)
         # After a pause, the language may be another one; and text without timestamps has the times
@@ -266,7 +266,7 @@ class BatchedStrategy:
         )
 
 
-def _has_context(session: TranscriptionSession) -> bool:
+def has_context(session: TranscriptionSession) -> bool:
     """Whether windows are given the text before them; see `TranscribeOptions`."""
     wanted = session.options.condition_on_previous_text
     if wanted is not None:

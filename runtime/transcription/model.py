@@ -296,6 +296,8 @@ class WhisperModel(Closing):
         if not self.is_multilingual and wanted.multilingual:
             raise UsageError("this model is English-only: multilingual needs base or larger")
         self._check_tokens(wanted)
+        if wanted.part is not None and language is None:
+            raise UsageError("a part needs a language: others are detected from the beginning")
         return replace(wanted, language=language, languages=languages)
 
     def check_usable(self) -> None:

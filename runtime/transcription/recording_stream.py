@@ -168,7 +168,8 @@ class RecordingStream(TranscriptionStream):
             if missing is not None:  # else all speech has been decoded
                 self._leave_out(missing.offset)
         self._close()
-        session.coverage.finish(session.features.duration)
+        read = session.features.duration
+        session.coverage.finish(read if session.part_end is None else session.part_end)
         logger.debug("stages: %s", self.times)
 
     def stop(self) -> None:

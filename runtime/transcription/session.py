@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from threading import Event
 
 from whisper_npu.runtime.coverage import Coverage, Fate
@@ -73,6 +74,7 @@ class TranscriptionSession:
         given_up: set once the transcription is closed; its windows are not decoded any further.
         stopping: no new window is planned; planned windows are decoded to their end.
         stopped_at: frame at which the next window would have begun.
+        part_end: end of the last window of the wanted part, in seconds, if it was reached.
     """
 
     backend: Backend
@@ -94,6 +96,7 @@ class TranscriptionSession:
     given_up: Event = field(default_factory=Event)
     stopping: bool = False
     stopped_at: int | None = None
+    part_end: float | None = None
 
     @property
     def is_wanted(self) -> bool:
@@ -123,14 +126,24 @@ class TranscriptionSession:
         return self.can_align and self.options.task == "transcribe"
 
     def window_at(self, seek: int, *, cut_at_pause: bool, joins: bool = False) -> Window | None:
-        """The next window; the time that is skipped before it is recorded as silent."""
+        """The next window of the wanted part; the time before it is recorded as silent."""
+        first, last = self.options.part or (0.0, inf)
+        window = None
+        while not self.stopping:
+            with self.times.measure("features"):
+                window = self.windows.next(seek, cut_at_pause=cut_at_pause, joins=joins)
+            if window is None or window.offset >= first:
+                break
+            seek = window.end
+            self.features.forget(seek)
         if self.stopping:
             self.stopped_at = seek
             return None
-        with self.times.measure("features"):
-            window = self.windows.next(seek, cut_at_pause=cut_at_pause, joins=joins)
         silent_until = (self.features.n_frames or seek) if window is None else window.start
         start, end = seek / FRAMES_PER_SECOND, silent_until / FRAMES_PER_SECOND
+        if not first <= end < last:
+            self.part_end = start
+            return None
         self.coverage.add(start, end, "silent", "no speech")
         return window
 

@@ -2,9 +2,10 @@
 
 from typing import Protocol
 
+from whisper_npu.errors import UsageError
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.results import Segment
-from whisper_npu.runtime.transcription.batched import BatchedStrategy
+from whisper_npu.runtime.transcription.batched import BatchedStrategy, has_context
 from whisper_npu.runtime.transcription.sequential import SequentialStrategy
 from whisper_npu.runtime.transcription.session import TranscriptionSession
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
@@ -31,15 +32,28 @@ class Strategy(Protocol):
 
 
 def choose_strategy(session: TranscriptionSession) -> Strategy:
-    """Return the strategy for the requested mode; may read a window of the recording."""
+    """Return the strategy for the requested mode; may read a window of the recording.
+
+    Raises:
+        UsageError: the recording cannot be decoded in parts.
+    """
     options = session.options
+    if options.part is not None and has_context(session):
+        raise UsageError(
+            "a part is decoded without the text before it, which f32 gives: "
+            "write condition_on_previous_text=False"
+        )
     if options.mode == "batched":
         return BatchedStrategy(session, pad_to_full=True)
     if is_sequential(options):
         return SequentialStrategy(session)
     longer = session.features.available(0, session.window_frames + 1) > session.window_frames
     # For a single window, sequential decoding gives PyTorch's tokens.
-    if not longer and (session.backend.is_exact or options.without_timestamps):
+    if (
+        not longer
+        and options.part is None
+        and (session.backend.is_exact or options.without_timestamps)
+    ):
         return SequentialStrategy(session)
     return BatchedStrategy(session, pad_to_full=longer)
 

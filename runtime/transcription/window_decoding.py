@@ -42,7 +42,7 @@ _CLASS = 10 * FRAMES_PER_SECOND
 _NOT_IN_COMMON = {
     *("language", "languages", "multilingual", "initial_prompt", "hotwords", "prefix"),
     *("condition_on_previous_text", "batch_size", "audio_track", "channels", "mode"),
-    *("vad", "vad_threshold", "vad_min_silence"),
+    *("vad", "vad_threshold", "vad_min_silence", "part"),
 }
 _IN_COMMON = [each.name for each in fields(TranscribeOptions) if each.name not in _NOT_IN_COMMON]
 

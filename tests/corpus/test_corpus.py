@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -155,3 +156,56 @@ def test_a_folder_in_use(tiny_folder, tmp_path, monkeypatch, capsys):
     with FileLock(tmp_path / "out" / "state" / "lock"):
         assert main(["m.jsonl", "-o", "out", "--model", str(tiny_folder)]) == 2
     assert "another run is using it" in capsys.readouterr().err
+
+
+# Cuts what is longer than 20 s, and kills itself after the first of the parts.
+CUT = """
+import os, signal, sys
+from whisper_npu.corpus import parts, run
+from whisper_npu.scripts import corpus
+from whisper_npu.scripts.common import corpus_progress
+
+parts._SHORTEST = 10.0
+show = corpus_progress.Meter.show
+
+def show_and_kill(self, progress):
+    show(self, progress)
+    if "kill" in os.environ and progress.seconds_done > 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+corpus_progress.Meter.show = show_and_kill
+sys.exit(corpus.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills processes by signals")
+def test_a_long_recording_is_shared_and_resumed(tiny_en_folder, beckett, tmp_path, monkeypatch):
+    from whisper_npu import load_audio, load_model
+
+    path, out = tmp_path / "in" / "long.wav", tmp_path / "out"
+    path.parent.mkdir()
+    speech = load_audio(beckett)
+    soundfile.write(path, np.concatenate([speech] * 6), 16_000)
+    command = [str(path.parent), "-o", str(out), "--model", str(tiny_en_folder)]
+    command = [sys.executable, "-c", CUT, *command, "--actors", "2", "--threads", "1"]
+    with monkeypatch.context() as patch:
+        patch.setenv("kill", "1")
+        killed = subprocess.run(command, capture_output=True, check=False, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    stored = results_of(out)
+    assert 1 <= len(stored) <= 2
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 recordings" in done.stderr
+    assert results_of(out).items() >= stored.items()
+    assert len(results_of(out)) == 3  # two parts and the whole
+    (row,) = pq.read_table(out / "corpus.parquet").to_pylist()
+    with load_model(tiny_en_folder) as model:
+        whole = model.transcribe(path).result()
+    assert row["text"] == whole.text
+    assert [(each["id"], each["start"], each["end"]) for each in row["segments"]] == [
+        (each.id, each.start, each.end) for each in whole.segments
+    ]
+    assert row["duration"] == whole.duration
+    assert sum(row["coverage"].values()) == pytest.approx(whole.duration, abs=0.02)
+    assert main(["verify", str(out)]) == 0

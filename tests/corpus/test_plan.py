@@ -62,7 +62,7 @@ def plan_of(out, items, *, retry_errors=False, digests=DIGESTS):
 
 
 def planned(state, plan, seconds=1000.0):
-    blocks = list(work_blocks(state, plan, seconds))
+    blocks = list(work_blocks(state, plan, seconds, {}))
     return [[row["audio"].rsplit("/", 1)[-1] for row in block.to_pylist()] for block in blocks]
 
 

@@ -88,6 +88,7 @@ def work(monkeypatch):
         }.items():
             monkeypatch.setattr(engine, name, value)
         monkeypatch.setattr("whisper_npu.corpus.run.work_blocks", lambda *_: range(n_blocks))
+        monkeypatch.setattr("whisper_npu.corpus.run.can_cut", lambda _: False)
         load = {"threads": job.pop("threads", 0)}
         settings = ModelSettings(model="none", load=load)
         begin = Progress(rows=n_blocks, items=n_blocks, seconds=seconds)

@@ -10,7 +10,7 @@ from whisper_npu.scripts.common.decoding_options import add_decoding_options, de
 
 # Arguments that are no field by themselves, and fields that the command line does not offer.
 NO_FIELD = {"list_languages", "temperature_increment_on_fallback"}
-NOT_OFFERED = {"sample_len", "suppress_blank"}
+NOT_OFFERED = {"part", "sample_len", "suppress_blank"}
 
 
 def parsed(*arguments, live=False):
