@@ -40,6 +40,7 @@ exit codes:
   0  it was told to end
   2  the command line is wrong, or the address is taken
   3  a model or the device cannot be used
+130  a second Ctrl-C
 """
 
 
@@ -177,10 +178,9 @@ def build_parser() -> cli.Parser:
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65_535:
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"{text} is no port: 0 to 65535")
-    return number
+    return int(text)
 
 
 def serve(arguments: argparse.Namespace) -> int:

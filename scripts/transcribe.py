@@ -5,6 +5,7 @@ Option names are openai/whisper's.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.output.formats import FORMATS
@@ -60,6 +61,7 @@ def build_parser() -> cli.Parser:
     out.add_argument(
         "-f",
         "--output-format",
+        action="append",
         metavar="FORMAT",
         help=f"formats of the files: {', '.join(FORMATS)}, several separated by commas, or all "
         "(default: all with --output-dir; without it no file is written)",
@@ -134,7 +136,7 @@ def transcribe(arguments: argparse.Namespace) -> int:
         console.warning(note)
     formats: tuple[str, ...] = ()
     if arguments.output_format or arguments.output_dir:
-        formats = expand_formats(arguments.output_format or "all")
+        formats = expand_formats(",".join(arguments.output_format or ["all"]))
     folder = arguments.output_dir or "."
     recordings, n_missing = find_recordings(arguments.files, keep_suffix=arguments.keep_suffix)
     if formats:
@@ -180,6 +182,12 @@ def _check_where(arguments: argparse.Namespace) -> None:
     wants = (arguments.verbose, arguments.report, arguments.output_format, arguments.output_dir)
     if not any(wants):
         raise UsageError("--verbose False prints no text: say with -o or -f where it is to go")
+    name = Path(arguments.output_dir or "")
+    if name.suffix.removeprefix(".") in FORMATS and not name.is_dir():
+        raise UsageError(
+            f"-o names a folder, and {name} looks like a file: write -o {name.parent} "
+            f"-f {name.suffix.removeprefix('.')}"
+        )
     if arguments.output_dir == "-":
         raise UsageError("-o names a folder for files; without -o and -f the text is printed")
     if arguments.skip_existing and not arguments.output_dir:

@@ -56,7 +56,8 @@ def create_app(
         try:
             yield
         finally:
-            service.close()
+            # Not in the loop's thread: requests that are given up have an answer to send.
+            await asyncio.to_thread(service.close)
 
     app = FastAPIOffline(
         title="whisper-npu",

@@ -1,5 +1,6 @@
 """Notes every request: its number, its time, its status; and ends it quietly if its caller left."""
 
+import asyncio
 import logging
 import uuid
 from time import monotonic
@@ -7,7 +8,7 @@ from time import monotonic
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from whisper_npu.server.errors import ClientGoneError
+from whisper_npu.server.errors import ClientGoneError, unavailable
 from whisper_npu.server.metrics import Metrics
 
 logger = logging.getLogger("whisper_npu.server")
@@ -28,12 +29,12 @@ class RequestRecords:
             await self._app(scope, receive, send)
             return
         started, number = monotonic(), f"req_{uuid.uuid4().hex}"
-        status = 500
+        status, has_started = 500, False
 
         async def send_noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_started = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = number
                 headers["openai-processing-ms"] = str(round(1000 * (monotonic() - started)))
@@ -43,6 +44,12 @@ class RequestRecords:
             await self._app(scope, receive, send_noted)
         except ClientGoneError:
             status = _LEFT
+        except asyncio.CancelledError:  # the server ends, and will not wait any longer
+            if not has_started:
+                answer = unavailable(
+                    "the server ends; send the request again later", "shutting_down"
+                )
+                await answer.response()(scope, receive, send_noted)
         except Exception:
             logger.warning("the next traceback is of request %s", number)
             raise

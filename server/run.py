@@ -1,6 +1,7 @@
 """Runs a server until it is told to end."""
 
 import copy
+import os
 import signal
 import socket
 import sys
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -21,6 +23,7 @@ from whisper_npu.server.protocol import PatientProtocol
 from whisper_npu.server.websocket import PatientWebSocket
 
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+EXIT_INTERRUPTED = 130
 _BACKLOG = 2048  # connections that the system holds until they are accepted
 
 
@@ -103,6 +106,15 @@ class Server(uvicorn.Server):
     def _fail(self, error: WhisperNpuError) -> None:
         self.error = error
         self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End after the requests that have begun; at a second Ctrl-C at once.
+
+        The system closes everything: no upload has a name, and no other file is being written.
+        """
+        if self.should_exit and sig == signal.SIGINT:
+            os._exit(EXIT_INTERRUPTED)
+        super().handle_exit(sig, frame)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

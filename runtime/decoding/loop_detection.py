@@ -34,10 +34,16 @@ def says_twice(tokens: Sequence[int]) -> bool:
     )
 
 
-def is_doubled(tokens: Sequence[int]) -> bool:
-    """Whether text tokens are one phrase of at least `_DOUBLED_TOKENS` tokens, said twice."""
-    half, odd = divmod(len(tokens), 2)
-    return not odd and half >= _DOUBLED_TOKENS and list(tokens[:half]) == list(tokens[half:])
+def ends_twice(tokens: Sequence[int]) -> bool:
+    """Whether text tokens end in a phrase said twice.
+
+    The phrase has `_PHRASE_TOKENS` tokens or more, or `_DOUBLED_TOKENS` if nothing comes before it.
+    """
+    most = len(tokens) // 2
+    periods = [*range(_PHRASE_TOKENS, most + 1)]
+    if most >= _DOUBLED_TOKENS and 2 * most == len(tokens):
+        periods.append(most)
+    return any(list(tokens[-2 * n : -n]) == list(tokens[-n:]) for n in periods)
 
 
 def is_endless(tokens: Int64Array) -> npt.NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from enum import Enum
 
 from whisper_npu.runtime.decoding.decode import DecodedWindow
 from whisper_npu.runtime.decoding.loop_detection import (
-    is_doubled,
+    ends_twice,
     is_loop,
     says_twice,
     spoken_length,
@@ -178,8 +178,8 @@ def _find_repeat(decoded: DecodedWindow, facts: WindowFacts) -> str | None:
     """
     if not facts.encoded_short:
         return None
-    if is_doubled(facts.text_tokens):  # people do so too, but seldom: it may cost a second look
-        return f"one phrase is said twice, in {facts.seconds:.2f} s"
+    if ends_twice(facts.text_tokens):  # people do so too, but seldom: it may cost a second look
+        return f"its last phrase is said twice, in {facts.seconds:.2f} s"
     is_hurried = spoken_length(decoded.text) > _HURRIED_SPEECH * facts.seconds
     if is_hurried and says_twice(facts.text_tokens):
         return f"a phrase is said twice, all of it in {facts.seconds:.2f} s"

@@ -231,6 +231,8 @@ def encode_ahead(request: WindowRequest, backend: Backend, pool: Executor) -> No
 
     def encode() -> Float32Array:
         streams = backend.parallel()
+        if not request.caller.is_wanted:
+            return streams.silence()
         with request.encoding.measure("encoder"):
             encoded = streams.encode(request.features[None])
         request.caller.progress.encoded_to(request.window.end_time)
@@ -352,7 +354,9 @@ def _encode(
     for number, request in enumerate(requests):
         if make_way is not None:
             make_way()
-        if request.encoded is None:
+        if not request.caller.is_wanted:  # its text will not be read
+            part, request.encoded = backend.silence()[0, :n_positions], None
+        elif request.encoded is None:
             part = backend.encode(request.features[None])[0]
         else:
             part, request.encoded = request.encoded.result()[0], None

@@ -224,8 +224,9 @@ class Batch:
                 return
             if outputs is not None:
                 self._finish(recording, stream, result, outputs)
+        name = "" if self._is_alone else f"{recording.file}: "
         for warning in result.warnings:
-            self._print(f"warning: {console.one_line(warning)}", sys.stderr)
+            self._print(f"warning: {console.one_line(f'{name}{warning}')}", sys.stderr)
         if self._arguments.report:
             for line in report_lines(result):
                 self._print(line, sys.stderr)

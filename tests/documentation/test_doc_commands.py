@@ -13,7 +13,9 @@ from repository import ROOT
 from whisper_npu.scripts.common.cli import spell
 from whisper_npu.scripts.documentation.command_reference import parsers
 from whisper_npu.scripts.main import COMMANDS
+from whisper_npu.version import __version__
 
+WHEEL = rf"(?:dist/)?whisper_npu-{re.escape(__version__)}-py3-none-any\.whl"
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Options of other programs.
 FOREIGN = {
@@ -65,7 +67,7 @@ def test_it_is_accepted(command, capsys):
         setup.read(ROOT / "setup.cfg", encoding="utf-8")
         extras = {*setup["options.extras_require"]}
         for word in words[2:]:
-            match = re.fullmatch(r"(?:\.|whisper-npu)(?:\[([\w,]+)\])?", word)
+            match = re.fullmatch(rf"(?:\.|whisper-npu|{WHEEL})(?:\[([\w,]+)\])?", word)
             if match:
                 assert set((match[1] or "").split(",")) - {""} <= extras
             else:

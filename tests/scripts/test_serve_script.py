@@ -1,18 +1,24 @@
 """`whisper-npu serve` as a process: how it starts, what it refuses, how it ends."""
 
+import http.client
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
+import soundfile
 from live_server import form
 from repository import ROOT
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.audio.stream import load_audio
 from whisper_npu.scripts.serve import main
 from whisper_npu.server.config import ServerConfig, parse_models
 from whisper_npu.server.run import Listener, Server
@@ -53,6 +59,57 @@ def test_it_serves_until_it_is_told_to_end(tiny_folder, tiny_audio, number):
         assert (said["duration"], said["whisper_npu"]["model"]) == (4.0, "tiny")
         process.send_signal(number)
         assert process.wait() == 0
+
+
+@pytest.fixture
+def long_recording(beckett, tmp_path):
+    """Ten minutes of speech."""
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.tile(load_audio(beckett), 60), 16_000)
+    return path
+
+
+@contextmanager
+def asking(address, recording):
+    """A thread whose request for a recording is being decoded; yields its outcome in a list."""
+    outcome = []
+
+    def ask():
+        try:
+            outcome.append(post(address, recording, language="en"))
+        except (urllib.error.HTTPError, OSError, http.client.HTTPException) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    metrics = ""
+    while "whisper_npu_requests_active 1.0" not in metrics:
+        with urllib.request.urlopen(f"{address}/metrics") as answer:
+            metrics = answer.read().decode()
+    yield outcome
+    thread.join()
+
+
+def test_no_request_is_waited_for_longer_than_the_grace(tiny_en_folder, long_recording):
+    with serving(tiny_en_folder, "--grace", "1") as (process, address):
+        with asking(address, long_recording) as outcome:
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 0
+        assert outcome[0].code == 503
+        assert json.loads(outcome[0].read())["error"]["code"] == "shutting_down"
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_a_second_ctrl_c_ends_it_at_once(tiny_en_folder, long_recording):
+    with serving(tiny_en_folder) as (process, address):
+        with asking(address, long_recording) as outcome:
+            process.send_signal(signal.SIGINT)
+            while "Waiting for connections" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 130
+        assert isinstance(outcome[0], OSError | http.client.HTTPException)
 
 
 def test_a_killed_server_leaves_no_upload_behind(tiny_folder, tiny_audio, tmp_path):

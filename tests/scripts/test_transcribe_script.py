@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import re
 import shutil
 import sys
@@ -25,15 +24,6 @@ INVENT = [
     *("--vad", "False", "--language", "en", "--without-timestamps"),
     *("--no-speech-threshold", "None", "--temperature-increment-on-fallback", "None"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The program sets up the package's logger; other tests want theirs."""
-    logger = logging.getLogger("whisper_npu")
-    handlers, level = list(logger.handlers), logger.level
-    yield
-    logger.handlers, logger.level = handlers, level
 
 
 @pytest.fixture
@@ -468,6 +458,30 @@ class TestOutput:
         code, _, err = run(odd, sound, *INVENT, "-o", tmp_path / "out", "-f", "txt")
         assert (code, err) == (0, [])
         assert outputs(tmp_path / "out") == ["..txt", "voice.txt"]
+
+    def test_a_file_is_no_folder_for_outputs(self, run, sound, tmp_path):
+        code, _, err = run(sound, "-o", tmp_path / "talk.srt")
+        assert code == 2
+        assert err == [
+            f"error: -o names a folder, and {tmp_path}/talk.srt looks like a file: "
+            f"write -o {tmp_path} -f srt"
+        ]
+        assert outputs(tmp_path) == ["voice.wav"]
+
+    def test_formats_can_be_given_one_by_one(self, run, sound, tmp_path):
+        code, _, err = run(sound, *INVENT, "-o", tmp_path / "out", "-f", "srt", "-f", "vtt,txt")
+        assert (code, err) == (0, [])
+        assert outputs(tmp_path / "out") == ["voice.srt", "voice.txt", "voice.vtt"]
+
+    def test_warnings_of_several_files_name_them(self, run, sound, tmp_path):
+        cut = tmp_path / "cut.wav"
+        cut.write_bytes(sound.read_bytes()[:-20_000])
+        code, _, err = run(sound, cut, *INVENT)
+        assert code == 0
+        assert err
+        assert all(line.startswith(f"warning: {cut}: ") for line in err)
+        _, _, alone = run(cut, *INVENT)
+        assert [line.replace(f"{cut}: ", "") for line in err] == alone
 
     @pytest.mark.parametrize("option", ["--initial-prompt", "--hotwords", "--prefix"])
     def test_texts_that_are_no_utf8(self, run, sound, option):

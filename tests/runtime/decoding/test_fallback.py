@@ -110,7 +110,7 @@ class TestSaidTwice:
         assert result.text == ONCE.strip()
         assert encoded == [1200, 3000]
         (retry,) = result.segments[0].retries
-        assert retry.reason == "one phrase is said twice, in 2.00 s"
+        assert retry.reason == "its last phrase is said twice, in 2.00 s"
         assert result.segments[0].flaw is None
 
     def test_timestamps_make_no_difference(self, make, words):

@@ -6,7 +6,7 @@ from fake_backend import FakeBackend, Say, write_companions
 
 from whisper_npu.runtime.decoding.decode import DecodingOptions, decode_windows
 from whisper_npu.runtime.decoding.loop_detection import (
-    is_doubled,
+    ends_twice,
     is_endless,
     is_loop,
     says_twice,
@@ -78,18 +78,20 @@ def test_a_phrase_of_five_tokens_said_twice(tokens, twice):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "doubled"),
+    ("tokens", "twice"),
     [
         ([1, 2, 3, 1, 2, 3], True),
         ([1, 2, 1, 2], False),
         ([1, 2, 3, 1, 2], False),
         ([1, 2, 3, 1, 2, 3, 1, 2, 3], False),
         ([9, 1, 2, 3, 1, 2, 3], False),
+        ([9, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5], True),
+        ([1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 9], False),
         ([], False),
     ],
 )
-def test_a_text_that_is_one_phrase_twice(tokens, doubled):
-    assert is_doubled(tokens) is doubled
+def test_a_text_that_ends_in_the_same_twice(tokens, twice):
+    assert ends_twice(tokens) is twice
 
 
 @pytest.mark.parametrize(
