@@ -33,7 +33,8 @@ def can_cut(settings: ModelSettings) -> bool:
         options.condition_on_previous_text,
         options.channels == "split",
         options.audio_track == "all",
-        # Exact arithmetic, with the text before a window as its context.
+        # Arithmetic that is exact, or may be: it goes with the text before a window as its context.
+        load.get("device", "CPU").upper() != "CPU",
         load.get("precision") == "f32",
         load.get("kv_cache", "auto") != "auto",
         load.get("backend", "openvino") != "openvino",
@@ -59,7 +60,7 @@ def cut(plan: Plan, actors: int) -> dict[int, list[Part]]:
         if n_parts > 1:
             edges = [seconds * part / n_parts for part in range(n_parts)]
             found[int(number)] = [
-                Part(work_key(plan.keys[number], start, end), start, end)
+                Part(work_key(plan.keys[number].decode(), start, end), start, end)
                 for start, end in zip(edges, [*edges[1:], math.inf], strict=True)
             ]
     return found

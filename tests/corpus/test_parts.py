@@ -73,6 +73,7 @@ class TestCut:
         ({"language": "en"}, {}, True),
         ({"language": "en"}, {"precision": "int8", "device": "CPU"}, True),
         ({"language": "en"}, {"precision": "f32"}, False),
+        ({"language": "en"}, {"device": "NPU"}, False),
         ({"language": "en"}, {"kv_cache": "concat"}, False),
         ({"language": "en"}, {"backend": "onnxruntime"}, False),
         ({"language": "en", "mode": "sequential"}, {}, False),
