@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError
-from whisper_npu.runtime.audio.stream import list_audio_files
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
 from whisper_npu.scripts.common.tables import text_table
@@ -87,6 +86,8 @@ def benchmark_server(arguments: argparse.Namespace) -> int:
         if not getattr(arguments, name) > 0:  # NaN is not above 0
             raise UsageError(f"--{name} must be above 0")
     check_outputs((arguments.json,), arguments.plot)
+    from whisper_npu.runtime.audio.stream import list_audio_files  # noqa: PLC0415 - slow to import
+
     recordings = list_audio_files(arguments.recordings)
     model = cli.find_model(arguments.model)
     with needing_the_extra("measuring a server", "dev"):
