@@ -12,6 +12,7 @@ GROUPS = {
         "TranscriptionStream",
         "TranscribeOptions",
         "model_digest",
+        "model_languages",
     ),
     "Results": ("Transcription", "Segment", "Word", "Coverage", "Span", "Retry", "Partial"),
     "Output": ("format_transcript", "write_transcript", "SubtitleOptions"),
