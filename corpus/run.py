@@ -209,6 +209,11 @@ def _work(
     most = max(size.actors for size in known)
     parts = cut(plan, most) if most > 1 and can_cut(job.settings) else {}
     left = missing(parts, store, retry_errors=job.retry_errors)
+    kept = sum(
+        plan.seconds[number] * (1 - len(left[number]) / len(every))
+        for number, every in parts.items()
+    )
+    progress = replace(progress, seconds=progress.seconds - float(kept))
     blocks = engine.put(work_blocks(state, plan, block_seconds, left))
     counts = n_trial_blocks(known, len(blocks), progress.seconds)
     trials: list[Trial] = []
@@ -234,20 +239,19 @@ def _work(
             yield progress
         if is_trial:
             trials.append(measured(size, told))
-    rows = _join_parts(store, plan, parts)
-    yield replace(
-        progress,
-        done=progress.done + len(rows),
-        failed=progress.failed + sum(row["error"] is not None for row in rows),
-    )
+    if parts:
+        rows = _join_parts(store, plan, parts)
+        yield replace(
+            progress,
+            done=progress.done + len(rows),
+            failed=progress.failed + sum(row["error"] is not None for row in rows),
+        )
 
 
 def _join_parts(
     store: ResultStore, plan: Plan, parts: Mapping[int, Sequence[Part]]
 ) -> list[dict[str, Any]]:
     """Store the results of the rows that were cut."""
-    if not parts:
-        return []
     keys, rows = store.read_keys(), []
     for number, every in parts.items():
         places, _ = keys.find(np.array([part.key for part in every], f"S{KEY_LENGTH}"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.engines.choices import PRECISIONS
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
 from whisper_npu.scripts.common.tables import text_table
@@ -51,7 +52,10 @@ def build_parser() -> cli.Parser:
         "--device", default="CPU", help="device of the server (default: %(default)s)"
     )
     parser.add_argument(
-        "--precision", default="auto", help="precision of the server (default: %(default)s)"
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="precision of the server (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds", type=float, default=8.0, help="length of a clip (default: %(default)g)"
@@ -105,7 +109,8 @@ def benchmark_server(arguments: argparse.Namespace) -> int:
         requests=arguments.requests,
         rounds=arguments.rounds,
         long_seconds=arguments.long,
-        options=("--device", arguments.device, "--precision", arguments.precision),
+        device=arguments.device,
+        precision=arguments.precision,
     )
     found = conditions(0)
     if warning := busy_warning(found):

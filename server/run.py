@@ -23,7 +23,7 @@ from whisper_npu.server.protocol import PatientProtocol
 from whisper_npu.server.websocket import PatientWebSocket
 
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-EXIT_INTERRUPTED = 130
+_INTERRUPTED = 130  # the exit code
 _BACKLOG = 2048  # connections that the system holds until they are accepted
 
 
@@ -110,10 +110,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End after the requests that have begun; at a second Ctrl-C at once.
 
-        The system closes everything: no upload has a name, and no other file is being written.
+        No upload has a name, so the system removes it. What an export or the cache has begun to
+        write is removed at the next start, as after any kill.
         """
         if self.should_exit and sig == signal.SIGINT:
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(_INTERRUPTED)
         super().handle_exit(sig, frame)
 
     @contextmanager

@@ -415,7 +415,7 @@ class Scheduler:
 
         def look() -> None:
             # Without the lock: what has just come is seen after the next step.
-            if (self._waiting or self._n_urgent) and allowance.left > 0:
+            if self._is_urgent and allowance.left > 0:
                 with times.measure(_MAKING_WAY), allowance.spend():
                     make_way(allowance)
 

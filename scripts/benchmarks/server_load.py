@@ -20,6 +20,7 @@ import psutil
 
 from whisper_npu.errors import DeviceError
 from whisper_npu.runtime.audio.stream import SAMPLE_RATE, load_audio
+from whisper_npu.runtime.engines.choices import Precision
 from whisper_npu.scripts.benchmarks.recordings import Samples, of_length, write_wav
 from whisper_npu.scripts.benchmarks.served import PATIENCE, serving
 
@@ -40,7 +41,8 @@ class Wanted:
         requests: clips of a round in each situation.
         rounds: how often all is measured.
         long_seconds: length of the long recording.
-        options: further options of `whisper-npu serve`.
+        device: see `load_model`.
+        precision: see `load_model`.
     """
 
     model: str
@@ -49,7 +51,8 @@ class Wanted:
     requests: int = 48
     rounds: int = 3
     long_seconds: float = 3600.0
-    options: tuple[str, ...] = ()
+    device: str = "CPU"
+    precision: Precision = "auto"
 
 
 @dataclass
@@ -147,9 +150,10 @@ def measure(
     sent = [clips[number % len(clips)] for number in range(wanted.requests)]
     long = write_wav(folder / "long.wav", of_length(speech, wanted.long_seconds))
     load = Load(wanted.clip_seconds * len(sent))
-    with serving(wanted.model, wanted.options) as (process, address):
+    options = ("--device", wanted.device, "--precision", wanted.precision)
+    with serving(wanted.model, options) as (process, address):
         show("what HTTP adds")
-        _compare_with_library(load, wanted.model, address, clips)
+        _compare_with_library(load, wanted, address, clips)
         for number in range(wanted.rounds):
             one = Round()
             load.rounds.append(one)
@@ -167,10 +171,13 @@ def measure(
     return load
 
 
-def _compare_with_library(load: Load, model: str, address: str, clips: Sequence[Path]) -> None:
+def _compare_with_library(load: Load, wanted: Wanted, address: str, clips: Sequence[Path]) -> None:
     from whisper_npu import load_model  # noqa: PLC0415 - after the server, which loads for itself
 
-    with load_model(model) as loaded, _client(address) as client:
+    with (
+        load_model(wanted.model, device=wanted.device, precision=wanted.precision) as loaded,
+        _client(address) as client,
+    ):
         for is_measured in (False, True):
             for clip in clips:
                 began = time.monotonic()
