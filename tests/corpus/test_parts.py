@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from whisper_npu import ModelError, TranscribeOptions
+from whisper_npu import ModelError, TranscribeOptions, model_languages
 from whisper_npu.corpus.parts import can_cut, cut, join, missing
 from whisper_npu.corpus.plan import INDEX, Plan
 from whisper_npu.corpus.storage import Folder
@@ -94,6 +94,10 @@ def test_a_model_for_english_has_its_language(tiny_en_folder, tmp_path):
     assert can_cut(ModelSettings(model=str(tiny_en_folder)))
     with pytest.raises(ModelError):
         can_cut(ModelSettings(model=str(tmp_path)))
+
+
+def test_the_languages_of_a_model(tiny_folder):
+    assert model_languages(tiny_folder) == ("de", "en", "es", "fr", "zh")
 
 
 def result(key, texts, *, duration, transcribed, silent, error=None, **changes):

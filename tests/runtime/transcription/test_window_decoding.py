@@ -1,17 +1,23 @@
 """How much of a window is encoded, which windows share a batch, and what reaches the decoder."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_whisper
-from fake_backend import ENGLISH, Say, sound
+from fake_backend import ENGLISH, SURE, Say, sound
 
 from whisper_npu import TranscribeOptions, load_model
 from whisper_npu.runtime.decoding.decode import DecodingOptions
+from whisper_npu.runtime.engines.protocol import SILENCE_FEATURE
+from whisper_npu.runtime.features.windows import Window
 from whisper_npu.runtime.transcription import window_decoding
+from whisper_npu.runtime.transcription.progress import Progress
 from whisper_npu.runtime.transcription.recording_stream import priority_of
-from whisper_npu.runtime.transcription.scheduler import Priority
-from whisper_npu.runtime.transcription.window_decoding import frames_to_encode
+from whisper_npu.runtime.transcription.scheduler import Priority, Scheduler
+from whisper_npu.runtime.transcription.window_decoding import WindowRequest, frames_to_encode
 
 # One attempt, whatever the tiny random model writes.
 FIRST_TEXT = {
@@ -62,6 +68,39 @@ def test_every_option_of_the_decoder_reaches_it(make, monkeypatch):
     make(Say(())).transcribe(sound(3), **ENGLISH | {"mode": "sequential"} | given).result()
     assert reached
     assert {name: getattr(reached[0], name) for name in given} == given
+
+
+def test_long_work_makes_way_before_each_encoding_and_after_each_step(make, words, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Scheduler, "_courtesy", lambda *_, **__: lambda: calls.append(1))
+    one, two = words(" One."), words(" Two and three.")
+    model = make(Say((), logit=SURE))
+    at = model.stamp
+    model.backend.script = [Say((at(0), *one, at(29))), Say((at(0), *two, at(4)))]
+    assert model.transcribe(sound(36), **ENGLISH).text == "One. Two and three."
+    assert len(calls) == len(model.backend.windows) + (len(one) + 2) + (len(two) + 2)
+    calls.clear()
+    model.backend.script = [Say((at(0), *one, at(2)))]
+    assert model.transcribe(sound(3), **ENGLISH).text == "One."
+    assert calls == []
+
+
+def test_windows_that_nobody_wants_are_not_encoded(make):
+    backend = make(Say(())).backend
+
+    def request(*, is_wanted):
+        caller = SimpleNamespace(is_wanted=is_wanted, progress=Progress())
+        features = np.full((80, 3000), float(is_wanted), np.float32)
+        return WindowRequest(caller, Window(0, 3000), features, DecodingOptions())
+
+    requests = [request(is_wanted=each) for each in (False, True, False)]
+    with ThreadPoolExecutor(1) as pool:
+        for each in requests:
+            window_decoding.encode_ahead(each, backend, pool)
+    requests.append(request(is_wanted=False))
+    assert window_decoding._encode(requests, 3000, backend, None).shape == (4, 1500, 4)
+    encoded = [float(each.max()) for each in backend.windows if each.max() != SILENCE_FEATURE]
+    assert encoded == [1.0]
 
 
 def test_short_recordings_of_a_job_share_a_batch(tiny_folder, monkeypatch):
