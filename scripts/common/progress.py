@@ -51,6 +51,7 @@ class Progress:
         self._ended: dict[int, float] = {}  # seconds of audio in finished recordings, by place
         self._n_failed = 0
         self.status = ""
+        self._is_finishing = False
         self._began = clock()
         self._decoding_since: float | None = None
         self._last = (0.0, self._began)  # seconds done at the last look, and its time
@@ -78,9 +79,20 @@ class Progress:
                 self._bar = None
 
     def _repeat(self) -> None:
-        period = _TOLD_EVERY if self._bar is None else _REDRAWN_EVERY
-        while not self._over.wait(period):
-            self.draw()
+        told, was_finishing = self._clock(), False
+        while not self._over.wait(_REDRAWN_EVERY):
+            begins_to_finish = self._is_finishing and not was_finishing
+            if self._bar is not None or self._clock() - told >= _TOLD_EVERY or begins_to_finish:
+                self.draw()
+                told, was_finishing = self._clock(), self._is_finishing
+
+    def finish(self, status: str) -> None:
+        """From now on, show the progress up to the end of what was read: no more will be decoded.
+
+        A signal handler may call it.
+        """
+        self.status = status
+        self._is_finishing = True
 
     def opened(self, stream: "TranscriptionStream | Exception") -> None:
         """Note that the next recording was opened, or failed to open."""
@@ -157,8 +169,10 @@ class Progress:
         return self._shown
 
     def _seconds_in_all(self) -> float | None:
-        """Estimated seconds of all recordings; None if unknown."""
+        """Estimated seconds of all recordings that will be decoded; None if unknown."""
         lengths = dict(self._ended)
+        if self._is_finishing:
+            return sum(lengths.values()) + sum(each.seconds_read for each in self._open_streams())
         for place, stream in enumerate(self._streams):
             length = None if stream is None else stream.duration_estimate
             if stream is not None and length is not None and isfinite(length):
