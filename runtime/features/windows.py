@@ -26,6 +26,7 @@ LONG_PAUSE = 3.0  # seconds without speech that end a window
 SHORT_PAUSE = 0.5  # the same if the language may change at any pause
 LOOK_AHEAD = 0.5  # seconds at the end of the judged audio in which speech may just begin
 _LONGEST_JOINED = 30.0  # seconds of a pause that a window leaves out; beyond it, speech begins anew
+_LONGEST_SPAN = 120.0  # seconds from start to end of a window with pauses: its audio is in memory
 _BESIDE = 2.0  # seconds from the edge of left-out speech, within which a window is split
 _PART = 2.0  # shortest part of a split window, in seconds
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
@@ -204,6 +205,8 @@ class WindowChooser:
     def _joined(self, window: Window, limit: int) -> Window:
         """Add the speech after the window, as long as all of it up to a long pause fits."""
         while (piece := self._piece_after(window.end, limit - window.n_frames)) is not None:
+            if piece[1] - window.start > _LONGEST_SPAN * FRAMES_PER_SECOND:
+                break
             self._features.pass_over(window.end, piece[0])
             pauses = (*window.pauses, (window.end, piece[0]))
             window = Window(window.start, piece[1], pauses)

@@ -233,6 +233,16 @@ class TestJoining:
     def test_not_over_a_very_long_pause(self):
         assert self.windows((1, 6), (40, 44)) == [[(0.6, 6.4)], [(39.6, 44.4)]]
 
+    def test_a_window_with_pauses_ends_within_two_minutes(self):
+        """Else a minute of scattered words could keep a quarter of an hour of audio in memory."""
+        words = [(at, at + 1) for at in range(10, 300, 25)]
+        found = self.windows(*words, seconds=310.0)
+        assert [(pieces[0][0], pieces[-1][1]) for pieces in found] == [
+            (9.6, 111.4),
+            (134.6, 236.4),
+            (259.6, 286.4),
+        ]
+
     def test_speech_up_to_the_end_of_the_recording(self):
         assert self.windows((1, 6), (12, 20), seconds=20.0) == [[(0.6, 6.4), (11.6, 20.0)]]
 
