@@ -23,6 +23,7 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
 _REMNANT = 4  # a batch may take one extra window per four, so that no small batch follows
+_FIRST_ROUNDS = (2, 4)  # windows in each stream, if much audio follows: its first words come soon
 
 
 class Recording(Protocol):
@@ -104,7 +105,7 @@ class Group:
         self._open: list[Recording] = []
         self._busy: Counter[Recording] = Counter()  # planned windows of each, not yet accepted
         self._held: list[tuple[Recording, WindowRequest]] = []  # planned, but for the next round
-        self._is_first_round = True
+        self._first_rooms: deque[int] | None = None  # of small rounds to come; None: not known yet
         self._under_way: deque[_Round] = deque()
         self._failure: BaseException | None = None
         self._lock = RLock()
@@ -206,13 +207,14 @@ class Group:
         at_most = room = self._batch_size * n_streams
         if n_streams > 1:  # one stream reads nothing ahead
             at_most += self._batch_size // _REMNANT * n_streams
-        if self._is_first_round and n_streams > 1:
-            expected = self._n_expected(at_most)
-            if min(room, expected) >= _WORTH_SPLITTING:
+        if self._first_rooms is None:
+            expected = self._n_expected(at_most if n_streams > 1 else 0)
+            if n_streams > 1 and min(room, expected) >= _WORTH_SPLITTING:
                 enough = 2  # a single window may have no speech after it
-            if expected > at_most:
-                at_most = room  # so the first words come sooner
-        self._is_first_round = False
+            small = [n for n in _FIRST_ROUNDS if n < self._batch_size and expected > at_most]
+            self._first_rooms = deque(n * n_streams for n in small)
+        if self._first_rooms:
+            at_most = room = self._first_rooms.popleft()
         planned, self._held = self._held, []
         number = 0
         while len(planned) < at_most + (at_most > room) and self._is_open(number):

@@ -1,6 +1,7 @@
 """Which windows of a call are decoded together, when and in how many streams; order, times."""
 
 import gc
+from itertools import pairwise
 from threading import Event
 
 import pytest
@@ -173,9 +174,8 @@ class TestRounds:
             (17, 15, [8, 9]),
             (20, 20, [10, 10]),
             (21, 20, [8, 8, 2, 3]),  # too many for one round
-            (19, 100, [8, 8, 1, 2]),  # had more come, the first words would have waited for it
-            (32 + 1, 33, [8, 8, 8, 9]),
-            (32 + 5, 37, [8, 8, 8, 8, 2, 3]),
+            (12 + 17, 29, [2, 2, 4, 4, 8, 9]),  # the first rounds are small: see below
+            (12 + 37, 49, [2, 2, 4, 4, 8, 8, 8, 8, 2, 3]),
         ],
     )
     def test_a_few_windows_are_not_left_for_a_round_of_their_own(
@@ -189,8 +189,25 @@ class TestRounds:
         assert recording.taken == [f"a{n_windows - i}" for i in range(n_windows)]
 
     @pytest.mark.parametrize(
+        ("batch_size", "n_streams", "sizes"),
+        [
+            (8, 2, [4, 8, 16, 16, 16]),
+            (8, 1, [2, 4, 8, 8, 8, 8, 8, 8, 6]),
+            (4, 2, [4, 8, 8, 8, 8, 8, 8, 8]),
+            (2, 2, [4] * 15),
+        ],
+    )
+    def test_the_first_words_of_much_audio_come_soon(self, batches, batch_size, n_streams, sizes):
+        recording = FakeRecording("a", 60, n_expected=60)
+        mine = group(FakeStreams(n_streams), batch_size, [recording])
+        taken = [0]
+        while mine.advance():
+            taken.append(len(recording.taken))
+        assert [after - before for before, after in pairwise(taken)] == sizes
+
+    @pytest.mark.parametrize(
         ("batch_size", "n_streams", "n_windows", "largest"),
-        [(1, 2, 3, 1), (1, 4, 5, 1), (3, 4, 13, 3), (4, 4, 17, 5), (4, 3, 15, 5), (8, 1, 9, 8)],
+        [(1, 2, 3, 1), (1, 4, 5, 1), (3, 4, 21, 3), (4, 4, 17, 5), (4, 3, 15, 5), (8, 1, 15, 8)],
     )
     def test_no_batch_takes_in_more_than_a_quarter(
         self, batches, batch_size, n_streams, n_windows, largest
@@ -208,7 +225,7 @@ class TestRounds:
             pass
 
     def test_what_is_held_for_the_next_round_is_of_any_recording(self, batches):
-        recordings = [FakeRecording(name, 6, n_expected=6) for name in "abcd"]
+        recordings = [FakeRecording(name, 6) for name in "abcd"]
         go_through(recordings, 8)
         assert sorted(batches[:2]) == [
             ["a6", "a5", "a4", "a3", "a2", "a1", "b6", "b5"],
