@@ -30,7 +30,7 @@ from whisper_npu.corpus.plan import (
     write_index,
     write_manifest,
 )
-from whisper_npu.corpus.publish import RUN_FILE, SUBTITLE_FORMATS, publish
+from whisper_npu.corpus.publish import RUN_FILE, STATE, SUBTITLE_FORMATS, publish
 from whisper_npu.corpus.sizing import (
     MOST_THREADS,
     Size,
@@ -44,7 +44,6 @@ from whisper_npu.corpus.storage import Folder, absolute
 from whisper_npu.corpus.store import KEY_LENGTH, ResultStore
 from whisper_npu.corpus.worker import ModelSettings
 
-STATE = "state"
 RESULTS = "results"
 _LONGEST_BLOCK, _SHORTEST_BLOCK = 600.0, 60.0  # seconds of audio
 _BLOCKS_PER_ACTOR = 8

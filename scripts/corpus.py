@@ -53,8 +53,8 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "manifest",
         metavar="MANIFEST",
-        help="manifest of NeMo or lhotse (.jsonl, .jsonl.gz), TSV (audio<TAB>reference, or a table "
-        "of Common Voice), folder of LibriSpeech or Common Voice, parquet with the bytes of "
+        help="manifest of NeMo or lhotse (.jsonl, .json, .gz), TSV (audio<TAB>reference, or a "
+        "table of Common Voice), folder of LibriSpeech or Common Voice, parquet with the bytes of "
         "recordings, tar of WebDataset, folder of recordings, or a pattern with *; a path or URL",
     )
     add_model_options(parser)

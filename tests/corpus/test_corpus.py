@@ -140,7 +140,7 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
         (["m.jsonl", "-o", "out", "--max-wer", "nan"], "--max-wer: nan is not 0 or more"),
         (["m.jsonl", "-o", "out", "--subtitles", "doc"], "subtitles are 'doc'; give srt, vtt, txt"),
         (["m.jsonl", "-o", "out", "--format", "xml"], "unknown kind of manifest 'xml'"),
-        (["verify", "out"], "holds no outputs of a finished run"),
+        (["verify", "out"], "out: no run of `whisper-npu corpus` has used it as --out"),
     ],
 )
 def test_wrong_command_lines(arguments, message, tiny_folder, tmp_path, monkeypatch, capsys):
