@@ -185,8 +185,11 @@ def _run(arguments: argparse.Namespace, options: TranscribeOptions, meter: Meter
 
 def _how_to_go_on(meter: Meter, output: str) -> str:
     """What is kept of a run that did not end, and what to do."""
-    kept = "the work had not begun"
-    if meter.last is not None:
+    if meter.last is None:
+        kept = "the work had not begun"
+    elif not meter.last.seconds_done and not meter.last.done:
+        kept = "no recording of this run is done"
+    else:
         kept = (
             f"{meter.last.done} of {meter.last.items} recordings of this run are done, and kept in "
             f"{output}/results"

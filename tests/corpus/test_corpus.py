@@ -114,6 +114,7 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
     assert all(row["text"] for row in rows[:7])
     assert rows[6]["text"] == rows[1]["text"]
     assert "no such file" in rows[8]["error"]
+    assert f"error: {rows[8]['error']}\n" in resumed.stderr  # names the recording once
     assert len(list((out / "subtitles").glob("*.vtt"))) == 7
     keys = [
         row["key"]
@@ -156,17 +157,18 @@ def test_wrong_command_lines(arguments, message, tiny_folder, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("has_begun", "stop", "code", "kept"),
+    ("done", "stop", "code", "kept"),
     [
-        (True, KeyboardInterrupt(), 130, "3 of 7 recordings of this run are done, and kept in out"),
-        (True, OutputError("out/results: disk full"), 1, "3 of 7 recordings of this run are done"),
-        (False, KeyboardInterrupt(), 130, "the work had not begun"),
+        (3, KeyboardInterrupt(), 130, "3 of 7 recordings of this run are done, and kept in out"),
+        (3, OutputError("out/results: disk full"), 1, "3 of 7 recordings of this run are done"),
+        (0, KeyboardInterrupt(), 130, "no recording of this run is done"),
+        (None, KeyboardInterrupt(), 130, "the work had not begun"),
     ],
 )
-def test_how_to_go_on_after_a_stop(has_begun, stop, code, kept, tiny_folder, monkeypatch, capsys):
+def test_how_to_go_on_after_a_stop(done, stop, code, kept, tiny_folder, monkeypatch, capsys):
     def stopped(job, on_progress, on_status):
-        if has_begun:
-            on_progress(run.Progress(rows=9, items=7, done=3, elapsed=1.0))
+        if done is not None:
+            on_progress(run.Progress(rows=9, items=7, done=done))
         raise stop
 
     monkeypatch.setattr(run, "run_corpus", stopped)
