@@ -85,7 +85,7 @@ def describe(progress: "Progress", price_per_hour: float | None) -> str:
         return (
             f"{progress.rows} rows in the manifest; {progress.items} recordings, "
             f"{words(progress.seconds)}, to transcribe with {progress.actors} "
-            f"process{'' if progress.actors == 1 else 'es'}"
+            f"process{'' if progress.actors == 1 else 'es'}; figures follow after the first block"
         )
     total = max(progress.seconds, progress.seconds_done)
     left = max(0.0, total - progress.seconds_done) if progress.done < progress.items else 0.0

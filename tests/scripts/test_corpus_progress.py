@@ -16,8 +16,10 @@ def progress(**facts):
 
 
 def test_at_the_beginning():
-    line = "9 rows in the manifest; 4 recordings, 2 h 0 min, to transcribe with 1 process"
-    assert describe(progress(), None) == line
+    assert describe(progress(), None) == (
+        "9 rows in the manifest; 4 recordings, 2 h 0 min, to transcribe with 1 process; figures "
+        "follow after the first block"
+    )
     assert describe(progress(items=0), None) == "9 rows in the manifest, and nothing to transcribe"
 
 
