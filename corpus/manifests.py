@@ -1,6 +1,6 @@
 """Reads the manifests of corpora: every kind becomes rows of `schema.MANIFEST`.
 
-A manifest is read as a stream, so its length costs no memory.
+A manifest is read as a stream, so its length costs no memory; a JSON array is read whole.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import pyarrow as pa
@@ -80,16 +81,34 @@ class _Manifest:
                     if line.strip():
                         yield number, line.rstrip("\r\n")
 
-    def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The JSON objects, one a line."""
-        for number, line in self.lines():
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise self.unusable(f"line {number} is no JSON: {error}") from None
-            if not isinstance(found, dict):
-                raise self.unusable(f"line {number} is no JSON object")
-            yield number, found
+    def objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The JSON objects, and where each is: on a line of its own, or in an array.
+
+        An array is read whole.
+        """
+        lines = self.lines()
+        first = next(lines, None)
+        if first is None:
+            return
+        if first[1].lstrip().startswith("["):
+            text = "\n".join([first[1], *(line for _, line in lines)])
+            entries = enumerate(self._parsed("the array", text), 1)
+            found = ((f"entry {number}", entry) for number, entry in entries)
+        else:
+            places = ((f"line {number}", line) for number, line in chain([first], lines))
+            found = ((where, self._parsed(where, line)) for where, line in places)
+        for where, entry in found:
+            if not isinstance(entry, dict):
+                raise self.unusable(f"{where} is no JSON object")
+            yield where, entry
+
+    def _parsed(self, where: str, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self.unusable(
+                f"{where} is no JSON: {error}; give one object a line, or an array of objects"
+            ) from None
 
     def locate(self, named: str, below: str = "") -> str:
         """The path or URL of a recording that the manifest names.
@@ -142,10 +161,10 @@ def _number(value: object) -> float | None:
 
 def _nemo(manifest: _Manifest) -> Iterator[Item]:
     """NeMo: `audio_filepath`, `duration`, `text`; with `offset` the row is a cut."""
-    for number, row in manifest.objects():
+    for where, row in manifest.objects():
         named = row.get("audio_filepath")
         if not isinstance(named, str):
-            raise manifest.unusable(f"line {number} has no audio_filepath")
+            raise manifest.unusable(f"{where} has no audio_filepath")
         offset, duration = _number(row.get("offset")), _number(row.get("duration"))
         given = row.get("id")
         # 15 digits tell all cuts apart, and show the numbers as they were written.
@@ -163,19 +182,19 @@ def _nemo(manifest: _Manifest) -> Iterator[Item]:
 
 def _lhotse(manifest: _Manifest) -> Iterator[Item]:
     """Recordings and cuts of lhotse."""
-    for number, row in manifest.objects():
+    for where, row in manifest.objects():
         is_cut = "sources" not in row
         recording = row.get("recording") if is_cut else row
         sources = recording.get("sources") if isinstance(recording, dict) else None
         if not isinstance(recording, dict) or not isinstance(sources, list) or not sources:
             raise manifest.unusable(
-                f"line {number} ({row.get('type', 'unknown')}) names no recording with sources; "
+                f"{where} ({row.get('type', 'unknown')}) names no recording with sources; "
                 "give recordings or MonoCuts that hold their recording"
             )
         source = sources[0] if isinstance(sources[0], dict) else {}
         if len(sources) > 1 or source.get("type") not in ("file", "url"):
             raise manifest.unusable(
-                f"line {number}: recording {recording.get('id')} is no single file or URL"
+                f"{where}: recording {recording.get('id')} is no single file or URL"
             )
         whole = _number(recording.get("duration"))
         length = _number(row.get("duration"))
@@ -184,7 +203,7 @@ def _lhotse(manifest: _Manifest) -> Iterator[Item]:
             offset = None
         said = row.get("supervisions") or []
         if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
-            raise manifest.unusable(f"line {number}: supervisions are no list of objects")
+            raise manifest.unusable(f"{where}: supervisions are no list of objects")
         spoken = " ".join(text for each in said if (text := _text(each.get("text"))))
         yield Item(
             id=str(row.get("id", recording.get("id"))),
@@ -202,9 +221,16 @@ def _same(length: float, other: float | None) -> bool:
 
 
 def _json_lines(manifest: _Manifest) -> Iterator[Item]:
-    """NeMo or lhotse, by the first line."""
-    for _, first in manifest.objects():
-        return _nemo(manifest) if "audio_filepath" in first else _lhotse(manifest)
+    """NeMo or lhotse, by the first object."""
+    for where, first in manifest.objects():
+        if "audio_filepath" in first:
+            return _nemo(manifest)
+        if first.keys() & {"type", "sources", "recording"}:
+            return _lhotse(manifest)
+        raise manifest.unusable(
+            f"{where} has neither audio_filepath (NeMo) nor a recording (lhotse); name the "
+            "recording of each object as audio_filepath"
+        )
     raise manifest.unusable("is empty")
 
 

@@ -15,6 +15,7 @@ from whisper_npu.corpus.store import Keys, work_key
 
 PARQUET = "corpus.parquet"
 RUN_FILE = "run.json"  # how the outputs were made
+STATE = "state"  # the folder of the work
 JSON_LINES = "corpus.jsonl"
 SUBTITLES = "subtitles"
 SUBTITLE_FORMATS = ("srt", "vtt", "txt")

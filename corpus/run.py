@@ -30,7 +30,7 @@ from whisper_npu.corpus.plan import (
     write_index,
     write_manifest,
 )
-from whisper_npu.corpus.publish import RUN_FILE, SUBTITLE_FORMATS, publish
+from whisper_npu.corpus.publish import RUN_FILE, STATE, SUBTITLE_FORMATS, publish
 from whisper_npu.corpus.sizing import (
     MOST_THREADS,
     Size,
@@ -44,7 +44,6 @@ from whisper_npu.corpus.storage import Folder, absolute
 from whisper_npu.corpus.store import KEY_LENGTH, ResultStore
 from whisper_npu.corpus.worker import ModelSettings
 
-STATE = "state"
 RESULTS = "results"
 _LONGEST_BLOCK, _SHORTEST_BLOCK = 600.0, 60.0  # seconds of audio
 _BLOCKS_PER_ACTOR = 8
@@ -112,12 +111,17 @@ class CorpusJob:
     block_seconds: float = 0.0
 
 
-def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progress:
+def run_corpus(
+    job: CorpusJob,
+    on_progress: Callable[[Progress], None],
+    on_status: Callable[[str], None] = lambda _: None,
+) -> Progress:
     """Transcribe what no earlier run has transcribed, and write the outputs.
 
     Args:
         job: the corpus.
         on_progress: called when the work begins and after each block of it.
+        on_status: called with a text before each thing that is done before or after the work.
 
     Returns:
         the final progress.
@@ -131,6 +135,7 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
     for each in job.subtitles:
         if each not in SUBTITLE_FORMATS:
             raise UsageError(f"subtitles are {each!r}; give {', '.join(SUBTITLE_FORMATS)}")
+    on_status("reading the model's files")
     digests = (
         model_digest(job.settings.model, job.settings.load.get("variant")),
         _options_digest(job.settings),
@@ -140,19 +145,23 @@ def run_corpus(job: CorpusJob, on_progress: Callable[[Progress], None]) -> Progr
     state = Folder(output.path(STATE))
     state.make()
     with _alone(state), contextlib.ExitStack() as stack:
+        on_status("reading the manifest")
         n_rows = write_manifest(state, read_manifest(job.manifest, job.kind))
         attempts = Folder(state.path("attempts"))
         attempts.make()
         stack.enter_context(_forgotten_at_a_stop(attempts))
+        on_status("starting Ray" if job.address is None else f"joining Ray at {job.address}")
         stack.enter_context(engine.cluster(job.address, dashboard=job.dashboard))
         store = ResultStore(Folder(output.path(RESULTS)))
         store.folder.make()
         for folder in (output, state, store.folder):
             folder.remove_drafts()
+        on_status(f"looking at the recordings of {n_rows} rows")
         plan = _plan(state, store, digests, retry_errors=job.retry_errors)
         begin = Progress(rows=n_rows, items=len(plan.todo), seconds=plan.seconds_to_do)
         for progress in _work(job, state, store, attempts, plan, begin):
             on_progress(progress)
+        on_status("writing the outputs")
         publish(output, state, plan, store.read_keys(), job.subtitles)
         _record(output, job, digests, progress)
     return progress

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 
 from whisper_npu import OutputError, UsageError
 from whisper_npu.corpus.manifests import Item, read_manifest
-from whisper_npu.corpus.publish import JSON_LINES, NOT_DONE, PARQUET, RUN_FILE
+from whisper_npu.corpus.publish import JSON_LINES, NOT_DONE, PARQUET, RUN_FILE, STATE
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import work_key
 
+_AGAIN = "give the command of the run again: it goes on, and writes the outputs"
 _MOST_FINDINGS = 20
 _TOLERANCE = 0.05  # seconds, of a coverage
 _STATED_TOLERANCE, _STATED_SHARE = 0.5, 0.01  # of a length that the manifest states
@@ -48,14 +49,10 @@ def verify_corpus(output: str, manifest: str | None = None) -> Verification:
 
     Raises:
         UsageError: there are no outputs, or the manifest cannot be read.
-        OutputError: the outputs cannot be read.
+        OutputError: the outputs cannot be read, or one is missing.
     """
     folder = Folder(output)
-    if not folder.exists(RUN_FILE):
-        raise UsageError(
-            f"{output}: holds no outputs of a finished run (no {RUN_FILE}); give the command of "
-            "the run again, it goes on"
-        )
+    _require_outputs(folder, output)
     try:
         with folder.open(RUN_FILE) as file:
             record = json.load(file)
@@ -64,7 +61,22 @@ def verify_corpus(output: str, manifest: str | None = None) -> Verification:
         account.compare(wanted, _rows(folder), _lines(folder))
         return account.result()
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise OutputError(f"{output}: the outputs cannot be read: {error}") from error
+        raise OutputError(f"{output}: cannot be read: {error}; {_AGAIN}") from error
+
+
+def _require_outputs(folder: Folder, output: str) -> None:
+    """Refuse a folder without outputs.
+
+    Raises:
+        UsageError: no run has written its outputs.
+        OutputError: one of them was removed.
+    """
+    if not folder.exists(RUN_FILE):
+        if not folder.exists(STATE):
+            raise UsageError(f"{output}: no run of `whisper-npu corpus` has used it as --output")
+        raise UsageError(f"{output}: its run has not come to its end; {_AGAIN}")
+    if missing := [name for name in (PARQUET, JSON_LINES) if not folder.exists(name)]:
+        raise OutputError(f"{output}: {' and '.join(missing)} missing; {_AGAIN}")
 
 
 def _rows(folder: Folder) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from whisper_npu.errors import UsageError
+from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.corpus_progress import Meter
 from whisper_npu.scripts.common.decoding_options import (
@@ -15,7 +16,6 @@ from whisper_npu.scripts.common.decoding_options import (
 )
 from whisper_npu.scripts.common.outputs import needing_the_extra
 from whisper_npu.scripts.common.progress import words
-from whisper_npu.scripts.common.signals import Terminated
 
 VERIFY = "verify"
 _PURPOSE = "transcribing a corpus"
@@ -53,8 +53,8 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "manifest",
         metavar="MANIFEST",
-        help="manifest of NeMo or lhotse (.jsonl, .jsonl.gz), TSV (audio<TAB>reference, or a table "
-        "of Common Voice), folder of LibriSpeech or Common Voice, parquet with the bytes of "
+        help="manifest of NeMo or lhotse (.jsonl, .json, .gz), TSV (audio<TAB>reference, or a "
+        "table of Common Voice), folder of LibriSpeech or Common Voice, parquet with the bytes of "
         "recordings, tar of WebDataset, folder of recordings, or a pattern with *; a path or URL",
     )
     add_model_options(parser)
@@ -138,10 +138,32 @@ def transcribe_corpus(arguments: argparse.Namespace) -> int:
     options = decoding_options(arguments)
     if arguments.actors < 0 or arguments.threads < 0:
         raise UsageError("--actors and --threads take 0 or more")
+    meter = Meter(arguments.price_per_hour)
+    try:
+        with meter:
+            _run(arguments, options, meter)
+    except BaseException as end:
+        if meter.last is not None or not isinstance(end, Exception):
+            console.note(_how_to_go_on(meter, arguments.output))
+        raise
+    from whisper_npu.corpus.publish import JSON_LINES, PARQUET, SUBTITLES  # noqa: PLC0415
+    from whisper_npu.scripts.evaluation import corpus_errors  # noqa: PLC0415
+
+    try:
+        is_well = corpus_errors.report(arguments.output, options, arguments.max_wer)
+    finally:
+        names = [PARQUET, JSON_LINES, *([SUBTITLES] if arguments.subtitles else [])]
+        console.note(f"{arguments.output} has the outputs: {', '.join(names)}")
+    return cli.EXIT_OK if is_well else cli.EXIT_SOME_FAILED
+
+
+def _run(arguments: argparse.Namespace, options: TranscribeOptions, meter: Meter) -> None:
+    """Transcribe what is left of a corpus, and write the outputs."""
+    meter.say("loading Ray")
     with needing_the_extra(_PURPOSE, "corpus"):
         from whisper_npu.corpus.run import CorpusJob, run_corpus  # noqa: PLC0415
         from whisper_npu.corpus.worker import ModelSettings  # noqa: PLC0415
-        from whisper_npu.scripts.evaluation import corpus_errors  # noqa: PLC0415
+    meter.clear()  # the search may tell of a download
     settings = ModelSettings(
         model=str(cli.find_model(arguments.model, arguments.variant).absolute()),
         load=model_options(arguments),
@@ -158,13 +180,21 @@ def transcribe_corpus(arguments: argparse.Namespace) -> int:
         actors=arguments.actors,
         dashboard=arguments.dashboard,
     )
-    try:
-        run_corpus(job, Meter(arguments.price_per_hour).show)
-    except (KeyboardInterrupt, Terminated):
-        console.note("to go on, give the same command again")
-        raise
-    is_well = corpus_errors.report(arguments.output, options, arguments.max_wer)
-    return cli.EXIT_OK if is_well else cli.EXIT_SOME_FAILED
+    run_corpus(job, meter.show, meter.say)
+
+
+def _how_to_go_on(meter: Meter, output: str) -> str:
+    """What is kept of a run that did not end, and what to do."""
+    if meter.last is None:
+        kept = "the work had not begun"
+    elif not meter.last.seconds_done and not meter.last.done:
+        kept = "no recording of this run is done"
+    else:
+        kept = (
+            f"{meter.last.done} of {meter.last.items} recordings of this run are done, and kept in "
+            f"{output}/results"
+        )
+    return f"{kept}; to go on, give the same command again"
 
 
 def verify(arguments: argparse.Namespace) -> int:

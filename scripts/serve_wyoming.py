@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.common.decoding_options import add_model_options, model_options
+from whisper_npu.server.logs import DATE, TIMED
 from whisper_npu.server.wyoming.config import DEFAULT_URI, WyomingConfig
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ def serve(arguments: argparse.Namespace) -> int:
     )
     if arguments.zeroconf is not None:
         _require_reachable(arguments.uri)
+    logging.basicConfig(format=f"{TIMED}%(levelname)s: %(message)s", datefmt=DATE)
+    logging.getLogger("whisper_npu").setLevel(logging.INFO)
     folder = cli.find_model(arguments.model, arguments.variant)
     with load_model(folder, **model_options(arguments)) as model:
         server = WyomingServer(model, config)

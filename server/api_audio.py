@@ -14,7 +14,14 @@ from whisper_npu import DeviceError, Segment
 from whisper_npu.server import answers
 from whisper_npu.server.authentication import KEY
 from whisper_npu.server.documentation import audio_answers, form_of
-from whisper_npu.server.errors import ClientGoneError, bad_request, from_transcription, server_error
+from whisper_npu.server.errors import (
+    ClientGoneError,
+    bad_request,
+    from_transcription,
+    log_refusal,
+    server_error,
+    shutting_down,
+)
 from whisper_npu.server.fields import Task, TranscriptionFields, TranslationFields, Wanted
 from whisper_npu.server.models import ServedModel
 from whisper_npu.server.service import Service, service_of
@@ -149,9 +156,14 @@ class _EventStream(Response):
         async with self._held:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await self._send(send, start)
-            async for content in self._contents():
-                body = {"type": "http.response.body", "body": content, "more_body": True}
-                await self._send(send, body)
+            try:
+                async for content in self._contents(scope.get("client")):
+                    body = {"type": "http.response.body", "body": content, "more_body": True}
+                    await self._send(send, body)
+            except asyncio.CancelledError:  # the server ends, and will not wait any longer
+                last = answers.error_event(shutting_down())
+                await self._send(send, {"type": "http.response.body", "body": last})
+                raise
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, message: Message) -> None:
@@ -164,9 +176,9 @@ class _EventStream(Response):
             async with asyncio.timeout(self._run.patience):
                 await send(message)
         except TimeoutError:
-            raise ClientGoneError from None
+            raise ClientGoneError("does not read its answer") from None
 
-    async def _contents(self) -> AsyncIterator[bytes]:
+    async def _contents(self, client: object) -> AsyncIterator[bytes]:
         writer = answers.EventWriter(self._run.wanted)
         try:
             yield self._content(writer, self._first)
@@ -178,7 +190,9 @@ class _EventStream(Response):
             known = from_transcription(error)
             if known is None:
                 logger.exception("a transcription failed")
-            yield answers.error_event(known or server_error())
+            known = known or server_error()
+            log_refusal(client, known)
+            yield answers.error_event(known)
         else:
             yield answers.LAST_EVENT
 

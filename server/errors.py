@@ -1,10 +1,12 @@
 """Errors in the shape of OpenAI's API, with the status that the official client knows."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 
 from whisper_npu import (
@@ -14,8 +16,12 @@ from whisper_npu import (
     ModelError,
     UsageError,
 )
+from whisper_npu.server.logs import shown
+
+logger = logging.getLogger("whisper_npu.server")
 
 _INVALID = "invalid_request_error"
+_MOST_NAME = 40  # characters of a field's name in the log; a client may send any
 
 
 class ApiError(Exception):
@@ -64,7 +70,10 @@ class ApiError(Exception):
 
 
 class ClientGoneError(Exception):
-    """The caller closed the connection: nobody waits for an answer."""
+    """The caller closed the connection, or does not read: nobody waits for an answer."""
+
+    def __init__(self, reason: str = "left before the end of its answer") -> None:
+        super().__init__(reason)
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -92,6 +101,11 @@ def unavailable(message: str, code: str, retry_after: int = 5) -> ApiError:
         code=code,
         headers={"Retry-After": str(retry_after)},
     )
+
+
+def shutting_down() -> ApiError:
+    """The server ends, and waits for no request any longer."""
+    return unavailable("the server ends; send the request again later", "shutting_down")
 
 
 def from_transcription(error: Exception) -> ApiError | None:
@@ -128,11 +142,19 @@ def server_error() -> ApiError:
     )
 
 
-async def answer_api_error(_request: Request, error: Exception) -> Response:
+async def answer_api_error(connection: HTTPConnection, error: Exception) -> Response:
     """Answer an `ApiError`."""
     if not isinstance(error, ApiError):
         raise error
+    log_refusal(connection.client, error)
     return error.response()
+
+
+def log_refusal(client: object, error: ApiError) -> None:
+    """Log why a client is refused: not the message, which may name the file."""
+    where = f", field {error.param[:_MOST_NAME]!r}" if error.param else ""
+    reason = error.code or error.kind
+    logger.info("%s - refused: %d %s%s", shown(client), error.status, reason, where)
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:

@@ -8,7 +8,8 @@ from time import monotonic
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from whisper_npu.server.errors import ClientGoneError, unavailable
+from whisper_npu.server.errors import ClientGoneError, shutting_down
+from whisper_npu.server.logs import shown
 from whisper_npu.server.metrics import Metrics
 
 logger = logging.getLogger("whisper_npu.server")
@@ -42,14 +43,13 @@ class RequestRecords:
 
         try:
             await self._app(scope, receive, send_noted)
-        except ClientGoneError:
+        except ClientGoneError as gone:
             status = _LEFT
+            logger.info("%s - %s", shown(scope.get("client")), gone)
         except asyncio.CancelledError:  # the server ends, and will not wait any longer
+            logger.info("%s - cut off: --grace is over", shown(scope.get("client")))
             if not has_started:
-                answer = unavailable(
-                    "the server ends; send the request again later", "shutting_down"
-                )
-                await answer.response()(scope, receive, send_noted)
+                await shutting_down().response()(scope, receive, send_noted)
         except Exception:
             logger.warning("the next traceback is of request %s", number)
             raise

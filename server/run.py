@@ -19,6 +19,7 @@ from uvicorn.server import HANDLED_SIGNALS
 from whisper_npu import UsageError, WhisperNpuError
 from whisper_npu.server.app import create_app
 from whisper_npu.server.config import ServerConfig
+from whisper_npu.server.logs import DATE, TIMED
 from whisper_npu.server.protocol import PatientProtocol
 from whisper_npu.server.websocket import PatientWebSocket
 
@@ -72,7 +73,7 @@ class Server(uvicorn.Server):
                     self.app,
                     http=PatientProtocol,
                     ws=PatientWebSocket,
-                    log_config=_logging(),
+                    log_config=_logging(log_level),
                     log_level=log_level,
                     server_header=False,
                     timeout_graceful_shutdown=listener.grace,
@@ -165,11 +166,14 @@ def _allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _logging() -> dict[str, Any]:
-    """Uvicorn's logging, with this package's messages in it; all on standard error."""
+def _logging(level: str) -> dict[str, Any]:
+    """Uvicorn's logging, with times and this package's messages; all on standard error."""
     logging = copy.deepcopy(LOGGING_CONFIG)
+    for formatter in logging["formatters"].values():
+        formatter |= {"fmt": TIMED + formatter["fmt"], "datefmt": DATE}
     logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
-    logging["loggers"]["whisper_npu"] = {"handlers": ["default"], "level": "INFO"}
+    logging["loggers"]["whisper_npu"] = {"handlers": ["default"], "level": level.upper()}
+    logging["loggers"]["asyncio"] = {"handlers": ["default"], "level": "WARNING"}
     # The caller learns what is wrong with its body; it should not fill the log as well.
     logging["loggers"]["python_multipart"] = {"level": "CRITICAL"}
     return logging

@@ -18,7 +18,8 @@ from typing import Protocol
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.timing import StageTimes
-from whisper_npu.runtime.transcription.scheduler import Batch, Priority, Scheduler
+from whisper_npu.runtime.transcription.batches import Batch, Priority
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest, WindowResult
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams

@@ -12,6 +12,7 @@ from whisper_npu.runtime.audio.stream import AudioStream
 from whisper_npu.runtime.features.log_mel import FRAMES_PER_SECOND
 from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.timing import StageTimes
+from whisper_npu.runtime.transcription.batches import Priority
 from whisper_npu.runtime.transcription.gibberish import GibberishWatch
 from whisper_npu.runtime.transcription.group import Group
 from whisper_npu.runtime.transcription.partial import (
@@ -22,7 +23,7 @@ from whisper_npu.runtime.transcription.partial import (
     Reports,
     in_background,
 )
-from whisper_npu.runtime.transcription.scheduler import GIVEN_UP, Priority, Scheduler
+from whisper_npu.runtime.transcription.scheduler import GIVEN_UP, Scheduler
 from whisper_npu.runtime.transcription.session import TranscriptionSession
 from whisper_npu.runtime.transcription.strategy import Strategy, choose_strategy, is_sequential
 from whisper_npu.runtime.transcription.stream import TranscriptionStream

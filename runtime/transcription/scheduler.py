@@ -13,8 +13,7 @@ work, between two steps: the streams pause, and a caller that decodes for all de
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 from threading import Condition, get_ident
 
 from whisper_npu.errors import DeviceError, UsageError
@@ -23,11 +22,11 @@ from whisper_npu.runtime.engines.memory import available_bytes
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription.allowance import Allowance
+from whisper_npu.runtime.transcription.batches import Batch, Client, Priority, can_join, rank
 from whisper_npu.runtime.transcription.window_decoding import (
     MakeWay,
     WindowRequest,
     WindowResult,
-    can_share,
     decode_requests,
     encode_ahead,
 )
@@ -37,17 +36,7 @@ logger = logging.getLogger("whisper_npu")
 GIVEN_UP = "this transcription was closed before its end; begin it anew"
 
 _SHARE_OF_MEMORY = 0.5  # of the free memory, for the states of windows that are decoded
-_MOST_OVERTAKINGS = 8  # after so many short batches that came later, a bulk batch is next
 _MAKING_WAY = "more urgent work"  # a stage
-
-
-class Priority(IntEnum):
-    """The priority of work: the lower value is decoded first."""
-
-    SHORT = 0
-    """Live speech, and recordings of at most one window."""
-    BULK = 1
-    """Everything else."""
 
 
 @dataclass(frozen=True)
@@ -61,76 +50,6 @@ class Decoded:
 
     batches: int = 0
     windows: int = 0
-
-
-@dataclass(eq=False)
-class Client:
-    """A caller of the scheduler; made by `Scheduler.client`.
-
-    Attributes:
-        batch_size: windows decoded together in one stream, windows of other clients included.
-        priority: priority of its work.
-        served: number of the last decoding that included it; at first, of the last before it.
-    """
-
-    batch_size: int
-    priority: Priority
-    served: int
-
-
-@dataclass(eq=False)
-class Batch:
-    """Windows of one client that are decoded together, maybe with windows of other clients.
-
-    Attributes:
-        client: the client that submits the windows.
-        requests: the windows.
-        parallel: whether the pool decodes them, in one of several streams.
-        times: stage times of all windows that were decoded together.
-        n_together: number of windows that were decoded together.
-        number: the place of the batch among all submitted batches.
-        n_overtaken: batches of higher priority that came later and were decoded earlier.
-    """
-
-    client: Client
-    requests: Sequence[WindowRequest]
-    parallel: bool = False
-    times: StageTimes = field(default_factory=StageTimes)
-    n_together: int = 1
-    number: int = 0
-    n_overtaken: int = 0
-    _results: list[WindowResult | None] | None = None
-    _error: BaseException | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the batch was decoded, or failed."""
-        return self._results is not None or self._error is not None
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a caller waits for one of its windows."""
-        return any(request.caller.is_wanted for request in self.requests)
-
-    def succeed(self, results: Sequence[WindowResult | None]) -> None:
-        """Set the results, unless results or an error are set."""
-        if not self.is_done:
-            self._results = list(results)
-
-    def fail(self, error: BaseException) -> None:
-        """Set the error, unless results or an error are set."""
-        if not self.is_done:
-            self._error = error
-
-    def results(self) -> list[WindowResult | None]:
-        """A result per request; None for cancelled windows.
-
-        Raises:
-            DeviceError: the device failed.
-        """
-        if self._error is not None:
-            raise self._error
-        return [None] * len(self.requests) if self._results is None else self._results
 
 
 class Scheduler:
@@ -342,13 +261,13 @@ class Scheduler:
         """
         self._waiting = [each for each in self._waiting if each.is_wanted and not each.is_done]
         may = (b for b in self._waiting if b.parallel == parallel and b.client.priority <= most)
-        waiting = sorted(may, key=_rank)
+        waiting = sorted(may, key=rank)
         if not waiting:
             return ()
         first, *others = waiting
         together = [first]
         for other in others:
-            if _joins(other, together, self.backend):
+            if can_join(other, together, self.backend):
                 together.append(other)
         self._n_decoded += 1
         for batch in together:
@@ -464,24 +383,6 @@ class Scheduler:
         else:  # one batch caused the error: only that batch may fail
             for batch in together:
                 self._decode([batch], get_backend)
-
-
-def _rank(batch: Batch) -> tuple[int, int, int]:
-    """The sorting key of batches: the lowest is decoded first."""
-    urgency = -1 if batch.n_overtaken >= _MOST_OVERTAKINGS else batch.client.priority
-    return (urgency, batch.client.served, batch.number)
-
-
-def _joins(batch: Batch, together: Sequence[Batch], backend: Backend) -> bool:
-    """Whether a batch is decoded together with others: no text changes, and no batch waits."""
-    first = together[0]
-    return (
-        all(batch.client is not other.client for other in together)  # it divides its own evenly
-        and batch.client.priority == first.client.priority
-        and sum(len(other.requests) for other in (*together, batch))
-        <= min(other.client.batch_size for other in (*together, batch))
-        and can_share(first.requests, batch.requests, backend.window_frames[-1])
-    )
 
 
 def _encode_here(requests: Sequence[WindowRequest]) -> None:

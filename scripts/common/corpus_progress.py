@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 from whisper_npu.scripts.common.console import controls
 from whisper_npu.scripts.common.progress import words
@@ -16,7 +16,11 @@ _CLEAR = "\r\x1b[K"
 
 
 class Meter:
-    """Shows the progress of a corpus."""
+    """Shows the progress of a corpus. A context manager: other text may follow its end.
+
+    Attributes:
+        last: the last progress; None before the work begins.
+    """
 
     def __init__(
         self,
@@ -36,28 +40,52 @@ class Meter:
         self._out = sys.stderr if out is None else out
         self._clock = clock
         self._told: float | None = None
+        self._is_drawn = False  # whether the terminal's line is to be cleared
+        self.last: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def say(self, text: str) -> None:
+        """Show what is done while no recording is transcribed."""
+        self._print(f"{text} ...", stays=False)
 
     def show(self, progress: "Progress") -> None:
         """Show the progress if it is time to."""
-        is_last = progress.done == progress.items
-        line = describe(progress, self._price)
-        if self._out.isatty():
-            controls(self._out)(_CLEAR)
-            print(line, end="\n" if is_last else "", file=self._out, flush=True)
-        elif self._told is None or is_last or self._clock() - self._told >= _TOLD_EVERY:
+        self.last = progress
+        is_first, is_last = not progress.elapsed, progress.done == progress.items
+        is_time = self._told is None or self._clock() - self._told >= _TOLD_EVERY
+        if is_time or is_last or self._out.isatty():
             self._told = self._clock()
-            print(line, file=self._out, flush=True)
+            # Ray prints a line of its own after the first.
+            self._print(describe(progress, self._price), stays=is_first or is_last)
+
+    def clear(self) -> None:
+        """Clear the line on a terminal for other text."""
+        if self._is_drawn:
+            controls(self._out)(_CLEAR)
+            self._out.flush()
+        self._is_drawn = False
+
+    def _print(self, line: str, *, stays: bool) -> None:
+        """Print a line; on a terminal the next line takes its place, unless it stays."""
+        self.clear()
+        self._is_drawn = self._out.isatty() and not stays
+        print(line, end="" if self._is_drawn else "\n", file=self._out, flush=True)
 
 
 def describe(progress: "Progress", price_per_hour: float | None) -> str:
     """The progress in one line."""
     if not progress.items:
         return f"{progress.rows} rows in the manifest, and nothing to transcribe"
-    if not progress.done:
+    if not progress.elapsed:
         return (
             f"{progress.rows} rows in the manifest; {progress.items} recordings, "
             f"{words(progress.seconds)}, to transcribe with {progress.actors} "
-            f"process{'' if progress.actors == 1 else 'es'}"
+            f"process{'' if progress.actors == 1 else 'es'}; figures follow after the first block"
         )
     total = max(progress.seconds, progress.seconds_done)
     left = max(0.0, total - progress.seconds_done) if progress.done < progress.items else 0.0

@@ -26,6 +26,8 @@ TOP_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+# Sources, and the references that the site has of them. A host of code shows the sources only.
+REFERENCES = {"whisper_npu/__init__.py": "reference/python.md"}
 _ASIDE = "site"  # the folder of docs/ with the site's configuration and style
 _CONFIGURATION = "zensical.toml"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -79,7 +81,9 @@ def collect(root: Path, pages: Path) -> None:
         shutil.copy(root / source, pages / name)
         places[Path(source)] = pages / name
     menu = tomllib.loads((root / "docs" / _ASIDE / _CONFIGURATION).read_text(encoding="utf-8"))
-    site = links.Site(root, pages, places, {page: title for title, page in _titles(menu)})
+    made = {Path(source): pages / page for source, page in REFERENCES.items()}
+    titles = {page: title for title, page in _titles(menu)}
+    site = links.Site(root, pages, places | made, titles)
     for place, page in places.items():
         if page.suffix == ".md":
             page.write_text(links.moved(site, page, place), encoding="utf-8")

@@ -11,6 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from whisper_npu.server.authentication import require_key
 from whisper_npu.server.errors import bad_request, busy
+from whisper_npu.server.logs import shown
 from whisper_npu.server.models import FIRST_MODEL
 from whisper_npu.server.realtime.session import Session
 from whisper_npu.server.service import service_of
@@ -79,7 +80,14 @@ async def realtime(websocket: WebSocket) -> None:
         try:
             await session.run(service.config.limits.idle_seconds)
         except WebSocketDisconnect:
-            logger.debug("the client of a live session left")
+            pass  # it left while an event was being sent
+        finally:
+            logger.info(
+                "%s - live session ended after %.1f s of audio: %s",
+                shown(websocket.client),
+                session.seconds,
+                session.end,
+            )
 
 
 def _with_key(websocket: WebSocket, offered: list[str]) -> HTTPConnection:

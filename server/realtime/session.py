@@ -28,13 +28,20 @@ from whisper_npu import (
     TurnEvent,
     TurnStarted,
 )
-from whisper_npu.server.errors import ApiError, bad_request, from_transcription, server_error
+from whisper_npu.server.errors import (
+    ApiError,
+    bad_request,
+    from_transcription,
+    log_refusal,
+    server_error,
+)
 from whisper_npu.server.models import ServedModel
 from whisper_npu.server.pcm import SAMPLE_RATE, Floats, RawAudio
 from whisper_npu.server.realtime.inbox import APPEND, Event, Inbox, audio_of, parsed
 from whisper_npu.server.realtime.item import Item
 from whisper_npu.server.realtime.settings import TENTATIVE, Settings
 from whisper_npu.server.service import Service
+from whisper_npu.server.websocket import SLOW
 
 logger = logging.getLogger("whisper_npu.server")
 
@@ -45,10 +52,15 @@ _AT_ONCE = 30 * SAMPLE_RATE  # samples: more are fed in parts, between which a s
 _LEAST_COMMIT = SAMPLE_RATE // 10  # samples
 _MOST_ID = 512  # characters of a client's event_id that an error repeats
 _NORMAL, _BROKEN = 1000, 1011  # codes of closed connections
+_ENDS = {SLOW: "the client does not read", 1012: "the server ends"}  # by the same codes
 
 
 class Session:
-    """A realtime session, after its connection was accepted."""
+    """A realtime session, after its connection was accepted.
+
+    Attributes:
+        end: why it ended.
+    """
 
     def __init__(
         self,
@@ -81,6 +93,12 @@ class Session:
         self._item: Item | None = None  # the one whose audio arrives
         self._last_item: str | None = None  # the last one that was committed
         self._n_samples = 0  # heard since the start of the session
+        self.end = "the client left"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio since the start."""
+        return self._n_samples / SAMPLE_RATE
 
     async def run(self, idle_seconds: float) -> None:
         """Serve until the client leaves.
@@ -98,6 +116,7 @@ class Session:
             raise
         except Exception:
             logger.exception("a live session failed")
+            self.end = "an error of the server"
             await self._send_error(server_error())
             await self._socket.close(_BROKEN, "internal error")
         finally:
@@ -111,10 +130,12 @@ class Session:
                 async with asyncio.timeout(idle_seconds):
                     message = await self._socket.receive()
             except TimeoutError:
+                self.end = f"no event for {idle_seconds:g} s"
                 await self._inbox.put(_idle(idle_seconds), 0)
                 await self._inbox.put(None, 0)
                 return
             if message["type"] == "websocket.disconnect":
+                self.end = _ENDS.get(message["code"], self.end)
                 await self._inbox.end()
                 return
             text = message.get("text") or message.get("bytes") or ""
@@ -351,6 +372,7 @@ class Session:
             if known is None:
                 logger.exception("live speech could not be transcribed")
             item.error = known or server_error()
+            log_refusal(self._socket.client, item.error)
             return
         for update in updates:
             if isinstance(update, Committed):

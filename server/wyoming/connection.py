@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, TypeVar
 
 from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
@@ -16,6 +17,7 @@ from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 
 from whisper_npu import TranscribeKwargs, UsageError, WhisperModel, WhisperNpuError
+from whisper_npu.server.logs import shown
 from whisper_npu.server.wyoming.config import WyomingConfig
 from whisper_npu.server.wyoming.events import (
     BoundedReader,
@@ -64,6 +66,7 @@ class Connection:
         self._utterance: Utterance | None = None
         self._waiting = bytearray()  # audio that was not heard yet
         self._work: asyncio.Task[None] | None = None  # hears it
+        self._client = shown(writer.get_extra_info("peername"))
 
     async def run(self, until: asyncio.Event, *, is_full: bool = False) -> None:
         """Answer until the client leaves, or `until` is set between two events.
@@ -72,24 +75,33 @@ class Connection:
             until: set to end.
             is_full: whether there are more connections than allowed: the client is refused.
         """
+        logger.info("%s - connected", self._client)
+        end = "the server ends"
         try:
             if is_full:
-                await self._refuse("too many connections; try again", "busy")
+                end = await self._refuse("too many connections; try again", "busy")
                 return
             while (event := await self._next(until)) is not None:
                 await self._handle(event)
+            if not until.is_set():
+                end = "the client left"
         except (ProtocolError, UsageError) as error:
-            await self._refuse(str(error), "bad-request")
+            end = await self._refuse(str(error), "bad-request")
         except WhisperNpuError as error:
-            await self._refuse(str(error), "transcription-failed")
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            logger.debug("a client left")
+            end = await self._refuse(str(error), "transcription-failed")
+        except asyncio.IncompleteReadError:
+            end = "the client left within an event"
+        except OSError as error:  # a TimeoutError, too
+            end = str(error)
         except Exception:
-            logger.exception("a connection failed")
-            await self._refuse("the server made a mistake; its log has the cause", "server-error")
+            logger.exception("%s - a connection failed", self._client)
+            end = await self._refuse(
+                "the server made a mistake; its log has the cause", "server-error"
+            )
         finally:
             await self._drop()
             self._writer.close()
+            logger.info("%s - ended: %s", self._client, end)
 
     async def _next(self, until: asyncio.Event) -> Event | None:
         """The next event; None at the end.
@@ -110,7 +122,7 @@ class Connection:
                 return read.result()
             if told.done():
                 return None
-            raise TimeoutError
+            raise TimeoutError(f"no event for {self._served.config.idle_seconds:g} s")
         finally:
             for each in (read, told):
                 each.cancel()
@@ -170,7 +182,14 @@ class Connection:
         request, self._request = self._request, Transcribe()
         text, language, is_started = "", request.language, False
         if utterance is not None:
+            begun = monotonic()
             await self._send(utterance, await self._in_thread(utterance.finish))
+            logger.info(
+                "%s - %.1f s of audio; its text came after %.2f s",
+                self._client,
+                utterance.seconds,
+                monotonic() - begun,
+            )
             text, language = utterance.text, utterance.language
             is_started = utterance.is_started
         if not is_started:
@@ -194,9 +213,12 @@ class Connection:
                 await self._write(TranscriptStart(language=utterance.language))
             await self._write(TranscriptChunk(text))
 
-    async def _refuse(self, message: str, code: str) -> None:
-        """Tell what is wrong, and end the connection: clients wait for a text or the end."""
-        logger.warning("a client was refused: %s", message)
+    async def _refuse(self, message: str, code: str) -> str:
+        """Tell what is wrong, before the end; clients wait for a text or the end.
+
+        Returns:
+            the same for the log, in one line.
+        """
         with suppress(OSError, TimeoutError):
             await self._write(Error(message, code))
             if self._writer.can_write_eof():
@@ -204,6 +226,7 @@ class Connection:
             # If a connection is closed with unread data, its client may never see the reason.
             async with asyncio.timeout(_UNREAD_PATIENCE):
                 await self._reader.drop()
+        return f"refused ({code}): {' '.join(message.split())}"
 
     async def _write(self, event: Eventable) -> None:
         try:
@@ -211,7 +234,7 @@ class Connection:
                 await async_write_event(event.event(), self._writer)
         except TimeoutError:
             self._writer.transport.abort()  # a close would wait for the client to read
-            raise
+            raise TimeoutError("the client does not read its answers") from None
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()

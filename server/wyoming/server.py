@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,8 @@ from whisper_npu import LANGUAGES, UsageError, WhisperModel, __version__
 from whisper_npu.server.wyoming.config import WyomingConfig
 from whisper_npu.server.wyoming.connection import Connection, Served
 from whisper_npu.server.wyoming.events import MOST_LINE
+
+logger = logging.getLogger("whisper_npu.server")
 
 
 class WyomingServer:
@@ -59,6 +62,7 @@ class WyomingServer:
             async with self._listening(until):
                 ready()
                 await until.wait()
+            logger.info("the server ends; connections: %d", len(self._connections))
             if self._connections:
                 await asyncio.wait(self._connections)
         finally:

@@ -13,6 +13,8 @@ import soundfile
 from audio_files import RATE, voice
 from repository import ROOT
 
+from whisper_npu.corpus import run
+from whisper_npu.errors import OutputError
 from whisper_npu.scripts.corpus import main
 
 # The tiny Whisper invents text: every window of sound becomes some.
@@ -99,6 +101,12 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
     assert 1 <= int(n_left) <= 7 - len(stored)
     assert f"{n_left} of {n_left} recordings" in resumed.stderr
     assert ", cost " in resumed.stderr
+    assert re.findall(r"^(.*) \.\.\.$", resumed.stderr, re.MULTILINE) == [
+        *("loading Ray", "reading the model's files", "reading the manifest", "starting Ray"),
+        *("looking at the recordings of 9 rows", "writing the outputs"),
+    ]
+    last = resumed.stderr.splitlines()[-1]
+    assert last == f"{out} has the outputs: corpus.parquet, corpus.jsonl, subtitles"
     assert "WER: " in resumed.stdout
     assert results_of(out).items() >= stored.items()
     rows = pq.read_table(out / "corpus.parquet").to_pylist()
@@ -106,6 +114,7 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
     assert all(row["text"] for row in rows[:7])
     assert rows[6]["text"] == rows[1]["text"]
     assert "no such file" in rows[8]["error"]
+    assert f"error: {rows[8]['error']}\n" in resumed.stderr  # names the recording once
     assert len(list((out / "subtitles").glob("*.vtt"))) == 7
     keys = [
         row["key"]
@@ -132,7 +141,7 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
         (["m.jsonl", "-o", "out", "--max-wer", "nan"], "--max-wer: nan is not 0 or more"),
         (["m.jsonl", "-o", "out", "--subtitles", "doc"], "subtitles are 'doc'; give srt, vtt, txt"),
         (["m.jsonl", "-o", "out", "--format", "xml"], "unknown kind of manifest 'xml'"),
-        (["verify", "out"], "holds no outputs of a finished run"),
+        (["verify", "out"], "out: no run of `whisper-npu corpus` has used it as --out"),
     ],
 )
 def test_wrong_command_lines(arguments, message, tiny_folder, tmp_path, monkeypatch, capsys):
@@ -145,6 +154,35 @@ def test_wrong_command_lines(arguments, message, tiny_folder, tmp_path, monkeypa
         code = end.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("done", "stop", "code", "kept"),
+    [
+        (3, KeyboardInterrupt(), 130, "3 of 7 recordings of this run are done, and kept in out"),
+        (3, OutputError("out/results: disk full"), 1, "3 of 7 recordings of this run are done"),
+        (0, KeyboardInterrupt(), 130, "no recording of this run is done"),
+        (None, KeyboardInterrupt(), 130, "the work had not begun"),
+    ],
+)
+def test_how_to_go_on_after_a_stop(done, stop, code, kept, tiny_folder, monkeypatch, capsys):
+    def stopped(job, on_progress, on_status):
+        if done is not None:
+            on_progress(run.Progress(rows=9, items=7, done=done))
+        raise stop
+
+    monkeypatch.setattr(run, "run_corpus", stopped)
+    assert main(["m.jsonl", "-o", "out", "--model", str(tiny_folder)]) == code
+    *_, told, last = capsys.readouterr().err.splitlines()
+    assert told.startswith(kept)
+    assert told.endswith("; to go on, give the same command again")
+    assert last in ("interrupted", "error: out/results: disk full")
+
+
+def test_no_advice_to_repeat_a_mistake(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["missing.jsonl", "-o", "out", "--model", str(tiny_folder)]) == 2
+    assert "to go on" not in capsys.readouterr().err
 
 
 def test_a_folder_in_use(tiny_folder, tmp_path, monkeypatch, capsys):

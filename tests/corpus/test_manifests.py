@@ -60,6 +60,12 @@ def recordings(sounds, folder):
     return write_lines(folder / "recordings.jsonl.gz", rows)
 
 
+def array(sounds, folder):
+    rows = [json.loads(line) for line in nemo(sounds, folder).read_text().splitlines()]
+    (folder / "array.json").write_text(json.dumps(rows, indent=2))
+    return folder / "array.json"
+
+
 def cuts(sounds, folder):
     rows = [
         {
@@ -131,7 +137,7 @@ def audio_glob(sounds, folder):
     return folder / "sounds" / "*.flac"
 
 
-WITH_TEXTS = [nemo, cuts, tsv, common_voice, librispeech, parquet, webdataset]
+WITH_TEXTS = [nemo, array, cuts, tsv, common_voice, librispeech, parquet, webdataset]
 
 
 @pytest.mark.parametrize("make", [*WITH_TEXTS, recordings, audio_folder, audio_glob])
@@ -197,11 +203,16 @@ def test_urls(sounds):
     ("name", "content", "message"),
     [
         ("x.jsonl", "", "is empty"),
-        ("x.jsonl", "{\n", "line 1 is no JSON"),
-        ("x.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("x.jsonl", '{\n  "a": 1\n}', "line 1 is no JSON: .*; give one object a line, or an array"),
+        ("x.jsonl", "3\n", "line 1 is no JSON object"),
+        ("x.json", "[1]\n", "entry 1 is no JSON object"),
+        ("x.json", "[\n{},", "the array is no JSON: .*; give one object a line, or an array"),
+        ("x.json", '[{"audio_filepath": "a"}, {}]', "entry 2 has no audio_filepath"),
+        ("x.json", "[]", "is empty"),
+        ("x.json", '{"audio": "a"}', "line 1 has neither audio_filepath .NeMo. nor a recording"),
         ("x.jsonl", '{"audio_filepath": "a"}\n{"text": 3}\n', "line 2 has no audio_filepath"),
         ("x.jsonl", '{"type": "MixedCut"}\n', r"line 1 \(MixedCut\) names no recording"),
-        ("x.jsonl", "[" * 100_000, "line 1 is no JSON"),
+        ("x.jsonl", "[" * 100_000, "the array is no JSON"),
         ("x.jsonl", '{"audio_filepath": "a", "offset": -1}', r"a@-1\+0: the cut begins at -1 s"),
         ("x.jsonl", '{"audio_filepath": "a", "offset": 1e999}', "the cut begins at inf s"),
         ("x.jsonl", f'{{"audio_filepath": "a", "offset": {10**400}}}', "the cut begins at inf s"),

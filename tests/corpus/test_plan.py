@@ -400,8 +400,22 @@ class TestVerify:
         assert finding == "a.wav: 0.50 of 1.00 s are not accounted for"
 
     def test_no_outputs(self, tmp_path):
-        with pytest.raises(UsageError, match="holds no outputs of a finished run"):
+        for folder in (tmp_path, tmp_path / "none"):
+            with pytest.raises(UsageError, match="no run of `whisper-npu corpus` has used it"):
+                verify_corpus(str(folder))
+        (tmp_path / "state").mkdir()
+        with pytest.raises(UsageError, match="its run has not come to its end; give the command"):
             verify_corpus(str(tmp_path))
+
+    @pytest.mark.parametrize("name", ["corpus.parquet", "corpus.jsonl"])
+    def test_an_output_that_is_missing_or_damaged(self, published, name):
+        path = published / name
+        path.write_text("{")
+        with pytest.raises(OutputError, match=r"cannot be read: .*; give the command of the run"):
+            verify_corpus(str(published))
+        path.unlink()
+        with pytest.raises(OutputError, match=f": {name} missing; give the command of the run"):
+            verify_corpus(str(published))
 
 
 def test_memory_of_keys_is_small(out):

@@ -100,6 +100,22 @@ def test_a_link_to_nothing_fails(checkout, tmp_path, real_asset):
     assert "\n" not in str(error.value)
 
 
+def test_links_lead_somewhere_before_the_site_is_built():
+    """As a host of code shows the pages."""
+    pages = [ROOT / page for page in TOP_PAGES] + list((ROOT / "docs").rglob("*.md"))
+    for page in pages:
+        for _, _, link in links._LINK.findall(page.read_text(encoding="utf-8")):
+            target = link.partition("#")[0]
+            if target and not re.match(r"[a-z]+:", target):
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+@pytest.mark.slow
+def test_the_source_of_a_reference_is_its_page(site):
+    python = (site / "python.html").read_text(encoding="utf-8")
+    assert re.search(r'<a href="reference/python\.html">All public names</a>', python)
+
+
 def test_a_page_that_no_menu_lists_fails(tmp_path):
     for name in ("a.md", "b/c.md", "files/shown.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,6 +1,10 @@
 """The progress of a corpus, in one line."""
 
+import contextlib
 import io
+import re
+
+import pytest
 
 from whisper_npu.scripts.common.corpus_progress import Meter, describe
 
@@ -12,8 +16,10 @@ def progress(**facts):
 
 
 def test_at_the_beginning():
-    line = "9 rows in the manifest; 4 recordings, 2 h 0 min, to transcribe with 1 process"
-    assert describe(progress(), None) == line
+    assert describe(progress(), None) == (
+        "9 rows in the manifest; 4 recordings, 2 h 0 min, to transcribe with 1 process; figures "
+        "follow after the first block"
+    )
     assert describe(progress(items=0), None) == "9 rows in the manifest, and nothing to transcribe"
 
 
@@ -41,16 +47,48 @@ def test_a_line_a_minute():
     assert counts == ["3", "4"]
 
 
-def test_a_terminal_is_redrawn():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+def test_parts_of_a_recording_count_before_it_is_done():
+    line = describe(progress(items=1, seconds_done=1800.0, elapsed=90.0), None)
+    assert line.startswith("30 min 0 s of 2 h 0 min, 0 of 1 recordings")
 
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_redrawn():
     out = Terminal()
     meter = Meter(None, out)
-    meter.show(progress(done=1, seconds_done=60.0, elapsed=1.0))
-    meter.show(progress(done=4, seconds_done=60.0, elapsed=1.0))
-    first, second = out.getvalue().split("\r\x1b[K")[1:]
+    for done in (0, 1, 4):
+        meter.show(progress(done=done, seconds_done=60.0 * done, elapsed=float(done)))
+    begin, first, second = re.split(r"\n|\r\x1b\[K", out.getvalue().removesuffix("\n"))
+    assert "to transcribe with 1 process" in begin  # stays: Ray prints after it
     assert "1 of 4" in first
-    assert not first.endswith("\n")
-    assert second.endswith("\n")
+    assert "4 of 4" in second
+    assert out.getvalue().endswith("\n")
+
+
+def test_what_is_done_before_the_work():
+    out, terminal = io.StringIO(), Terminal()
+    for each in (out, terminal):
+        with Meter(None, each) as meter:
+            meter.say("loading Ray")
+            meter.say("starting Ray")
+            meter.show(progress())
+    begin = describe(progress(), None)
+    assert out.getvalue().splitlines() == ["loading Ray ...", "starting Ray ...", begin]
+    clear = "\r\x1b[K"
+    assert terminal.getvalue() == f"loading Ray ...{clear}starting Ray ...{clear}{begin}\n"
+
+
+@pytest.mark.parametrize("of_work", [True, False])
+def test_the_line_is_cleared_for_an_error(of_work):
+    out = Terminal()
+    with contextlib.suppress(KeyboardInterrupt), Meter(None, out) as meter:
+        if of_work:
+            meter.show(progress(done=1, elapsed=1.0))
+        else:
+            meter.say("starting Ray")
+        raise KeyboardInterrupt
+    assert out.getvalue().endswith("\r\x1b[K")

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import soundfile
-from live_server import form
+from live_server import TRANSCRIPTIONS, form
 from repository import ROOT
 
 from whisper_npu.errors import UsageError
@@ -23,6 +24,7 @@ from whisper_npu.scripts.serve import main
 from whisper_npu.server.config import ServerConfig, parse_models
 from whisper_npu.server.run import Listener, Server
 
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO: +"
 SCRIPT = ROOT / "scripts" / "serve.py"
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,9 @@ def test_it_serves_until_it_is_told_to_end(tiny_folder, tiny_audio, number):
         assert (said["duration"], said["whisper_npu"]["model"]) == (4.0, "tiny")
         process.send_signal(number)
         assert process.wait() == 0
+        log = process.stderr.read().splitlines()
+    assert all(re.match(TIME, line) for line in log), log
+    assert any(f'"POST {TRANSCRIPTIONS} HTTP/1.1" 200' in line for line in log)
 
 
 @pytest.fixture
@@ -97,7 +102,9 @@ def test_no_request_is_waited_for_longer_than_the_grace(tiny_en_folder, long_rec
             assert process.wait() == 0
         assert outcome[0].code == 503
         assert json.loads(outcome[0].read())["error"]["code"] == "shutting_down"
-        assert "Traceback" not in process.stderr.read()
+        log = process.stderr.read()
+    assert "cut off: --grace is over" in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")

@@ -1,6 +1,7 @@
 """`whisper-npu wyoming` as a process: how it starts, what it refuses, how it ends."""
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from wyoming.info import Describe, Info
 from whisper_npu.scripts import serve_wyoming
 from whisper_npu.scripts.main import main
 
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO: "
 SCRIPT = ROOT / "scripts" / "serve_wyoming.py"
 
 
@@ -25,9 +27,9 @@ def test_it_serves_until_it_is_told_to_end(tiny_folder, number):
     command += ["--uri", "tcp://127.0.0.1:0", "--language", "en"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            first = process.stderr.readline()
-            assert first.startswith("listening on tcp://127.0.0.1:"), first
-            uri = first.split()[2]
+            while not (line := process.stderr.readline()).startswith("listening on tcp://"):
+                assert re.match(TIME, line), line
+            uri = line.split()[2]
 
             async def ask():
                 async with AsyncClient.from_uri(uri) as client:
@@ -44,6 +46,9 @@ def test_it_serves_until_it_is_told_to_end(tiny_folder, number):
             asyncio.run(ask())
             process.send_signal(number)
             assert process.wait() == 0
+            log = process.stderr.read().splitlines()
+            assert all(re.match(TIME, line) for line in log), log
+            assert log[0].endswith(" - connected")
         finally:
             process.kill()
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import logging
 import resource
 import select
 import socket
@@ -21,6 +22,7 @@ from whisper_npu.server.config import Limits
 from whisper_npu.server.transcribing import Job
 
 HEAD = f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nHost: here\r\n"
+STREAM = (("model", "whisper-1"), ("stream", "true"))
 MULTIPART = "multipart/form-data; boundary=b"
 
 
@@ -247,12 +249,13 @@ class TestLeaving:
         assert f'whisper_npu_requests_total{{path="{TRANSCRIPTIONS}",status="499"}} 1.0' in metrics
 
     @pytest.mark.parametrize("stream", ["false", "true"])
-    def test_during_the_transcription(self, tmp_path, held, talk, stream):
+    def test_during_the_transcription(self, tmp_path, held, talk, stream, caplog):
         """Its place is free for the next caller, and its windows are not decoded."""
         limits = Limits(active=1)
         with live_server(
             "talker", load=lambda *_, **__: held.model, spool=tmp_path, limits=limits
         ) as server:
+            caplog.set_level(logging.INFO, "whisper_npu.server")
             held.is_held = True
             body, headers = form(talk, [("model", "whisper-1"), ("stream", stream)])
             head = HEAD + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -264,6 +267,7 @@ class TestLeaving:
             wait_until_empty(server)
             assert open_spool_files(tmp_path) == []
             assert server.post(talk).status == 200
+        assert "left before the end of its answer" in caplog.text
 
     def test_while_it_waits_for_a_place(self, held, talk):
         limits = Limits(active=1)
@@ -326,12 +330,13 @@ class TestTime:
         assert (reply.status, error_of(reply)["code"]) == (504, "transcription_timeout")
         assert reply.headers["x-should-retry"] == "false"
 
-    def test_a_reader_that_reads_nothing(self, tmp_path, talk, monkeypatch):
+    def test_a_reader_that_reads_nothing(self, tmp_path, talk, monkeypatch, caplog):
         """A stream that fills all buffers of the system ends, and its place is free."""
         monkeypatch.setattr(EventWriter, "delta", lambda *_: bytes(10 << 20))
         limits = Limits(active=1, stall_seconds=0.3)
         model = talking_model(tmp_path)
         with live_server("talker", load=lambda *_, **__: model, limits=limits) as server:
+            caplog.set_level(logging.INFO, "whisper_npu.server")
             body, headers = form(talk, [("model", "whisper-1"), ("stream", "true")])
             head = HEAD + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             with connect(server) as connection:
@@ -339,6 +344,7 @@ class TestTime:
                 assert status_of(connection) == 200
                 wait_until_empty(server)
             assert server.post(talk).status == 200
+        assert "does not read its answer" in caplog.text
 
     def test_a_recording_that_is_too_long(self, tmp_path, talk):
         limits = Limits(audio_seconds=20.0)
@@ -466,3 +472,19 @@ class TestEnding:
             assert [reply.status for reply in replies] == [200]
             server.thread.join(PATIENCE)
             assert not server.thread.is_alive()
+
+    def test_a_stream_that_is_cut_off_has_a_last_event(self, held, talk, caplog):
+        with live_server("talker", load=lambda *_, **__: held.model, grace=0) as server:
+            caplog.set_level(logging.INFO, "whisper_npu.server")
+            held.is_held = True
+            connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
+            with contextlib.closing(connection):
+                connection.request("POST", TRANSCRIPTIONS, *form(talk, [*STREAM]))
+                answer = connection.getresponse()  # a report of progress begins the stream
+                assert answer.status == 200
+                server.server.should_exit = True
+                *_, last, end = answer.read().decode().split("\n\n")  # raises if it is cut
+            held.let_go()
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert end == ""
+        assert "cut off: --grace is over" in caplog.text

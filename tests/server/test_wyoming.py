@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import socket
 
@@ -469,3 +470,52 @@ def test_a_client_that_does_not_read_is_left(listener, monkeypatch):
             assert writer.is_closing()
 
     asyncio.run(check())
+
+
+# The log
+
+
+def test_who_came_and_why_each_connection_ended(listener, caplog):
+    caplog.set_level(logging.INFO, "whisper_npu.server")
+
+    async def left(server):
+        if server._connections:
+            await asyncio.wait(server._connections)
+
+    async def check():
+        async with serving(listener, connections=1) as server:
+            async with client_of(server) as first, client_of(server) as second:
+                await say(first, speech(0, 2), language="en", transcript_names=["Anna"])
+                assert text_of(await heard(first)) == reading(0, 2).strip()
+                await refused(second)
+            await left(server)
+        async with serving(listener, idle_seconds=0.01) as server, client_of(server) as client:
+            assert await client.read_event() is None
+        async with serving(listener) as server, client_of(server) as client:
+            await client.write_event(Event("transcribe", {"language": "no\npe"}))
+            await client.write_event(AudioStart(RATE, 2, 1).event())
+            await refused(client)
+        async with serving(listener) as server:
+            async with client_of(server) as client:
+                client._writer.write(b'{"type": "audio-chunk", "payload_length": 5}\nab')
+            await left(server)
+        async with serving(listener) as server, client_of(server) as client:
+            await client.write_event(Ping().event())
+            await client.read_event()
+
+    asyncio.run(check())
+    lines = [line.partition(" - ") for line in caplog.messages if " - " in line]
+    assert all(client.startswith("127.0.0.1:") for client, _, _ in lines)
+    lines = [line for _, _, line in lines]
+    assert lines.count("connected") == 6
+    assert any(re.match(r"2\.0 s of audio; its text came after \d+\.\d\d s", x) for x in lines)
+    assert [line.removeprefix("ended: ") for line in lines if line.startswith("ended: ")] == [
+        "refused (busy): too many connections; try again",
+        "the client left",
+        "no event for 0.01 s",
+        "refused (bad-request): unknown language 'no\\npe'; `whisper-npu transcribe "
+        "--list-languages` prints all, `auto` detects it",
+        "the client left within an event",
+        "the server ends",
+    ]
+    assert "Anna" not in caplog.text

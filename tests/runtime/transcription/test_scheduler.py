@@ -17,8 +17,9 @@ from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.runtime.timing import StageTimes
 from whisper_npu.runtime.transcription import allowance
 from whisper_npu.runtime.transcription import scheduler as scheduler_module
+from whisper_npu.runtime.transcription.batches import Batch, Priority
 from whisper_npu.runtime.transcription.group import Group
-from whisper_npu.runtime.transcription.scheduler import Batch, Priority, Scheduler
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest
 
 WHOLE = 3000  # frames

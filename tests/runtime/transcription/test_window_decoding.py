@@ -14,9 +14,10 @@ from whisper_npu.runtime.decoding.decode import DecodingOptions
 from whisper_npu.runtime.engines.protocol import SILENCE_FEATURE
 from whisper_npu.runtime.features.windows import Window
 from whisper_npu.runtime.transcription import window_decoding
+from whisper_npu.runtime.transcription.batches import Priority
 from whisper_npu.runtime.transcription.progress import Progress
 from whisper_npu.runtime.transcription.recording_stream import priority_of
-from whisper_npu.runtime.transcription.scheduler import Priority, Scheduler
+from whisper_npu.runtime.transcription.scheduler import Scheduler
 from whisper_npu.runtime.transcription.window_decoding import WindowRequest, frames_to_encode
 
 # One attempt, whatever the tiny random model writes.
