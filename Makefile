@@ -3,8 +3,10 @@
 #   make test          sets up and runs the tests
 
 MODEL ?= tiny.en
-PRECISION ?= fp32
-OUT ?= models/$(notdir $(MODEL))$(if $(filter-out fp32,$(PRECISION)),-$(PRECISION))
+PRECISION ?= f32
+# Folders are named by the spelling of files: fp16.
+STORED := $(patsubst f%,fp%,$(PRECISION:fp%=f%))
+OUT ?= models/$(notdir $(MODEL))$(if $(filter-out fp32,$(STORED)),-$(STORED))
 AUDIO ?= $(shell $(BIN)/python scripts/fetch_assets.py --quiet beckett)
 PYTHON ?= python3
 
@@ -20,7 +22,7 @@ help:
 	@echo "make setup       make a virtual environment, and fetch the built-in model and recording"
 	@echo "make transcribe  transcribe AUDIO (default: the built-in recording) with MODEL"
 	@echo "make export      export MODEL (default tiny.en: a name, hub id, folder or .pt file) to OUT"
-	@echo "                 in PRECISION (fp32, fp16 or int8; EXPORT_FLAGS: further options)"
+	@echo "                 in PRECISION (f32, f16 or int8; EXPORT_FLAGS: further options)"
 	@echo "make wer         measure the word error rate of MODEL on REFERENCES (a TSV manifest or"
 	@echo "                 LibriSpeech folder)"
 	@echo "make bench-rtf   measure the speed of MODEL on AUDIO (BENCH_FLAGS: further options)"

@@ -65,6 +65,7 @@ def build_parser() -> cli.Parser:
     add_variant(models)
     models.add_argument(
         "--device",
+        type=cli.device,
         default="CPU",
         help="device that computes: CPU, GPU, NPU, NPU_EMULATED, or AUTO, which measures and takes "
         "the fastest; never replaced by another (default: %(default)s)",
@@ -72,6 +73,7 @@ def build_parser() -> cli.Parser:
     models.add_argument(
         "--precision",
         default="auto",
+        type=cli.precision(*PRECISIONS),
         choices=PRECISIONS,
         help="number format of the computation; see `whisper-npu transcribe --help` "
         "(default: %(default)s)",
