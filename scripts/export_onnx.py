@@ -7,7 +7,8 @@ from pathlib import Path
 
 from whisper_npu.errors import ExportError
 from whisper_npu.export.conversion import MAX_WER_INCREASE, Conversion
-from whisper_npu.export.source import check_source, find_source
+from whisper_npu.export.manifest import MANIFEST
+from whisper_npu.export.source import check_source, find_source, look_for
 from whisper_npu.export.target import prepare_target
 from whisper_npu.scripts.common import cli
 
@@ -30,7 +31,9 @@ def build_parser() -> cli.Parser:
         epilog="""\
 MODEL is one of
   tiny.en, base                    built in: fetched by pip, without a hub
-  small, medium, large-v3, turbo   other models of OpenAI, and distil-whisper's, on the hub
+  tiny, base.en, small, small.en, medium, medium.en, large-v1, large-v2, large-v3, turbo,
+  distil-small.en, distil-medium.en, distil-large-v2, distil-large-v3, distil-large-v3.5
+                                   other models of OpenAI and distil-whisper, on the hub
   owner/name                       any model on the Hugging Face hub (gated ones: `hf auth login`)
   ./my-finetune                    a Hugging Face folder (safetensors or PyTorch weights)
   ./faster-whisper-small           a CTranslate2 folder (float16, float32, int8 or int16)
@@ -180,6 +183,11 @@ def _export(args: argparse.Namespace, model: str) -> None:
     suffix = "" if args.precision == "f32" else f"-{conversion.precision}"
     output = args.output or MODELS / f"{source.name}{suffix}"
     prepare_target(output.expanduser(), source, force=args.force)
+    step = _no_step if args.quiet else _print_step
+    step(_first_line(args, model, output))
+    if not (output.expanduser() / MANIFEST).is_file():  # else it may be up to date
+        look_for(source, step)
+    step("loading PyTorch, which takes some seconds")
     try:
         # Imported here, because torch takes seconds and --help should not.
         from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415
@@ -193,7 +201,16 @@ def _export(args: argparse.Namespace, model: str) -> None:
         parity_audio=args.parity_audio,
         conversion=conversion,
         force=args.force,
-        progress=None if args.quiet else _print_step,
+        progress=step,
+    )
+
+
+def _first_line(args: argparse.Namespace, model: str, output: Path) -> str:
+    if args.source or args.model:
+        return f"exporting {model} to {output}"
+    return (
+        f"no model was named, so the default is exported: {model}, to {output}; to choose another: "
+        "`whisper-npu export MODEL`, see --help"
     )
 
 
@@ -209,6 +226,10 @@ def _add_alignment(args: argparse.Namespace) -> None:
 
 def _missing(error: ModuleNotFoundError) -> ExportError:
     return ExportError(f"an export needs {error.name}; install it with: {EXTRA_HINT}")
+
+
+def _no_step(_line: str) -> None:
+    """Print nothing, for --quiet."""
 
 
 def _print_step(line: str) -> None:
