@@ -195,6 +195,8 @@ def serve(arguments: argparse.Namespace) -> int:
         ) from None
     # An empty key is refused: it is a variable that was not set, on a server that should have one.
     key = os.environ.get(KEY_VARIABLE) if arguments.api_key is None else arguments.api_key
+    if key is not None:
+        config.require_key(key, KEY_VARIABLE if arguments.api_key is None else "--api-key")
     given = {
         "upload_bytes": config.parse_size(arguments.max_upload),
         "uploads": arguments.max_uploads,

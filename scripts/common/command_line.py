@@ -11,6 +11,8 @@ from whisper_npu.spelling import LIKENESS, nearest
 
 EXIT_USAGE = 2
 
+_MAY_BE_EMPTY = ("TEXT", "MARKS", "IDS")  # by their metavar
+
 # Options of other commands and programs, and what does the same here; a command gets the hint only
 # if it has the option.
 _ELSEWHERE = {
@@ -81,6 +83,12 @@ class Parser(argparse.ArgumentParser):
                 f"this command takes no file: for a recording use `whisper-npu transcribe {name}`"
             )
         return f"this command takes no names and no files: {name}"
+
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        # `"$OUT"` of a variable that is not set: a path would mean the current folder.
+        if not text and action.metavar not in _MAY_BE_EMPTY:
+            raise argparse.ArgumentError(action, "the value is empty; give one, or leave it out")
+        return super()._get_value(action, text)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

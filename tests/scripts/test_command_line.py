@@ -6,6 +6,7 @@ import pytest
 from repository import ROOT
 
 from whisper_npu.scripts import main as console_command
+from whisper_npu.scripts import transcribe
 from whisper_npu.scripts.common.command_line import Parser, program_name
 
 SCRIPTS = ROOT / "scripts"
@@ -139,6 +140,37 @@ class TestSuggestions:
         (message,) = capsys.readouterr().err.splitlines()
         assert message.startswith("error: ")
         assert told in message
+
+    @pytest.mark.parametrize(
+        ("arguments", "name"),
+        [
+            (["transcribe", ""], "FILE"),
+            (["transcribe", "a.wav", "-o", ""], "-o/--output-dir"),
+            (["transcribe", "a.wav", "--model="], "--model"),
+            (["export", ""], "MODEL"),
+            (["doctor", "--root", ""], "--root"),
+        ],
+    )
+    def test_a_variable_that_is_not_set_is_no_value(self, arguments, name, capsys):
+        with pytest.raises(SystemExit) as end:
+            console_command.main(arguments)
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: argument {name}: the value is empty; give one, or leave")
+
+    def test_texts_may_be_empty(self):
+        arguments = transcribe.build_parser().parse_args(["a.wav", "--initial-prompt", ""])
+        assert arguments.initial_prompt == ""
+
+    @pytest.mark.parametrize("kind", ["missing", "file"])
+    def test_of_a_root_that_is_no_folder(self, kind, tmp_path, capsys):
+        root = tmp_path / "root"
+        if kind == "file":
+            root.touch()
+        assert console_command.main(["doctor", "--root", str(root)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: --root {root}: no such folder; name where a system is mounted\n"
+        )
 
     @pytest.mark.parametrize(
         "line", ["a.wav --language de b.wav", "--language de a.wav b.wav", "a.wav b.wav"]

@@ -165,7 +165,7 @@ class TestExitCodes:
         code, out, err = run(sound, model=tmp_path / "none")
         assert (code, out) == (3, "")
         assert len(err) == 1
-        assert err[0].startswith(f"error: model folder {tmp_path / 'none'}")
+        assert err[0].startswith(f"error: model {tmp_path / 'none'}")
 
     def test_3_for_a_folder_that_is_no_model(self, run, sound, tmp_path):
         code, out, err = run(sound, model=tmp_path)
