@@ -145,7 +145,7 @@ def _settings(entries: "Sequence[CacheEntry]") -> dict[Path, str]:
     for entry in entries:
         model = None if entry.contents is None else entry.contents.model
         alike.setdefault((model, *_looks(entry)), []).append(entry)
-    found = {}
+    found: dict[Path, str] = {}
     for its in alike.values():
         keys = [{**entry.key, **entry.key.get("options", {})} for entry in its]
         names = sorted({name for key in keys for name in key} - {"options", *_ALWAYS})
