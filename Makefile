@@ -46,6 +46,7 @@ help:
 setup: $(INSTALLED) $(ASSETS)
 
 $(INSTALLED): setup.cfg pyproject.toml
+	@echo "installing packages into $(VENV): 3 GB, most of it PyTorch; it takes minutes, and pip is quiet"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,wyoming,corpus,docs,dev]'
@@ -55,6 +56,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 LIBRARY := server/page/wavesurfer
 
 $(ASSETS): $(INSTALLED)
+	@echo "fetching the built-in model and recording: 80 MB, once for all checkouts; seconds to minutes"
 	$(BIN)/python scripts/fetch_assets.py
 	@folder=$$($(BIN)/python scripts/fetch_assets.py --quiet wavesurfer) \
 		&& mkdir -p $(LIBRARY) && cp "$$folder"/* $(LIBRARY) \
@@ -71,9 +73,11 @@ export:
 	$(EXPORT)
 
 $(OUT)/export_manifest.json: | $(INSTALLED)
+	@echo "exporting $(MODEL) to $(OUT), and comparing it with PyTorch: one or two minutes for a small model"
 	$(EXPORT)
 
 transcribe: $(ASSETS) $(OUT)/export_manifest.json
+	@echo "transcribing; the first start compiles the model, which takes seconds"
 	$(BIN)/python scripts/transcribe.py $(AUDIO) --model $(OUT)
 
 REFERENCES ?=
@@ -144,6 +148,7 @@ typecheck: $(INSTALLED)
 # The wheel is built from the sdist, so the sdist is complete, and nothing old in build/ gets in.
 RELEASE := $(VENV)/.release
 $(RELEASE): $(INSTALLED)
+	@echo "installing the packages that build and check releases: a minute, and pip is quiet"
 	$(BIN)/python -m pip install --quiet --editable '.[release]'
 	@touch $@
 
