@@ -221,7 +221,8 @@ class TestExitCodes:
         assert "de\tgerman" in out.splitlines()
 
     @pytest.mark.parametrize(
-        ("language", "told"), [("", "language is empty"), ("Germn", "did you mean german")]
+        ("language", "told"),
+        [("", "--language: the value is empty"), ("Germn", "did you mean german")],
     )
     def test_2_for_an_unknown_language_at_once(self, run, sound, tmp_path, language, told):
         code, _, err = run(sound, "--language", language, model=tmp_path / "no model")
