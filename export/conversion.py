@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from whisper_npu.errors import AudioError, ExportError, UsageError
 from whisper_npu.export.manifest import describe_file
+from whisper_npu.spelling import parse_precision, require_choice
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -23,7 +24,7 @@ class Conversion:
 
     Attributes:
         precision: `fp32`: as PyTorch; `fp16`: weights stored in half precision; `int8`: weights in
-            8 bits, the encoder's arithmetic too.
+            8 bits, the encoder's arithmetic too. `f32` and `f16` are taken, too.
         calibration_audio: recordings that show `int8` the range of the encoder's values; empty for
             the built-in recording.
         wer_references: recordings with reference texts, for the word error rate; None takes the
@@ -42,12 +43,12 @@ class Conversion:
         Raises:
             UsageError: a value is unknown, or has no use together with the others.
         """
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"precision is {self.precision!r}; give {', '.join(PRECISIONS)}")
+        object.__setattr__(self, "precision", parse_precision(self.precision, PRECISIONS))
+        require_choice("precision", self.precision, PRECISIONS)
         if self.calibration_audio and self.precision != "int8":
             raise UsageError("--calibration-audio has a use with --precision int8 only")
         if self.wer_references and self.precision == "fp32":
-            raise UsageError("--wer-references has a use with --precision fp16 or int8 only")
+            raise UsageError("--wer-references has a use with --precision f16 or int8 only")
         if not 0 <= self.max_wer_increase <= 100:
             raise UsageError(
                 f"--max-wer-increase is {self.max_wer_increase:g}; give points from 0 to 100"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -47,7 +48,9 @@ COMPANIONS = (
 )
 
 # The files that matter lie in the repository's root or in a folder of it.
+_HERE = "use a model that `whisper-npu models` lists"
 _NAME = re.compile(r"(?:(?!\.+/)[\w.-]+/)?[\w.-]+")
+_TIMEOUT = 10.0  # seconds for the list of files; files have the limit of the client
 _HTTP_LIBRARIES = ("requests", "httpx", "httpx2")  # of the hub's client 0, 1 and 2
 
 
@@ -68,16 +71,21 @@ def download(
         CheckpointError: The repository is missing, gated or no Whisper, or there is neither a
             network nor a cached copy.
     """
+    is_reachable = True
+    try:
+        announcement = _announcement(_list_files(repository, revision, token))
+    except CheckpointError as error:
+        # The client would try five times for each file, which takes 23 s.
+        is_reachable = not isinstance(error, UnreachableError)
+        announcement = f"taking the files of {repository} from the cache"
 
     def get(name: str) -> Path:
-        return _download_file(repository, name, revision, token)
+        return _download_file(repository, name, revision, token, is_local=not is_reachable)
 
-    if progress:
-        progress(f"looking for {repository} on the hub")
     config = get("config.json")
     check_architecture(config, repository)
     if progress:
-        progress(_announcement(repository, revision, token))
+        progress(announcement)
     for name in COMPANIONS:
         _optional(get, name)
     for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
@@ -91,6 +99,30 @@ def download(
     else:
         get(HF_WEIGHTS[0])  # tells a missing file from a missing network
     return config.parent, config.parent.name
+
+
+def look_for(repository: str, revision: str | None, progress: Callable[[str], None] | None) -> None:
+    """Find a repository on the hub or in its cache, before anything that takes long.
+
+    Args:
+        repository: hub id, `owner/name`.
+        revision: branch, tag or commit; None for the main branch.
+        progress: called with one line that says what is looked for, and where.
+
+    Raises:
+        CheckpointError: see `download`.
+    """
+    if progress:
+        progress(searching(repository))
+    try:
+        _list_files(repository, revision, None)
+    except UnreachableError:
+        _download_file(repository, "config.json", revision, None, is_local=True)
+
+
+def searching(repository: str) -> str:
+    """One line that says what is looked for, and where."""
+    return f"looking for {repository} at {urlsplit(constants.ENDPOINT).hostname}"
 
 
 def cached_model(repository: str, variant: str | None = None) -> Path | None:
@@ -166,7 +198,7 @@ def download_model(
         revision: branch, tag or commit; None for the main branch.
         token: access token for a gated repository.
         variant: the graphs to fetch, see `find_layout`; None fetches the most exact ones.
-        progress: called with one line before the download.
+        progress: called with one line before the search, and one before the download.
 
     Returns:
         the snapshot's folder; None if the repository has no graphs, only a checkpoint.
@@ -176,6 +208,8 @@ def download_model(
             cached copy.
         UsageError: the repository has no such variant.
     """
+    if progress:
+        progress(searching(repository))
     listing = _list_files(repository, revision, token)
     names = list(listing.sizes)
     layout = _layout_of(names, variant, repository)
@@ -238,18 +272,16 @@ def _list_files(repository: str, revision: str | None, token: str | None) -> _Li
         CheckpointError: see `download_model`.
     """
     with _hub_errors(repository, revision, "list of files"):
-        found = HfApi().model_info(repository, revision=revision, token=token, files_metadata=True)
+        found = HfApi().model_info(
+            repository, revision=revision, token=token, timeout=_TIMEOUT, files_metadata=True
+        )
     sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     marks = (tag.removeprefix("license:") for tag in found.tags or () if tag.startswith("license:"))
     return _Listing(repository, sizes, next(marks, ""))
 
 
-def _announcement(repository: str, revision: str | None, token: str | None) -> str:
-    """One line that says what `download` fetches; without a network, the cache must hold all."""
-    try:
-        listing = _list_files(repository, revision, token)
-    except CheckpointError:
-        return f"taking the files of {repository} from the cache"
+def _announcement(listing: _Listing) -> str:
+    """One line that says what `download` fetches."""
     for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
         stem, _, suffix = name.rpartition(".")
         parts = re.compile(rf"{re.escape(stem)}(-\d+-of-\d+)?\.{suffix}")
@@ -334,9 +366,15 @@ class UnreachableError(_MissingFileError):
     """The hub cannot be reached, and the cache has no such file."""
 
 
-def _download_file(repository: str, name: str, revision: str | None, token: str | None) -> Path:
+def _download_file(
+    repository: str, name: str, revision: str | None, token: str | None, *, is_local: bool
+) -> Path:
     with _hub_errors(repository, revision, name):
-        return Path(hf_hub_download(repository, name, revision=revision, token=token))
+        return Path(
+            hf_hub_download(
+                repository, name, revision=revision, token=token, local_files_only=is_local
+            )
+        )
 
 
 @contextmanager
@@ -385,8 +423,7 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
             raise _unreachable(repository, at, name) from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"the hub failed for {repository}{at}: {reason}; connect to the network and try again,"
-            " or give a model folder"
+            f"the hub failed for {repository}{at}: {reason}; try again later, or {_HERE}"
         ) from error
     except Exception as error:  # the HTTP library's; which one, depends on the client's version
         if not _is_of_network(error):
@@ -404,9 +441,9 @@ def _unreachable(repository: str, at: str, name: str) -> UnreachableError:
     if constants.HF_HUB_OFFLINE:
         return UnreachableError(
             f"{repository}{at}: its {name} is not in the local cache, and HF_HUB_OFFLINE forbids"
-            " the network: unset it, or give a local folder or a built-in model"
+            f" the network; unset it, or {_HERE}"
         )
     return UnreachableError(
-        f"cannot reach the hub for {repository}{at} and its {name} is not in the local cache:"
-        " connect to the network, or give a local folder or a built-in model"
+        f"cannot reach the hub for {repository}{at}, and its {name} is not in the local cache;"
+        f" connect to the network, or {_HERE}"
     )

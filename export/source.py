@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from whisper_npu.errors import CheckpointError, UsageError
@@ -11,6 +13,7 @@ from whisper_npu.export.asset_table import ASSETS
 from whisper_npu.export.assets import is_cached, megabytes
 from whisper_npu.export.checkpoint_files import HF_INDEXES, HF_WEIGHTS, check_huggingface_folder
 from whisper_npu.runtime.model_folder.digests import remembered_sha256
+from whisper_npu.spelling import did_you_mean
 
 MODEL_ASSETS = tuple(name for name, asset in ASSETS.items() if asset.kind == "model")
 # Names of openai/whisper and faster-whisper for models on the hub.
@@ -131,6 +134,22 @@ def describe_download(name: str) -> str:
     return f"its checkpoint of {megabytes(asset.size)} is fetched ({facts})"
 
 
+def look_for(source: Source, progress: Callable[[str], None] | None = None) -> None:
+    """Find a hub's checkpoint on the hub or in its cache, before torch is imported.
+
+    Args:
+        source: the checkpoint; nothing is done for one that is no hub's.
+        progress: called with one line that says what is looked for, and where.
+
+    Raises:
+        CheckpointError: it is nowhere, or the hub cannot be reached.
+    """
+    if source.kind is SourceKind.HUB and PathFinder.find_spec("huggingface_hub") is not None:
+        from whisper_npu.export import hub  # noqa: PLC0415 - an extra
+
+        hub.look_for(source.argument, source.revision, progress)
+
+
 def check_source(source: Source) -> None:
     """Check the small files of a checkpoint.
 
@@ -182,9 +201,10 @@ def _find(argument: str) -> Source:
         return Source(HUB_NAMES[argument], SourceKind.HUB, short=argument)
     if HUB_ID.fullmatch(argument):
         return Source(argument, SourceKind.HUB)
+    hint = did_you_mean(argument, KNOWN_NAMES) or ";"
     raise CheckpointError(
-        f"'{argument}' is no built-in model ({', '.join(MODEL_ASSETS)}), no file or folder, no"
-        f" model's name ({', '.join(HUB_NAMES)}), and no hub id such as openai/whisper-small.en"
+        f"'{argument}' is no known model, no file or folder, and no hub id{hint} "
+        "`whisper-npu export --help` says what can be given"
     )
 
 

@@ -57,6 +57,16 @@ def npu_devices(core: ov.Core) -> list[str]:
         return []
 
 
+def require_static(device: str) -> None:
+    """Refuse a device that static graphs are not for.
+
+    Raises:
+        DeviceError: it is none.
+    """
+    if device not in (EMULATED, CPU) and device.partition(".")[0] != NPU:
+        raise DeviceError(f"static graphs run on NPU, NPU_EMULATED and CPU, not on {device}")
+
+
 def resolve(core: ov.Core, device: str, precision: str = "auto", threads: int = 0) -> Target:
     """The target for static graphs of a device name and a precision.
 
@@ -70,17 +80,16 @@ def resolve(core: ov.Core, device: str, precision: str = "auto", threads: int = 
         DeviceError: this machine has no such device.
         UsageError: the device does not compute in that precision, or has no threads to set.
     """
+    require_static(device)
     if device == EMULATED:
         return _emulated(core, precision, threads)
-    if device.split(".", maxsplit=1)[0] == NPU:
+    if device != CPU:
         return _npu(core, device, precision, threads)
-    if device == CPU:
-        chosen = "f32" if precision == "auto" else _check_processor(core, precision)
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": chosen, **UNROUNDED}
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = str(threads)
-        return Target(CPU, CPU, CPU, CPU, chosen, options)
-    raise DeviceError(f"static graphs run on NPU, NPU_EMULATED and CPU, not on {device}")
+    chosen = "f32" if precision == "auto" else _check_processor(core, precision)
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": chosen, **UNROUNDED}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = str(threads)
+    return Target(CPU, CPU, CPU, CPU, chosen, options)
 
 
 def require_npu(core: ov.Core, device: str = NPU) -> None:

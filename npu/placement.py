@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from whisper_npu.errors import DeviceError, UsageError, WhisperNpuError
+from whisper_npu.errors import DeviceError, WhisperNpuError
 from whisper_npu.npu.devices import CPU, NPU, npu_devices
 from whisper_npu.runtime.engines.compile_cache import cache_directory
 from whisper_npu.runtime.engines.protocol import Backend
@@ -54,22 +54,6 @@ class Placement:
         if self.encoder == self.decoder:
             return self.encoder
         return f"encoder={self.encoder},decoder={self.decoder}"
-
-
-def parse_device(text: str) -> Placement:
-    """The placement that a device name means: `NPU`, or `encoder=NPU,decoder=CPU`.
-
-    Raises:
-        UsageError: the text has neither form.
-    """
-    if "=" not in text:
-        return Placement(text, text)
-    parts = dict(part.partition("=")[::2] for part in text.split(","))
-    if parts.keys() != {"encoder", "decoder"} or not all(parts.values()):
-        raise UsageError(
-            f"device is {text!r}; give one device such as NPU, or encoder=NPU,decoder=CPU"
-        )
-    return Placement(parts["encoder"], parts["decoder"])
 
 
 def candidates(core: ov.Core) -> list[Placement]:

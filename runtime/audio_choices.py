@@ -4,6 +4,7 @@ from typing import Final, Literal, get_args
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.languages import find_language
+from whisper_npu.spelling import require_choice
 
 ALL_TRACKS = "all"
 TrackChoice = int | str | None  # a number from 1, a language, `all`, or None for the default track
@@ -38,6 +39,5 @@ def require_channels(choice: str) -> str:
     Raises:
         UsageError: it is something else.
     """
-    if choice not in CHANNEL_CHOICES:
-        raise UsageError(f"channels is {choice!r}; give {', '.join(CHANNEL_CHOICES)}")
+    require_choice("channels", choice, CHANNEL_CHOICES)
     return choice

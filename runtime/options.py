@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from math import inf, isnan
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
@@ -18,6 +17,7 @@ from whisper_npu.runtime.audio_choices import (
     require_channels,
 )
 from whisper_npu.runtime.languages import DETECT, language_code
+from whisper_npu.spelling import did_you_mean, require_choice
 
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
@@ -248,11 +248,9 @@ class TranscribeOptions:
         self._settle_lists()
         self._settle_language()
         self._settle_audio()
-        if self.task not in TASKS:
-            raise UsageError(f"task is {self.task!r}; give {' or '.join(TASKS)}")
+        require_choice("task", self.task, TASKS)
         _check_texts(self)
-        if self.mode not in MODES:
-            raise UsageError(f"mode is {self.mode!r}; give {', '.join(MODES)}")
+        require_choice("mode", self.mode, MODES)
         for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -397,8 +395,7 @@ def unknown_option(name: str) -> UsageError:
     known = [each.name for each in fields(TranscribeOptions)]
     if name in _ELSEWHERE:
         return UsageError(f"unknown option {name}: {_ELSEWHERE[name]}; see docs/coming-from.md")
-    alike = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {alike[0]}?" if alike else f"; there are {', '.join(known)}"
+    hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
     return UsageError(f"unknown option {name}{hint}")
 
 

@@ -65,6 +65,7 @@ def build_parser() -> cli.Parser:
     what.add_argument(
         "--precision",
         default="f32",
+        type=cli.precision(*PRECISIONS),
         choices=PRECISIONS,
         help="number format of the computation; only f32 guarantees equal tokens "
         "(default: %(default)s)",

@@ -15,6 +15,7 @@ from whisper_npu.errors import UsageError
 from whisper_npu.scripts.benchmarks.peers import PEERS
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.outputs import check_outputs, needing_the_extra, write_text
+from whisper_npu.spelling import did_you_mean
 
 EPILOG = f"""\
 examples:
@@ -161,7 +162,8 @@ def _peer_names(text: str) -> list[str]:
     names = cli.names(text)
     unknown = [name for name in names if name not in PEERS]
     if unknown or not names:
-        raise UsageError(f"--peers takes some of {', '.join(PEERS)}, not {text!r}")
+        hint = did_you_mean(unknown[0], PEERS) if unknown else ""
+        raise UsageError(f"--peers takes some of {', '.join(PEERS)}, not {text!r}{hint}")
     return list(dict.fromkeys(names))
 
 

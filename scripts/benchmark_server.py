@@ -49,11 +49,15 @@ def build_parser() -> cli.Parser:
         help="model folder, or the name of a model (default: %(default)s)",
     )
     parser.add_argument(
-        "--device", default="CPU", help="device of the server (default: %(default)s)"
+        "--device",
+        type=cli.device,
+        default="CPU",
+        help="device of the server (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         default="auto",
+        type=cli.precision(*PRECISIONS),
         choices=PRECISIONS,
         help="precision of the server (default: %(default)s)",
     )

@@ -2,22 +2,31 @@
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
+from whisper_npu.scripts.common.tables import text_table
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.engines.compile_cache import CacheEntry
+
+_OF_STATIC_SHAPES = re.compile(r"_\d+$")  # of frames, tokens or rows
+# Parts of a key that users have a word for; the first are always shown.
+_ALWAYS = {"INFERENCE_NUM_THREADS": "threads", "NUM_STREAMS": "streams"}
+_WORDS = {**_ALWAYS, "openvino": "OpenVINO", "driver": "driver", "compiler": "compiler"}
 
 EPILOG = """\
 The cache is a folder in $WHISPER_NPU_CACHE, or else in the user's cache directory. It holds at
 most $WHISPER_NPU_CACHE_LIMIT GiB (default 8, or one model's graphs if these are larger); when it is
 full, the graphs that were used longest ago are deleted. You can delete it at any time: graphs are
-then compiled again at the next start.
+then compiled again at the next start. The column `settings` says what else a graph was
+compiled for: a number of threads, or of streams, which decode windows at the same time.
 
 examples:
   whisper-npu cache                        list the compiled graphs of each model
@@ -98,20 +107,63 @@ def _print_by_model(entries: "Sequence[CacheEntry]") -> None:
     for entry in reversed(entries):
         model = "damaged, or of another version" if entry.contents is None else entry.contents.model
         by_model.setdefault(model, []).append(entry)
+    settings = _settings(entries)
     now = time.time()
+    header = ("  graph", "shapes", "precision", "device", "settings", "size", "used")
     for model, its in by_model.items():
         size = sum(entry.size for entry in its)
         print(f"{_printable(model)}  ({size / 1e6:.1f} MB)")
-        for entry in its:
-            device = entry.key.get("device_name") or entry.key.get("device", "")
-            what = ("?", "?")
-            if entry.contents is not None:
-                what = (entry.contents.graph, entry.contents.precision)
-            graph, precision = map(_printable, what)
-            print(
-                f"  {graph:<24} {precision:<21} {_printable(str(device))}  "
-                f"{entry.size / 1e6:.1f} MB, used {_age(now - entry.used)} ago"
+        rows = [
+            (
+                *map(_printable, (*_looks(entry), settings[entry.path])),
+                f"{entry.size / 1e6:.1f} MB",
+                f"{_age(now - entry.used)} ago",
             )
+            for entry in its
+        ]
+        print(text_table(header, rows, names=5))
+
+
+def _looks(entry: "CacheEntry") -> tuple[str, str, str, str]:
+    """The graph, whether its shapes are fixed, its precision and its device."""
+    emulation = "_EMULATED" if "NPUW_DEVICES" in entry.key.get("options", {}) else ""
+    device = f"{entry.key.get('device', '')}{emulation} {entry.key.get('device_name', '')}".strip()
+    if entry.contents is None:
+        return "  ?", "?", "?", device
+    graph = entry.contents.graph
+    shapes = "static" if _OF_STATIC_SHAPES.search(graph) else "dynamic"
+    return f"  {graph}", shapes, entry.contents.precision, device
+
+
+def _settings(entries: "Sequence[CacheEntry]") -> dict[Path, str]:
+    """Threads and streams, and what else differs between entries that look alike otherwise.
+
+    Returns:
+        a text for each entry's file; no two that look alike have the same.
+    """
+    alike: dict[object, list[CacheEntry]] = {}
+    for entry in entries:
+        model = None if entry.contents is None else entry.contents.model
+        alike.setdefault((model, *_looks(entry)), []).append(entry)
+    found: dict[Path, str] = {}
+    for its in alike.values():
+        keys = [{**entry.key, **entry.key.get("options", {})} for entry in its]
+        names = sorted({name for key in keys for name in key} - {"options", *_ALWAYS})
+        names = [name for name in names if len({str(key.get(name)) for key in keys}) > 1]
+        known = [name for name in names if name in _WORDS]
+        for shown in ([*_ALWAYS, *known], [*_ALWAYS, *names]):
+            texts = [_words(key, shown) for key in keys]
+            if len(set(texts)) == len(texts):
+                break
+        else:  # the texts are shortened
+            texts = [f"file {entry.path.name[:8]}" for entry in its]
+        found.update(zip((entry.path for entry in its), texts, strict=True))
+    return found
+
+
+def _words(key: dict[str, Any], names: Sequence[str]) -> str:
+    values = ((_WORDS.get(name, name), str(key[name])) for name in names if name in key)
+    return ", ".join(f"{name} {value[:12]}" for name, value in values) or "default"
 
 
 def _age(seconds: float) -> str:

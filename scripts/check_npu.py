@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from whisper_npu.errors import UsageError
 from whisper_npu.scripts.common import cli
 
 EPILOG = """\
@@ -44,6 +45,8 @@ def check(arguments: argparse.Namespace) -> int:
     from whisper_npu.npu.first_commands import first_commands  # noqa: PLC0415
     from whisper_npu.npu.host import Host  # noqa: PLC0415
 
+    if not arguments.root.is_dir():
+        raise UsageError(f"--root {arguments.root}: no such folder; name where a system is mounted")
     root = arguments.root if arguments.root != Path("/") else Path(Path.cwd().anchor)
     diagnosis = diagnose(Host(root), OpenVINOEngine(), installed_distributions)
     models = [model.name for model in local_models()]

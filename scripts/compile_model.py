@@ -32,6 +32,7 @@ exit codes:
 """
 
 PLATFORMS = ("3720", "4000", "5010", "5020")
+WEIGHTS = ("auto", "lossless", "f16", "int8")
 NO_DEVICE = "none"
 
 
@@ -51,6 +52,7 @@ def build_parser() -> cli.Parser:
     add_variant(parser)
     parser.add_argument(
         "--device",
+        type=_device,
         default="NPU",
         help="device to compile for: NPU, NPU_EMULATED or CPU. none makes the static graphs and "
         "compiles nothing, for a machine without the device (default: %(default)s)",
@@ -64,7 +66,8 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--weights",
         default="auto",
-        choices=["auto", "lossless", "f16", "int8"],
+        type=cli.precision(*WEIGHTS),
+        choices=WEIGHTS,
         help="number format of the stored weights. lossless stores in 16 bits the weights whose "
         "values stay the same; f16 stores all in 16 bits; int8 stores matrices in 8 bits, which is "
         "smallest and costs accuracy with tiny models; auto is int8 above 200 million parameters, "
@@ -81,10 +84,14 @@ def build_parser() -> cli.Parser:
     return parser
 
 
+def _device(text: str) -> str:
+    return text if text == NO_DEVICE else cli.device(text)
+
+
 def compile_model(arguments: argparse.Namespace) -> int:
     """Make and compile the graphs; returns the exit code."""
     from whisper_npu.npu.build_bundle import ensure_bundle  # noqa: PLC0415
-    from whisper_npu.npu.devices import core_for, resolve, resolve_platform  # noqa: PLC0415
+    from whisper_npu.npu.devices import core_for, require_static, resolve, resolve_platform  # noqa: PLC0415
     from whisper_npu.npu.placement import PARTS  # noqa: PLC0415
     from whisper_npu.npu.static_backend import graph_names  # noqa: PLC0415
     from whisper_npu.npu.static_engine import OpenVINOEngine  # noqa: PLC0415
@@ -93,6 +100,8 @@ def compile_model(arguments: argparse.Namespace) -> int:
 
     if arguments.platform and arguments.device != "NPU":
         raise UsageError("--platform names an NPU: it goes with --device NPU")
+    if arguments.device != NO_DEVICE:
+        require_static(arguments.device)
     started = time.perf_counter()
     core = core_for(arguments.device)
     folder = read_model_folder(

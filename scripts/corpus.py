@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.options import TranscribeOptions
@@ -16,10 +17,22 @@ from whisper_npu.scripts.common.decoding_options import (
 )
 from whisper_npu.scripts.common.outputs import needing_the_extra
 from whisper_npu.scripts.common.progress import words
+from whisper_npu.spelling import nearest
 
 VERIFY = "verify"
 _PURPOSE = "transcribing a corpus"
-_KINDS = "nemo, lhotse, tsv, common-voice, librispeech, parquet, webdataset, files"
+# Repeated here, because the corpus needs an extra, and `--help` does not.
+_KINDS = (
+    "nemo",
+    "lhotse",
+    "tsv",
+    "common-voice",
+    "librispeech",
+    "parquet",
+    "webdataset",
+    "files",
+)
+_SUBTITLES = ("srt", "vtt", "txt")
 
 EPILOG = """\
 examples:
@@ -68,15 +81,17 @@ def build_parser() -> cli.Parser:
     )
     out.add_argument(
         "--format",
+        choices=_KINDS,
         metavar="KIND",
-        help=f"kind of the manifest: {_KINDS} (default: found out by its name and content)",
+        help=f"kind of the manifest: {', '.join(_KINDS)} (default: found out by its name and "
+        "content)",
     )
     out.add_argument(
         "--subtitles",
-        type=cli.names,
+        type=cli.some_of(*_SUBTITLES),
         default=[],
         metavar="A,B",
-        help="write subtitles, too: srt, vtt, txt (default: none)",
+        help=f"write subtitles, too: {', '.join(_SUBTITLES)} (default: none)",
     )
     out.add_argument(
         "--retry-errors",
@@ -217,6 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == [VERIFY]:
         return cli.run(verify, build_verify_parser(), arguments[1:])
+    if arguments and nearest(arguments[0], [VERIFY], 0.7) and not Path(arguments[0]).exists():
+        console.error(f"there is no manifest {arguments[0]}: did you mean corpus {VERIFY}?")
+        return cli.EXIT_USAGE
     return cli.run(transcribe_corpus, build_parser(), arguments)
 
 

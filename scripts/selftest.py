@@ -51,6 +51,7 @@ def build_parser() -> cli.Parser:
     add_variant(parser)
     parser.add_argument(
         "--device",
+        type=cli.device,
         default="CPU",
         help="device to check, named as for `whisper-npu transcribe` (default: %(default)s)",
     )

@@ -65,6 +65,7 @@ def build_parser() -> cli.Parser:
     add_variant(models)
     models.add_argument(
         "--device",
+        type=cli.device,
         default="CPU",
         help="device that computes: CPU, GPU, NPU, NPU_EMULATED, or AUTO, which measures and takes "
         "the fastest; never replaced by another (default: %(default)s)",
@@ -72,6 +73,7 @@ def build_parser() -> cli.Parser:
     models.add_argument(
         "--precision",
         default="auto",
+        type=cli.precision(*PRECISIONS),
         choices=PRECISIONS,
         help="number format of the computation; see `whisper-npu transcribe --help` "
         "(default: %(default)s)",
@@ -193,6 +195,8 @@ def serve(arguments: argparse.Namespace) -> int:
         ) from None
     # An empty key is refused: it is a variable that was not set, on a server that should have one.
     key = os.environ.get(KEY_VARIABLE) if arguments.api_key is None else arguments.api_key
+    if key is not None:
+        config.require_key(key, KEY_VARIABLE if arguments.api_key is None else "--api-key")
     given = {
         "upload_bytes": config.parse_size(arguments.max_upload),
         "uploads": arguments.max_uploads,

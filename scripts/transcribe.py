@@ -41,7 +41,11 @@ def build_parser() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(
         "transcribe",
-        description="Transcribe audio and video files with an exported Whisper model.",
+        description=(
+            "Transcribe audio and video files with an exported Whisper model. The text is printed. "
+            "With\n-o DIR or -f FORMAT it is also written to files: talk.mp3 becomes talk.srt, in "
+            "DIR or in\nthe current folder."
+        ),
         epilog=EPILOG,
     )
     parser.add_argument(

@@ -118,14 +118,29 @@ class ServerConfig:
         for name in names:
             if names.count(name) > 1:
                 raise UsageError(f"two models are named {name}; write --model NAME=FOLDER")
-        if self.api_key is not None and _KEY.fullmatch(self.api_key) is None:
-            # A header cannot bring another key unchanged: every request would be refused.
-            raise UsageError(
-                "the API key is empty, or has spaces, line ends or characters other than ASCII; "
-                "give another key, or none"
-            )
+        if self.api_key is not None:
+            require_key(self.api_key, "api_key")
         if not self.spool.is_dir():
             raise UsageError(f"{self.spool}: the folder for uploads does not exist; make it")
+
+
+def require_key(key: str, name: str) -> None:
+    """Refuse a key that no request can bring.
+
+    Args:
+        key: the key.
+        name: of the variable or option that has it.
+
+    Raises:
+        UsageError: it is empty, or a header cannot bring it unchanged.
+    """
+    if not key:
+        raise UsageError(f"{name} is empty; give it a key, or leave it out to ask for none")
+    if _KEY.fullmatch(key) is None:
+        raise UsageError(
+            f"{name} has spaces, line ends or characters other than ASCII, which no request can "
+            "bring; give another key"
+        )
 
 
 def parse_models(given: Iterable[str]) -> tuple[ModelSpec, ...]:

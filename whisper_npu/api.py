@@ -99,7 +99,7 @@ def load_model(
         detector = beside.submit(VoiceActivity, folder.path)
         loaded = load_backend(
             folder,
-            device if "=" in device else device.upper(),
+            device,
             backend=backend,
             kv_cache=kv_cache,
             precision=precision,

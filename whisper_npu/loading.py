@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.npu.devices import EMULATED, NPU
@@ -15,7 +16,6 @@ from whisper_npu.npu.placement import (
     candidates,
     choose,
     machine,
-    parse_device,
 )
 from whisper_npu.npu.split_backend import SplitBackend
 from whisper_npu.runtime.engines.choices import (
@@ -26,6 +26,7 @@ from whisper_npu.runtime.engines.choices import (
     CacheKind,
     KVCache,
     Precision,
+    parse_device,
 )
 from whisper_npu.runtime.engines.compile_cache import CompileCache, default_cache
 from whisper_npu.runtime.engines.openvino.core import openvino_core
@@ -34,6 +35,7 @@ from whisper_npu.runtime.engines.openvino.trio import read_trio, require_finite
 from whisper_npu.runtime.engines.protocol import Backend
 from whisper_npu.runtime.model_folder.folder import ModelFolder
 from whisper_npu.runtime.model_folder.verification import verify_folder
+from whisper_npu.spelling import parse_precision, require_choice
 
 logger = logging.getLogger("whisper_npu")
 
@@ -64,7 +66,7 @@ def load_backend(
         device: `CPU`, `GPU`, `NPU`, `NPU_EMULATED`, `AUTO`, or `encoder=NPU,decoder=CPU`.
         backend: `openvino` or `onnxruntime`.
         kv_cache: see `OpenVINOBackend`; `auto` takes the device's fastest.
-        precision: number format of the computation; `auto` takes the device's.
+        precision: number format of the computation; `auto` takes the device's. `fp32` means `f32`.
         threads: processor threads; 0 leaves the choice to OpenVINO.
         weights: format of the weights of static graphs: `lossless`, `f16`, `int8`, or `auto`:
             `int8` for models above 200 million parameters.
@@ -76,12 +78,11 @@ def load_backend(
         ModelError: the folder cannot be used, or differs from its certificate.
         UsageError: options that the device cannot follow.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"backend is {backend!r}; give {', '.join(BACKENDS)}")
-    if kv_cache not in KV_CACHES:
-        raise UsageError(f"kv_cache is {kv_cache!r}; give {', '.join(KV_CACHES)}")
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}")
+    require_choice("backend", backend, BACKENDS)
+    require_choice("kv_cache", kv_cache, KV_CACHES)
+    precision = cast(Precision, parse_precision(precision, PRECISIONS))
+    require_choice("precision", precision, PRECISIONS)
+    placement = Placement(*parse_device(device))
 
     verify_folder(folder)
     report = progress or logger.info
@@ -139,8 +140,8 @@ def load_backend(
             progress=report,
         )
 
-    if device != AUTO:
-        return load(parse_device(device))
+    if placement.name != AUTO:
+        return load(placement)
     core = openvino_core()
     options = [option for option in candidates(core) if _allows(option, kv_cache, precision)]
     chosen = [backend, kv_cache, precision, str(threads), weights]

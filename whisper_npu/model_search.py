@@ -1,6 +1,5 @@
 """Finds the folder of a model name, for `load_model` and every command; lists what is here."""
 
-import difflib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
 from whisper_npu.runtime.model_folder.cache_folder import cache_folder
+from whisper_npu.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from whisper_npu.runtime.model_folder.layout import Layout
@@ -74,13 +74,11 @@ def find_model(
     if source.is_hub_id(str(name)):
         return _from_hub(str(name), exported, progress, variant)
     if str(name) not in source.KNOWN_NAMES:
-        looked = ", ".join(dict.fromkeys(str(place) for place in places))
-        alike = difflib.get_close_matches(str(name), source.KNOWN_NAMES, n=1)
-        meant = f"; did you mean {alike[0]}? Or" if alike else ";"
+        here = [each for named in _named_folders() for each in map(str, named)]
+        hint = did_you_mean(str(name), (*source.KNOWN_NAMES, *here)) or ";"
         raise ModelError(
-            f"model folder {name} does not exist (looked at {looked}){meant} make it with "
-            f"`whisper-npu export CHECKPOINT --output {name}`, or name a model (owner/name on a "
-            f"hub, or {', '.join(source.KNOWN_NAMES)})"
+            f"model {name} does not exist{hint} `whisper-npu models` lists the models that are "
+            "here, `whisper-npu export --help` those that can be made"
         )
     return _export(str(name), exported, progress, variant)
 
@@ -238,7 +236,7 @@ def _export(
         UsageError: a variant is wanted that no export has.
         WhisperNpuError: the export failed.
     """
-    from whisper_npu.export.source import describe_download  # noqa: PLC0415 - --help needs none
+    from whisper_npu.export import source  # noqa: PLC0415 - --help needs none
     from whisper_npu.runtime.model_folder.layout import PLAIN  # noqa: PLC0415
 
     tell = progress or logger.warning
@@ -249,9 +247,10 @@ def _export(
         raise UsageError(
             f"{name} is a checkpoint, whose export has no variant {variant}: leave it out"
         )
+    source.look_for(source.find_source(name), tell)
     tell(
-        f"{name} is used for the first time: {describe_download(name)}; then it is exported once "
-        f"and compared with PyTorch, which takes a minute or more, to {place}"
+        f"{name} is used for the first time: {source.describe_download(name)}; then it is "
+        f"exported once and compared with PyTorch, which takes a minute or more, to {place}"
     )
     # Imported here, because it loads torch.
     from whisper_npu.export.onnx_export import export_model  # noqa: PLC0415

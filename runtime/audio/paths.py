@@ -3,7 +3,6 @@
 Folders, devices and sockets are refused: they would hang or have no audio.
 """
 
-import difflib
 import logging
 import os
 import select
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from whisper_npu.errors import AudioError
+from whisper_npu.spelling import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ def _similar(path: Path) -> str:
         names = [entry.name for entry in islice(os.scandir(path.parent), _MOST_NAMES)]
     except OSError:  # no such folder
         return ""
-    alike = difflib.get_close_matches(path.name, names, n=1, cutoff=_LIKENESS)
-    return f"; did you mean {path.with_name(alike[0])}?" if alike else ""
+    meant = nearest(path.name, names, _LIKENESS)
+    return f"; did you mean {path.with_name(meant)}?" if meant else ""
 
 
 def _refuse_what_is_no_file(mode: int, name: str) -> None:

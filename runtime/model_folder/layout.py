@@ -18,6 +18,7 @@ from pathlib import Path
 
 from whisper_npu.errors import ModelError, UsageError
 from whisper_npu.runtime.model_folder.external_data import data_file, external_files
+from whisper_npu.spelling import did_you_mean, parse_precision
 
 ENCODER = "encoder_model.onnx"
 DECODER = "decoder_model.onnx"
@@ -243,11 +244,13 @@ def _choose(
             )
         return min(pairs, key=lambda pair: (max(map(_rank, pair)), *map(_rank, pair)))
     encoder, decoder = _split(wanted)
+    encoder, decoder = parse_precision(encoder, encoders), parse_precision(decoder, decoders)
     if encoder in encoders and decoder in decoders and _are_alike(encoder, decoder):
         return encoder, decoder
     raise UsageError(
         f"{folder} has no variant {wanted}: its encoder is there as {', '.join(encoders)}, its "
         f"decoder as {', '.join(decoders)}; give one of them, or encoder=...,decoder=..."
+        f"{did_you_mean(wanted, set(encoders) & set(decoders))}"
     )
 
 

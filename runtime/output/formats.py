@@ -15,6 +15,7 @@ from typing import Protocol
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.output.subtitles import CueBuilder, SubtitleOptions
 from whisper_npu.runtime.results import Segment, Transcription
+from whisper_npu.spelling import did_you_mean
 
 DEFAULT_OPTIONS = SubtitleOptions()
 
@@ -141,7 +142,8 @@ def make_formatter(name: str, options: SubtitleOptions = DEFAULT_OPTIONS) -> For
         UsageError: There is no such format.
     """
     if name not in _MAKERS:
-        raise UsageError(f"unknown output format {name!r}: one of {', '.join(FORMATS)}, all")
+        hint = did_you_mean(name, FORMATS)
+        raise UsageError(f"unknown output format {name!r}: one of {', '.join(FORMATS)}, all{hint}")
     return _MAKERS[name](options)
 
 

@@ -23,6 +23,7 @@ from whisper_npu.runtime.output.names import make_output_dir, output_name, outpu
 from whisper_npu.runtime.output.part_files import open_draft
 from whisper_npu.runtime.output.subtitles import SubtitleOptions
 from whisper_npu.runtime.results import Segment, Transcription
+from whisper_npu.spelling import did_you_mean
 
 PARTIAL = ".partial"  # in the name of a file that covers only part of the recording
 
@@ -207,7 +208,8 @@ def write_transcript(
     output_format = path.suffix.removeprefix(".").lower()
     if output_format not in FORMATS:
         suffixes = ", ".join(f".{name}" for name in FORMATS)
-        raise UsageError(f"{path}: its suffix names no format; give one of {suffixes}")
+        hint = did_you_mean(path.suffix, [f".{name}" for name in FORMATS])
+        raise UsageError(f"{path}: its suffix names no format; give one of {suffixes}{hint}")
     output = _Output(path, make_formatter(output_format, options))
     try:
         for segment in result.segments:

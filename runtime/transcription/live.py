@@ -204,6 +204,13 @@ class LiveTranscriber(Closing):
         self._hypothesis: _Hypothesis | None = None
         self._shown = ""  # tentative text
 
+    def __repr__(self) -> str:
+        """How much it has heard, and whether it goes on."""
+        state = "finished" if self._finished else "open"
+        return (
+            f"<LiveTranscriber by {self._model.folder.name}, {state}: {self.duration:.1f} s heard>"
+        )
+
     @property
     def duration(self) -> float:
         """Seconds of audio received."""

@@ -42,6 +42,11 @@ class Channel(Recording, Protocol):
         ...
 
     @property
+    def _state(self) -> str:
+        """See `TranscriptionStream`."""
+        ...
+
+    @property
     def duration_estimate(self) -> float | None:
         """See `TranscriptionStream`."""
         ...
@@ -99,6 +104,12 @@ class MergedStream(TranscriptionStream):
         self._planned: deque[Channel] = deque()  # the channel of each planned window, in order
         self._under_way: Counter[Channel] = Counter()
         self._reached = dict.fromkeys(channels, 0.0)  # seconds up to which each is planned
+
+    @property
+    def _state(self) -> str:
+        """See `TranscriptionStream`; that of the first channel which is not complete."""
+        states = [channel._state for channel in self._channels]
+        return next((state for state in states if not state.endswith("complete")), states[0])
 
     @property
     def group(self) -> Group:

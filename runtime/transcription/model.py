@@ -89,6 +89,14 @@ class WhisperModel(Closing):
                 folder.path,
             )
 
+    def __repr__(self) -> str:
+        """The model's name, and where it runs."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return f"<WhisperModel {self.folder.name}, closed>"
+        backend = scheduler.backend
+        return f"<WhisperModel {self.folder.name} on {backend.device}, {backend.precision}>"
+
     @property
     def backend(self) -> Backend:
         """The engine that runs the graphs.

@@ -75,6 +75,18 @@ class RecordingStream(TranscriptionStream):
         self.group = self._alone
 
     @property
+    def _state(self) -> str:
+        """See `TranscriptionStream`."""
+        if self._error is not None:
+            is_closed = isinstance(self._error, UsageError)
+            state = "closed" if is_closed else f"failed ({type(self._error).__name__})"
+        elif self._ended:
+            state = "stopped" if self._is_partial else "complete"
+        else:
+            state = "not begun" if self._strategy is None else "under way"
+        return f"{self._model_name}, {state}"
+
+    @property
     def channel(self) -> str:
         """The name of the channel or track; empty for a whole recording."""
         return self._audio.channel or ""

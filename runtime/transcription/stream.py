@@ -46,6 +46,17 @@ class TranscriptionStream(Closing):
     def times(self) -> StageTimes:
         """Where the time went, so far."""
 
+    @property
+    @abstractmethod
+    def _state(self) -> str:
+        """Its state in a word or two, and the model's name."""
+
+    def __repr__(self) -> str:
+        """How far it is; decodes nothing."""
+        length = self.duration_estimate
+        whole = "" if length is None else f" of about {length:.1f} s"
+        return f"<TranscriptionStream by {self._state}: {self.seconds_done:.1f} s{whole} done>"
+
     def __iter__(self) -> Iterator[Segment]:
         """Segments from the first on; nothing is decoded twice.
 

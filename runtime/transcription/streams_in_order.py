@@ -52,6 +52,10 @@ class StreamsInOrder(Iterator[StreamT | AudioError]):
         )
         self._group = group
 
+    def __repr__(self) -> str:
+        """How many streams wait to be taken."""
+        return f"<StreamsInOrder: {len(self._opened)} streams opened ahead>"
+
     def __next__(self) -> StreamT | AudioError:
         """The next recording; decodes others until there is room for it.
 

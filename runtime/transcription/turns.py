@@ -91,6 +91,11 @@ class TurnDetector:
         self._n_quiet = 0  # chunks without speech in a row, in a turn
         self._is_open = False
 
+    def __repr__(self) -> str:
+        """How much it has heard, and whether a turn is open."""
+        state = "in a turn" if self._is_open else "between turns"
+        return f"<TurnDetector, {state}: {self.n_samples / SAMPLE_RATE:.1f} s heard>"
+
     @property
     def is_open(self) -> bool:
         """Whether a turn has begun and not ended."""

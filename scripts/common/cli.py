@@ -11,10 +11,12 @@ from typing import BinaryIO, NoReturn
 
 from whisper_npu import model_search
 from whisper_npu.errors import UsageError, WhisperNpuError
+from whisper_npu.runtime.engines.choices import parse_device
 from whisper_npu.runtime.engines.memory import map_large_blocks
 from whisper_npu.scripts.common import console
-from whisper_npu.scripts.common.command_line import EXIT_USAGE, Parser
+from whisper_npu.scripts.common.command_line import EXIT_USAGE, Parser, suggestion
 from whisper_npu.scripts.common.signals import EXIT_INTERRUPTED, Terminated, ended_by_signals
+from whisper_npu.spelling import parse_precision
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "Parser"]
 
@@ -73,9 +75,12 @@ def spell(arguments: Sequence[str]) -> list[str]:
         if name.startswith("--"):
             name = name.replace("_", "-")
         is_flag = len(name) > 2 and any(flag.startswith(name) for flag in _flags)
-        following = (*arguments[i + 1 : i + 2], "")[0].lower()
-        # "none" counts as a value, which the parser then refuses.
-        alone = not equals and following not in (*_TRUTHS, "none")
+        following = (*arguments[i + 1 : i + 2], "")[0]
+        # Another word counts as a value, which the parser then refuses, unless it names a file.
+        is_value = following.lower() in _TRUTHS or (
+            following.isalpha() and not Path(following).exists()
+        )
+        alone = not equals and not is_value
         spelled.append(f"{name}=True" if is_flag and alone else name + equals + value)
     return spelled
 
@@ -171,7 +176,8 @@ def standard_input() -> BinaryIO:
 def boolean(text: str) -> bool:
     """The value of an option that is `True` or `False`."""
     if text.lower() not in _TRUTHS:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+        hint = suggestion(text, ("True", "False"))
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False{hint}")
     return _TRUTHS[text.lower()]
 
 
@@ -202,6 +208,43 @@ def amount(text: str) -> float:
 def names(text: str) -> list[str]:
     """Names separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def some_of(*known: str) -> Callable[[str], list[str]]:
+    """The type of an option that takes some of the known names, separated by commas."""
+
+    def convert(text: str) -> list[str]:
+        given = names(text)
+        for name in given:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is none of {', '.join(known)}{suggestion(name, known)}"
+                )
+        return given
+
+    return convert
+
+
+def device(text: str) -> str:
+    """Check the spelling of a device's name; a type for `argparse`.
+
+    Raises:
+        argparse.ArgumentTypeError: no device is called like this.
+    """
+    try:
+        parse_device(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def precision(*known: str) -> Callable[[str], str]:
+    """The type of an option that takes a precision, in either spelling: `fp32` is `f32`."""
+
+    def convert(text: str) -> str:
+        return parse_precision(text, known)
+
+    return convert
 
 
 def optional(convert: Callable[[str], float]) -> Callable[[str], float | None]:

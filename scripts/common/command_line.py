@@ -1,15 +1,34 @@
 """The parser of every command, which reports a mistake in one line."""
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from whisper_npu.scripts.common.console import one_line
+from whisper_npu.spelling import LIKENESS, nearest
 
 EXIT_USAGE = 2
+
+_MAY_BE_EMPTY = ("TEXT", "MARKS", "IDS")  # by their metavar
+
+# Options of other commands and programs, and what does the same here; a command gets the hint only
+# if it has the option.
+_ELSEWHERE = {
+    "--compute-type": "--precision",
+    "--fp16": "--precision",
+    "--format": "--output-format",
+    "--host": "--uri tcp://HOST:PORT",
+    "--ip": "--host",
+    "--key": "--api-key",
+    "--lang": "--language",
+    "--model-size": "--model",
+    "--output": "--output-dir",
+    "--port": "--uri tcp://HOST:PORT",
+    "--uri": "--host and --port",
+    "--vad-filter": "--vad",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +51,51 @@ class Parser(argparse.ArgumentParser):
                 return
             name = argument.partition("=")[0]
             if name.startswith("--") and not self._has(name):
-                self.error(f"there is no option {name}{suggestion(name, self._all_names())}")
+                self.error(f"there is no option {name}{self._meant(name)}")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse a command line in which options may stand between the files."""
+        given = sys.argv[1:] if args is None else args
+        # argparse's intermixed parsing changes `--help` and drops `--`, so it comes second.
+        parsed, extra = self.parse_known_args(given, namespace)
+        if extra and "--" not in given:
+            parsed, extra = self.parse_known_intermixed_args(given, namespace)
+        if extra:
+            self.error(self._superfluous(extra[0]))
+        return parsed
+
+    def _meant(self, name: str) -> str:
+        elsewhere = _ELSEWHERE.get(name)
+        if elsewhere is not None and elsewhere.split()[0] in self._all_names():
+            return f": did you mean {elsewhere}?"
+        return suggestion(name, self._all_names())
+
+    def _superfluous(self, name: str) -> str:
+        """The message for an argument that the command has no place for."""
+        if self._get_positional_actions():
+            return f"one argument too many: {name}"
+        if self._has("--model"):
+            from whisper_npu.export.source import KNOWN_NAMES  # noqa: PLC0415 - not for --help
+
+            if name in KNOWN_NAMES or Path(name, "config.json").is_file():
+                return f"a model is named by an option: did you mean --model {name}?"
+            return (
+                f"this command takes no file: for a recording use `whisper-npu transcribe {name}`"
+            )
+        return f"this command takes no names and no files: {name}"
+
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        # `"$OUT"` of a variable that is not set: a path would mean the current folder.
+        if not text and action.metavar not in _MAY_BE_EMPTY:
+            raise argparse.ArgumentError(action, "the value is empty; give one, or leave it out")
+        return super()._get_value(action, text)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(
+                action, f"{value!r} is none of {', '.join(known)}{suggestion(str(value), known)}"
+            )
 
     def _all_names(self) -> list[str]:
         return [name for name in self._option_string_actions if name.startswith("--")]
@@ -58,13 +121,7 @@ def program_name(command: str) -> str:
     return f"whisper-npu {command}"
 
 
-def suggestion(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str:
-    """`: did you mean ...?` if a known name is similar to `name`; else an empty text.
-
-    Args:
-        name: what the user wrote.
-        known: the names that exist.
-        likeness: how similar a name has to be, from 0 to 1; see `difflib.get_close_matches`.
-    """
-    alike = difflib.get_close_matches(name, known, n=1, cutoff=likeness)
-    return f": did you mean {alike[0]}?" if alike else ""
+def suggestion(name: str, known: Iterable[str], *, likeness: float = LIKENESS) -> str:
+    """`: did you mean ...?` if a known name is similar to `name`; see `spelling.nearest`."""
+    meant = nearest(name, known, likeness)
+    return f": did you mean {meant}?" if meant else ""

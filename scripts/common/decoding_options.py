@@ -42,6 +42,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
     add_variant(group)
     group.add_argument(
         "--device",
+        type=cli.device,
         default="CPU",
         help="device that computes: CPU, GPU, NPU, NPU_EMULATED (an NPU's graphs on the CPU, for "
         "tests), or AUTO, which measures and takes the fastest. The program never changes to "
@@ -65,6 +66,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, kv_cache: bool = True)
     group.add_argument(
         "--precision",
         default="auto",
+        type=cli.precision(*PRECISIONS),
         choices=PRECISIONS,
         help="number format of the computation. f32 gives PyTorch's tokens; choose it to compare. "
         "int8 computes with 8-bit matrices and leaves the rest in bf16 or f32. auto is int8 for "

@@ -18,6 +18,7 @@ from whisper_npu.runtime.results import Segment, Transcription
 from whisper_npu.runtime.transcription.live import Committed, LiveUpdate, Tentative
 from whisper_npu.runtime.transcription.live_sentences import LiveSentences
 from whisper_npu.scripts.common.console import controls, escape, note
+from whisper_npu.spelling import did_you_mean
 
 _CLEAR = "\r\x1b[K"
 
@@ -155,7 +156,8 @@ class SavedFile(SentenceOutput):
         self.partial = path.with_name(f"{path.stem}{PARTIAL}{path.suffix}")
         self._format = path.suffix.lstrip(".").lower()
         if self._format not in FORMATS:
-            raise UsageError(f"--save {path}: the suffix is not one of {', '.join(FORMATS)}")
+            hint = did_you_mean(self._format, FORMATS)
+            raise UsageError(f"--save {path}: the suffix is not one of {', '.join(FORMATS)}{hint}")
         if path.is_dir():
             raise UsageError(f"--save {path}: is a folder; name a file")
         self._formatter = make_formatter(self._format)

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from whisper_npu.errors import UsageError
+from whisper_npu.spelling import did_you_mean
 
 # Okabe & Ito's palette, which colour-blind people can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -46,7 +47,8 @@ def check_format(path: Path) -> None:
         UsageError: The suffix is no picture format.
     """
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"{path}: a plot is written as one of {', '.join(FORMATS)}")
+        hint = did_you_mean(path.suffix, FORMATS)
+        raise UsageError(f"{path}: a plot is written as one of {', '.join(FORMATS)}{hint}")
 
 
 def split_labels(settings: Sequence[dict[str, str]]) -> tuple[str, list[str]]:

@@ -139,8 +139,8 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
         (["m.jsonl", "-o", "out", "--actors", "-1"], "--actors and --threads take 0 or more"),
         (["m.jsonl", "-o", "out", "--price-per-hour", "-1"], "--price-per-hour: -1 is not 0 or"),
         (["m.jsonl", "-o", "out", "--max-wer", "nan"], "--max-wer: nan is not 0 or more"),
-        (["m.jsonl", "-o", "out", "--subtitles", "doc"], "subtitles are 'doc'; give srt, vtt, txt"),
-        (["m.jsonl", "-o", "out", "--format", "xml"], "unknown kind of manifest 'xml'"),
+        (["m.jsonl", "-o", "out", "--subtitles", "doc"], "'doc' is none of srt, vtt, txt"),
+        (["m.jsonl", "-o", "out", "--format", "xml"], "'xml' is none of nemo, lhotse"),
         (["verify", "out"], "out: no run of `whisper-npu corpus` has used it as --out"),
     ],
 )

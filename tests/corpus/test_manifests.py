@@ -16,6 +16,7 @@ from audio_files import RATE, voice
 from whisper_npu import UsageError
 from whisper_npu.corpus.audio import Source, examine
 from whisper_npu.corpus.manifests import KINDS, read_manifest
+from whisper_npu.corpus.publish import SUBTITLE_FORMATS
 
 TEXTS = {"a": "first", "b": "second one", "c": "third"}
 
@@ -254,4 +255,5 @@ def test_parquet_without_audio(tmp_path):
 def test_the_help_names_every_kind():
     from whisper_npu.scripts import corpus
 
-    assert ", ".join(KINDS) == corpus._KINDS
+    assert KINDS == corpus._KINDS
+    assert SUBTITLE_FORMATS == corpus._SUBTITLES

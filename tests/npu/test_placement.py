@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from whisper_npu import loading
-from whisper_npu.errors import DeviceError, ModelError, UsageError
+from whisper_npu.errors import DeviceError, ModelError
 from whisper_npu.loading import _allows
 from whisper_npu.npu import placement
 from whisper_npu.npu.placement import (
@@ -12,7 +12,6 @@ from whisper_npu.npu.placement import (
     candidates,
     choose,
     machine,
-    parse_device,
     probe,
 )
 from whisper_npu.runtime.model_folder.folder import read_model_folder
@@ -195,14 +194,6 @@ def test_the_probe_is_two_windows_of_24_tokens():
     backend = FakeBackend(0.25)
     assert probe(backend) == 0.25
     assert backend.steps == 2 * 24
-
-
-def test_device_names():
-    assert parse_device("NPU") == Placement("NPU", "NPU")
-    assert parse_device("encoder=NPU,decoder=CPU") == SPLIT
-    for odd in ("encoder=NPU", "encoder=,decoder=CPU", "encoder=A,other=B"):
-        with pytest.raises(UsageError, match="give one device"):
-            parse_device(odd)
 
 
 class Machine:

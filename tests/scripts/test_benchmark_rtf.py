@@ -138,7 +138,7 @@ def test_lengths_and_files_are_told_apart(words, lengths, files) -> None:
         (["--repeats", "0"], "--repeats is 0"),
         (["--compare", "colour=red"], "--compare: unrecognized arguments: --colour=red"),
         (["--compare", "precision=f31"], "--compare: argument --precision"),
-        (["--compare", ""], "--compare takes options"),
+        (["--compare", " "], "--compare takes options"),
         (["--lengths", "0"], "--lengths takes seconds above 0"),
         (["--plot", "out.txt"], "out.txt: a plot is written as"),
         (["--references", "nowhere.tsv"], "nowhere.tsv: no such manifest"),

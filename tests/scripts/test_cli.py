@@ -61,6 +61,7 @@ def test_values_keep_their_underscores():
         (["--a-flag", "off", "x.wav"], False, ["x.wav"]),
         (["--a-f", "x.wav"], True, ["x.wav"]),
         (["--a-f", "on", "x.wav"], True, ["x.wav"]),
+        (["--a-flag", "x/y"], True, ["x/y"]),
     ],
 )
 def test_flags_may_stand_alone(arguments, flag, files):
@@ -69,6 +70,13 @@ def test_flags_may_stand_alone(arguments, flag, files):
     cli.add_flag(parser.add_argument_group("others"), "--a-flag", help="on or off")
     read = parser.parse_args(cli.spell(arguments))
     assert (read.a_flag, read.files) == (flag, files)
+
+
+def test_a_word_that_names_a_file_is_no_value(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk").touch()
+    cli.add_flag(argparse.ArgumentParser().add_argument_group("others"), "--a-flag", help="on")
+    assert cli.spell(["--a-flag", "talk"]) == ["--a-flag=True", "talk"]
 
 
 def test_a_flag_that_is_neither_is_refused(capsys):

@@ -6,6 +6,7 @@ import pytest
 from repository import ROOT
 
 from whisper_npu.scripts import main as console_command
+from whisper_npu.scripts import transcribe
 from whisper_npu.scripts.common.command_line import Parser, program_name
 
 SCRIPTS = ROOT / "scripts"
@@ -61,6 +62,8 @@ class TestSuggestions:
             (["--langauge", "de"], "--langauge: did you mean --language?"),
             (["--langauges=de,en"], "--langauges: did you mean --languages?"),
             (["--zzz"], "--zzz (see"),
+            (["--port"], "--port (see"),  # there is no --uri to name
+            (["--vad-filter"], "--vad-filter (see"),
         ],
     )
     def test_of_options(self, arguments, told, capsys):
@@ -100,6 +103,83 @@ class TestSuggestions:
         (tmp_path / "talk.mp3").touch()
         assert console_command.main([name]) == 2
         assert f"error: there is {told}" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("transcribe a.wav --vad maybe", "'maybe' is neither True nor False"),
+            ("transcribe --vad flase a.wav", "'flase' is neither True nor False: did you mean Fal"),
+            ("transcribe a.wav --task translat", "is none of transcribe, translate: did you mean"),
+            ("transcribe a.wav --device CPUU", "there is no device CPUU; did you mean CPU?"),
+            ("serve --device NPU,CPU", "or two as encoder=NPU,decoder=CPU"),
+            ("compile --device NPUU", "there is no device NPUU; did you mean NPU?"),
+            ("wer a.tsv --precision f33", "'f33' is none of auto, f32, bf16, f16, int8: did you"),
+            ("export --precision f31", "'f31' is none of f32, f16, int8: did you mean f32?"),
+            ("cache lst", "'lst' is none of list, clear: did you mean list?"),
+            ("cache list a b", "one argument too many: b"),
+            ("corpus verfy texts", "there is no manifest verfy: did you mean corpus verify?"),
+            ("corpus a -o b --format nmo", "did you mean nemo?"),
+            ("corpus a -o b --subtitles srt,vt", "'vt' is none of srt, vtt, txt: did you mean vtt"),
+            ("stream talk.wav", "takes no file: for a recording use `whisper-npu transcribe talk"),
+            ("serve talk.wav", "takes no file: for a recording use `whisper-npu transcribe talk"),
+            ("serve tiny.en", "did you mean --model tiny.en?"),
+            ("models tiny.en", "this command takes no names and no files: tiny.en"),
+            ("wyoming --port 80", "no option --port: did you mean --uri tcp://HOST:PORT?"),
+            ("serve --uri x", "no option --uri: did you mean --host and --port?"),
+            ("fetch-assets becket", "did you mean beckett?"),
+            ("transcribe a.wav -f sr", "one of txt, vtt, srt, tsv, json, all; did you mean srt?"),
+            ("benchmark-peers a.tsv --peers whisperr", "--peers takes some of"),
+        ],
+    )
+    def test_of_values_and_arguments(self, line, told, capsys):
+        try:
+            code = console_command.main(line.split())
+        except SystemExit as end:  # argparse
+            code = end.code
+        assert code in (2, 3)
+        (message,) = capsys.readouterr().err.splitlines()
+        assert message.startswith("error: ")
+        assert told in message
+
+    @pytest.mark.parametrize(
+        ("arguments", "name"),
+        [
+            (["transcribe", ""], "FILE"),
+            (["transcribe", "a.wav", "-o", ""], "-o/--output-dir"),
+            (["transcribe", "a.wav", "--model="], "--model"),
+            (["export", ""], "MODEL"),
+            (["doctor", "--root", ""], "--root"),
+        ],
+    )
+    def test_a_variable_that_is_not_set_is_no_value(self, arguments, name, capsys):
+        with pytest.raises(SystemExit) as end:
+            console_command.main(arguments)
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: argument {name}: the value is empty; give one, or leave")
+
+    def test_texts_may_be_empty(self):
+        arguments = transcribe.build_parser().parse_args(["a.wav", "--initial-prompt", ""])
+        assert arguments.initial_prompt == ""
+
+    @pytest.mark.parametrize("kind", ["missing", "file"])
+    def test_of_a_root_that_is_no_folder(self, kind, tmp_path, capsys):
+        root = tmp_path / "root"
+        if kind == "file":
+            root.touch()
+        assert console_command.main(["doctor", "--root", str(root)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: --root {root}: no such folder; name where a system is mounted\n"
+        )
+
+    @pytest.mark.parametrize(
+        "line", ["a.wav --language de b.wav", "--language de a.wav b.wav", "a.wav b.wav"]
+    )
+    def test_options_may_stand_between_files(self, line):
+        assert self.parser().parse_args(line.split()).file == ["a.wav", "b.wav"]
+
+    def test_names_after_two_hyphens_are_files(self):
+        assert self.parser().parse_args(["--", "-a.wav"]).file == ["-a.wav"]
 
     @pytest.mark.parametrize(
         ("called", "expected"),

@@ -61,7 +61,7 @@ def test_compiled_once_listed_and_cleared(folder, capsys):
     assert capsys.readouterr().out.startswith("0 graphs")
 
 
-def keep(cache_folder, model, graph, age=0.0):
+def keep(cache_folder, model, graph, age=0.0, **options):
     """A file of the cache, whose graph nobody will load."""
     import openvino as ov
     from openvino import opset13 as ops
@@ -69,7 +69,7 @@ def keep(cache_folder, model, graph, age=0.0):
     core = ov.Core()
     value = ops.parameter([1], np.float32)
     compiled = core.compile_model(ov.Model([ops.relu(value)], [value], "m"), "CPU")
-    key = cache_key(core, f"{model} {graph}", "CPU", {})
+    key = cache_key(core, f"{model} {graph}", "CPU", options)
     kept = CompileCache(cache_folder, 1 << 30)
     kept.store(key, compiled, Contents(str(model), graph, "int8+bf16"))
     os.utime(kept.path(key), (time.time() - age,) * 2)
@@ -86,10 +86,10 @@ def test_entries_are_told_apart(cache_folder, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     device = ov_device_name()
     graphs = [line for line in lines if line.startswith("  encoder_model ")]
-    ages = [line.rpartition("used ")[2] for line in graphs]
+    ages = [line.rpartition(" MB ")[2].strip() for line in graphs]
     assert re.fullmatch(r"\d+ s ago", ages[0])
     assert ages[1:] == ["3 h ago", "3 days ago"]
-    assert all(" int8+bf16 " in line and device in line and " MB, " in line for line in graphs)
+    assert all(" int8+bf16 " in line and device in line and " MB " in line for line in graphs)
     models = [line.partition("  (")[0] for line in lines if not line.startswith("  ")]
     assert models[:-1] == [
         "damaged, or of another version",
@@ -97,6 +97,25 @@ def test_entries_are_told_apart(cache_folder, tmp_path, capsys):
         "/elsewhere/\\x1b[2Jtwo",
     ]
     assert lines[-1].startswith("4 graphs, ")
+
+
+def test_entries_that_look_alike_say_in_what_they_differ(cache_folder, capsys):
+    keep(cache_folder, "/m", "decoder_model")
+    keep(cache_folder, "/m", "decoder_model", INFERENCE_NUM_THREADS=1)
+    keep(cache_folder, "/m", "decoder_model", NUM_STREAMS=2)
+    keep(cache_folder, "/m", "decoder_model", NUM_STREAMS=2, NEW_OPTION="x")
+    keep(cache_folder, "/m", "step_4", NUM_STREAMS=2)
+    assert cache.main([]) == 0
+    _, header, *lines, _ = capsys.readouterr().out.splitlines()
+    assert re.split(" +", header.strip())[:5] == [
+        *("graph", "shapes", "precision", "device", "settings")
+    ]
+    place = header.index("settings")
+    settings = {re.split("  +", line[place:])[0] for line in lines if "dynamic" in line}
+    assert settings == {"default", "threads 1", "streams 2", "streams 2, NEW_OPTION x"}
+    (static,) = (line for line in lines if "static" in line)
+    assert static.split()[0] == "step_4"
+    assert "streams 2" in static
 
 
 def ov_device_name():

@@ -88,4 +88,4 @@ def test_an_unknown_shell_is_refused(capsys):
     with pytest.raises(SystemExit) as end:
         main.main(["completion", "csh"])
     assert end.value.code == 2
-    assert "choose from" in capsys.readouterr().err
+    assert "'csh' is none of bash, zsh, fish, powershell" in capsys.readouterr().err

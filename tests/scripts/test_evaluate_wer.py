@@ -235,7 +235,7 @@ def test_a_configuration_that_fails_leaves_the_others(bench, capsys) -> None:
 def test_a_missing_model_is_told_before_anything_is_measured(bench, capsys) -> None:
     assert run(bench.manifest, "--model", bench.en, "--model", "nonesuch") == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert "model folder nonesuch does not exist" in line
+    assert "model nonesuch does not exist; " in line
     assert bench.loads == []
 
 

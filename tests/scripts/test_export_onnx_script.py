@@ -7,7 +7,7 @@ import pytest
 from repository import ROOT
 
 from whisper_npu.errors import AssetError, ParityError
-from whisper_npu.export import alignment, onnx_export
+from whisper_npu.export import alignment, hub, onnx_export
 from whisper_npu.export.conversion import Conversion
 from whisper_npu.scripts import export_onnx, fetch_assets
 
@@ -15,8 +15,10 @@ SCRIPTS = ROOT / "scripts"
 
 
 @pytest.fixture
-def calls(monkeypatch) -> list[tuple]:
-    """Records calls of the export instead of running it."""
+def calls(monkeypatch, tmp_path) -> list[tuple]:
+    """Records calls of the export instead of running it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "look_for", lambda *_arguments: None)
     recorded: list[tuple] = []
     monkeypatch.setattr(
         onnx_export, "export_model", lambda *args, **kwargs: recorded.append((args, kwargs))
@@ -24,12 +26,36 @@ def calls(monkeypatch) -> list[tuple]:
     return recorded
 
 
-def test_default_is_tiny_en(calls) -> None:
+def test_default_is_tiny_en(calls, capsys) -> None:
     assert export_onnx.main([]) == 0
     ((args, options),) = calls
     assert args == ("tiny.en", Path("models/tiny.en"))
     assert options["verify"] is True
     assert options["force"] is False
+    assert capsys.readouterr().err.startswith(
+        "no model was named, so the default is exported: tiny.en, to models/tiny.en; to choose"
+    )
+
+
+def test_what_is_exported_is_told_before_torch_is_loaded(calls, capsys) -> None:
+    assert export_onnx.main(["base"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "exporting base to models/base",
+        "loading PyTorch, which takes some seconds",
+    ]
+
+
+def test_quiet_prints_nothing(calls, capsys) -> None:
+    assert export_onnx.main(["--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("spelling", ["f16", "fp16", "float16"])
+def test_a_precision_in_either_spelling(calls, spelling) -> None:
+    assert export_onnx.main(["base", "--precision", spelling]) == 0
+    ((args, options),) = calls
+    assert args[1] == Path("models/base-fp16")
+    assert options["conversion"].precision == "fp16"
 
 
 @pytest.mark.parametrize("arguments", [["base"], ["--model", "base"], ["base", "--model", "base"]])
@@ -118,7 +144,7 @@ def test_parity_failure_has_its_exit_code(monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(onnx_export, "export_model", fail)
     assert export_onnx.main([]) == 3
-    assert capsys.readouterr().err == "error: token 3 is 4, PyTorch chooses 5\n"
+    assert capsys.readouterr().err.endswith("error: token 3 is 4, PyTorch chooses 5\n")
 
 
 def test_add_alignment(calls, monkeypatch, capsys) -> None:
@@ -203,7 +229,9 @@ def test_a_name_gives_the_folder_its_name(calls) -> None:
 def test_fetch_prints_one_path_per_asset(monkeypatch, capsys) -> None:
     monkeypatch.setattr(fetch_assets, "fetch", lambda name, _progress: Path("cache") / name)
     assert fetch_assets.main([]) == 0
-    assert capsys.readouterr().out.split() == [
+    told = capsys.readouterr()
+    assert told.err.startswith("no asset was named, so the default ones are fetched: tiny.en, ")
+    assert told.out.split() == [
         str(Path("cache") / n) for n in ("tiny.en", "silero-vad", "beckett")
     ]
 

@@ -167,8 +167,8 @@ def refused(capsys):
         (["--grace", "-1"], "grace is -1; give seconds, 0 or more"),
         (["--model", "a=x", "--model", "a=y"], "two models are named a"),
         (["--spool", "/no/such/folder"], "does not exist; make it"),
-        (["--api-key", " "], "the API key is empty"),
-        (["--api-key", ""], "the API key is empty"),
+        (["--api-key", " "], "--api-key has spaces, line ends"),
+        (["--api-key", ""], "argument --api-key: the value is empty; give one"),
         (["--ssl-keyfile", "a.key"], "give --ssl-certfile"),
         (["--ssl-certfile", "/no/cert.pem"], "TLS cannot be used"),
         (["--host", "no.such.host.invalid"], "choose another --host"),
@@ -208,7 +208,7 @@ def test_a_variable_for_the_key_that_is_empty(refused, monkeypatch):
     monkeypatch.setenv("WHISPER_NPU_API_KEY", "")
     code, line = refused("--port", "0")
     assert code == 2
-    assert "the API key is empty" in line
+    assert "WHISPER_NPU_API_KEY is empty; give it a key, or leave it out" in line
 
 
 def test_an_address_in_use(refused):
@@ -224,7 +224,7 @@ def test_a_model_that_does_not_exist(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: model folder ")
+    assert done.stderr.splitlines()[-1].startswith("error: model ")
 
 
 def test_a_warning_without_a_key(tmp_path):

@@ -165,7 +165,7 @@ class TestExitCodes:
         code, out, err = run(sound, model=tmp_path / "none")
         assert (code, out) == (3, "")
         assert len(err) == 1
-        assert err[0].startswith(f"error: model folder {tmp_path / 'none'}")
+        assert err[0].startswith(f"error: model {tmp_path / 'none'}")
 
     def test_3_for_a_folder_that_is_no_model(self, run, sound, tmp_path):
         code, out, err = run(sound, model=tmp_path)
@@ -221,7 +221,8 @@ class TestExitCodes:
         assert "de\tgerman" in out.splitlines()
 
     @pytest.mark.parametrize(
-        ("language", "told"), [("", "language is empty"), ("Germn", "did you mean german")]
+        ("language", "told"),
+        [("", "--language: the value is empty"), ("Germn", "did you mean german")],
     )
     def test_2_for_an_unknown_language_at_once(self, run, sound, tmp_path, language, told):
         code, _, err = run(sound, "--language", language, model=tmp_path / "no model")

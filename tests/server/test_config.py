@@ -53,8 +53,8 @@ def test_wrong_models(given):
     [
         ({"models": ()}, "no model"),
         ({"models": (ModelSpec("a", "x"), ModelSpec("a", "y"))}, "two models are named a"),
-        ({"api_key": ""}, "the API key is empty"),
-        ({"api_key": "key\n"}, "the API key is empty, or has spaces, line ends"),
+        ({"api_key": ""}, "api_key is empty; give it a key, or leave it out"),
+        ({"api_key": "key\n"}, "api_key has spaces, line ends or characters"),
         ({"api_key": "schlüssel"}, "characters other than ASCII"),
         ({"api_key": "\udcff"}, "characters other than ASCII"),
     ],

@@ -73,6 +73,14 @@ class TestLoadModel:
         with load_model(tiny_folder, device="cpu", kv_cache="concat") as model:
             assert model.backend.device == "CPU"
 
+    def test_a_precision_in_the_spelling_of_files(self, tiny_folder):
+        with load_model(tiny_folder, precision="fp32", kv_cache="concat") as model:
+            assert model.backend.precision == "f32"
+
+    def test_a_mistyped_device(self, tiny_folder):
+        with pytest.raises(UsageError, match=r"no device CPUU; did you mean CPU\?"):
+            load_model(tiny_folder, device="cpuu")
+
     @pytest.mark.slow
     @pytest.mark.parametrize("kind", KINDS)
     def test_results_name_the_cache_and_the_precision(self, tiny_folder, tiny_audio, kind):

@@ -5,11 +5,12 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import onnx
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoSibling
 
 from whisper_npu import load_model, model_search
@@ -55,8 +56,9 @@ class Hub:
         files = (path for path in self.content.rglob("*") if path.is_file())
         return [path.relative_to(self.content).as_posix() for path in files]
 
-    def model_info(self, repository, *, revision, token, files_metadata):
+    def model_info(self, repository, *, revision, token, timeout, files_metadata):
         assert files_metadata
+        assert timeout
         self.asked.append(("list", repository, revision))
         files = [
             RepoSibling(rfilename=name, size=(self.content / name).stat().st_size)
@@ -188,11 +190,37 @@ def test_what_a_checkpoint_costs_is_told(repository, monkeypatch):
         with (repository.content / name).open("wb") as file:
             file.truncate(size)
     lines = []
-    monkeypatch.setattr(hub, "_download_file", lambda _repository, name, *_others: Path(name))
+    monkeypatch.setattr(hub, "_download_file", lambda _repo, name, *_others, **_options: Path(name))
     monkeypatch.setattr(hub, "check_architecture", lambda *_arguments: None)
     monkeypatch.setattr(hub, "read_index", lambda _path: [])
     hub.download("owner/tiny", None, None, lines.append)
-    assert lines[1].startswith("fetching owner/tiny from the hub: 70 MB, licence mit; ")
+    assert lines[0].startswith("fetching owner/tiny from the hub: 70 MB, licence mit; ")
+
+
+def test_without_a_network_the_client_is_not_asked_to_try_again(repository, monkeypatch):
+    """It tries each file five times, which takes 23 s."""
+    asked = []
+
+    def fetch(repository, name, *, revision, token, local_files_only):
+        asked.append((name, local_files_only))
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr(hub, "HfApi", Offline)
+    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    with pytest.raises(CheckpointError) as caught:
+        hub.download("owner/tiny", None, None, None)
+    assert asked == [("config.json", True)]
+    assert str(caught.value) == (
+        "cannot reach the hub for owner/tiny, and its config.json is not in the local cache; "
+        "connect to the network, or use a model that `whisper-npu models` lists"
+    )
+
+
+def test_what_is_looked_for_is_told_first(repository):
+    lines = []
+    find_model("owner/tiny", lines.append)
+    assert lines[0] == f"looking for owner/tiny at {urlsplit(constants.ENDPOINT).hostname}"
+    assert lines[1].startswith("fetching owner/tiny from the hub: ")
 
 
 @pytest.mark.parametrize("name", ["models/tiny", "here/tiny", "./owner/tiny", "owner/tiny/"])
@@ -397,7 +425,7 @@ def test_pull_fetches_and_models_lists(repository, capsys):
     assert Path(told.out.strip()).is_dir()
     size = sum(path.stat().st_size for path in Path(told.out.strip()).rglob("*"))
     expected = f"fetching owner/tiny from the hub: {size / 1e6:.1f} MB, licence mit; "
-    assert told.err.startswith(expected)
+    assert told.err.splitlines()[1].startswith(expected)
     (model,) = local_models()
     assert (model.name, model.form, model.precision) == ("owner/tiny", "ONNX", "fp32")
     assert model.is_verified

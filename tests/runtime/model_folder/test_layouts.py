@@ -136,6 +136,12 @@ class TestVariants:
         mixed = find_layout(folder, "encoder=fp16,decoder=q4")
         assert names(mixed, folder)[0] == "onnx/encoder_model_fp16.onnx"
         assert mixed.others == ("plain", "q4")
+        assert find_layout(folder, "encoder=f16,decoder=q4") == mixed
+
+    def test_a_mistyped_one(self, make):
+        folder = self.folder(make, ["", "_fp16", "_q4"], ["", "_q4"])
+        with pytest.raises(UsageError, match=r"decoder=\.\.\.; did you mean plain\?$"):
+            find_layout(folder, "plan")
 
     @pytest.mark.parametrize("variant", ["fp16", "encoder=q4,decoder=fp16", "openvino", "", "x=y"])
     def test_one_that_is_not_there(self, make, variant):
