@@ -48,8 +48,8 @@ COMPANIONS = (
 )
 
 # The files that matter lie in the repository's root or in a folder of it.
-_HERE = "use a model that `whisper-npu models` lists"
 _NAME = re.compile(r"(?:(?!\.+/)[\w.-]+/)?[\w.-]+")
+_HERE = "use a model that `whisper-npu models` lists"
 _TIMEOUT = 10.0  # seconds for the list of files; files have the limit of the client
 _HTTP_LIBRARIES = ("requests", "httpx", "httpx2")  # of the hub's client 0, 1 and 2
 
