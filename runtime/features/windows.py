@@ -27,6 +27,7 @@ SHORT_PAUSE = 0.5  # the same if the language may change at any pause
 LOOK_AHEAD = 0.5  # seconds at the end of the judged audio in which speech may just begin
 _LONGEST_JOINED = 30.0  # seconds of a pause that a window leaves out; beyond it, speech begins anew
 _LONGEST_SPAN = 120.0  # seconds from start to end of a window with pauses: its audio is in memory
+_MOST_APART = 1.2  # log10 of power, 12 dB: speakers of other levels do not share a window
 _BESIDE = 2.0  # seconds from the edge of left-out speech, within which a window is split
 _PART = 2.0  # shortest part of a split window, in seconds
 _EARLIEST_CUT = 0.5  # share of a window before which it is not cut at a pause
@@ -203,9 +204,15 @@ class WindowChooser:
             return self._end(start, n_frames, spans, cut_at_pause=cut_at_pause)
 
     def _joined(self, window: Window, limit: int) -> Window:
-        """Add the speech after the window, as long as all of it up to a long pause fits."""
+        """Add the speech after the window, as long as all of it up to a long pause fits.
+
+        The model hears less of a quiet speaker beside a loud one (docs/accuracy.md).
+        """
+        level = self._features.peak(window.start, window.n_frames)
         while (piece := self._piece_after(window.end, limit - window.n_frames)) is not None:
-            if piece[1] - window.start > _LONGEST_SPAN * FRAMES_PER_SECOND:
+            apart = abs(self._features.peak(piece[0], piece[1] - piece[0]) - level)
+            is_long = piece[1] - window.start > _LONGEST_SPAN * FRAMES_PER_SECOND
+            if is_long or apart > _MOST_APART:
                 break
             self._features.pass_over(window.end, piece[0])
             pauses = (*window.pauses, (window.end, piece[0]))

@@ -243,6 +243,18 @@ class TestJoining:
             (259.6, 286.4),
         ]
 
+    @pytest.mark.parametrize(("decibels", "n_windows"), [(-8, 1), (8, 1), (-16, 2), (16, 2)])
+    def test_only_speech_of_the_same_level(self, decibels, n_windows):
+        noise = np.random.default_rng(0).normal(0, 0.01, 16_000 * 20).astype(np.float32)
+        noise[16_000 * 9 :] *= 10 ** (decibels / 20)
+        speech = SpeechMap(SpeechAt((1, 6), (12, 18)).detector())
+        chooser = WindowChooser(FeatureStream(iter([noise]), 80, speech), speech, 3000)
+        found, seek = [], 0
+        while (window := chooser.next(seek, cut_at_pause=True, joins=True)) is not None:
+            found.append(window)
+            seek = window.end
+        assert len(found) == n_windows
+
     def test_speech_up_to_the_end_of_the_recording(self):
         assert self.windows((1, 6), (12, 20), seconds=20.0) == [[(0.6, 6.4), (11.6, 20.0)]]
 
