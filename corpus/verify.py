@@ -71,11 +71,13 @@ def _require_outputs(folder: Folder, output: str) -> None:
         UsageError: no run has written its outputs.
         OutputError: one of them was removed.
     """
-    if not folder.exists(RUN_FILE):
+    wanted = (PARQUET, JSON_LINES, RUN_FILE)
+    missing = [name for name in wanted if not folder.exists(name)]
+    if len(missing) == len(wanted):
         if not folder.exists(STATE):
             raise UsageError(f"{output}: no run of `whisper-npu corpus` has used it as --output")
         raise UsageError(f"{output}: its run has not come to its end; {_AGAIN}")
-    if missing := [name for name in (PARQUET, JSON_LINES) if not folder.exists(name)]:
+    if missing:
         raise OutputError(f"{output}: {' and '.join(missing)} missing; {_AGAIN}")
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -47,6 +48,8 @@ COMPANIONS = (
     "normalizer.json",
 )
 
+logger = logging.getLogger("whisper_npu")
+
 # The files that matter lie in the repository's root or in a folder of it.
 _NAME = re.compile(r"(?:(?!\.+/)[\w.-]+/)?[\w.-]+")
 _HERE = "use a model that `whisper-npu models` lists"
@@ -71,20 +74,23 @@ def download(
         CheckpointError: The repository is missing, gated or no Whisper, or there is neither a
             network nor a cached copy.
     """
-    is_reachable = True
+    trouble: CheckpointError | None = None
     try:
         announcement = _announcement(_list_files(repository, revision, token))
     except CheckpointError as error:
-        # The client would try five times for each file, which takes 23 s.
-        is_reachable = not isinstance(error, UnreachableError)
-        announcement = f"taking the files of {repository} from the cache"
+        trouble = error
+    is_local = trouble is not None and _is_down(trouble)
 
     def get(name: str) -> Path:
-        return _download_file(repository, name, revision, token, is_local=not is_reachable)
+        return _download_file(repository, name, revision, token, is_local=is_local)
 
-    config = get("config.json")
+    config = _configuration(repository, revision, token, trouble)
     check_architecture(config, repository)
-    if progress:
+    if trouble is not None:
+        is_away = isinstance(trouble, UnreachableError)
+        why = "the hub cannot be reached" if is_away else str(trouble)
+        (progress or logger.warning)(f"taking the files of {repository} from the cache: {why}")
+    elif progress:
         progress(announcement)
     for name in COMPANIONS:
         _optional(get, name)
@@ -116,12 +122,39 @@ def look_for(repository: str, revision: str | None, progress: Callable[[str], No
         progress(searching(repository))
     try:
         _list_files(repository, revision, None)
-    except UnreachableError:
-        _download_file(repository, "config.json", revision, None, is_local=True)
+    except CheckpointError as error:
+        _configuration(repository, revision, None, error)
+
+
+def _configuration(
+    repository: str, revision: str | None, token: str | None, trouble: CheckpointError | None
+) -> Path:
+    """Return the `config.json` of a repository; of its cache, if there was trouble with the hub.
+
+    Raises:
+        CheckpointError: neither has it; of the two troubles the one that says more.
+    """
+    is_local = trouble is not None and _is_down(trouble)
+    try:
+        return _download_file(repository, "config.json", revision, token, is_local=is_local)
+    except UnreachableError as error:
+        if trouble is None or isinstance(trouble, UnreachableError):
+            raise
+        raise trouble from error
+
+
+def _is_down(error: CheckpointError) -> bool:
+    """Whether the hub gives no files either: its client would try 23 s for each."""
+    cause = error.__cause__
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, UnreachableError) and not type(cause).__name__.startswith("ReadTime")
 
 
 def searching(repository: str) -> str:
     """One line that says what is looked for, and where."""
+    if constants.HF_HUB_OFFLINE:
+        return f"looking for {repository} in the hub's cache"
     return f"looking for {repository} at {urlsplit(constants.ENDPOINT).hostname}"
 
 
@@ -388,9 +421,9 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
     """
     at = f" at revision {revision}" if revision else ""
     # Without a network the hub's client logs a page per attempt; the error below says enough.
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
     try:
         yield
     except GatedRepoError as error:
@@ -430,7 +463,7 @@ def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[No
             raise
         raise _unreachable(repository, at, name) from error
     finally:
-        logger.setLevel(level)
+        client.setLevel(level)
 
 
 def _is_of_network(error: Exception) -> bool:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from whisper_npu.errors import UsageError
+from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts.common import cli, console
 from whisper_npu.scripts.common.corpus_progress import Meter
@@ -158,7 +158,9 @@ def transcribe_corpus(arguments: argparse.Namespace) -> int:
         with meter:
             _run(arguments, options, meter)
     except BaseException as end:
-        if meter.last is not None or not isinstance(end, Exception):
+        is_begun = meter.last is not None or not isinstance(end, Exception)
+        is_mistake = isinstance(end, UsageError | ModelError | DeviceError)
+        if is_begun and not (is_mistake and not (meter.last and meter.last.done)):
             console.note(_how_to_go_on(meter, arguments.output))
         raise
     from whisper_npu.corpus.publish import JSON_LINES, PARQUET, SUBTITLES  # noqa: PLC0415

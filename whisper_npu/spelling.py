@@ -47,6 +47,9 @@ def parse_precision(text: str, known: Iterable[str]) -> str:
         text: what the user wrote; it is returned as it is if it means none.
         known: the names of the precisions, each in one spelling.
     """
+    known = tuple(known)
+    if text in known or not isinstance(text, str):
+        return text
     return {_short(name): name for name in known}.get(_short(text), text)
 
 

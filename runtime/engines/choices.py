@@ -19,7 +19,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 DEVICES = ("CPU", "GPU", "NPU", "NPU_EMULATED", "AUTO")
 _PARTS = ("ENCODER", "DECODER")
-_DEVICE = re.compile(r"\w+(\.\w+)?")
+_DEVICE = re.compile(r"\w+(\.\w+)*")
 _LIKENESS = 0.7  # of devices: TPU is no mistyped CPU
 
 
@@ -31,10 +31,14 @@ def parse_device(text: str) -> tuple[str, str]:
     Raises:
         UsageError: the text has neither form, or a name is mistyped.
     """
-    names = dict(part.partition("=")[::2] for part in text.upper().split(","))
+    if not isinstance(text, str):
+        raise UsageError(f"device is {text!r}; give a name such as CPU")
+    parts = [part.partition("=")[::2] for part in text.upper().split(",")]
     if "=" not in text:
-        names = {part: text.upper() for part in _PARTS}
-    if set(names) != set(_PARTS) or not all(map(_DEVICE.fullmatch, names.values())):
+        parts = [(part, text.upper()) for part in _PARTS]
+    names = dict(parts)
+    is_whole = sorted(part for part, _ in parts) == sorted(_PARTS)
+    if not is_whole or not all(map(_DEVICE.fullmatch, names.values())):
         two = re.fullmatch(r"(?:HETERO:)?(\w+),(\w+)", text.upper())
         encoder, decoder = two.groups() if two else ("NPU", "CPU")
         raise UsageError(

@@ -250,7 +250,7 @@ def _choose(
     raise UsageError(
         f"{folder} has no variant {wanted}: its encoder is there as {', '.join(encoders)}, its "
         f"decoder as {', '.join(decoders)}; give one of them, or encoder=...,decoder=..."
-        f"{did_you_mean(wanted, set(encoders) & set(decoders))}"
+        f"{did_you_mean(wanted, [name for name in encoders if name in decoders])}"
     )
 
 

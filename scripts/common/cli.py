@@ -226,16 +226,16 @@ def some_of(*known: str) -> Callable[[str], list[str]]:
 
 
 def device(text: str) -> str:
-    """Check the spelling of a device's name; a type for `argparse`.
+    """A device's name in upper case; a type for `argparse`.
 
     Raises:
         argparse.ArgumentTypeError: no device is called like this.
     """
     try:
-        parse_device(text)
+        encoder, decoder = parse_device(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return f"encoder={encoder},decoder={decoder}" if "=" in text else encoder
 
 
 def precision(*known: str) -> Callable[[str], str]:

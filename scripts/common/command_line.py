@@ -1,6 +1,7 @@
 """The parser of every command, which reports a mistake in one line."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ _ELSEWHERE = {
     "--key": "--api-key",
     "--lang": "--language",
     "--model-size": "--model",
+    "--no-vad": "--vad False",
     "--output": "--output-dir",
     "--port": "--uri tcp://HOST:PORT",
     "--uri": "--host and --port",
@@ -50,7 +52,10 @@ class Parser(argparse.ArgumentParser):
             if argument == "--":
                 return
             name = argument.partition("=")[0]
-            if name.startswith("--") and not self._has(name):
+            if re.match("-[^-0-9.]", name) and name[:2] not in self._option_string_actions:
+                self.error(f"there is no option {name[:2]}; for a file write ./{argument}")
+            is_ambiguous = name in _ELSEWHERE and self._n_begun_by(name) > 1
+            if name.startswith("--") and (is_ambiguous or not self._has(name)):
                 self.error(f"there is no option {name}{self._meant(name)}")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -61,7 +66,7 @@ class Parser(argparse.ArgumentParser):
         if extra and "--" not in given:
             parsed, extra = self.parse_known_intermixed_args(given, namespace)
         if extra:
-            self.error(self._superfluous(extra[0]))
+            self.error(self._superfluous(extra[0], given))
         return parsed
 
     def _meant(self, name: str) -> str:
@@ -70,10 +75,11 @@ class Parser(argparse.ArgumentParser):
             return f": did you mean {elsewhere}?"
         return suggestion(name, self._all_names())
 
-    def _superfluous(self, name: str) -> str:
+    def _superfluous(self, name: str, given: Sequence[str]) -> str:
         """The message for an argument that the command has no place for."""
         if self._get_positional_actions():
-            return f"one argument too many: {name}"
+            hint = "; write all files behind --" if "--" in given else ""
+            return f"one argument too many: {name}{hint}"
         if self._has("--model"):
             from whisper_npu.export.source import KNOWN_NAMES  # noqa: PLC0415 - not for --help
 
@@ -99,6 +105,11 @@ class Parser(argparse.ArgumentParser):
 
     def _all_names(self) -> list[str]:
         return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def _n_begun_by(self, name: str) -> int:
+        """The number of options that begin with a name; 1 for a whole name."""
+        names = self._all_names()
+        return 1 if name in names else sum(each.startswith(name) for each in names)
 
     def _has(self, name: str) -> bool:
         """Whether an option has that name, or begins with it if abbreviations are allowed."""

@@ -41,7 +41,8 @@ def report(output: str, options: TranscribeOptions, max_wer: float | None) -> bo
         if row["error"] is not None:
             n_errors += 1
             if n_errors <= _MOST_ERRORS:
-                is_named = row["id"] in row["error"]  # most ids are paths
+                named = row["error"].partition(": ")[0]  # the recording's path
+                is_named = f"/{named}".endswith(f"/{row['id']}")  # most ids are paths
                 console.error(row["error"] if is_named else f"{row['id']}: {row['error']}")
     if n_errors > _MOST_ERRORS:
         console.note(f"{n_errors} recordings have an error; {PARQUET} has the reasons")

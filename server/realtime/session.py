@@ -93,7 +93,7 @@ class Session:
         self._item: Item | None = None  # the one whose audio arrives
         self._last_item: str | None = None  # the last one that was committed
         self._n_samples = 0  # heard since the start of the session
-        self.end = "the client left"
+        self.end = "the connection ended"
 
     @property
     def seconds(self) -> float:
@@ -135,7 +135,7 @@ class Session:
                 await self._inbox.put(None, 0)
                 return
             if message["type"] == "websocket.disconnect":
-                self.end = _ENDS.get(message["code"], self.end)
+                self.end = _ENDS.get(message["code"], "the client left")
                 await self._inbox.end()
                 return
             text = message.get("text") or message.get("bytes") or ""

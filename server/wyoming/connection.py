@@ -217,7 +217,7 @@ class Connection:
         """Tell what is wrong, before the end; clients wait for a text or the end.
 
         Returns:
-            the same for the log, in one line.
+            the same for the log, without the client's words.
         """
         with suppress(OSError, TimeoutError):
             await self._write(Error(message, code))
@@ -226,7 +226,7 @@ class Connection:
             # If a connection is closed with unread data, its client may never see the reason.
             async with asyncio.timeout(_UNREAD_PATIENCE):
                 await self._reader.drop()
-        return f"refused ({code}): {' '.join(message.split())}"
+        return f"refused: {code}"
 
     async def _write(self, event: Eventable) -> None:
         try:

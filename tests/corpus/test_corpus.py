@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
@@ -78,10 +77,13 @@ def results_of(out):
     return {path.name: path.stat().st_ino for path in (out / "results").glob("*.parquet")}
 
 
-def is_at_work(pid):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
+def await_end(pids):
+    processes = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.slow
@@ -104,9 +106,7 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
     assert "killed an actor" in killed.stdout
     assert not (out / "corpus.parquet").exists()
     (left,) = re.findall(r"^left (.*)$", killed.stdout, re.MULTILINE)
-    deadline = time.monotonic() + 60  # an actor goes on for a while
-    while any(is_at_work(int(pid)) for pid in left.split()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_end([int(pid) for pid in left.split()])  # an actor goes on for a while
     stored = results_of(out)  # each of one recording
     assert 3 <= len(stored) < 7
 
@@ -221,10 +221,6 @@ from whisper_npu.scripts.common import corpus_progress
 
 parts._SHORTEST = 10.0
 show = corpus_progress.Meter.show
-
-def actors():
-    children = psutil.Process().children(recursive=True)
-    return [each for each in children if each.name().startswith("ray::MapWorker")]
 
 def show_and_kill(self, progress):
     show(self, progress)

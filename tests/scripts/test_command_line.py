@@ -64,6 +64,8 @@ class TestSuggestions:
             (["--zzz"], "--zzz (see"),
             (["--port"], "--port (see"),  # there is no --uri to name
             (["--vad-filter"], "--vad-filter (see"),
+            (["-x"], "-x; for a file write ./-x (see"),
+            (["a.wav", "-dash.wav"], "-d; for a file write ./-dash.wav (see"),
         ],
     )
     def test_of_options(self, arguments, told, capsys):

@@ -1,9 +1,9 @@
 """The bar over a batch, and the lines where there is no terminal."""
 
 import io
-import time
 from math import inf
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -88,14 +88,19 @@ def test_what_is_being_decoded_goes_on_at_the_speed_so_far(files):
 
 def test_after_a_stop_only_what_was_read_is_left(files):
     """And nobody has to wait a minute to hear how long it takes."""
-    progress, out, clock = followed(files)
+    has_told = Event()
+
+    class Out(io.StringIO):
+        def flush(self):
+            has_told.set()
+
+    out, clock = Out(), Clock()
+    progress = Progress(files, out, clock=clock)
     progress.opened(Stream(3600.0, done=60.0, read=180.0))
     clock.now += 20
     with progress:
         progress.finish("finishing")
-        deadline = time.monotonic() + 30
-        while not out.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert has_told.wait(30)
     assert out.getvalue() == (
         " 33% finishing, 1 min 0 s of 3 min 0 s, 40 s left, 3 x real time, 0 of 3 files\n"
     )

@@ -9,8 +9,13 @@ from urllib.parse import urlsplit
 
 import onnx
 import pytest
+import requests
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.hf_api import RepoSibling
 
 from whisper_npu import load_model, model_search
@@ -214,6 +219,71 @@ def test_without_a_network_the_client_is_not_asked_to_try_again(repository, monk
         "cannot reach the hub for owner/tiny, and its config.json is not in the local cache; "
         "connect to the network, or use a model that `whisper-npu models` lists"
     )
+
+
+@pytest.fixture
+def failing(repository, monkeypatch, tmp_path):
+    """The hub lists no files, for a given reason; the cache has `config.json` or not."""
+    config = tmp_path / "config.json"
+
+    def fail(trouble, *, is_cached=True):
+        asked = []
+
+        class Api:
+            def model_info(self, *_arguments, **_options):
+                raise trouble
+
+        def fetch(_repository, name, *, local_files_only, **_options):
+            asked.append((name, local_files_only))
+            if name == "config.json" and is_cached:
+                config.write_text("{}")
+                return str(config)
+            raise LocalEntryNotFoundError("not here")
+
+        monkeypatch.setattr(hub, "HfApi", Api)
+        monkeypatch.setattr(hub, "hf_hub_download", fetch)
+        monkeypatch.setattr(hub, "check_architecture", lambda *_arguments: None)
+        return asked
+
+    return fail
+
+
+def refusal(status):
+    response = requests.Response()
+    response.status_code = status
+    return HfHubHTTPError(f"{status} from the hub", response=response)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "is_local"),
+    [
+        (requests.ConnectionError("no route"), True),
+        (refusal(503), True),
+        (refusal(401), False),  # the client may have the file, or give another reason
+        (requests.ReadTimeout("a slow hub"), False),
+    ],
+)
+def test_a_cached_checkpoint_is_found_whatever_the_hub_says(failing, trouble, is_local):
+    asked, lines = failing(trouble), []
+    hub.look_for("owner/tiny", None, None)
+    with pytest.raises(CheckpointError):  # there are no weights
+        hub.download("owner/tiny", None, None, lines.append)
+    assert set(asked[:2]) == {("config.json", is_local)}
+    assert lines[0].startswith("taking the files of owner/tiny from the cache: ")
+
+
+def test_nor_is_the_cache_taken_silently(failing, caplog):
+    failing(requests.ConnectionError("no route"))
+    with pytest.raises(CheckpointError):
+        hub.download("owner/tiny", None, None, None)
+    assert "owner/tiny from the cache: the hub cannot be reached" in caplog.text
+
+
+def test_what_is_nowhere_has_the_reason_of_the_hub(failing):
+    failing(refusal(503), is_cached=False)
+    for ask in (hub.look_for, lambda *each: hub.download(*each, None)):
+        with pytest.raises(CheckpointError, match="503 from the hub; try again later"):
+            ask("owner/tiny", None, None)
 
 
 def test_what_is_looked_for_is_told_first(repository):

@@ -39,6 +39,9 @@ def test_a_choice_is_one_of_the_known():
         ("f16", ("fp32", "fp16"), "fp16"),
         ("int8", ("auto", "int8"), "int8"),
         ("f8", ("f32",), "f8"),
+        ("f16", ("f16", "fp16"), "f16"),  # as it is written
+        (None, ("f32",), None),
+        (32, ("f32",), 32),
     ],
 )
 def test_precisions_in_either_spelling(text, known, means):

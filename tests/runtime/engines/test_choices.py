@@ -31,6 +31,7 @@ def test_devices(text, devices):
         ("MULTI:GPU", "encoder=NPU,decoder=CPU"),
         ("GPU,CPU", "encoder=GPU,decoder=CPU"),
         ("HETERO:GPU,CPU", "encoder=GPU,decoder=CPU"),
+        ("encoder=A,decoder=B,decoder=C", "encoder=NPU,decoder=CPU"),
         ("", "encoder=NPU,decoder=CPU"),
     ],
 )
@@ -40,6 +41,16 @@ def test_texts_that_are_no_device(text, two):
     )
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         parse_device(text)
+
+
+def test_a_tile_of_a_device():
+    assert parse_device("gpu.0.1") == ("GPU.0.1", "GPU.0.1")
+
+
+@pytest.mark.parametrize("device", [None, 0])
+def test_what_is_no_text(device):
+    with pytest.raises(UsageError, match=f"^device is {device}; give a name such as CPU$"):
+        parse_device(device)
 
 
 @pytest.mark.parametrize(
