@@ -146,7 +146,7 @@ def _configuration(
 def _is_down(error: CheckpointError) -> bool:
     """Whether the hub gives no files either: its client would try 23 s for each."""
     cause = error.__cause__
-    if isinstance(cause, HfHubHTTPError):
+    if isinstance(cause, HfHubHTTPError) and cause.response is not None:
         return cause.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
     return isinstance(error, UnreachableError) and not type(cause).__name__.startswith("ReadTime")
 

@@ -57,9 +57,11 @@ _NUMBERS = (
     "vad_threshold",
     "vad_min_silence",
 )
+_FLAGS = ("multilingual", "word_timestamps", "without_timestamps", "suppress_blank", "vad")
+_FLAGS_OR_NONE = ("condition_on_previous_text", "elastic")
 _MARKS = ("prepend_punctuations", "append_punctuations")
 _TEXTS = ("language", "hotwords", *_MARKS)
-_NEVER_NONE = ("best_of", "batch_size", "patience", "vad_threshold", *_MARKS)
+_NEVER_NONE = ("best_of", "batch_size", "patience", "vad_threshold", *_MARKS, *_FLAGS)
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 # Options of openai/whisper and faster-whisper that have another name or place here.
@@ -289,6 +291,7 @@ class TranscribeOptions:
             (_COUNTS, Integral, "a whole number"),
             (_NUMBERS, Real, "a number"),
             (_TEXTS, str, "text"),
+            ((*_FLAGS, *_FLAGS_OR_NONE), bool, "True or False"),  # "no" would count as true
         ):
             for name in names:
                 value = getattr(self, name)

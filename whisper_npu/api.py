@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 
 from whisper_npu.errors import UsageError
 from whisper_npu.loading import load_backend
@@ -42,13 +43,20 @@ def model_languages(path: str | os.PathLike[str], variant: str | None = None) ->
         ModelError: the folder cannot be used, or no model has that name.
         UsageError: the folder has no such variant.
     """
-    folder = read_model_folder(find_model(os.fspath(path), variant=variant), variant)
+    folder = read_model_folder(find_model(_name(path), variant=variant), variant)
     special = Tokenizer(folder.tokenizer).special
     known = tuple(sorted(special.languages))
     is_english = not is_multilingual(
         special.eot, len(known), folder.generation_config.is_multilingual
     )
     return ("en",) if is_english else known
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"the model is {path!r}; give a name such as tiny.en, or a folder")
+    return name
 
 
 def load_model(
@@ -89,9 +97,9 @@ def load_model(
         ModelError: the folder cannot be used, or no model has that name.
         DeviceError: the device is missing or refuses the model.
     """
-    if threads < 0:
-        raise UsageError(f"threads is {threads}; give 0 for one per core, or more")
-    place = find_model(os.fspath(path), progress, variant=variant)
+    if not isinstance(threads, Integral) or threads < 0:
+        raise UsageError(f"threads is {threads!r}; give 0 for one per core, or more")
+    place = find_model(_name(path), progress, variant=variant)
     folder = read_model_folder(place, variant)
     # Compiling the graphs takes longest; the model's other parts are loaded at the same time.
     with ThreadPoolExecutor(max_workers=1) as beside:

@@ -42,6 +42,8 @@ def open_path(path: Path, name: str) -> BinaryIO:
         AudioError: there is no such file, it may not be read, it is no file, or no program writes
             to the named pipe.
     """
+    if not name:
+        raise AudioError("the name of the recording is empty")
     try:
         mode = path.stat().st_mode
         if stat.S_ISFIFO(mode):

@@ -8,6 +8,7 @@ of any length needs the memory of one cue.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.results import Segment, Word
@@ -42,8 +43,8 @@ class SubtitleOptions:
     def __post_init__(self) -> None:
         for name in ("max_line_width", "max_line_count", "max_words_per_line"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value!r}")
 
     def check(self, *, word_timestamps: bool) -> list[str]:
         """Find options that cannot work, like openai/whisper's command line.

@@ -24,8 +24,8 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
 _REMNANT = 4  # a batch may take one extra window per four, so that no small batch follows
-# Windows in each stream, if much audio follows, so that its first words come soon. The first text of
-# 20 minutes came after 3.4 instead of 10.6 s, the last one as before (tiny.en, f32, two cores).
+# Windows in each stream, if much audio follows: its first words come soon. Those of 20 minutes came
+# after 3.4 instead of 10.6 s, and the last ones as before (tiny.en, f32, two cores).
 _FIRST_ROUNDS = (2, 4)
 
 

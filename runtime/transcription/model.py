@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import PurePath
 from threading import Lock
 from typing import Unpack
 from weakref import WeakSet
@@ -203,8 +204,11 @@ class WhisperModel(Closing):
             Several threads may use the streams: one decodes for all, the others wait for it.
 
         Raises:
-            UsageError: an option is unknown or does not fit the model.
+            UsageError: an option is unknown or does not fit the model, or `recordings` is one
+                recording instead of several.
         """
+        if isinstance(recordings, str | bytes | PurePath) or not isinstance(recordings, Iterable):
+            raise UsageError(f"recordings is {recordings!r}; give a list of recordings")
         wanted = self.resolve(options, **changes)
         is_alone = isinstance(recordings, Sized) and len(recordings) == 1
 

@@ -143,7 +143,8 @@ class Progress:
         parts = [self.status] if self.status else []
         if done and total:
             elapsed = self._clock() - (self._decoding_since or self._began)
-            parts.append(f"{words(done)} of {words(max(total, done))}")
+            if not self._is_finishing:  # else the time left might not fit into the line
+                parts.append(f"{words(done)} of {words(max(total, done))}")
             parts.append(f"{words(max(0.0, total - done) * elapsed / done)} left")
             parts.append(f"{done / elapsed:.3g} x real time" if elapsed else "")
         elif done:

@@ -162,7 +162,7 @@ class Batch:
         self.is_stopped = True
         for stream in list(self._streams):
             stream.stop()
-        self._progress.finish("finishing what is being decoded (Ctrl-C stops at once)")
+        self._progress.finish("finishing (Ctrl-C ends at once)")
 
     def summarise(self) -> None:
         """Print the work done, if the progress was shown."""

@@ -64,6 +64,7 @@ class TestSuggestions:
             (["--zzz"], "--zzz (see"),
             (["--port"], "--port (see"),  # there is no --uri to name
             (["--vad-filter"], "--vad-filter (see"),
+            (["--lang=de"], "--lang: did you mean --language?"),  # not "ambiguous"
             (["-x"], "-x; for a file write ./-x (see"),
             (["a.wav", "-dash.wav"], "-d; for a file write ./-dash.wav (see"),
         ],
@@ -74,7 +75,7 @@ class TestSuggestions:
         assert f"there is no option {told}" in capsys.readouterr().err
 
     def test_right_ones_and_values_pass(self):
-        for arguments in (["--language", "de"], ["--lang=de"], ["--", "--langauge"], ["a--b"]):
+        for arguments in (["--language", "de"], ["--languag=de"], ["--", "--langauge"], ["a--b"]):
             self.parser().check(arguments)
 
     def test_abbreviations_where_they_are_not_allowed(self, capsys):

@@ -1,14 +1,15 @@
 """The public names, and what `load_model` accepts and refuses."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from decoding_checks import KINDS, PLAIN, loaded
 
 import whisper_npu
-from whisper_npu import Segment, TranscribeOptions, Transcription, load_model
-from whisper_npu.errors import DeviceError, ModelError, UsageError
+from whisper_npu import Segment, TranscribeOptions, Transcription, load_model, model_languages
+from whisper_npu.errors import AudioError, DeviceError, ModelError, UsageError
 from whisper_npu.runtime.audio.stream import load_audio
 
 
@@ -155,3 +156,33 @@ class TestTranscribe:
         streams = [iter(model.transcribe(samples, **options)) for samples in recordings]
         turns = [[next(stream) for stream in streams] for _ in range(2)]
         assert [list(segments) for segments in zip(*turns, strict=True)] == alone
+
+
+@pytest.mark.parametrize("path", [None, 5, b"tiny.en", ""])
+def test_what_is_no_name_of_a_model(path):
+    for call in (load_model, model_languages):
+        with pytest.raises(UsageError, match=r"^the model is .*; give a name such as tiny\.en"):
+            call(path)
+
+
+@pytest.mark.parametrize("threads", ["two", 1.5, -1])
+def test_threads_are_a_whole_number(tiny_folder, threads):
+    with pytest.raises(UsageError, match=r"^threads is .*; give 0 for one per core, or more$"):
+        load_model(tiny_folder, threads=threads)
+
+
+@pytest.mark.parametrize("recordings", ["a.mp3", Path("a.mp3"), b"RIFF", None])
+def test_one_recording_is_no_list(tiny_folder, recordings):
+    with (
+        load_model(tiny_folder) as model,
+        pytest.raises(UsageError, match=r"^recordings is .*; give a list of recordings$"),
+    ):
+        model.transcribe_all(recordings)
+
+
+def test_a_recording_without_a_name(tiny_folder):
+    with (
+        load_model(tiny_folder) as model,
+        pytest.raises(AudioError, match=r"^the name of the recording is empty$"),
+    ):
+        model.transcribe("").result()

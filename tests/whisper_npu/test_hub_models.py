@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import onnx
 import pytest
-import requests
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -249,18 +248,22 @@ def failing(repository, monkeypatch, tmp_path):
 
 
 def refusal(status):
-    response = requests.Response()
-    response.status_code = status
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
     return HfHubHTTPError(f"{status} from the hub", response=response)
+
+
+def failure(name):
+    """An error of the client's HTTP library, whichever it is."""
+    return type(name, (Exception,), {"__module__": "httpx"})(name)
 
 
 @pytest.mark.parametrize(
     ("trouble", "is_local"),
     [
-        (requests.ConnectionError("no route"), True),
+        (failure("ConnectError"), True),
         (refusal(503), True),
         (refusal(401), False),  # the client may have the file, or give another reason
-        (requests.ReadTimeout("a slow hub"), False),
+        (failure("ReadTimeout"), False),
     ],
 )
 def test_a_cached_checkpoint_is_found_whatever_the_hub_says(failing, trouble, is_local):
@@ -273,7 +276,7 @@ def test_a_cached_checkpoint_is_found_whatever_the_hub_says(failing, trouble, is
 
 
 def test_nor_is_the_cache_taken_silently(failing, caplog):
-    failing(requests.ConnectionError("no route"))
+    failing(failure("ConnectError"))
     with pytest.raises(CheckpointError):
         hub.download("owner/tiny", None, None, None)
     assert "owner/tiny from the cache: the hub cannot be reached" in caplog.text
