@@ -167,6 +167,17 @@ def expand_formats(names: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(expanded))
 
 
+def require_words(result: Transcription, options: SubtitleOptions) -> None:
+    """Refuse a layout of subtitles that would have no effect.
+
+    Raises:
+        UsageError: it is made of words, and the transcription has no times of words.
+    """
+    has_words = any(segment.words for segment in result.segments)
+    if result.segments and not has_words and options != DEFAULT_OPTIONS:
+        raise UsageError("this layout needs times of words: transcribe with word_timestamps=True")
+
+
 def format_transcript(
     result: Transcription, output_format: str, options: SubtitleOptions = DEFAULT_OPTIONS
 ) -> str:
@@ -178,9 +189,10 @@ def format_transcript(
         options: The layout of subtitles.
 
     Raises:
-        UsageError: There is no such format.
+        UsageError: There is no such format, or the layout needs the times of words.
     """
-    formatter = make_formatter(output_format, options)
+    require_words(result, options)
+    formatter = make_formatter(output_format.lower(), options)
     pieces = [formatter.begin()]
     pieces.extend(formatter.segment(segment) for segment in result.segments)
     pieces.append(formatter.end(result))

@@ -18,6 +18,7 @@ from whisper_npu.runtime.output.formats import (
     Formatter,
     expand_formats,
     make_formatter,
+    require_words,
 )
 from whisper_npu.runtime.output.names import make_output_dir, output_name, output_path
 from whisper_npu.runtime.output.part_files import open_draft
@@ -201,7 +202,7 @@ def write_transcript(
         `path` as a path.
 
     Raises:
-        UsageError: The suffix names no format.
+        UsageError: The suffix names no format, or the layout needs the times of words.
         OutputError: The file cannot be written.
     """
     path = Path(path)
@@ -210,6 +211,7 @@ def write_transcript(
         suffixes = ", ".join(f".{name}" for name in FORMATS)
         hint = did_you_mean(path.suffix, [f".{name}" for name in FORMATS])
         raise UsageError(f"{path}: its suffix names no format; give one of {suffixes}{hint}")
+    require_words(result, options)
     output = _Output(path, make_formatter(output_format, options))
     try:
         for segment in result.segments:

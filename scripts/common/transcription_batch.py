@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Re
     for name in names:
         folder = Path(name) if Path(name).is_dir() else None
         try:
+            if re.match("[a-z]+://", name):  # as a path it would be another name
+                raise AudioError(f"{name}: addresses are not fetched; download the recording first")
             files = [Path("-")] if name == "-" else list_audio_files([name])
         except AudioError as error:
             n_missing += 1
@@ -173,8 +176,9 @@ class Batch:
             print(summary, file=sys.stderr)
 
     def advise(self) -> None:
-        """Tell how to go on after a stop, if that repeats no work."""
-        if self._journal is not None and self._n_done < len(self._recordings):
+        """Tell how to go on after a stop. A recording that was stopped begins anew."""
+        is_of_several = len(self._recordings) > 1
+        if self._journal is not None and is_of_several and self._n_done < len(self._recordings):
             self._print("to go on, give the same command with --skip-existing", sys.stderr)
 
     def _sources(self) -> Iterator[Path | BinaryIO]:

@@ -70,6 +70,19 @@ class TestWithoutWords:
     def test_txt(self):
         assert format_transcript(PLAIN, "txt") == "Hello, world.\nArrow --> and\ttab.\n"
 
+    def test_the_name_of_a_format_in_capitals(self):
+        assert format_transcript(PLAIN, "TXT") == format_transcript(PLAIN, "txt")
+
+    def test_a_layout_of_words_needs_words(self, tmp_path):
+        layout = SubtitleOptions(max_line_width=20)
+        for call in (
+            lambda: format_transcript(PLAIN, "srt", layout),
+            lambda: write_transcript(PLAIN, tmp_path / "a.srt", layout),
+        ):
+            with pytest.raises(UsageError, match="transcribe with word_timestamps=True"):
+                call()
+        assert list(tmp_path.iterdir()) == []
+
     def test_tsv(self):
         assert format_transcript(PLAIN, "tsv") == (
             "start\tend\ttext\n0\t3250\tHello, world.\n3250\t3661500\tArrow --> and tab.\n"
