@@ -45,9 +45,11 @@ def find_recordings(names: Sequence[str], *, keep_suffix: bool) -> tuple[list[Re
     n_missing = 0
     for name in names:
         folder = Path(name) if Path(name).is_dir() else None
+        if re.match("[a-z]+://", name):  # as a path it would be another name
+            n_missing += 1
+            console.error(f"{name}: addresses are not fetched; download the recording first")
+            continue
         try:
-            if re.match("[a-z]+://", name):  # as a path it would be another name
-                raise AudioError(f"{name}: addresses are not fetched; download the recording first")
             files = [Path("-")] if name == "-" else list_audio_files([name])
         except AudioError as error:
             n_missing += 1

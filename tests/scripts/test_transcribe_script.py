@@ -83,11 +83,10 @@ class TestExitCodes:
         assert err == [f"error: {tmp_path / 'missing.wav'}: no such file"]
 
     def test_1_for_an_address(self, run):
-        code, _, err = run("https://example.com/a.mp3")
+        address = "https://example.com/a.mp3"
+        code, _, err = run(address)
         assert code == 1
-        assert err == [
-            "error: https://example.com/a.mp3: addresses are not fetched; download the recording first"
-        ]
+        assert err == [f"error: {address}: addresses are not fetched; download the recording first"]
 
     def test_1_before_a_model_is_fetched_if_no_recording_exists(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr(cli, "find_model", lambda *_: pytest.fail("the model was looked for"))
