@@ -407,7 +407,7 @@ class TestVerify:
         with pytest.raises(UsageError, match="its run has not come to its end; give the command"):
             verify_corpus(str(tmp_path))
 
-    @pytest.mark.parametrize("name", ["corpus.parquet", "corpus.jsonl"])
+    @pytest.mark.parametrize("name", ["corpus.parquet", "corpus.jsonl", "run.json"])
     def test_an_output_that_is_missing_or_damaged(self, published, name):
         path = published / name
         path.write_text("{")

@@ -86,3 +86,16 @@ def test_a_flag_that_is_neither_is_refused(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(cli.spell(["--a-flag", "None", "x.wav"]))
     assert "'None' is neither True nor False" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("cpu", "CPU"),
+        ("gpu.1", "GPU.1"),
+        ("decoder=cpu,encoder=npu", "encoder=NPU,decoder=CPU"),
+        ("npu_emulated", "NPU_EMULATED"),
+    ],
+)
+def test_devices_in_any_case(text, device):
+    assert cli.device(text) == device
