@@ -3,12 +3,14 @@
 A manifest is read as a stream, so its length costs no memory; a JSON array is read whole.
 """
 
+import contextlib
 import gzip
 import io
 import json
 import math
 import posixpath
 import re
+import reprlib
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -91,7 +93,11 @@ class _Manifest:
         if first is None:
             return
         if first[1].lstrip().startswith("["):
-            text = "\n".join([first[1], *(line for _, line in lines)])
+            before, parts = 1, []
+            for number, line in chain([first], lines):  # with empty lines, which errors count
+                parts += ["\n" * (number - before), line]
+                before = number
+            text = "".join(parts)
             entries = enumerate(self._parsed("the array", text), 1)
             found = ((f"entry {number}", entry) for number, entry in entries)
         else:
@@ -106,8 +112,12 @@ class _Manifest:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
+            reason = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                line = "" if where.startswith("line ") else f"line {error.lineno}, "
+                reason = f"{error.msg} at {line}column {error.colno}"
             raise self.unusable(
-                f"{where} is no JSON: {error}; give one object a line, or an array of objects"
+                f"{where} is no JSON: {reason}; give one object a line, or an array of objects"
             ) from None
 
     def locate(self, named: str, below: str = "") -> str:
@@ -150,13 +160,24 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _number(value: object) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+def _seconds(manifest: _Manifest, where: str, row: dict[str, Any], name: str) -> float | None:
+    """The seconds in a field, which may be a number as text; None if it is absent or null.
+
+    Raises:
+        UsageError: it is no number, or is below 0.
+    """
+    value = row.get(name)
+    if value is None:
         return None
-    try:
-        return float(value)
-    except OverflowError:  # a whole number with hundreds of digits
-        return math.inf
+    seconds = math.nan
+    is_digits = not isinstance(value, str) or "_" not in value  # `float` takes "1_0", too
+    if isinstance(value, int | float | str) and not isinstance(value, bool) and is_digits:
+        with contextlib.suppress(ValueError, OverflowError):  # of an int of hundreds of digits
+            seconds = float(value)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        shown = reprlib.repr(value)
+        raise manifest.unusable(f"{where}: {name} is {shown}; give seconds as a number, 0 or more")
+    return seconds
 
 
 def _nemo(manifest: _Manifest) -> Iterator[Item]:
@@ -165,7 +186,8 @@ def _nemo(manifest: _Manifest) -> Iterator[Item]:
         named = row.get("audio_filepath")
         if not isinstance(named, str):
             raise manifest.unusable(f"{where} has no audio_filepath")
-        offset, duration = _number(row.get("offset")), _number(row.get("duration"))
+        offset = _seconds(manifest, where, row, "offset")
+        duration = _seconds(manifest, where, row, "duration")
         given = row.get("id")
         # 15 digits tell all cuts apart, and show the numbers as they were written.
         cut = "" if offset is None else f"@{offset:.15g}+{duration or 0:.15g}"
@@ -196,9 +218,9 @@ def _lhotse(manifest: _Manifest) -> Iterator[Item]:
             raise manifest.unusable(
                 f"{where}: recording {recording.get('id')} is no single file or URL"
             )
-        whole = _number(recording.get("duration"))
-        length = _number(row.get("duration"))
-        offset = _number(row.get("start")) if is_cut else None
+        whole = _seconds(manifest, where, recording, "duration")
+        length = _seconds(manifest, where, row, "duration")
+        offset = _seconds(manifest, where, row, "start") if is_cut else None
         if offset == 0 and None not in (whole, length) and _same(cast(float, length), whole):
             offset = None
         said = row.get("supervisions") or []
@@ -426,10 +448,10 @@ def read_manifest(url: str, kind: str | None = None) -> Iterator[Item]:
 
 
 def _check(manifest: _Manifest, item: Item) -> None:
-    """Refuse a row that no recording can belong to, or that the outputs cannot hold.
+    """Refuse a row that the outputs cannot hold.
 
     Raises:
-        UsageError: a text is no UTF-8 or has a NUL, or a cut is not within a recording.
+        UsageError: an id is empty, or a text is no UTF-8 or has a NUL.
     """
     if not item.id:
         raise manifest.unusable(f"{item.audio} has an empty id")
@@ -437,13 +459,6 @@ def _check(manifest: _Manifest, item: Item) -> None:
         text = getattr(item, name) or ""
         if "\x00" in text or not _is_utf8(text):
             raise manifest.unusable(f"the {name} {text!r} has a NUL or is no UTF-8; rename it")
-    offset, seconds = item.offset or 0.0, item.seconds
-    if not (math.isfinite(offset) and offset >= 0):
-        raise manifest.unusable(f"{item.id}: the cut begins at {offset:g} s; give 0 or more")
-    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-        raise manifest.unusable(f"{item.id}: the cut lasts {seconds:g} s; give 0 or more")
-    if item.stated_seconds is not None and not math.isfinite(item.stated_seconds):
-        raise manifest.unusable(f"{item.id}: the duration is {item.stated_seconds:g} s")
 
 
 def _is_utf8(text: str) -> bool:

@@ -156,7 +156,7 @@ def run_corpus(
         store.folder.make()
         for folder in (output, state, store.folder):
             folder.remove_drafts()
-        on_status(f"looking at the recordings of {n_rows} rows")
+        on_status(f"looking at the recordings of {n_rows} row{'' if n_rows == 1 else 's'}")
         plan = _plan(state, store, digests, retry_errors=job.retry_errors)
         begin = Progress(rows=n_rows, items=len(plan.todo), seconds=plan.seconds_to_do)
         for progress in _work(job, state, store, attempts, plan, begin):
@@ -254,6 +254,7 @@ def _work(
             progress,
             done=progress.done + len(rows),
             failed=progress.failed + sum(row["error"] is not None for row in rows),
+            elapsed=time.monotonic() - began,  # there may have been no block
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts.common import cli, console
-from whisper_npu.scripts.common.corpus_progress import Meter
+from whisper_npu.scripts.common.corpus_progress import Meter, counted
 from whisper_npu.scripts.common.decoding_options import (
     add_decoding_options,
     add_model_options,
@@ -202,16 +202,16 @@ def _run(arguments: argparse.Namespace, options: TranscribeOptions, meter: Meter
 
 def _how_to_go_on(meter: Meter, output: str) -> str:
     """What is kept of a run that did not end, and what to do."""
+    to_go_on = "to go on, give the same command again"
     if meter.last is None:
-        kept = "the work had not begun"
-    elif not meter.last.seconds_done and not meter.last.done:
-        kept = "no recording of this run is done"
-    else:
-        kept = (
-            f"{meter.last.done} of {meter.last.items} recordings of this run are done, and kept in "
-            f"{output}/results"
-        )
-    return f"{kept}; to go on, give the same command again"
+        return f"the work had not begun; {to_go_on}"
+    from whisper_npu.corpus.run import RESULTS  # noqa: PLC0415 - needs the extra
+
+    done, total = meter.last.done, counted(meter.last.items, "recording")
+    # Actors may have stored blocks that they had not reported.
+    least = "" if done == meter.last.items else "at least "
+    what = f"{least}{done} of {total} of this run done" if done else "the work had begun"
+    return f"{what}; {output}/{RESULTS} keeps what is done; {to_go_on}"
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -222,8 +222,8 @@ def verify(arguments: argparse.Namespace) -> int:
     for line in found.findings:
         print(console.one_line(line))
     print(
-        f"{found.rows} rows in the manifest: {found.transcribed} with a text, {found.errors} with "
-        f"an error; {words(found.seconds)} of audio in the texts"
+        f"{counted(found.rows, 'row')} in the manifest: {found.transcribed} with a text, "
+        f"{found.errors} with an error; {words(found.seconds)} of audio in the texts"
     )
     print("not complete" if found.findings else "complete: every row is there once")
     return cli.EXIT_SOME_FAILED if found.findings else cli.EXIT_OK

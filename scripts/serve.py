@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from whisper_npu import model_search
 from whisper_npu.errors import UsageError
 from whisper_npu.runtime.engines.choices import PRECISIONS
 from whisper_npu.scripts.common import cli, console
@@ -206,17 +207,20 @@ def serve(arguments: argparse.Namespace) -> int:
         "audio_seconds": arguments.max_duration,
         "work_seconds": arguments.max_seconds,
     }
+    served = config.ServerConfig(
+        models=config.parse_models(arguments.models or [cli.DEFAULT_MODEL]),
+        device=arguments.device,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        variant=arguments.variant,
+        api_key=key,
+        limits=config.Limits(**given),
+        spool=arguments.spool or config.default_spool(),
+    )
+    for each in served.models:  # the others are loaded, exported or fetched while it listens
+        model_search.require_known(each.path)
     server = run.Server(
-        config.ServerConfig(
-            models=config.parse_models(arguments.models or [cli.DEFAULT_MODEL]),
-            device=arguments.device,
-            precision=arguments.precision,
-            threads=arguments.threads,
-            variant=arguments.variant,
-            api_key=key,
-            limits=config.Limits(**given),
-            spool=arguments.spool or config.default_spool(),
-        ),
+        served,
         run.Listener(
             host=arguments.host,
             port=arguments.port,
@@ -244,7 +248,7 @@ def _tls(arguments: argparse.Namespace) -> dict[str, object]:
     """Uvicorn's options for TLS; none without a certificate.
 
     Raises:
-        UsageError: there is a key without a certificate.
+        UsageError: there is a key without a certificate, or a file cannot be read.
     """
     given = {
         name: getattr(arguments, name)
@@ -253,6 +257,12 @@ def _tls(arguments: argparse.Namespace) -> dict[str, object]:
     }
     if given and arguments.ssl_certfile is None:
         raise UsageError("TLS needs a certificate: give --ssl-certfile")
+    for name in given.keys() - {"ssl_keyfile_password"}:
+        try:
+            given[name].open("rb").close()
+        except OSError as error:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {given[name]}: {error.strerror or error}") from None
     return given
 
 

@@ -30,6 +30,8 @@ from whisper_npu.server.upload import FILE, Form, read_form
 
 logger = logging.getLogger("whisper_npu.server")
 
+_IGNORED_QUERY = ("api-version",)  # clients of Azure's API add it to every address
+
 router = APIRouter(prefix="/v1/audio", tags=["audio"], dependencies=list(KEY))
 
 
@@ -58,6 +60,7 @@ async def create_translation(request: Request) -> Response:
 
 
 async def _answer(request: Request, task: Task) -> Response:
+    _require_no_query(request)
     service = service_of(request)
     service.models.require_any()
     async with AsyncExitStack() as held:
@@ -84,6 +87,22 @@ async def _answer(request: Request, task: Task) -> Response:
             if isinstance(event, Finished):
                 return answers.answer(event, wanted, seconds)
     raise ClientGoneError  # the job was stopped
+
+
+def _require_no_query(request: Request) -> None:
+    """Refuse parameters in the address, which would have no effect.
+
+    Raises:
+        ApiError: there is one.
+    """
+    for name in request.query_params:
+        if name not in _IGNORED_QUERY:
+            shown = name[:100]
+            raise bad_request(
+                f"the query parameter {shown} has no effect; send it as a field of the form: "
+                f"curl -F {shown}=...",
+                shown,
+            )
 
 
 def _job(form: Form, wanted: Wanted, served: ServedModel) -> Job:

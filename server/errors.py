@@ -168,6 +168,7 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         message, code = f"{where}: the method is not allowed; see /docs", "method_not_allowed"
     wrong = ApiError(error.status_code, message, code=code, headers=error.headers)
+    log_refusal(request.client, wrong)
     return wrong.response()
 
 

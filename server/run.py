@@ -24,6 +24,7 @@ from whisper_npu.server.protocol import PatientProtocol
 from whisper_npu.server.websocket import PatientWebSocket
 
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_TLS_FILES = ("ssl_certfile", "ssl_keyfile")
 _INTERRUPTED = 130  # the exit code
 _BACKLOG = 2048  # connections that the system holds until they are accepted
 
@@ -82,7 +83,8 @@ class Server(uvicorn.Server):
             )
             self.config.load()  # reads the certificate
         except (OSError, ValueError) as error:
-            raise UsageError(f"TLS cannot be used with these files: {error}") from error
+            files = [str(listener.tls[name]) for name in _TLS_FILES if name in listener.tls]
+            raise UsageError(f"TLS cannot be used with {' and '.join(files)}: {error}") from error
         self._socket = _listen(listener)
         host, port = self._socket.getsockname()[:2]
         self.is_everywhere = host in _LOOPBACK_OF

@@ -241,6 +241,10 @@ class _FormReader:
         self._name = _text(options[b"name"])
         if b"filename" in options:
             self._begin_file(_text(options[b"filename"]))
+        elif self._name == FILE:
+            raise bad_request(
+                "the field file is text; send the recording as a file: curl -F file=@talk.mp3", FILE
+            )
         elif len(self.form.fields) >= _MOST_FIELDS:
             raise bad_request(f"the request has more than {_MOST_FIELDS} fields")
 

@@ -53,15 +53,43 @@ def find_model(
         UsageError: the model has no such variant.
         WhisperNpuError: the export failed.
     """
+    found = _find_here(name)
+    if found is not None:
+        return found
+    from whisper_npu.export import source  # noqa: PLC0415
+
+    exported = _exported_place(name)
+    if source.is_hub_id(str(name)):
+        return _from_hub(str(name), exported, progress, variant)
+    return _export(str(name), exported, progress, variant)
+
+
+def require_known(name: str | Path) -> None:
+    """Refuse a name for which `find_model` has nothing to find, export or fetch.
+
+    Raises:
+        ModelError: no model has that name.
+    """
+    _find_here(name)
+
+
+def _exported_place(name: str | Path) -> Path:
+    return exported_models() / str(name).replace("/", "--")
+
+
+def _find_here(name: str | Path) -> Path | None:
+    """The folder of a name on this machine; None if it can be exported or fetched.
+
+    Raises:
+        ModelError: no model has that name.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     # Imported only if no path was given: programs that give a path start without it.
     from whisper_npu.export import partials, source  # noqa: PLC0415
 
-    exported = exported_models() / str(name).replace("/", "--")
-    places = [path, Path(MODELS) / name, *_below_checkout(name), exported]
-    for place in places:
+    for place in (path, Path(MODELS) / name, *_below_checkout(name), _exported_place(name)):
         if place.parent.is_dir():
             try:
                 partials.tidy(place)  # a killed export may have moved the folder away
@@ -71,16 +99,14 @@ def find_model(
             return place
     if path.exists():
         return path  # its reader says why it is no model folder
-    if source.is_hub_id(str(name)):
-        return _from_hub(str(name), exported, progress, variant)
-    if str(name) not in source.KNOWN_NAMES:
+    if not source.is_hub_id(str(name)) and str(name) not in source.KNOWN_NAMES:
         here = [each for named in _named_folders() for each in map(str, named)]
         hint = did_you_mean(str(name), (*source.KNOWN_NAMES, *here)) or ";"
         raise ModelError(
             f"model {name} does not exist{hint} `whisper-npu models` lists the models that are "
             "here, `whisper-npu export --help` those that can be made"
         )
-    return _export(str(name), exported, progress, variant)
+    return None
 
 
 @dataclass(frozen=True)

@@ -77,13 +77,19 @@ class Meter:
         print(line, end="" if self._is_drawn else "\n", file=self._out, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 row`, `2 rows`."""
+    return f"{number} {noun if number == 1 else f'{noun}s'}"
+
+
 def describe(progress: "Progress", price_per_hour: float | None) -> str:
     """The progress in one line."""
+    rows = f"{counted(progress.rows, 'row')} in the manifest"
     if not progress.items:
-        return f"{progress.rows} rows in the manifest, and nothing to transcribe"
+        return f"{rows}, and nothing to transcribe"
     if not progress.elapsed:
         return (
-            f"{progress.rows} rows in the manifest; {progress.items} recordings, "
+            f"{rows}; {counted(progress.items, 'recording')}, "
             f"{words(progress.seconds)}, to transcribe with {progress.actors} "
             f"process{'' if progress.actors == 1 else 'es'}; figures follow after the first block"
         )
@@ -92,7 +98,7 @@ def describe(progress: "Progress", price_per_hour: float | None) -> str:
     speed = progress.seconds_done / progress.elapsed if progress.elapsed else 0.0
     parts = [
         f"{words(progress.seconds_done)} of {words(total)}",
-        f"{progress.done} of {progress.items} recordings",
+        f"{progress.done} of {counted(progress.items, 'recording')}",
         f"{speed:.3g} hours per hour",
     ]
     if speed and left:

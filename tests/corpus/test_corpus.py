@@ -19,6 +19,8 @@ from whisper_npu.corpus import run
 from whisper_npu.errors import OutputError
 from whisper_npu.scripts.corpus import main
 
+KEPT = f"out/{run.RESULTS} keeps what is done"
+
 # The tiny Whisper invents text: every window of sound becomes some.
 INVENT = [
     *("--vad", "False", "--language", "en", "--without-timestamps"),
@@ -115,7 +117,7 @@ def test_a_corpus_that_is_killed_and_resumed(manifest, tiny_folder, tmp_path, ca
     assert "Traceback" not in resumed.stderr
     (n_left,) = re.findall(r"^9 rows in the manifest; (\d) recording", resumed.stderr, re.MULTILINE)
     assert int(n_left) == 7 - len(stored)
-    assert f"{n_left} of {n_left} recordings" in resumed.stderr
+    assert f"{n_left} of {n_left} recording" in resumed.stderr
     assert ", cost " in resumed.stderr
     assert re.findall(r"^(.*) \.\.\.$", resumed.stderr, re.MULTILINE) == [
         *("loading Ray", "reading the model's files", "reading the manifest", "starting Ray"),
@@ -175,9 +177,15 @@ def test_wrong_command_lines(arguments, message, tiny_folder, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("done", "stop", "code", "kept"),
     [
-        (3, KeyboardInterrupt(), 130, "3 of 7 recordings of this run are done, and kept in out"),
-        (3, OutputError("out/results: disk full"), 1, "3 of 7 recordings of this run are done"),
-        (0, KeyboardInterrupt(), 130, "no recording of this run is done"),
+        (3, KeyboardInterrupt(), 130, f"at least 3 of 7 recordings of this run done; {KEPT}"),
+        (
+            3,
+            OutputError("out/results: disk full"),
+            1,
+            f"at least 3 of 7 recordings of this run done; {KEPT}",
+        ),
+        (0, KeyboardInterrupt(), 130, f"the work had begun; {KEPT}"),
+        (7, KeyboardInterrupt(), 130, f"7 of 7 recordings of this run done; {KEPT}"),
         (None, KeyboardInterrupt(), 130, "the work had not begun"),
     ],
 )
@@ -190,8 +198,7 @@ def test_how_to_go_on_after_a_stop(done, stop, code, kept, tiny_folder, monkeypa
     monkeypatch.setattr(run, "run_corpus", stopped)
     assert main(["m.jsonl", "-o", "out", "--model", str(tiny_folder)]) == code
     *_, told, last = capsys.readouterr().err.splitlines()
-    assert told.startswith(kept)
-    assert told.endswith("; to go on, give the same command again")
+    assert told == f"{kept}; to go on, give the same command again"
     assert last in ("interrupted", "error: out/results: disk full")
 
 
@@ -215,6 +222,7 @@ def test_a_folder_in_use(tiny_folder, tmp_path, monkeypatch, capsys):
 # Cuts what is longer than 20 s, and kills itself after the first of the parts.
 CUT = """
 import os, signal, sys
+import psutil
 from whisper_npu.corpus import parts, run
 from whisper_npu.scripts import corpus
 from whisper_npu.scripts.common import corpus_progress
@@ -225,6 +233,9 @@ show = corpus_progress.Meter.show
 def show_and_kill(self, progress):
     show(self, progress)
     if "kill" in os.environ and progress.seconds_done > 0:
+        children = psutil.Process().children(recursive=True)
+        actors = [each for each in children if each.name().startswith("ray::MapWorker")]
+        print("left", *(actor.pid for actor in actors), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 corpus_progress.Meter.show = show_and_kill
@@ -246,13 +257,15 @@ def test_a_long_recording_is_shared_and_resumed(tiny_en_folder, beckett, tmp_pat
         patch.setenv("kill", "1")
         killed = subprocess.run(command, capture_output=True, check=False, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (left,) = re.findall(r"^left (.*)$", killed.stdout.decode(), re.MULTILINE)
+    await_end([int(pid) for pid in left.split()])  # one may store its part
     stored = results_of(out)
     assert 1 <= len(stored) <= 2
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 recordings" in done.stderr
+    assert "1 of 1 recording," in done.stderr
     if len(stored) == 1:  # the other part is what is left
-        assert "1 recordings, 30 s, to transcribe" in done.stderr, done.stderr
+        assert "1 recording, 30 s, to transcribe" in done.stderr, done.stderr
     assert results_of(out).items() >= stored.items()
     assert len(results_of(out)) == 3  # two parts and the whole
     (row,) = pq.read_table(out / "corpus.parquet").to_pylist()

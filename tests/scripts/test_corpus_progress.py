@@ -21,6 +21,9 @@ def test_at_the_beginning():
         "follow after the first block"
     )
     assert describe(progress(items=0), None) == "9 rows in the manifest, and nothing to transcribe"
+    assert describe(progress(rows=1, items=1), None).startswith(
+        "1 row in the manifest; 1 recording, 2 h 0 min, to transcribe"
+    )
 
 
 def test_under_way():
@@ -49,7 +52,7 @@ def test_a_line_a_minute():
 
 def test_parts_of_a_recording_count_before_it_is_done():
     line = describe(progress(items=1, seconds_done=1800.0, elapsed=90.0), None)
-    assert line.startswith("30 min 0 s of 2 h 0 min, 0 of 1 recordings")
+    assert line.startswith("30 min 0 s of 2 h 0 min, 0 of 1 recording,")
 
 
 class Terminal(io.StringIO):

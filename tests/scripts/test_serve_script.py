@@ -170,12 +170,18 @@ def refused(capsys):
         (["--api-key", " "], "--api-key has spaces, line ends"),
         (["--api-key", ""], "argument --api-key: the value is empty; give one"),
         (["--ssl-keyfile", "a.key"], "give --ssl-certfile"),
-        (["--ssl-certfile", "/no/cert.pem"], "TLS cannot be used"),
+        (["--ssl-certfile", "/no/a.pem"], "--ssl-certfile /no/a.pem: No such file or directory"),
+        (["--ssl-certfile", "setup.cfg"], "TLS cannot be used with setup.cfg: "),
+        (
+            ["--ssl-certfile", "setup.cfg", "--ssl-keyfile", "/no/a.key"],
+            "--ssl-keyfile /no/a.key: No such file or directory",
+        ),
         (["--host", "no.such.host.invalid"], "choose another --host"),
         (["--modle", "base"], "did you mean --model?"),
     ],
 )
-def test_wrong_command_lines(refused, arguments, message):
+def test_wrong_command_lines(refused, arguments, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     code, line = refused(*arguments)
     assert code == 2
     assert line.startswith("error: ")
@@ -220,15 +226,30 @@ def test_an_address_in_use(refused):
 
 
 def test_a_model_that_does_not_exist(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--model", str(tmp_path / "none"), "--port", "0"]
+    command = [sys.executable, str(SCRIPT), "--model", "no-model", "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: model no-model does not exist; ")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [*command, "--model", f"b={tmp_path}/none"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    """It is noticed while the server listens, as all that reading a model takes."""
+    command = [sys.executable, str(SCRIPT), "--model", str(tmp_path), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: model ")
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("listening: ")
+    assert lines[-1].startswith(f"error: model folder {tmp_path} lacks an encoder")
 
 
 def test_a_warning_without_a_key(tmp_path):
     command = [sys.executable, str(SCRIPT), "--host", "0.0.0.0", "--port", "0"]
-    command += ["--model", str(tmp_path / "none")]
+    command += ["--model", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "set WHISPER_NPU_API_KEY" in done.stderr.splitlines()[0]

@@ -286,7 +286,8 @@ class TestErrors:
             (b"x", [("keywords", "x"), ("keywords[a]", "y")], "repeat the field keywords[]"),
             (b"x", [("chunking_strategy", '{"a":' * 100_000)], "chunking_strategy is '{"),
             (b"x", [("prompt", "a"), ("prompt", "b")], "prompt is given twice"),
-            (b"x", [("file", "talk.wav")], "unknown field file"),
+            (b"x", [("file", "talk.wav")], "the field file is text; send the recording as a file"),
+            (None, [("file", "talk.wav")], "the recording as a file: curl -F file=@talk.mp3"),
             (b"x", [("keywords", "x" * 2_000_000)], "longer than"),
         ],
     )
@@ -294,6 +295,26 @@ class TestErrors:
         reply = server.post(audio, *fields)
         assert reply.status in (400, 404)
         assert message in json.loads(reply.body)["error"]["message"]
+
+    @pytest.mark.parametrize("task", ["transcriptions", "translations"])
+    @pytest.mark.parametrize("name", ["language", "anything"])
+    def test_parameters_in_the_address(self, server, talk, task, name):
+        path = f"/v1/audio/{task}?{name}=de"
+        reply = server.post(talk, path=path)
+        assert (reply.status, json.loads(reply.body)["error"]) == (
+            400,
+            {
+                "message": f"the query parameter {name} has no effect; send it as a field of the "
+                f"form: curl -F {name}=...",
+                "type": "invalid_request_error",
+                "param": name,
+                "code": None,
+            },
+        )
+
+    def test_the_parameter_that_clients_of_azure_add(self, server, talk):
+        client = server.client.with_options(default_query={"api-version": "2025-04-01-preview"})
+        assert client.audio.transcriptions.create(file=talk, model="whisper-1").text
 
     def test_the_model_is_required(self, server):
         body = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b--\r\n'

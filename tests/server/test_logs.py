@@ -86,7 +86,11 @@ def test_a_refused_request(tmp_path, talk, caplog):
         assert line() == "refused: 400 invalid_request_error, field 'langauge'"
         assert post(b"no audio", stream="true").status == 415
         assert line() == "refused: 415 unsupported_audio, field 'file'"
-    for private in ("secret", "nearly", "talk.wav"):
+        server.request("GET", "/v1/private")
+        assert line() == "refused: 404 unknown_url"
+        server.request("GET", TRANSCRIPTIONS)
+        assert line() == "refused: 405 method_not_allowed"
+    for private in ("secret", "nearly", "talk.wav", "/v1/private"):
         assert private not in caplog.text
 
 

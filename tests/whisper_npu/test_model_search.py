@@ -46,6 +46,21 @@ def test_what_export_wrote_is_found(elsewhere, exported):
     assert exported == []
 
 
+@pytest.mark.parametrize("name", ["mine", "tiny.en", "someone/whisper-x", "here.onnx"])
+def test_nothing_is_made_for_a_name_that_is_known(elsewhere, exported, name, monkeypatch):
+    monkeypatch.setattr(model_search, "_from_hub", None)
+    (elsewhere / "models" / "mine").mkdir(parents=True)
+    (elsewhere / "here.onnx").touch()
+    model_search.require_known(name)
+    assert exported == []
+
+
+@pytest.mark.parametrize("name", ["nomodel", "/no/such/folder", "tiny.nn"])
+def test_an_unknown_name_is_refused_before_it_is_loaded(elsewhere, name):
+    with pytest.raises(ModelError, match=f"model {name} does not exist"):
+        model_search.require_known(name)
+
+
 def test_load_model_takes_a_name(elsewhere, tiny_folder):
     shutil.copytree(tiny_folder, elsewhere / "models" / "mine")
     assert load_model("mine").folder.path == elsewhere / "models" / "mine"
