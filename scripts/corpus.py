@@ -158,9 +158,10 @@ def transcribe_corpus(arguments: argparse.Namespace) -> int:
         with meter:
             _run(arguments, options, meter)
     except BaseException as end:
-        is_begun = meter.last is not None or not isinstance(end, Exception)
         is_mistake = isinstance(end, UsageError | ModelError | DeviceError)
-        if is_begun and not (is_mistake and not (meter.last and meter.last.done)):
+        has_begun = meter.last is not None or not isinstance(end, Exception)
+        has_done = meter.last is not None and meter.last.done > 0
+        if has_done or (has_begun and not is_mistake):
             console.note(_how_to_go_on(meter, arguments.output))
         raise
     from whisper_npu.corpus.publish import JSON_LINES, PARQUET, SUBTITLES  # noqa: PLC0415

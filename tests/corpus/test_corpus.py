@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -16,8 +17,10 @@ from audio_files import RATE, voice
 from repository import ROOT
 
 from whisper_npu.corpus import run
-from whisper_npu.errors import OutputError
+from whisper_npu.errors import DeviceError, OutputError
+from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts.corpus import main
+from whisper_npu.scripts.evaluation import corpus_errors
 
 KEPT = f"out/{run.RESULTS} keeps what is done"
 
@@ -206,6 +209,35 @@ def test_no_advice_to_repeat_a_mistake(tiny_folder, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main(["missing.jsonl", "-o", "out", "--model", str(tiny_folder)]) == 2
     assert "to go on" not in capsys.readouterr().err
+
+
+def test_nor_to_ask_again_for_a_device_that_is_not_here(tiny_folder, monkeypatch, capsys):
+    def stopped(job, on_progress, on_status):
+        on_progress(run.Progress(rows=9, items=7))
+        raise DeviceError("device GPU is not available here")
+
+    monkeypatch.setattr(run, "run_corpus", stopped)
+    assert main(["m.jsonl", "-o", "out", "--model", str(tiny_folder)]) == 3
+    told = capsys.readouterr().err
+    assert "error: device GPU is not available here" in told
+    assert "to go on" not in told
+
+
+def test_an_error_names_its_recording(tmp_path, capsys):
+    """Once: by the path that it begins with, or else by the id."""
+    rows = [
+        {"id": "a.wav", "error": "/data/a.wav: no such file"},
+        {"id": "1", "error": "/data/b101.wav: no such file"},
+        {"id": "wav", "error": "/data/c.wav: the file is empty"},
+    ]
+    table = [{**dict.fromkeys(corpus_errors._COLUMNS), **row} for row in rows]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "corpus.parquet")
+    corpus_errors.report(str(tmp_path), TranscribeOptions(), None)
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "error: /data/a.wav: no such file",
+        "error: 1: /data/b101.wav: no such file",
+        "error: wav: /data/c.wav: the file is empty",
+    ]
 
 
 def test_a_folder_in_use(tiny_folder, tmp_path, monkeypatch, capsys):
