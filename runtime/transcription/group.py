@@ -25,7 +25,7 @@ from whisper_npu.runtime.transcription.window_decoding import WindowRequest, Win
 _WORTH_SPLITTING = 8  # windows from which a round is decoded in several streams
 _REMNANT = 4  # a batch may take one extra window per four, so that no small batch follows
 # Windows in each stream, if much audio follows: its first words come soon. Those of 20 minutes came
-# after 3.4 instead of 10.6 s, and the last ones as before (tiny.en, f32, two cores).
+# after 3.4 instead of 9.8 s, the last ones after 24.9 instead of 24.1 s (docs/performance.md).
 _FIRST_ROUNDS = (2, 4)
 
 
