@@ -64,7 +64,7 @@ def test_wyoming(loaded, tiny_folder):
 def test_corpus(tiny_folder, tiny_audio, tmp_path, monkeypatch):
     found = []
 
-    def run_corpus(job, _show):
+    def run_corpus(job, *_callbacks):
         found.append(job.settings.load)
         raise errors.ModelError("enough")
 
