@@ -1,35 +1,30 @@
 """Downloads checkpoints and model folders from the Hugging Face hub, or finds them in its cache."""
 
-import errno
 import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from http import HTTPStatus
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, snapshot_download
 
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
-from whisper_npu.export.assets import megabytes
 from whisper_npu.export.checkpoint_files import (
     HF_INDEXES,
     HF_WEIGHTS,
     check_architecture,
     read_index,
+)
+from whisper_npu.export.hub_client import (
+    Listing,
+    MissingFileError,
+    UnreachableError,
+    download_file,
+    hub_errors,
+    is_down,
+    list_files,
+    searching,
 )
 from whisper_npu.export.hub_records import remember, whole_snapshot
 from whisper_npu.runtime.model_folder.external_data import external_names
@@ -52,9 +47,6 @@ logger = logging.getLogger("whisper_npu")
 
 # The files that matter lie in the repository's root or in a folder of it.
 _NAME = re.compile(r"(?:(?!\.+/)[\w.-]+/)?[\w.-]+")
-_HERE = "use a model that `whisper-npu models` lists"
-_TIMEOUT = 10.0  # seconds for the list of files; files have the limit of the client
-_HTTP_LIBRARIES = ("requests", "httpx", "httpx2")  # of the hub's client 0, 1 and 2
 
 
 def download(
@@ -76,13 +68,12 @@ def download(
     """
     trouble: CheckpointError | None = None
     try:
-        announcement = _announcement(_list_files(repository, revision, token))
+        announcement = _announcement(list_files(repository, revision, token))
     except CheckpointError as error:
         trouble = error
-    is_local = trouble is not None and _is_down(trouble)
 
     def get(name: str) -> Path:
-        return _download_file(repository, name, revision, token, is_local=is_local)
+        return download_file(repository, name, revision, token, is_local=is_down(trouble))
 
     config = _configuration(repository, revision, token, trouble)
     check_architecture(config, repository)
@@ -121,7 +112,7 @@ def look_for(repository: str, revision: str | None, progress: Callable[[str], No
     if progress:
         progress(searching(repository))
     try:
-        _list_files(repository, revision, None)
+        list_files(repository, revision, None)
     except CheckpointError as error:
         _configuration(repository, revision, None, error)
 
@@ -134,28 +125,12 @@ def _configuration(
     Raises:
         CheckpointError: neither has it; of the two troubles the one that says more.
     """
-    is_local = trouble is not None and _is_down(trouble)
     try:
-        return _download_file(repository, "config.json", revision, token, is_local=is_local)
+        return download_file(repository, "config.json", revision, token, is_local=is_down(trouble))
     except UnreachableError as error:
         if trouble is None or isinstance(trouble, UnreachableError):
             raise
         raise trouble from error
-
-
-def _is_down(error: CheckpointError) -> bool:
-    """Whether the hub gives no files either: its client would try 23 s for each."""
-    cause = error.__cause__
-    if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-        return cause.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return isinstance(error, UnreachableError) and not type(cause).__name__.startswith("ReadTime")
-
-
-def searching(repository: str) -> str:
-    """One line that says what is looked for, and where."""
-    if constants.HF_HUB_OFFLINE:
-        return f"looking for {repository} in the hub's cache"
-    return f"looking for {repository} at {urlsplit(constants.ENDPOINT).hostname}"
 
 
 def cached_model(repository: str, variant: str | None = None) -> Path | None:
@@ -243,7 +218,7 @@ def download_model(
     """
     if progress:
         progress(searching(repository))
-    listing = _list_files(repository, revision, token)
+    listing = list_files(repository, revision, token)
     names = list(listing.sizes)
     layout = _layout_of(names, variant, repository)
     if layout is None:
@@ -253,7 +228,7 @@ def download_model(
         progress(listing.announcement(wanted))
 
     def fetch() -> Path:
-        with _hub_errors(repository, revision, "graphs"):
+        with hub_errors(repository, revision, "graphs"):
             return Path(
                 snapshot_download(
                     repository, revision=revision, token=token, allow_patterns=sorted(wanted)
@@ -275,45 +250,7 @@ def download_model(
     return folder
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """The files of a repository, as the hub lists them.
-
-    Attributes:
-        repository: hub id, `owner/name`.
-        sizes: bytes of each file, by its path in the repository; 0 where the hub does not say.
-        licence: the licence on the model's card; empty if it names none.
-    """
-
-    repository: str
-    sizes: dict[str, int]
-    licence: str
-
-    def announcement(self, wanted: Iterable[str]) -> str:
-        """One line that says what is fetched, its size and its licence."""
-        size = sum(self.sizes[name] for name in wanted)
-        return (
-            f"fetching {self.repository} from the hub: {megabytes(size)}, licence "
-            f"{self.licence or 'unknown: see its card'}; what is cached is not fetched again"
-        )
-
-
-def _list_files(repository: str, revision: str | None, token: str | None) -> _Listing:
-    """Ask the hub for the files of a repository.
-
-    Raises:
-        CheckpointError: see `download_model`.
-    """
-    with _hub_errors(repository, revision, "list of files"):
-        found = HfApi().model_info(
-            repository, revision=revision, token=token, timeout=_TIMEOUT, files_metadata=True
-        )
-    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-    marks = (tag.removeprefix("license:") for tag in found.tags or () if tag.startswith("license:"))
-    return _Listing(repository, sizes, next(marks, ""))
-
-
-def _announcement(listing: _Listing) -> str:
+def _announcement(listing: Listing) -> str:
     """One line that says what `download` fetches."""
     for name, index in zip(HF_WEIGHTS, HF_INDEXES, strict=True):
         stem, _, suffix = name.rpartition(".")
@@ -387,96 +324,5 @@ def _is_data(name: str, graphs: set[str]) -> bool:
 def _optional(get: Callable[[str], Path], name: str) -> Path | None:
     try:
         return get(name)
-    except _MissingFileError:
+    except MissingFileError:
         return None
-
-
-class _MissingFileError(CheckpointError):
-    """The repository has no such file, or without a network its cached copy has none."""
-
-
-class UnreachableError(_MissingFileError):
-    """The hub cannot be reached, and the cache has no such file."""
-
-
-def _download_file(
-    repository: str, name: str, revision: str | None, token: str | None, *, is_local: bool
-) -> Path:
-    with _hub_errors(repository, revision, name):
-        return Path(
-            hf_hub_download(
-                repository, name, revision=revision, token=token, local_files_only=is_local
-            )
-        )
-
-
-@contextmanager
-def _hub_errors(repository: str, revision: str | None, name: str) -> Iterator[None]:
-    """Turn the hub client's errors in a block into `CheckpointError` of one line.
-
-    Args:
-        repository: hub id.
-        revision: branch, tag or commit, if one was asked for.
-        name: what is asked for, in the messages.
-    """
-    at = f" at revision {revision}" if revision else ""
-    # Without a network the hub's client logs a page per attempt; the error below says enough.
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)
-    try:
-        yield
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{repository} is gated: accept its conditions on the hub, then log in with"
-            " `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"the hub has no model {repository}, or it is private: check the name, or log in with"
-            " `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"{repository} has no revision {revision}; leave it out for the newest"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise _unreachable(repository, at, name) from error
-    except EntryNotFoundError as error:
-        raise _MissingFileError(f"{repository}{at} has no {name}") from error
-    except HFValidationError as error:
-        raise CheckpointError(f"'{repository}' is no valid hub id: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise CheckpointError(
-                f"cannot store {name} of {repository}: {error.strerror}; free some space, or set"
-                " HF_HOME to a directory that can be written"
-            ) from error
-        if not isinstance(error, HfHubHTTPError) and _is_of_network(error):
-            raise _unreachable(repository, at, name) from error
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"the hub failed for {repository}{at}: {reason}; try again later, or {_HERE}"
-        ) from error
-    except Exception as error:  # the HTTP library's; which one, depends on the client's version
-        if not _is_of_network(error):
-            raise
-        raise _unreachable(repository, at, name) from error
-    finally:
-        client.setLevel(level)
-
-
-def _is_of_network(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
-
-
-def _unreachable(repository: str, at: str, name: str) -> UnreachableError:
-    if constants.HF_HUB_OFFLINE:
-        return UnreachableError(
-            f"{repository}{at}: its {name} is not in the local cache, and HF_HUB_OFFLINE forbids"
-            f" the network; unset it, or {_HERE}"
-        )
-    return UnreachableError(
-        f"cannot reach the hub for {repository}{at}, and its {name} is not in the local cache;"
-        f" connect to the network, or {_HERE}"
-    )

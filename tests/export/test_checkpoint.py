@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from whisper_npu import load_model
 from whisper_npu.errors import CheckpointError, UsageError
-from whisper_npu.export import hub
+from whisper_npu.export import hub, hub_client
 from whisper_npu.export.checkpoint import load_checkpoint, standard_tokenizer
 from whisper_npu.export.onnx_export import export_model
 from whisper_npu.export.source import SourceKind, find_source, with_digest
@@ -282,7 +282,7 @@ def test_hub_errors_are_one_clear_line(monkeypatch, kind, words: str) -> None:
     def fail(*_args, **_kwargs):
         raise _hub_error(kind)
 
-    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    monkeypatch.setattr(hub_client, "hf_hub_download", fail)
     with pytest.raises(CheckpointError, match=words) as caught:
         load_checkpoint("owner/name", revision="v1")
     assert "\n" not in str(caught.value)
@@ -436,6 +436,6 @@ def test_a_full_disk_is_not_a_missing_network(monkeypatch) -> None:
     def fail(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    monkeypatch.setattr(hub_client, "hf_hub_download", fail)
     with pytest.raises(CheckpointError, match=r"cannot store config\.json .*free some space"):
         load_checkpoint("owner/name")

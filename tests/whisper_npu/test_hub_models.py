@@ -19,7 +19,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from whisper_npu import load_model, model_search
 from whisper_npu.errors import CheckpointError, ModelError, UsageError
-from whisper_npu.export import hub, hub_records, onnx_export
+from whisper_npu.export import hub, hub_client, hub_records, onnx_export
 from whisper_npu.model_search import find_model, local_models
 from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.main import main
@@ -101,7 +101,7 @@ def repository(tmp_path, monkeypatch, tiny_folder):
     monkeypatch.chdir(tmp_path / "here")
     made = Hub(shutil.copytree(tiny_folder, tmp_path / "content"), tmp_path / "cache")
     (made.content / "model.safetensors").touch()
-    monkeypatch.setattr(hub, "HfApi", lambda: made)
+    monkeypatch.setattr(hub_client, "HfApi", lambda: made)
     monkeypatch.setattr(hub, "snapshot_download", made.snapshot_download)
     return made
 
@@ -118,7 +118,7 @@ def test_a_model_of_the_hub_runs_and_is_fetched_once(repository):
 
 def test_without_a_network_the_cache_serves(repository, monkeypatch):
     first = find_model("owner/tiny")
-    monkeypatch.setattr(hub, "HfApi", Offline)
+    monkeypatch.setattr(hub_client, "HfApi", Offline)
     assert find_model("owner/tiny") == first
     with pytest.raises(CheckpointError, match="connect to the network"):
         find_model("owner/other")
@@ -169,7 +169,7 @@ class TestWithoutTheExporter:
         assert "taking the graphs of onnx-community/whisper-tiny.en" in caplog.text
 
     def test_without_a_network_both_ways_are_named(self, repository, monkeypatch):
-        monkeypatch.setattr(hub, "HfApi", Offline)
+        monkeypatch.setattr(hub_client, "HfApi", Offline)
         with pytest.raises(ModelError, match=r"connect to the network.*'whisper-npu\[export\]'"):
             find_model("tiny.en")
 
@@ -194,7 +194,7 @@ def test_what_a_checkpoint_costs_is_told(repository, monkeypatch):
         with (repository.content / name).open("wb") as file:
             file.truncate(size)
     lines = []
-    monkeypatch.setattr(hub, "_download_file", lambda _repo, name, *_others, **_options: Path(name))
+    monkeypatch.setattr(hub, "download_file", lambda _repo, name, *_others, **_options: Path(name))
     monkeypatch.setattr(hub, "check_architecture", lambda *_arguments: None)
     monkeypatch.setattr(hub, "read_index", lambda _path: [])
     hub.download("owner/tiny", None, None, lines.append)
@@ -209,8 +209,8 @@ def test_without_a_network_the_client_is_not_asked_to_try_again(repository, monk
         asked.append((name, local_files_only))
         raise LocalEntryNotFoundError("not here")
 
-    monkeypatch.setattr(hub, "HfApi", Offline)
-    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(hub_client, "HfApi", Offline)
+    monkeypatch.setattr(hub_client, "hf_hub_download", fetch)
     with pytest.raises(CheckpointError) as caught:
         hub.download("owner/tiny", None, None, None)
     assert asked == [("config.json", True)]
@@ -239,8 +239,8 @@ def failing(repository, monkeypatch, tmp_path):
                 return str(config)
             raise LocalEntryNotFoundError("not here")
 
-        monkeypatch.setattr(hub, "HfApi", Api)
-        monkeypatch.setattr(hub, "hf_hub_download", fetch)
+        monkeypatch.setattr(hub_client, "HfApi", Api)
+        monkeypatch.setattr(hub_client, "hf_hub_download", fetch)
         monkeypatch.setattr(hub, "check_architecture", lambda *_arguments: None)
         return asked
 
@@ -410,8 +410,8 @@ def test_what_another_program_fetched_serves_only_offline(repository, monkeypatc
     snapshot = repository.cache / "models--owner--tiny" / "snapshots" / COMMIT
     shutil.copytree(repository.content, snapshot)
     (snapshot / "generation_config.json").unlink()
-    online = hub.HfApi
-    monkeypatch.setattr(hub, "HfApi", Offline)
+    online = hub_client.HfApi
+    monkeypatch.setattr(hub_client, "HfApi", Offline)
     assert find_model("owner/tiny") == snapshot
     assert "may lack files or better variants" in caplog.text
     with pytest.raises(CheckpointError, match="connect to the network"):
@@ -419,7 +419,7 @@ def test_what_another_program_fetched_serves_only_offline(repository, monkeypatc
     (snapshot / "model.onnx_data").unlink()
     with pytest.raises(CheckpointError, match="connect to the network"):
         find_model("owner/tiny")
-    monkeypatch.setattr(hub, "HfApi", online)
+    monkeypatch.setattr(hub_client, "HfApi", online)
     find_model("owner/tiny")
     assert (snapshot / "generation_config.json").exists()
 
@@ -434,7 +434,7 @@ def test_a_network_that_fails(repository, monkeypatch, library):
         def model_info(self, *_args, **_options):
             raise failure("[Errno 111] Connection refused")
 
-    monkeypatch.setattr(hub, "HfApi", Failing)
+    monkeypatch.setattr(hub_client, "HfApi", Failing)
     with pytest.raises(CheckpointError, match="connect to the network"):
         find_model("owner/tiny")
 

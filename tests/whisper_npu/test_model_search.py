@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from whisper_npu import load_model, model_search
 from whisper_npu.errors import CheckpointError, ModelError
-from whisper_npu.export import hub, onnx_export
+from whisper_npu.export import hub, hub_client, onnx_export
 from whisper_npu.export.source import KNOWN_NAMES
 from whisper_npu.scripts.common import cli
 from whisper_npu.scripts.export_onnx import build_parser
@@ -70,7 +70,7 @@ def test_load_model_takes_a_name(elsewhere, tiny_folder):
     "name", ["tiny.en", "base", "small", "turbo", "large-v3", "distil-small.en"]
 )
 def test_a_known_model_is_exported_once(elsewhere, exported, name, capsys, monkeypatch):
-    monkeypatch.setattr(hub, "_list_files", lambda *_arguments: None)
+    monkeypatch.setattr(hub, "list_files", lambda *_arguments: None)
     first = cli.find_model(name)
     assert exported == [(name, elsewhere.parent / "cache" / "models" / name)]
     told = capsys.readouterr().err
@@ -121,12 +121,12 @@ def test_a_file_of_that_name(elsewhere):
 
 def test_a_hub_that_cannot_be_reached_is_told_before_torch_is_loaded(elsewhere, monkeypatch):
     def fail(*_arguments):
-        raise hub.UnreachableError("cannot reach the hub")
+        raise hub_client.UnreachableError("cannot reach the hub")
 
     def is_not_called(*_arguments, **_options):
         raise AssertionError
 
-    monkeypatch.setattr(hub, "_list_files", fail)
+    monkeypatch.setattr(hub, "list_files", fail)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(elsewhere / "cache"))
     monkeypatch.setattr(onnx_export, "export_model", is_not_called)
     steps = []
@@ -136,7 +136,7 @@ def test_a_hub_that_cannot_be_reached_is_told_before_torch_is_loaded(elsewhere, 
 
 
 def test_a_failed_export_keeps_its_reason(elsewhere, monkeypatch):
-    monkeypatch.setattr(hub, "_list_files", lambda *_arguments: None)
+    monkeypatch.setattr(hub, "list_files", lambda *_arguments: None)
 
     def fail(*_args, **_options):
         raise CheckpointError("cannot reach the hub")
