@@ -1,6 +1,6 @@
 """Transcribes a corpus on Ray: thousands of hours, every recording exactly once.
 
-    manifests  -> the recordings of a corpus, from any kind of manifest
+    manifests  -> the recordings of a corpus, from any kind of manifest (json_manifests: of JSON)
     index      -> digest and length of every recording
     plan       -> the work that no earlier run has done
     worker     -> an actor with a model; writes the results of a block of work as one file

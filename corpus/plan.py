@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from whisper_npu import OutputError, UsageError
 from whisper_npu.corpus.audio import Facts, Source, examine
-from whisper_npu.corpus.manifests import Item
+from whisper_npu.corpus.manifest import Item
 from whisper_npu.corpus.schema import MANIFEST
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import KEY_LENGTH, Keys, work_key

@@ -8,17 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whisper_npu import Coverage, Segment, Transcription, Word, format_transcript
+from whisper_npu.corpus.names import JSON_LINES, PARQUET, SUBTITLES
 from whisper_npu.corpus.plan import Plan, read_rows
 from whisper_npu.corpus.schema import OUTPUT
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import Keys, work_key
 
-PARQUET = "corpus.parquet"
-RUN_FILE = "run.json"  # how the outputs were made
-STATE = "state"  # the folder of the work
-JSON_LINES = "corpus.jsonl"
-SUBTITLES = "subtitles"
-SUBTITLE_FORMATS = ("srt", "vtt", "txt")
 NOT_DONE = "not transcribed; run the same command again"
 _MOST_NAME_BYTES = 200  # of a part of a path: file systems have 255, drafts need some of them
 

@@ -18,6 +18,7 @@ import whisper_npu
 from whisper_npu import UsageError, WhisperNpuError, model_digest
 from whisper_npu.corpus import engine
 from whisper_npu.corpus.manifests import read_manifest
+from whisper_npu.corpus.names import RESULTS, RUN_FILE, STATE, SUBTITLE_FORMATS
 from whisper_npu.corpus.parts import can_cut, cut, join, missing
 from whisper_npu.corpus.plan import (
     Part,
@@ -30,7 +31,7 @@ from whisper_npu.corpus.plan import (
     write_index,
     write_manifest,
 )
-from whisper_npu.corpus.publish import RUN_FILE, STATE, SUBTITLE_FORMATS, publish
+from whisper_npu.corpus.publish import publish
 from whisper_npu.corpus.sizing import (
     MOST_THREADS,
     Size,
@@ -44,7 +45,6 @@ from whisper_npu.corpus.storage import Folder, absolute
 from whisper_npu.corpus.store import KEY_LENGTH, ResultStore
 from whisper_npu.corpus.worker import ModelSettings
 
-RESULTS = "results"
 _LONGEST_BLOCK, _SHORTEST_BLOCK = 600.0, 60.0  # seconds of audio
 _BLOCKS_PER_ACTOR = 8
 # Bytes of memory of an actor: the first for each byte of the model's files, the second in any case.

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from whisper_npu import OutputError, UsageError
-from whisper_npu.corpus.manifests import Item, read_manifest
-from whisper_npu.corpus.publish import JSON_LINES, NOT_DONE, PARQUET, RUN_FILE, STATE
+from whisper_npu.corpus.manifest import Item
+from whisper_npu.corpus.manifests import read_manifest
+from whisper_npu.corpus.names import JSON_LINES, PARQUET, RUN_FILE, STATE
+from whisper_npu.corpus.publish import NOT_DONE
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import work_key
 

@@ -5,6 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from whisper_npu.corpus.names import (
+    JSON_LINES,
+    KINDS,
+    PARQUET,
+    RESULTS,
+    SUBTITLE_FORMATS,
+    SUBTITLES,
+)
 from whisper_npu.errors import DeviceError, ModelError, UsageError
 from whisper_npu.runtime.options import TranscribeOptions
 from whisper_npu.scripts.common import cli, console
@@ -21,18 +29,6 @@ from whisper_npu.spelling import nearest
 
 VERIFY = "verify"
 _PURPOSE = "transcribing a corpus"
-# Repeated here, because the corpus needs an extra, and `--help` does not.
-_KINDS = (
-    "nemo",
-    "lhotse",
-    "tsv",
-    "common-voice",
-    "librispeech",
-    "parquet",
-    "webdataset",
-    "files",
-)
-_SUBTITLES = ("srt", "vtt", "txt")
 
 EPILOG = """\
 examples:
@@ -81,17 +77,17 @@ def build_parser() -> cli.Parser:
     )
     out.add_argument(
         "--format",
-        choices=_KINDS,
+        choices=KINDS,
         metavar="KIND",
-        help=f"kind of the manifest: {', '.join(_KINDS)} (default: found out by its name and "
+        help=f"kind of the manifest: {', '.join(KINDS)} (default: found out by its name and "
         "content)",
     )
     out.add_argument(
         "--subtitles",
-        type=cli.some_of(*_SUBTITLES),
+        type=cli.some_of(*SUBTITLE_FORMATS),
         default=[],
         metavar="A,B",
-        help=f"write subtitles, too: {', '.join(_SUBTITLES)} (default: none)",
+        help=f"write subtitles, too: {', '.join(SUBTITLE_FORMATS)} (default: none)",
     )
     out.add_argument(
         "--retry-errors",
@@ -164,7 +160,6 @@ def transcribe_corpus(arguments: argparse.Namespace) -> int:
         if has_done or (has_begun and not is_mistake):
             console.note(_how_to_go_on(meter, arguments.output))
         raise
-    from whisper_npu.corpus.publish import JSON_LINES, PARQUET, SUBTITLES  # noqa: PLC0415
     from whisper_npu.scripts.evaluation import corpus_errors  # noqa: PLC0415
 
     try:
@@ -206,8 +201,6 @@ def _how_to_go_on(meter: Meter, output: str) -> str:
     to_go_on = "to go on, give the same command again"
     if meter.last is None:
         return f"the work had not begun; {to_go_on}"
-    from whisper_npu.corpus.run import RESULTS  # noqa: PLC0415 - needs the extra
-
     done, total = meter.last.done, counted(meter.last.items, "recording")
     # Actors may have stored blocks that they had not reported.
     least = "" if done == meter.last.items else "at least "

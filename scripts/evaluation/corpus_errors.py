@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from whisper_npu.corpus.publish import PARQUET
+from whisper_npu.corpus.names import PARQUET
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.errors import UsageError
 from whisper_npu.export.references import Reference

@@ -14,9 +14,10 @@ import soundfile
 from audio_files import RATE, voice
 
 from whisper_npu import UsageError
+from whisper_npu.corpus import manifests
 from whisper_npu.corpus.audio import Source, examine
-from whisper_npu.corpus.manifests import KINDS, read_manifest
-from whisper_npu.corpus.publish import SUBTITLE_FORMATS
+from whisper_npu.corpus.manifests import read_manifest
+from whisper_npu.corpus.names import KINDS
 
 TEXTS = {"a": "first", "b": "second one", "c": "third"}
 
@@ -299,8 +300,5 @@ def test_parquet_without_audio(tmp_path):
         list(read_manifest(str(tmp_path / "x.parquet")))
 
 
-def test_the_help_names_every_kind():
-    from whisper_npu.scripts import corpus
-
-    assert KINDS == corpus._KINDS
-    assert SUBTITLE_FORMATS == corpus._SUBTITLES
+def test_every_kind_that_has_a_name_is_read():
+    assert set(KINDS) == set(manifests._READERS)

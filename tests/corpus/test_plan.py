@@ -10,7 +10,9 @@ import soundfile
 from audio_files import RATE, voice
 
 from whisper_npu import OutputError, UsageError
-from whisper_npu.corpus.manifests import Item, read_manifest
+from whisper_npu.corpus.manifest import Item
+from whisper_npu.corpus.manifests import read_manifest
+from whisper_npu.corpus.names import RUN_FILE
 from whisper_npu.corpus.plan import (
     examine_block,
     index_blocks,
@@ -20,7 +22,7 @@ from whisper_npu.corpus.plan import (
     write_index,
     write_manifest,
 )
-from whisper_npu.corpus.publish import RUN_FILE, publish
+from whisper_npu.corpus.publish import publish
 from whisper_npu.corpus.storage import Folder
 from whisper_npu.corpus.store import ResultStore
 from whisper_npu.corpus.verify import verify_corpus

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_npu import UsageError
-from whisper_npu.corpus.manifests import Item, read_manifest
+from whisper_npu.corpus.manifest import Item
+from whisper_npu.corpus.manifests import read_manifest
 
 ROWS = {
     "nemo.jsonl": {
