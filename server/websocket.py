@@ -1,9 +1,14 @@
 """WebSockets with an end to every wait for a client."""
 
 import asyncio
+import logging
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from whisper_npu.server.logs import shown
+
+logger = logging.getLogger("whisper_npu.server")
 
 SLOW = 1008  # the code of a client that breaks a rule, here: read what it asked for
 _WHY = "the client does not read: its answers wait for too long"
@@ -47,6 +52,7 @@ class PatientWebSocket(WebSocketsSansIOProtocol):
 
     def _give_up(self) -> None:
         """Send the reason after what waits, and let the application go on to its end."""
+        logger.info("%s - the client does not read: its connection is closed", shown(self.client))
         self.stop_keepalive()
         self.conn.fail(SLOW, _WHY)
         self.transport.write(b"".join(self.conn.data_to_send()))

@@ -52,7 +52,8 @@ class Parser(argparse.ArgumentParser):
             if argument == "--":
                 return
             name = argument.partition("=")[0]
-            if re.match("-[^-0-9.]", name) and name[:2] not in self._option_string_actions:
+            is_short = re.match("-[^-0-9.]", argument) and " " not in argument  # as argparse has it
+            if is_short and name[:2] not in self._option_string_actions:
                 self.error(f"there is no option {name[:2]}; for a file write ./{argument}")
             is_ambiguous = name in _ELSEWHERE and self._n_begun_by(name) > 1
             if name.startswith("--") and (is_ambiguous or not self._has(name)):

@@ -41,7 +41,6 @@ from whisper_npu.server.realtime.inbox import APPEND, Event, Inbox, audio_of, pa
 from whisper_npu.server.realtime.item import Item
 from whisper_npu.server.realtime.settings import TENTATIVE, Settings
 from whisper_npu.server.service import Service
-from whisper_npu.server.websocket import SLOW
 
 logger = logging.getLogger("whisper_npu.server")
 
@@ -52,7 +51,7 @@ _AT_ONCE = 30 * SAMPLE_RATE  # samples: more are fed in parts, between which a s
 _LEAST_COMMIT = SAMPLE_RATE // 10  # samples
 _MOST_ID = 512  # characters of a client's event_id that an error repeats
 _NORMAL, _BROKEN = 1000, 1011  # codes of closed connections
-_ENDS = {SLOW: "the client does not read", 1012: "the server ends"}  # by the same codes
+_RESTARTED = 1012  # the code that the server sends when it ends
 
 
 class Session:
@@ -135,7 +134,8 @@ class Session:
                 await self._inbox.put(None, 0)
                 return
             if message["type"] == "websocket.disconnect":
-                self.end = _ENDS.get(message["code"], "the client left")
+                is_server = message["code"] == _RESTARTED
+                self.end = "the server ends" if is_server else "the client left"
                 await self._inbox.end()
                 return
             text = message.get("text") or message.get("bytes") or ""

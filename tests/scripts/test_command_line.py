@@ -53,6 +53,7 @@ class TestSuggestions:
         parser = Parser("transcribe", **options)
         parser.add_argument("--language")
         parser.add_argument("--languages")
+        parser.add_argument("--vad")
         parser.add_argument("file", nargs="*")
         return parser
 
@@ -62,8 +63,9 @@ class TestSuggestions:
             (["--langauge", "de"], "--langauge: did you mean --language?"),
             (["--langauges=de,en"], "--langauges: did you mean --languages?"),
             (["--zzz"], "--zzz (see"),
+            (["--no-vad"], "--no-vad: did you mean --vad False?"),
             (["--port"], "--port (see"),  # there is no --uri to name
-            (["--vad-filter"], "--vad-filter (see"),
+            (["--vad-filter"], "--vad-filter: did you mean --vad?"),
             (["--lang=de"], "--lang: did you mean --language?"),  # not "ambiguous"
             (["-x"], "-x; for a file write ./-x (see"),
             (["a.wav", "-dash.wav"], "-d; for a file write ./-dash.wav (see"),
@@ -75,7 +77,13 @@ class TestSuggestions:
         assert f"there is no option {told}" in capsys.readouterr().err
 
     def test_right_ones_and_values_pass(self):
-        for arguments in (["--language", "de"], ["--languag=de"], ["--", "--langauge"], ["a--b"]):
+        for arguments in (
+            ["--language", "de"],
+            ["--languag=de"],
+            ["--", "--langauge"],
+            ["a--b"],
+            ["- a"],
+        ):
             self.parser().check(arguments)
 
     def test_abbreviations_where_they_are_not_allowed(self, capsys):

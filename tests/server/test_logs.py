@@ -51,6 +51,8 @@ def logged(caplog):
     [
         (("127.0.0.1", 5), "127.0.0.1:5"),
         (("::1", 5, 0, 0), "::1:5"),
+        (("\x1b[2J1.2.3.4:9 - \n", 5), "?[2J1.2.3.4:9 - ?:5"),  # as a proxy may pass it on
+        (("a" * 1000, 5), f"{'a' * 64}:5"),
         ("", "a local client"),
         (None, "a local client"),
     ],

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 import socket
 from contextlib import suppress
 
@@ -486,12 +487,14 @@ def test_an_idle_session_ends(tmp_path):
         assert closed.value.rcvd.code == 1000
 
 
-def test_a_client_that_does_not_read_is_closed(listener, monkeypatch):
+def test_a_client_that_does_not_read_is_closed(listener, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "whisper_npu.server")
     monkeypatch.setattr(PatientWebSocket, "patience", 0.1)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(listener.address)
     connection.settimeout(PATIENCE)
+    host, port = connection.getsockname()
     update = {"audio": {"input": {"transcription": {"keywords": ["\N{GRINNING FACE}" * 4000]}}}}
     message = json.dumps({"type": "session.update", "session": update}, ensure_ascii=False)
     with connect(address_of(listener), sock=connection, max_queue=1, close_timeout=0) as client:
@@ -502,6 +505,7 @@ def test_a_client_that_does_not_read_is_closed(listener, monkeypatch):
                 sent += 1
     assert sent < 100_000
     wait_until_closed(listener)
+    assert f"{host}:{port} - the client does not read: its connection is closed" in caplog.text
     assert listener.request("GET", "/health").status == 200
 
 
